@@ -1,0 +1,54 @@
+"""Closed forms: how many parameters a base has, a method trains, and an adapter stores."""
+
+from typing import NamedTuple
+
+from .config import Error, GPTConfig
+
+
+class Count(NamedTuple):
+    trained: int  # parameters that receive a gradient
+    stored: int  # parameters the saved file holds, once per task
+
+
+def base_parameters(c: GPTConfig) -> int:
+    """V·C + block_size·C (learned positions only) + L·(12·C² + 13·C) + 2·C; the tied head adds none.
+
+    A block: attention C·3C + 3C and C·C + C, MLP C·4C + 4C and 4C·C + C, two LayerNorms of 2C.
+    """
+    positions = c.block_size * c.n_embd if c.position == "learned" else 0
+    return c.vocab_size * c.n_embd + positions + c.n_layer * (12 * c.n_embd**2 + 13 * c.n_embd) + 2 * c.n_embd
+
+
+def _full(c: GPTConfig) -> Count:
+    return Count(base_parameters(c), base_parameters(c))
+
+
+def _prompt(c: GPTConfig, num_virtual_tokens: int) -> Count:
+    """P·C."""
+    return Count(num_virtual_tokens * c.n_embd, num_virtual_tokens * c.n_embd)
+
+
+def _prefix(
+    c: GPTConfig,
+    num_virtual_tokens: int,
+    space: str = "kv",
+    prefix_projection: bool = False,
+    encoder_hidden_size: int | None = None,
+) -> Count:
+    """Stored: P·W with W = 2·L·C (space "kv") or L·C ("hidden"). Trained through the MLP: P·C + (C + 1)·m + (m + 1)·W."""
+    W = (2 if space == "kv" else 1) * c.n_layer * c.n_embd
+    stored = num_virtual_tokens * W
+    if not prefix_projection:
+        return Count(stored, stored)
+    m = encoder_hidden_size or c.n_embd
+    return Count(num_virtual_tokens * c.n_embd + (c.n_embd + 1) * m + (m + 1) * W, stored)
+
+
+_COUNTS = {"full": _full, "prompt": _prompt, "prefix": _prefix}
+
+
+def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
+    """Parameters trained and stored by a method with these hyper-parameters. Raises Error for a method without a closed form here."""
+    if method not in _COUNTS:
+        raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
+    return _COUNTS[method](config, **hyperparameters)

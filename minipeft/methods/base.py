@@ -1,0 +1,113 @@
+"""What every tuning method is: a few trainable tensors and what they put into the two slots of a frozen base."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Error
+from ..model import GPT
+
+
+class Method(nn.Module):
+    """One way of tuning. Its parameters are what is trained; `tensors()` is what the adapter file holds.
+
+    The two differ only where something is needed in training and can be folded away afterwards (a prefix's MLP).
+    Subclasses are built as `Method(base, **hyperparameters)`, read the base's shape and embeddings, and do not keep it.
+    """
+
+    name: str  # as in minipeft.METHODS
+    learning_rate: float  # a default that works on the embedded base (AdamW, warm-up, cosine)
+    peft_types: tuple[str, ...] = ()  # what adapter_config.json may call it
+    freezes_base = True
+
+    def slots(self, base: GPT) -> dict[str, Tensor]:
+        """The `prompt` and `prefix` arguments for base(idx, …)."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved, detached: exactly these names and shapes are demanded when it is loaded."""
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def peft_config(self, base: GPT) -> dict:
+        """The method's part of adapter_config.json, in PEFT's own fields."""
+        raise NotImplementedError
+
+    @classmethod
+    def hyperparameters(cls, config: dict) -> dict:
+        """The keyword arguments that rebuild the method of this adapter_config.json."""
+        raise NotImplementedError
+
+    def save(self, base: GPT, folder) -> None:
+        """Write the adapter folder: adapter_config.json and adapter_model.*, in PEFT's layout."""
+        from .. import checkpoint  # file formats live above the methods
+
+        checkpoint.save_adapter(self, base, folder)
+
+
+class Adapted(nn.Module):
+    """A base with a method attached: `model(idx)` gives logits of the real tokens, `model.loss(idx, targets)` what is trained on.
+
+    Attaching freezes the base; `detach()` gives it back as it was.
+    """
+
+    def __init__(self, base: GPT, method: Method):
+        super().__init__()
+        self.base = base
+        self.method = method
+        self._required_grad = [p.requires_grad for p in base.parameters()]
+        base.requires_grad_(not method.freezes_base)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """idx (B, T) int64 -> logits (B, T, V); the positions of virtual tokens are already dropped."""
+        return self.base(idx, **self.method.slots(self.base))
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over supervised positions: targets (B, T) int64 holds the next token of each, or -100."""
+        return F.cross_entropy(self(idx).float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+    def trainable_parameters(self):
+        """The parameters that are trained, in a fixed order."""
+        return (p for _, p in self.named_trainable_parameters())
+
+    def named_trainable_parameters(self):
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+    def trainable_summary(self) -> str:
+        """The line PEFT users know: trained, all (base and method together), and the share in percent."""
+        trained = sum(p.numel() for p in self.trainable_parameters())
+        everything = sum(p.numel() for p in self.parameters())
+        return f"trainable params: {trained:,} || all params: {everything:,} || trainable%: {100 * trained / everything:.4f}"
+
+    def save(self, folder) -> None:
+        """Write what was tuned. An adapter folder in PEFT's layout; for `full`, a whole base in Hugging Face's."""
+        self.method.save(self.base, folder)
+
+    def detach(self) -> GPT:
+        """The base, its tensors untouched by any method but `full`, each requiring a gradient again if it did before."""
+        for p, required in zip(self.base.parameters(), self._required_grad, strict=True):
+            p.requires_grad_(required)
+        return self.base
+
+
+def virtual_tokens(base: GPT, num_virtual_tokens: int) -> int:
+    """P, checked against the base: at least 1, and at least one position left for a real token."""
+    block = base.config.block_size
+    if not isinstance(num_virtual_tokens, int) or not 1 <= num_virtual_tokens < block:
+        raise Error(f"num_virtual_tokens must be 1 … {block - 1} with a block size of {block}, not {num_virtual_tokens!r}")
+    return num_virtual_tokens
+
+
+def initial_tokens(base: GPT, P: int, init: "str | Tensor") -> Tensor:
+    """The P token ids a prompt or prefix starts from: drawn from the vocabulary ("vocab"), or a text's ids (n,) repeated or cut."""
+    if isinstance(init, str):
+        return torch.randint(base.config.vocab_size, (P,))
+    if init.numel() == 0:
+        raise Error("the text to start from is empty")
+    return init[torch.arange(P) % init.numel()]
+
+
+def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:
+    """A trained tensor beside the base: on its device, in float32 or above whatever the base is held in."""
+    like = base.wte.weight
+    return nn.Parameter(value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True))

@@ -1,0 +1,103 @@
+"""Prefix tuning (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2101.00190 §4).
+
+    in every block:   o = softmax(q [Pk ; K]ᵀ / sqrt(hs)) [Pv ; V]          Pk, Pv learnt, everything else frozen
+
+in one of two spaces:
+
+    space="kv"       Pk, Pv (P, nh, hs) are what is learnt: any keys and values                   stored = 2·L·P·C   (Li & Liang)
+    space="hidden"   H (P, C) a block is learnt, as if concatenated to the block's input:         stored =   L·P·C
+                     Pk, Pv = the block's own ln_1 and projection of H; H's outputs are dropped
+
+either directly (trained = stored) or through the paper's two-layer MLP (§4.3), which smooths training and is folded away when saved:
+
+    row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·C or L·C, m = encoder_hidden_size
+    trained = P·C + (C + 1)·m + (m + 1)·W
+
+Departs from the paper: the direct form is the default (on the embedded base it learns faster); "vocab" starts from the keys and values of
+tokens drawn from the vocabulary; a text may start it as well (§7.4), and then the loss at step 0 is that of the text read aloud.
+"""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..config import Error
+from ..ladder import hidden_from_prompt, prefix_from_hidden, prompt_from_tokens
+from ..model import GPT
+from .base import Method, initial_tokens, new_parameter, virtual_tokens
+
+
+class PrefixTuning(Method):
+    """adapt(base, "prefix", num_virtual_tokens=P, space="kv" | "hidden", prefix_projection=False, encoder_hidden_size=None (C),
+    init="vocab" | "random" | token ids (n,) int64 of a text)."""
+
+    name = "prefix"
+    learning_rate = 0.1
+    peft_types = ("PREFIX_TUNING", "HIDDEN_PREFIX_TUNING")  # PEFT knows keys and values only; "hidden" says it is something else
+
+    def __init__(
+        self,
+        base: GPT,
+        num_virtual_tokens: int = 8,
+        space: str = "kv",
+        prefix_projection: bool = False,
+        encoder_hidden_size: int | None = None,
+        init: "str | Tensor | None" = None,
+    ):
+        super().__init__()
+        if space not in ("kv", "hidden"):
+            raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
+        P, L, C = virtual_tokens(base, num_virtual_tokens), base.config.n_layer, base.config.n_embd
+        self.space = space
+        W = 2 * L * C if space == "kv" else L * C
+        if prefix_projection:
+            if isinstance(init, Tensor) or init not in (None, "random"):
+                raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
+            m = encoder_hidden_size or C
+            self.embedding = new_parameter(base, torch.randn(P, C))
+            self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
+        else:
+            self.transform = None
+            self.prompt_embeddings = new_parameter(base, self._start(base, P, W, "vocab" if init is None else init))  # (P, W)
+
+    @torch.no_grad()
+    def _start(self, base: GPT, P: int, W: int, init) -> Tensor:
+        if isinstance(init, str) and init == "random":
+            return torch.randn(P, W) * base.wte.weight.float().std().cpu()
+        if isinstance(init, str) and init != "vocab":
+            raise Error(f"init of a prefix must be 'random', 'vocab' or token ids, not {init!r}")
+        hidden = hidden_from_prompt(base, prompt_from_tokens(base, initial_tokens(base, P, init)))  # (L, 1, P, C)
+        if self.space == "hidden":
+            return hidden[:, 0].transpose(0, 1).reshape(P, W)
+        return prefix_from_hidden(base, hidden)[:, :, 0].permute(3, 0, 1, 2, 4).reshape(P, W)
+
+    def rows(self) -> Tensor:
+        """(P, W): one row a virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
+        return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
+
+    def slots(self, base: GPT) -> dict[str, Tensor]:
+        L, nh, hs = base.config.n_layer, base.config.n_head, base.config.head_size
+        rows = self.rows()
+        if self.space == "hidden":
+            return {"prefix": prefix_from_hidden(base, rows.view(-1, L, nh * hs).transpose(0, 1).unsqueeze(1))}
+        return {"prefix": rows.view(-1, L, 2, nh, hs).permute(1, 2, 3, 0, 4).unsqueeze(2)}  # (L, 2, 1, nh, P, hs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"prompt_embeddings": self.rows().detach()}  # the MLP, if any, is folded away
+
+    def peft_config(self, base: GPT) -> dict:
+        return {
+            "peft_type": self.peft_types[self.space == "hidden"],
+            "num_virtual_tokens": self.rows().size(0),
+            "prefix_projection": False,
+            "encoder_hidden_size": base.config.n_embd,
+            "token_dim": base.config.n_embd,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": base.config.n_head,
+            "num_layers": base.config.n_layer,
+        }
+
+    @classmethod
+    def hyperparameters(cls, config: dict) -> dict:
+        space = "hidden" if config["peft_type"] == cls.peft_types[1] else "kv"
+        return {"num_virtual_tokens": config.get("num_virtual_tokens"), "space": space, "init": "random"}

@@ -1,0 +1,56 @@
+"""Prompt tuning (Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", 2104.08691 §2).
+
+    x = [Pe ; wte(idx)]          Pe (P, C) is learnt by backpropagation, everything else is frozen
+
+trained = stored = P·C. With T5-XXL, P = 5 and C = 4096: 20,480 numbers per task, beside 11 billion that all tasks share.
+
+Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafactor. "random" draws from N(0, σ²) with σ the
+spread of the base's own embeddings, where the paper draws uniformly from [-0.5, 0.5]; "vocab" samples the whole vocabulary, where
+the paper samples its 5,000 most common tokens. Class-label initialisation is a text's: give the labels' token ids.
+"""
+
+import torch
+from torch import Tensor
+
+from ..config import Error
+from ..ladder import prompt_from_tokens
+from ..model import GPT
+from .base import Method, initial_tokens, new_parameter, virtual_tokens
+
+
+class PromptTuning(Method):
+    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab" | "random" | token ids (n,) int64 of a text)."""
+
+    name = "prompt"
+    learning_rate = 0.1
+    peft_types = ("PROMPT_TUNING",)
+
+    def __init__(self, base: GPT, num_virtual_tokens: int = 8, init: "str | Tensor" = "vocab"):
+        super().__init__()
+        P = virtual_tokens(base, num_virtual_tokens)
+        if isinstance(init, str) and init not in ("random", "vocab"):
+            raise Error(f"init of a prompt must be 'random', 'vocab' or token ids, not {init!r}")
+        with torch.no_grad():
+            if isinstance(init, str) and init == "random":
+                start = torch.randn(P, base.config.n_embd) * base.wte.weight.float().std().cpu()
+            else:
+                start = prompt_from_tokens(base, initial_tokens(base, P, init))[0]
+        self.prompt_embeddings = new_parameter(base, start)  # (P, C)
+
+    def slots(self, base: GPT) -> dict[str, Tensor]:
+        return {"prompt": self.prompt_embeddings.unsqueeze(0)}  # (1, P, C)
+
+    def peft_config(self, base: GPT) -> dict:
+        return {
+            "peft_type": "PROMPT_TUNING",
+            "prompt_tuning_init": "RANDOM",  # where it started no longer matters
+            "num_virtual_tokens": self.prompt_embeddings.size(0),
+            "token_dim": base.config.n_embd,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": base.config.n_head,
+            "num_layers": base.config.n_layer,
+        }
+
+    @classmethod
+    def hyperparameters(cls, config: dict) -> dict:
+        return {"num_virtual_tokens": config.get("num_virtual_tokens"), "init": "random"}

@@ -1,0 +1,168 @@
+"""A GPT from scratch, with two slots through which it can be tuned while its weights stay frozen.
+
+    B  batch            T   real tokens              C   channels, n_embd (d_model in the papers)
+    L  layers, n_layer  P   virtual tokens           nh  heads            hs  head size, C / nh         V  vocabulary
+
+    slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts  (Lester et al. 2021, 2104.08691)
+    slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (Li & Liang 2021, 2101.00190)
+
+The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names; `position="rotary"` swaps the learned position
+table for rotary positions (RoPE, Su et al. 2021, 2104.09864). The model knows no tuning method by name: it only has the slots.
+Read from leaf to root.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import prefix_attention
+from .config import Error, GPTConfig
+
+
+class Prefix(NamedTuple):
+    """What slot 2 takes when keys and values alone do not say it all.
+
+    A gated prefix has its own softmax: it stands beside the sequence, not before it, and takes no positions.
+    """
+
+    k: Tensor  # (L, 1|B, n_kv, P, hs)
+    v: Tensor  # (L, 1|B, n_kv, P, hs)
+    gate: Tensor | None = None  # (L, nh)
+
+
+def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles: positions (T,) -> two (T, hs) tensors of this dtype (RoPE §3.2.2)."""
+    frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=dtype) / head_size)  # (hs/2,)
+    angle = positions.to(dtype)[:, None] * frequency  # (T, hs/2)
+    angle = torch.cat([angle, angle], dim=-1)  # (T, hs)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn channel i of x (B, nh, T, hs) with channel i + hs/2 by the angle of its position (the pairing Llama uses)."""
+    cos, sin = rope
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def qkv(self, x: Tensor, rope=None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C) -> queries, keys and values, each (B, nh, T, hs); rotary positions are already in q and k."""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × (B, nh, T, hs)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q, k, v
+
+    def forward(self, x: Tensor, rope=None, prefix_k=None, prefix_v=None, gate=None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x, rope)
+        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate)  # slot 2: keys and values from outside   (B, nh, T, hs)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # GPT-2's own form of GELU
+
+
+class Block(nn.Module):
+    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-LayerNorm)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope=None, prefix_k=None, prefix_v=None, gate=None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rope, prefix_k, prefix_v, gate)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT(config); base(idx) gives logits. See forward for the two slots."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the head: GPT-2 ties the two
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        for name, p in self.named_parameters():  # GPT-2's initialisation; LayerNorm keeps ones and zeros
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:  # what adds to the residual stream starts smaller: 2 additions a layer
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02)
+
+    def add_positions(self, x: Tensor, first: int = 0):
+        """Place x (B, T, C) at positions first … first+T-1: returns x and the rotary tables (None with learned positions)."""
+        T = x.size(1)
+        positions = torch.arange(first, first + T, device=x.device)
+        if self.wpe is not None:
+            return x + self.wpe(positions), None
+        dtype = torch.promote_types(x.dtype, torch.float32)  # angles of far positions need the digits
+        return x, rotary_tables(positions, self.config.head_size, self.config.rope_theta, dtype)
+
+    def forward(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None) -> Tensor:
+        """idx (B, T) int64 -> logits of the real tokens (B, T, V).
+
+        prompt   (1|B, P, C): vectors put before the token embeddings
+        prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions: keys already
+                 turned, as a cache stores them); or a Prefix record, which may carry a gate
+
+        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size.
+        """
+        B, T = idx.shape
+        if isinstance(prefix, Tensor):
+            prefix = Prefix(prefix[:, 0], prefix[:, 1])
+        first = prefix.k.size(-2) if prefix is not None and prefix.gate is None else 0
+        P = first + (prompt.size(1) if prompt is not None else 0)
+        if P + T > self.config.block_size:
+            raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {self.config.block_size}")
+
+        x = self.wte(idx)  # (B, T, C)
+        if prompt is not None:  # slot 1: the soft prompt
+            x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
+        x, rope = self.add_positions(x, first)
+        for layer, block in enumerate(self.h):
+            if prefix is None:
+                x = block(x, rope)
+            else:  # slot 2: this layer's prefix
+                gate = None if prefix.gate is None else prefix.gate[layer]
+                x = block(x, rope, prefix.k[layer], prefix.v[layer], gate)
+        x = self.ln_f(x[:, -T:])  # the virtual tokens have done their work
+        return F.linear(x, self.wte.weight)  # (B, T, V)
+
+    @classmethod
+    def from_pretrained(cls, folder) -> "GPT":
+        """Open a Hugging Face folder. Raises Error for one that is not, or whose architecture this file does not have."""
+        from . import hf  # the file formats live above the model, so that this file stands alone
+
+        return hf.load_base(folder)
+
+    def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
+        """Write config.json and the weights as Hugging Face does; GPT-2 shapes open in transformers.
+
+        safe_serialization: True writes safetensors, False pytorch_model.bin; None takes safetensors when it is installed.
+        """
+        from . import hf
+
+        hf.save_base(self, folder, safe_serialization)

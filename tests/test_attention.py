@@ -1,0 +1,118 @@
+"""prefix_attention against the equation in its docstring, written out row by row, and the backends against each other."""
+
+import math
+
+import pytest
+import torch
+
+from minipeft import Error, prefix_attention
+from minipeft.attention import causal_mask
+
+SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
+    (2, 4, 4, 7, 7, 3, 8, 1),
+    (2, 4, 4, 7, 7, 3, 8, 2),
+    (3, 4, 2, 5, 5, 1, 16, 1),
+    (2, 4, 1, 1, 9, 4, 8, 2),
+    (2, 2, 2, 3, 10, 5, 8, 1),
+    (1, 2, 2, 1, 1, 2, 8, 1),
+    (2, 2, 2, 6, 6, 0, 8, 1),
+    (2, 2, 1, 2, 6, 0, 8, 1),
+]
+
+
+def tensors(B, nh, n_kv, Tq, Tk, P, hs, Bp, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = (B, nh, Tq, hs), (B, n_kv, Tk, hs), (B, n_kv, Tk, hs), (Bp, n_kv, P, hs), (Bp, n_kv, P, hs), (nh,)
+    return [torch.randn(s, generator=g, dtype=dtype) for s in shapes]
+
+
+def by_hand(q, k, v, pk, pv, gate=None):
+    """The definition, one query at a time."""
+    B, nh, Tq, hs = q.shape
+    group, Tk = nh // k.size(1), k.size(2)
+    o = torch.empty_like(q)
+    for b in range(B):
+        for h in range(nh):
+            keys, values = k[b, h // group], v[b, h // group]
+            pkeys, pvalues = (x[b if x.size(0) > 1 else 0, h // group] for x in (pk, pv))
+            for t in range(Tq):
+                n = Tk - Tq + t + 1  # this query sees its own position and those before
+                s = keys[:n] @ q[b, h, t] / math.sqrt(hs)
+                sp = pkeys @ q[b, h, t] / math.sqrt(hs)
+                if gate is None:
+                    o[b, h, t] = torch.cat([sp, s]).softmax(0) @ torch.cat([pvalues, values[:n]])
+                else:
+                    o[b, h, t] = s.softmax(0) @ values[:n] + gate[h] * (sp.softmax(0) @ pvalues)
+    return o
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "auto"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_backend_is_the_definition(shape, backend, gated):
+    *args, gate = tensors(*shape)
+    gate = gate if gated else None
+    torch.testing.assert_close(prefix_attention(*args, gate, backend=backend), by_hand(*args, gate), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradients_of_sdpa_equal_the_reference(gated):
+    grads = {}
+    for backend in ("reference", "sdpa"):
+        args = [x.requires_grad_() for x in tensors(2, 4, 2, 5, 8, 3, 8, 1)]
+        out = prefix_attention(*args[:5], args[5] if gated else None, backend=backend)
+        grads[backend] = torch.autograd.grad(out.sin().sum(), args[: 6 if gated else 5])
+    torch.testing.assert_close(grads["sdpa"], grads["reference"], rtol=1e-9, atol=1e-9)
+
+
+def test_the_reference_computes_in_float32_and_answers_in_the_input_type():
+    args = tensors(2, 4, 2, 5, 8, 3, 8, 1, dtype=torch.bfloat16)
+    out = prefix_attention(*args[:5], backend="reference")
+    exact = prefix_attention(*(x.double() for x in args[:5]), backend="reference")
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-6)  # rounded once, at the end
+
+
+def test_a_prefix_mixes_two_softmaxes_by_their_log_sum_exp():
+    """He et al. 2022, 2110.04366 eq. 6: o = (1 - λ)·attn(q, K, V) + λ·attn(q, Pk, Pv)."""
+    q, k, v, pk, pv, _ = tensors(2, 4, 4, 7, 7, 3, 8, 1)
+    scale = 1 / math.sqrt(8)
+    causal = (q @ k.transpose(-2, -1) * scale).masked_fill(~causal_mask(7, 7, 0), -math.inf)
+    on_prefix = q @ pk.transpose(-2, -1) * scale
+    lam = torch.sigmoid(on_prefix.logsumexp(-1) - causal.logsumexp(-1)).unsqueeze(-1)
+    mixed = (1 - lam) * (causal.softmax(-1) @ v) + lam * (on_prefix.softmax(-1) @ pv)
+    torch.testing.assert_close(prefix_attention(q, k, v, pk, pv), mixed, rtol=1e-10, atol=1e-10)
+
+
+def test_a_zero_prefix_is_not_nothing_but_a_zero_gate_is():
+    q, k, v, pk, pv, _ = tensors(2, 4, 4, 7, 7, 3, 8, 1)
+    plain = prefix_attention(q, k, v)
+    assert (prefix_attention(q, k, v, 0 * pk, 0 * pv) - plain).abs().max() > 0.1  # zero keys still take softmax mass
+    torch.testing.assert_close(prefix_attention(q, k, v, pk, pv, gate=torch.zeros(4)), plain)
+
+
+def test_the_mask():
+    assert causal_mask(2, 3, 1).tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(q=(2, 4, 9, 8)), "Tq 9 > Tk 7"),
+        (dict(k=(2, 3, 7, 8), v=(2, 3, 7, 8)), "4 query heads do not divide"),
+        (dict(v=(2, 4, 6, 8)), "must both be"),
+        (dict(prefix_k=(3, 4, 3, 8), prefix_v=(3, 4, 3, 8)), "with B 2"),
+        (dict(prefix_v=(1, 4, 2, 8)), "prefix_k"),
+        (dict(gate=(3,)), "one number a head"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_in_one_line(change, message):
+    shapes = dict(q=(2, 4, 7, 8), k=(2, 4, 7, 8), v=(2, 4, 7, 8), prefix_k=(1, 4, 3, 8), prefix_v=(1, 4, 3, 8)) | change
+    with pytest.raises(Error, match=message) as e:
+        prefix_attention(**{name: torch.zeros(s) for name, s in shapes.items()})
+    assert "\n" not in str(e.value)
+
+
+def test_an_unknown_backend_is_refused_with_the_list():
+    with pytest.raises(Error, match="auto, reference, sdpa"):
+        prefix_attention(*tensors(*SHAPES[0])[:3], backend="magic")

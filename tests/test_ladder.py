@@ -1,0 +1,61 @@
+"""Each rung of the ladder contains the one before it: the same logits, to rounding."""
+
+import pytest
+import torch
+from conftest import tiny
+
+from minipeft import Error, hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize("P", [1, 6])
+def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(position, dtype, P, idx):
+    base = tiny(position, dtype)
+    tokens = torch.randint(97, (P,))
+    prompt = prompt_from_tokens(base, tokens)
+    hidden = hidden_from_prompt(base, prompt)
+    assert prompt.shape == (1, P, 32) and hidden.shape == (3, 1, P, 32)
+    prefix = prefix_from_hidden(base, hidden)
+    assert prefix.shape == (3, 2, 1, 4, P, 8)
+    read = base(torch.cat([tokens.expand(3, -1), idx], dim=1))[:, P:]  # the text read aloud before the input
+    close = dict(rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(base(idx, prompt=prompt), read, **close)
+    torch.testing.assert_close(base(idx, prefix=prefix), read, **close)
+    torch.testing.assert_close(prefix_from_prompt(base, prompt), prefix, rtol=0, atol=0)
+    assert (base(idx) - read).abs().max() > 0.1  # and the prompt does matter
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_hidden_prefix_is_what_the_article_draws(position, dtype, idx):
+    """Concatenate any vectors to every block's input, drop the outputs there: the same as their keys and values in the slot."""
+    base, P, T = tiny(position, dtype), 5, idx.size(1)
+    hidden = torch.randn(3, 1, P, 32, dtype=dtype)
+    x, _ = base.add_positions(base.wte(idx), first=P)
+    _, rope = base.add_positions(torch.zeros(1, P + T, 32, dtype=dtype))
+    for block, h in zip(base.h, hidden, strict=True):
+        x = block(torch.cat([h.expand(3, -1, -1), x], dim=1), rope)[:, P:]
+    literal = base.ln_f(x) @ base.wte.weight.T
+    torch.testing.assert_close(base(idx, prefix=prefix_from_hidden(base, hidden)), literal, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_gradients_reach_a_hidden_prefix(base, idx):
+    hidden = torch.randn(3, 1, 2, 32, requires_grad=True)
+    base(idx, prefix=prefix_from_hidden(base, hidden)).sum().backward()
+    assert (hidden.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+def test_what_does_not_fit_is_refused(base):
+    with pytest.raises(Error, match="0 … 96"):
+        prompt_from_tokens(base, torch.tensor([97]))
+    with pytest.raises(Error, match="int64"):
+        prompt_from_tokens(base, torch.tensor([1.0]))
+    with pytest.raises(Error, match=r"\(1, P, 32\)"):
+        hidden_from_prompt(base, torch.zeros(1, 4, 31))
+    with pytest.raises(Error, match=r"\(3, 1, P, 32\)"):
+        prefix_from_hidden(base, torch.zeros(2, 1, 4, 32))
+    with pytest.raises(Error, match="49 virtual tokens exceed the base's block size of 48"):
+        prefix_from_prompt(base, torch.zeros(1, 49, 32))

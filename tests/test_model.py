@@ -1,0 +1,134 @@
+"""The GPT against transformers' GPT-2, and its two slots."""
+
+import pytest
+import torch
+
+from minipeft import GPT, Error, GPTConfig, Prefix
+
+HF_SHAPES = [  # vocab_size, block_size, n_layer, n_head, n_embd
+    (97, 32, 1, 1, 16),
+    (257, 64, 3, 4, 48),
+    (1000, 128, 4, 2, 64),
+]
+
+
+def hf_gpt2(shape, seed=0):
+    transformers = pytest.importorskip("transformers")
+    V, block, L, nh, C = shape
+    torch.manual_seed(seed)
+    config = transformers.GPT2Config(vocab_size=V, n_positions=block, n_layer=L, n_head=nh, n_embd=C, initializer_range=0.2)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("shape", HF_SHAPES)
+def test_logits_equal_transformers_in_both_directions(shape, safe, tmp_path):
+    theirs = hf_gpt2(shape)
+    if safe:
+        theirs.save_pretrained(tmp_path / "theirs")
+    else:  # the older format, which transformers reads but no longer writes
+        theirs.config.save_pretrained(tmp_path / "theirs")
+        torch.save(theirs.state_dict(), tmp_path / "theirs" / "pytorch_model.bin")
+    ours = GPT.from_pretrained(tmp_path / "theirs")
+    idx = torch.randint(shape[0], (2, shape[1]))
+    with torch.no_grad():
+        want = theirs(idx).logits
+        torch.testing.assert_close(ours(idx), want, rtol=0, atol=1e-4)
+        assert want.std() > 0.1
+
+        ours.save_pretrained(tmp_path / "ours", safe_serialization=safe)
+        assert (tmp_path / "ours" / ("model.safetensors" if safe else "pytorch_model.bin")).exists()
+        back = type(theirs).from_pretrained(tmp_path / "ours")
+        torch.testing.assert_close(back(idx).logits, want, rtol=0, atol=1e-6)
+
+
+def test_a_prefix_is_transformers_past_key_values(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theirs = hf_gpt2(HF_SHAPES[1])
+    theirs.save_pretrained(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    B, P, T = 2, 5, 9
+    prefix = torch.randn(3, 2, B, 4, P, 12)
+    cache = transformers.DynamicCache()
+    for layer in range(3):
+        cache.update(prefix[layer, 0], prefix[layer, 1], layer)
+    idx = torch.randint(257, (B, T))
+    with torch.no_grad():
+        want = theirs(idx, past_key_values=cache, position_ids=torch.arange(P, P + T).expand(B, T)).logits
+        torch.testing.assert_close(ours(idx, prefix=prefix), want, rtol=0, atol=1e-4)
+
+
+def test_rotary_equals_transformers_llama_rotation():
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    from minipeft.model import rotary_tables, rotate
+
+    q, k = torch.randn(2, 4, 9, 16), torch.randn(2, 4, 9, 16)
+    rope = rotary_tables(torch.arange(3, 12), 16, 10000.0, torch.float32)
+    want_q, want_k = llama.apply_rotary_pos_emb(q, k, rope[0][None], rope[1][None])
+    torch.testing.assert_close((rotate(q, rope), rotate(k, rope)), (want_q, want_k))
+    angle = torch.arange(3, 12)[:, None] / 10000 ** (torch.arange(0, 16, 2) / 16)
+    torch.testing.assert_close(rope[0][:, :8], angle.cos())
+    torch.testing.assert_close(rope[0][:, 8:], angle.cos())
+
+
+def test_rotary_logits_do_not_depend_on_where_the_text_stands(idx):
+    from conftest import tiny
+
+    base = tiny("rotary", torch.float64)
+    gated = Prefix(torch.randn(3, 1, 4, 5, 8).double(), torch.randn(3, 1, 4, 5, 8).double(), gate=torch.zeros(3, 4))
+    x, rope = base.add_positions(base.wte(idx), first=17)
+    for block in base.h:
+        x = block(x, rope)
+    torch.testing.assert_close(base.ln_f(x) @ base.wte.weight.T, base(idx))
+    torch.testing.assert_close(base(idx, prefix=gated), base(idx))
+
+
+def test_a_gated_prefix_takes_no_positions(base, idx):
+    """With its gate at zero it is exactly absent, also where positions are a learned table."""
+    prefix = Prefix(torch.randn(3, 1, 4, 5, 8), torch.randn(3, 1, 4, 5, 8), gate=torch.zeros(3, 4))
+    torch.testing.assert_close(base(idx, prefix=prefix), base(idx))
+    open_gate = prefix._replace(gate=torch.ones(3, 4))
+    assert (base(idx, prefix=open_gate) - base(idx)).abs().max() > 0.1
+
+
+def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
+    prompt, prefix = torch.randn(3, 4, 32), torch.randn(3, 2, 3, 4, 5, 8)
+    together = base(idx, prompt=prompt, prefix=prefix)
+    assert together.shape == (3, 11, 97)
+    for row in range(3):
+        alone = base(idx[row : row + 1], prompt=prompt[row : row + 1], prefix=prefix[:, :, row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=2e-5)
+
+
+def test_no_real_token_sees_a_later_one(base, idx):
+    changed = idx.clone()
+    changed[:, 7] = (idx[:, 7] + 1) % 97
+    prefix = torch.randn(3, 2, 1, 4, 5, 8)
+    a, b = base(idx, prefix=prefix), base(changed, prefix=prefix)
+    torch.testing.assert_close(a[:, :7], b[:, :7])
+    assert (a[:, 7:] - b[:, 7:]).abs().amax(dim=(0, 2)).min() > 1e-3
+
+
+@pytest.mark.parametrize("P", [37, 38])
+def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
+    prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, 4, P, 8)
+    if P + 11 <= 48:
+        assert base(idx, prompt=prompt).shape == base(idx, prefix=prefix).shape == (3, 11, 97)
+    else:
+        for slot in (dict(prompt=prompt), dict(prefix=prefix)):
+            with pytest.raises(Error, match="38 virtual [+] 11 real tokens .* 48"):
+                base(idx, **slot)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(n_embd=30, n_head=4), "does not divide"),
+        (dict(n_layer=0), "n_layer must be"),
+        (dict(position="alibi"), "'learned' or 'rotary'"),
+        (dict(n_embd=12, n_head=4, position="rotary"), "must be even"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(Error, match=message):
+        GPTConfig(**wrong)
