@@ -1,26 +1,29 @@
 #!/usr/bin/env python3
 """Tune a base with any method, or pretrain one.
 
-    python train.py                                              prefix-tune the embedded base on the default task
-    python train.py --method prompt --task sort                  a soft prompt for another skill
-    python train.py --method full --task reverse+increment       full fine-tuning on two skills in a row
-    python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines
-    python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
-    python train.py --base scratch --method full --task skills --steps 3000     pretrain a base
+python train.py                                              prefix-tune the embedded base on the default task
+python train.py --method prompt --task sort                  a soft prompt for another skill
+python train.py --method full --task reverse+increment       full fine-tuning on two skills in a row
+python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines
+python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
+python train.py --base scratch --method full --task skills --steps 3000     pretrain a base
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 import minipeft
 from minipeft import METHODS, PRESETS, Error
-from minipeft.checkpoint import fingerprint
+from minipeft.bench.measure import card
+from minipeft.checkpoint import fingerprint, write_json
+from minipeft.console import Parser, device, run
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData, draw, encode, question
-from minipeft.data.tasks import KINDS, SKILLS, find_task, skill_example
+from minipeft.data.tasks import KINDS, NOVEL, SKILLS, find_task, skill_example
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.methods import method_class
 from minipeft.training import evaluate, train
@@ -29,34 +32,37 @@ TOKENIZER = ByteTokenizer()
 
 
 def arguments(argv) -> argparse.Namespace:
-    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    p.add_argument("--method", default="prefix", help=f"one of {', '.join(METHODS)}")
-    p.add_argument("--task", default="reverse", help=f"a skill ({', '.join(SKILLS)}), two joined by '+', a novel task, or skills for the pretraining mixture")
-    p.add_argument("--data", metavar="FILE.jsonl", help='train on a file instead of a task: one {"input": "…", "target": "…"} a line')
-    p.add_argument("--base", default="nano", metavar="FOLDER|scratch", help="a Hugging Face folder with a byte-level GPT, the embedded nano, or scratch (random weights, nano's shape)")
-    p.add_argument("--num-virtual-tokens", type=int, default=8, metavar="P", help="length of a prompt or prefix")
-    p.add_argument("--space", default="kv", choices=["kv", "hidden"], help="prefix: learn keys and values, or the hidden vectors they are made of")
-    p.add_argument("--prefix-projection", action="store_true", help="prefix: produce it by a two-layer MLP, folded away when saved")
-    p.add_argument("--encoder-hidden-size", type=int, metavar="M", help="prefix: width of that MLP (default: the base's)")
-    p.add_argument("--init", default="vocab", choices=["vocab", "random"], help="prompt, prefix: start from tokens drawn from the vocabulary, or from noise")
-    p.add_argument("--init-from-text", metavar="TEXT", help="prompt, prefix: start from the embeddings, or keys and values, of this text")
-    p.add_argument("--lr", type=float, help="peak learning rate (default: the method's own: " + ", ".join(f"{n} {m.learning_rate:g}" for n, m in METHODS.items()) + ")")
-    p.add_argument("--batch-size", type=int, default=64, metavar="B", help="examples a step")
-    p.add_argument("--steps", type=int, default=300, help="optimizer steps")
-    p.add_argument("--seed", type=int, default=0, help="of initial values and data order; held-out examples do not depend on it")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products; what is trained stays float32")
-    p.add_argument("--out", metavar="FOLDER", help="where the adapter goes (default: runs/METHOD-TASK)")
-    p.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out")
-    p.add_argument("--eval-only", action="store_true", help="train nothing: evaluate the adapter in --out")
+    rates = ", ".join(f"{name} {method.learning_rate:g}" for name, method in METHODS.items())
+    p = Parser(__doc__)
+    add = p.add_argument
+    add("--method", default="prefix", help=f"one of {', '.join(METHODS)}")
+    add("--task", default="reverse", help=f"a skill ({', '.join(SKILLS)}), two joined by '+', novel ({', '.join(NOVEL)}), or skills: "
+        "the mixture that a base is pretrained on")  # fmt: skip
+    add("--data", metavar="FILE.jsonl", help='train on a file instead of a task: one {"input": "…", "target": "…"} a line')
+    add("--base", default="nano", metavar="FOLDER|scratch", help="a folder with a byte-level GPT, the embedded nano, "
+        "or scratch: random weights in nano's shape")  # fmt: skip
+    add("--num-virtual-tokens", type=int, default=8, metavar="P", help="length of a prompt or prefix")
+    add("--space", default="kv", choices=["kv", "hidden"], help="prefix: learn keys and values, or the hidden vectors they are made of")
+    add("--prefix-projection", action="store_true", help="prefix: produce it by a two-layer MLP, folded away when saved")
+    add("--encoder-hidden-size", type=int, metavar="M", help="prefix: width of that MLP (default: the base's)")
+    add("--init", choices=["random", "vocab"], help="prompt, prefix: start from noise, or from tokens drawn from the vocabulary "
+        "(default: prompt vocab, prefix random)")  # fmt: skip
+    add("--init-from-text", metavar="TEXT", help="prompt, prefix: start from the embeddings, or keys and values, of this text")
+    add("--lr", type=float, help=f"peak learning rate (default: the method's own: {rates}; 0.01 with --prefix-projection)")
+    add("--batch-size", type=int, default=64, metavar="B", help="examples a step")
+    add("--steps", type=int, default=300, help="optimizer steps")
+    add("--seed", type=int, default=0, help="of initial values and data order; held-out examples do not depend on it")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products; what is trained stays float32")
+    add("--out", metavar="FOLDER", help="where the adapter goes (default: runs/METHOD-TASK)")
+    add("--resume", action="store_true", help="go on with the run that was stopped in --out")
+    add("--eval-only", action="store_true", help="train nothing: evaluate the adapter in --out")
     args = p.parse_args(argv)
     for name in ("batch_size", "steps"):
         if getattr(args, name) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    args.lr = method_class(args.method).learning_rate if args.lr is None else args.lr
+    method_class(args.method)  # wrong names are noticed before anything is loaded
+    find_task(args.task)
     args.out = Path(args.out or f"runs/{args.method}-{Path(args.data).stem if args.data else args.task}")
     return args
 
@@ -66,113 +72,133 @@ def open_base(args) -> minipeft.GPT:
         base = minipeft.GPT(PRESETS["nano"])
     else:
         base = minipeft.GPT.from_pretrained(NANO if args.base == "nano" else args.base)
-    if base.config.vocab_size != TOKENIZER.vocab_size:
-        raise Error(f"--base {args.base} has {base.config.vocab_size} tokens, but text is read as bytes here: it needs {TOKENIZER.vocab_size}")
-    try:
-        return base.to(args.device)
-    except (RuntimeError, AssertionError) as e:
-        raise Error(f"--device {args.device} cannot be used: {str(e).splitlines()[0]}") from None
+    if (V := base.config.vocab_size) != TOKENIZER.vocab_size:
+        raise Error(f"--base {args.base} has {V} tokens, but text is read as bytes here: it needs {TOKENIZER.vocab_size}")
+    return base.to(device(args.device))
 
 
 def hyperparameters(args) -> dict:
-    """What adapt() takes for this method, out of the flags."""
+    """What adapt() takes for this method, out of the flags that were given."""
     if args.method == "full":
         return {}
-    init = args.init
+    h = {"num_virtual_tokens": args.num_virtual_tokens}
     if args.init_from_text is not None:
-        init = torch.tensor(TOKENIZER.encode(args.init_from_text), dtype=torch.int64)
-    h = {"num_virtual_tokens": args.num_virtual_tokens, "init": init}
+        h["init"] = torch.tensor(TOKENIZER.encode(args.init_from_text), dtype=torch.int64)
+    elif args.init is not None:
+        h["init"] = args.init
     if args.method == "prefix":
-        h |= {"space": args.space, "prefix_projection": args.prefix_projection, "encoder_hidden_size": args.encoder_hidden_size}
-        if args.prefix_projection and init == "vocab":
-            h["init"] = "random"
+        h |= {name: getattr(args, name) for name in ("space", "prefix_projection", "encoder_hidden_size")}
     return h
 
 
 def open_data(args, base) -> FileData | TaskData:
-    virtual = 0 if args.method == "full" else args.num_virtual_tokens
     if args.data is None:
         return TaskData(find_task(args.task), args.seed, args.batch_size)
+    virtual = 0 if args.method == "full" else args.num_virtual_tokens
     return FileData(args.data, TOKENIZER, args.seed, args.batch_size, base.config.block_size, virtual)
 
 
+def describe(args, base, data) -> str:
+    if args.data is None:
+        return f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
+    text = f"data {args.data} ({len(data.examples)} to train on, {len(data.held_out)} held out)"
+    return text + (f", {data.cut} inputs cut from the left to the block size of {base.config.block_size}" if data.cut else "")
+
+
 def answers(model, examples) -> list[str]:
-    """Greedy answers, one example at a time."""
+    """Greedy answers, one example at a time; what no terminal can show is a dot."""
     texts = []
     for e in examples:
         asked = torch.tensor([question(e, TOKENIZER)], device=next(model.parameters()).device)
         longest = len(TOKENIZER.encode(e.target)) + 8
-        texts.append(TOKENIZER.decode(minipeft.generate(model, asked, longest, TOKENIZER.end)[0, asked.size(1) :].tolist()))
+        tokens = minipeft.generate(model, asked, longest, TOKENIZER.end)[0, asked.size(1) :]
+        texts.append("".join(c if c.isprintable() else "·" for c in TOKENIZER.decode(tokens.tolist())))
     return texts
 
 
-def print_skills(model) -> None:
-    """What a pretrained base can do: exact match on every skill, when told the instruction and when not."""
-    print(f"{'skill':<12}  told   not told      (exact match on 500 held-out examples)")
-    for name in SKILLS:
-        told, untold = (
-            evaluate(model, *encode(draw(lambda rng: skill_example(rng, name, told), f"held-out {name}", 500), TOKENIZER))[1]  # noqa: B023
-            for told in (True, False)
-        )
-        print(f"{name:<12}  {told:.3f}  {untold:.3f}")
+def skill_scores(model) -> dict[str, dict[str, float]]:
+    """What a pretrained base can do: exact match on 500 held-out examples of every skill, told the instruction and not."""
+
+    def score(name: str, told: bool) -> float:
+        examples = draw(lambda rng: skill_example(rng, name, told), f"held-out {name}", 500)
+        return evaluate(model, *encode(examples, TOKENIZER))[1]
+
+    return {name: {"told": score(name, True), "not told": score(name, False)} for name in SKILLS}
 
 
 def size_kb(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.iterdir() if f.suffix in (".json", ".bin", ".safetensors")) / 1000
+    return sum(f.stat().st_size for f in folder.iterdir() if f.name.startswith(("adapter_", "model", "pytorch_model", "config"))) / 1000
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
     torch.manual_seed(args.seed)
-    data = None
-    if args.data is None:
-        find_task(args.task)  # a wrong name is noticed before anything is loaded
     base = open_base(args)
     data = open_data(args, base)
-    what = f"data {args.data} ({len(data.examples)} to train on, {len(data.held_out)} held out)" if args.data else f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
-    print(f"base {args.base} || {what} || method {args.method} || device {args.device}")
-    if args.data and data.cut:
-        print(f"{data.cut} examples were longer than the block size of {base.config.block_size}: their inputs are cut from the left")
-    held_out = encode(data.held_out, TOKENIZER)
-    shown = data.held_out[:3]
-
+    held_out, shown = encode(data.held_out, TOKENIZER), data.held_out[:3]
     if args.eval_only:
         model = minipeft.load_adapter(base, args.out)
     else:
         model = minipeft.adapt(base, args.method, **hyperparameters(args))
+    print(f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}")
     print(model.trainable_summary())
+
+    model(held_out[0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
     before, base_answers = evaluate(base, *held_out), answers(base, shown)
-
-    if not args.eval_only:
-        settings = {name: str(getattr(args, name)) for name in ("method", "task", "data", "num_virtual_tokens", "space", "prefix_projection", "encoder_hidden_size", "lr", "batch_size", "steps", "seed")}
-        if args.method != "full":
-            settings["base"] = fingerprint(base)
-        train(
-            model,
-            lambda step: encode(data.batch(step), TOKENIZER),
-            args.steps,
-            args.lr,
-            state=args.out / "training_state.pt",
-            settings=settings,
-            resume=args.resume,
-            dtype=getattr(torch, args.dtype),
-        )
-        model.save(args.out)
-
+    seconds = tune(args, base, model, data) if not args.eval_only else None
     after = evaluate(model, *held_out)
-    print(f"held-out exact match: {before[1]:.3f} -> {after[1]:.3f}      held-out loss: {before[0]:.3f} -> {after[0]:.3f}      ({len(data.held_out)} examples)")
+
+    print(f"held-out exact match {before[1]:.3f} -> {after[1]:.3f}, loss {before[0]:.3f} -> {after[0]:.3f} ({len(data.held_out)} examples)")
     for e, untuned, tuned in zip(shown, base_answers, answers(model, shown), strict=True):
         print(f"  {e.input}\n    wanted {e.target}\n    base   {untuned}\n    tuned  {tuned}")
-    if args.task == "skills" and not args.data:
-        print_skills(model)
-    size, base_size = size_kb(args.out), 4 * sum(p.numel() for p in base.parameters()) / 1000
-    print(f"{args.out}: {size:,.1f} KB beside the base's {base_size:,.1f} KB")
+    skills = skill_scores(model) if args.task == "skills" and args.data is None else None
+    if skills:
+        print("skill         told  not told")
+        for name, score in skills.items():
+            print(f"{name:<12} {score['told']:.3f}     {score['not told']:.3f}")
+    if seconds is not None:
+        scores = {
+            "command": " ".join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]),
+            "card": card(torch.device(args.device)),
+            "trained": sum(p.numel() for p in model.trainable_parameters()),
+            "held_out": {"examples": len(data.held_out), "exact_match": [before[1], after[1]], "loss": [before[0], after[0]]},
+            "seconds": round(seconds, 1),
+        }
+        write_json(args.out / "scores.json", scores | ({"skills": skills} if skills else {}))
+    base_kb = sum(p.numel() * p.element_size() for p in base.parameters()) / 1000
+    print(f"{args.out}: {size_kb(args.out):,.1f} KB, beside the base's {base_kb:,.1f} KB")
+
+
+def tune(args, base, model, data) -> float:
+    """Train and save; the seconds it took."""
+    lr = model.method.learning_rate if args.lr is None else args.lr
+    names = (
+        "method",
+        "num_virtual_tokens",
+        "space",
+        "prefix_projection",
+        "encoder_hidden_size",
+        "task",
+        "data",
+        "batch_size",
+        "steps",
+        "seed",
+    )
+    settings = {name: getattr(args, name) for name in names} | {"lr": lr, "held out": len(data.held_out), "base": fingerprint(base)}
+    start = time.perf_counter()
+    train(
+        model,
+        lambda step: encode(data.batch(step), TOKENIZER),
+        args.steps,
+        lr,
+        state=args.out / "training_state.pt",
+        settings=settings,
+        resume=args.resume,
+        dtype=getattr(torch, args.dtype),
+    )
+    model.save(args.out)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Error as e:
-        sys.exit(print(f"train.py: {e}", file=sys.stderr) or 2)
-    except KeyboardInterrupt:
-        sys.exit(print("train.py: interrupted; the same command with --resume goes on from the last saved step", file=sys.stderr) or 130)
+    sys.exit(run("train.py", main, "interrupted; the same command with --resume goes on from the last saved step"))

@@ -40,7 +40,7 @@ def _prefix(
     stored = num_virtual_tokens * W
     if not prefix_projection:
         return Count(stored, stored)
-    m = encoder_hidden_size or c.n_embd
+    m = c.n_embd if encoder_hidden_size is None else encoder_hidden_size
     return Count(num_virtual_tokens * c.n_embd + (c.n_embd + 1) * m + (m + 1) * W, stored)
 
 

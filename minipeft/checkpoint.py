@@ -1,15 +1,16 @@
 """Files: written whole or not at all, checked when they are read, and never a place that code runs from.
 
 An adapter is a folder in PEFT's layout: adapter_config.json and adapter_model.safetensors (adapter_model.bin where safetensors is
-not installed). The config carries, under "minipeft", a checksum of the tensors and the fingerprint of the base they belong to.
+not installed). With the tensors travel their checksum and the fingerprint of the base they belong to: in the metadata of the
+safetensors file, or under "minipeft" in the config beside a .bin.
 """
 
 import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -55,37 +56,45 @@ def have_safetensors() -> bool:
     return importlib.util.find_spec("safetensors") is not None
 
 
-def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], bin_stem: str, safe_serialization: bool | None) -> Path:
-    """Write {name: tensor} to folder/stem.safetensors, or folder/bin_stem.bin (torch's own format); a leftover other is removed."""
-    safe = have_safetensors() if safe_serialization is None else safe_serialization
-    paths = folder / f"{stem}.safetensors", folder / f"{bin_stem}.bin"
-    path, other = paths if safe else paths[::-1]
+def tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
+    """Where tensors may lie: as safetensors, or in torch's own format, which Hugging Face calls pytorch_model.bin for a model."""
+    return folder / f"{stem}.safetensors", folder / f"{'pytorch_model' if stem == 'model' else stem}.bin"
+
+
+def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool, notes: dict | None = None) -> None:
+    """Write {name: tensor} as safetensors (with notes in its metadata) or in torch's own format; a leftover other is removed."""
+    path, other = tensor_paths(folder, stem)[:: 1 if safe else -1]
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     if safe:
         if not have_safetensors():
             raise Error("writing safetensors needs: pip install safetensors")
         from safetensors.torch import save_file
 
-        write_atomically(path, lambda to: save_file(tensors, to, metadata={"format": "pt"}))
+        metadata = {"format": "pt"} | ({"minipeft": json.dumps(notes)} if notes else {})
+        write_atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
     else:
         write_atomically(path, lambda to: torch.save(tensors, to))
     other.unlink(missing_ok=True)
-    return path
 
 
-def read_tensors(folder: Path, stem: str, bin_stem: str) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of folder/stem.safetensors or folder/bin_stem.bin, and which file it was. Raises Error for none, or a torn one."""
-    path = folder / f"{stem}.safetensors"
+def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict, Path]:
+    """Tensors, the notes in their metadata (none in torch's own format), and the file. Raises Error for none, or a torn one."""
+    path, other = tensor_paths(folder, stem)
     if path.exists():
         if not have_safetensors():
             raise Error(f"reading {path} needs: pip install safetensors")
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        return _read(path, load_file), path
-    path = folder / f"{bin_stem}.bin"
-    if not path.exists():
-        raise Error(f"{folder} holds neither {stem}.safetensors nor {bin_stem}.bin")
-    return read_torch(path), path
+        def load(path: Path) -> dict:
+            with safe_open(path, "pt") as f:
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
+                return {"tensors": tensors, "notes": json.loads((f.metadata() or {}).get("minipeft", "{}"))}
+
+        read = _read(path, load)
+        return read["tensors"], read["notes"], path
+    if not other.exists():
+        raise Error(f"{folder} holds neither {path.name} nor {other.name}")
+    return read_torch(other), {}, other
 
 
 def read_torch(path: Path) -> dict:
@@ -130,21 +139,13 @@ def fingerprint(base: GPT) -> str:
     return hashlib.sha256(f"{base.config}{digest(base.state_dict(), torch.bfloat16)}".encode()).hexdigest()
 
 
-ADAPTER = ("adapter_model", "adapter_model")  # stem of the safetensors file, stem of the .bin
-
-
 def save_adapter(method: Method, base: GPT, folder) -> None:
     """Write the adapter folder, tensors first; a config that does not match them (a stop in between) is noticed by its checksum."""
-    folder, tensors = Path(folder), method.tensors()
-    write_tensors(folder, ADAPTER[0], tensors, ADAPTER[1], None)
-    config = {
-        **method.peft_config(base),
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "base_model_name_or_path": None,
-        "minipeft": {"method": method.name, "base": fingerprint(base), "sha256": digest(tensors)},
-    }
-    write_json(folder / "adapter_config.json", config)
+    folder, tensors, safe = Path(folder), method.tensors(), have_safetensors()
+    notes = {"base": fingerprint(base), "sha256": digest(tensors)}
+    write_tensors(folder, "adapter_model", tensors, safe, notes)
+    config = {**method.peft_config(base), "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+    write_json(folder / "adapter_config.json", config if safe else config | {"minipeft": notes})
 
 
 def load_adapter(base: GPT, folder) -> Adapted:
@@ -167,17 +168,17 @@ def load_adapter(base: GPT, folder) -> Adapted:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in methods:
         raise Error(f"{folder / 'adapter_config.json'}: peft_type must be one of {', '.join(methods)}, not {kind!r}")
-    notes = config.get("minipeft", {})  # absent in what PEFT wrote
+    tensors, notes, path = read_tensors(folder, "adapter_model")
+    notes = notes or config.get("minipeft", {})  # neither is in what PEFT wrote
     if not isinstance(notes, dict):
-        raise Error(f"{folder / 'adapter_config.json'}: 'minipeft' must be an object")
+        raise Error(f"{path}: the notes beside the tensors must be a JSON object")
     if "base" in notes and notes["base"] != (here := fingerprint(base)):
         raise Error(f"{folder} was tuned for another base (fingerprint {str(notes['base'])[:12]}, this one is {here[:12]})")
 
-    tensors, path = read_tensors(folder, *ADAPTER)
     method = methods[kind](base, **methods[kind].hyperparameters(config))
     check_tensors(tensors, method.tensors(), path)
     if "sha256" in notes and notes["sha256"] != digest(tensors):
-        raise Error(f"{path} is damaged: its tensors do not match the checksum in adapter_config.json")
+        raise Error(f"{path} is damaged: its tensors do not match their checksum")
     with torch.no_grad():
         for name, p in method.named_parameters():
             p.copy_(tensors[name])

@@ -10,11 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import check_tensors, read_json, read_tensors, write_json, write_tensors
+from .checkpoint import check_tensors, have_safetensors, read_json, read_tensors, write_json, write_tensors
 from .config import Error, GPTConfig
 from .model import GPT
-
-WEIGHTS = ("model", "pytorch_model")  # stem of the safetensors file, stem of the .bin
 
 
 def _transposed(name: str) -> bool:
@@ -86,7 +84,8 @@ def _config_from_json(c: dict, where: Path) -> GPTConfig:
 def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None:
     """GPT.save_pretrained: see there."""
     folder = Path(folder)
-    write_tensors(folder, WEIGHTS[0], _to_folder(base.state_dict()), WEIGHTS[1], safe_serialization)
+    safe = have_safetensors() if safe_serialization is None else safe_serialization
+    write_tensors(folder, "model", _to_folder(base.state_dict()), safe)
     write_json(folder / "config.json", _config_to_json(base.config))
 
 
@@ -98,7 +97,7 @@ def load_base(folder) -> GPT:
     if not (folder / "config.json").exists():
         raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
     config = _config_from_json(read_json(folder / "config.json"), folder / "config.json")
-    tensors, path = read_tensors(folder, *WEIGHTS)
+    tensors, _, path = read_tensors(folder, "model")
     with torch.device("meta"):
         base = GPT(config)  # the shapes only: the file's tensors become the weights
     state = _from_folder(tensors, path)

@@ -1,8 +1,8 @@
 """The loop. It knows a model with .loss(idx, targets) and its trained parameters, and nothing about GPTs or methods."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor

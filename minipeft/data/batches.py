@@ -1,7 +1,7 @@
 """From examples to tensors: `input -> target` as ids, with the target alone supervised."""
 
+from collections.abc import Callable
 from random import Random
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def fit(examples: list[Example], tokenizer: ByteTokenizer, block_size: int, virt
         asked, answer = tokenizer.encode(e.input), len(tokenizer.encode(ARROW + e.target))
         room = block_size - virtual - answer
         if room < 0:
-            raise Error(f"a target of {answer} tokens and {virtual} virtual tokens do not fit the block size of {block_size}: {e.target[:40]!r}…")
+            raise Error(f"a target of {answer} tokens and {virtual} virtual tokens do not fit the block size of {block_size}")
         if len(asked) > room:
             e, cut = Example(tokenizer.decode(asked[len(asked) - room :]).lstrip("\ufffd"), e.target), cut + 1
         fitted.append(e)

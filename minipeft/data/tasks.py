@@ -8,8 +8,9 @@ equally right and the base cannot know which is meant. What is tuned afterwards 
     novel     something that no skill does
 """
 
+from collections.abc import Callable
 from random import Random
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from ..config import Error
 
@@ -87,7 +88,10 @@ def find_task(name: str) -> Task:
     first, plus, second = name.partition("+")
     if plus and first in SKILLS and second in SKILLS and first != second:
         return Task(name, "compose", _untold(lambda s: SKILLS[second].apply(SKILLS[first].apply(s))))
-    raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' (compose), {', '.join(NOVEL)} (novel), or skills; not {name!r}")
+    raise Error(
+        f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' (compose), "
+        f"{', '.join(NOVEL)} (novel), or skills; not {name!r}"
+    )
 
 
 def _untold(apply: Callable[[str], str]) -> Callable[[Random], Example]:

@@ -13,8 +13,9 @@ either directly (trained = stored) or through the paper's two-layer MLP (§4.3),
     row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·C or L·C, m = encoder_hidden_size
     trained = P·C + (C + 1)·m + (m + 1)·W
 
-Departs from the paper: the direct form is the default (on the embedded base it learns faster); "vocab" starts from the keys and values of
-tokens drawn from the vocabulary; a text may start it as well (§7.4), and then the loss at step 0 is that of the text read aloud.
+Departs from the paper: the direct form is the default. "random" draws from N(0, σ²) with σ the spread of the base's embeddings;
+a text may start it as well (§7.4), and then step 0 answers as if the text stood before the input; "vocab" does that with tokens
+drawn from the vocabulary.
 """
 
 import torch
@@ -29,7 +30,7 @@ from .base import Method, initial_tokens, new_parameter, virtual_tokens
 
 class PrefixTuning(Method):
     """adapt(base, "prefix", num_virtual_tokens=P, space="kv" | "hidden", prefix_projection=False, encoder_hidden_size=None (C),
-    init="vocab" | "random" | token ids (n,) int64 of a text)."""
+    init="random" | "vocab" | token ids (n,) int64 of a text)."""
 
     name = "prefix"
     learning_rate = 0.1
@@ -42,7 +43,7 @@ class PrefixTuning(Method):
         space: str = "kv",
         prefix_projection: bool = False,
         encoder_hidden_size: int | None = None,
-        init: "str | Tensor | None" = None,
+        init: "str | Tensor" = "random",
     ):
         super().__init__()
         if space not in ("kv", "hidden"):
@@ -51,14 +52,17 @@ class PrefixTuning(Method):
         self.space = space
         W = 2 * L * C if space == "kv" else L * C
         if prefix_projection:
-            if isinstance(init, Tensor) or init not in (None, "random"):
+            if isinstance(init, Tensor) or init != "random":
                 raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
-            m = encoder_hidden_size or C
+            self.learning_rate = 0.01  # the MLP's weights move every row at once: 0.1 breaks it
+            m = C if encoder_hidden_size is None else encoder_hidden_size
+            if m < 1:
+                raise Error(f"encoder_hidden_size must be at least 1, not {m}")
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
         else:
             self.transform = None
-            self.prompt_embeddings = new_parameter(base, self._start(base, P, W, "vocab" if init is None else init))  # (P, W)
+            self.prompt_embeddings = new_parameter(base, self._start(base, P, W, init))  # (P, W)
 
     @torch.no_grad()
     def _start(self, base: GPT, P: int, W: int, init) -> Tensor:

@@ -1,0 +1,1 @@
+"""Measurements, one file each; bench.py parses flags and prints."""

@@ -1,0 +1,229 @@
+"""What every method costs, beside full fine-tuning: parameters, bytes, time of a training step and of a forward pass.
+
+The physics: a frozen weight still takes part in forward and in the gradient of what comes before it; what it saves is its own
+gradient (one product of three) and its optimizer state (two numbers a weight). So memory shrinks far and time little, however few
+parameters are trained; and P virtual tokens make every block work on P more positions (prompt) or read P more keys (prefix).
+
+Methods are interleaved step by step in one process, so that a machine that slows down slows all of them; the figure to quote is
+a ratio. Peak memory is taken in a process of its own for each row.
+"""
+
+import copy
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..accounting import count
+from ..attention import prefix_attention
+from ..config import Error, GPTConfig
+from ..methods import adapt, method_class
+from ..methods.base import Adapted
+from ..model import GPT
+from .measure import can_compile, card, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run of the bench."""
+
+    preset: str
+    config: GPTConfig
+    methods: tuple[str, ...]
+    num_virtual_tokens: tuple[int, ...]
+    batch_size: int
+    seq_len: int
+    steps: int
+    seed: int
+    device: str
+    dtype: str
+    compile: bool
+
+
+def rows_of(s: Settings) -> list[tuple[str, dict]]:
+    """(method, hyper-parameters) of every row: full first, the others at every length. Raises Error when one does not fit."""
+    rows = [("full", {})]
+    for method in s.methods:
+        if method_class(method).freezes_base:
+            rows += [(method, {"num_virtual_tokens": P}) for P in s.num_virtual_tokens]
+    longest = max(h.get("num_virtual_tokens", 0) for _, h in rows)
+    if longest + s.seq_len > s.config.block_size:
+        raise Error(f"{longest} virtual + {s.seq_len} real tokens do not fit the block size of {s.config.block_size}")
+    return rows
+
+
+class Contestant:
+    """A model with one method, its optimizer, and a batch to work on."""
+
+    def __init__(self, s: Settings, method: str, hyperparameters: dict, base: GPT):
+        self.device, self.dtype = torch.device(s.device), getattr(torch, s.dtype)
+        self.model: Adapted = adapt(base, method, **hyperparameters)
+        self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4)
+        self.loss, self.logits = self.model.loss, self.model.forward
+        if s.compile:  # every method is a program of its own
+            torch._dynamo.config.recompile_limit = 64
+            self.loss, self.logits = torch.compile(self.loss, dynamic=False), torch.compile(self.logits, dynamic=False)
+        g = torch.Generator().manual_seed(s.seed)
+        tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)
+        self.idx, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def forward_loss(self) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.loss(self.idx, self.targets)
+
+    def train_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.forward_loss().backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            self.logits(self.idx)
+
+    def optimizer_bytes(self) -> int:
+        states = (t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+        return sum(t.numel() * t.element_size() for t in states)
+
+
+def train_two_steps(s: Settings, method: str, hyperparameters: dict) -> None:
+    """What the peak-memory process does: build the base and train, the optimizer's state included."""
+    torch.manual_seed(s.seed)
+    contestant = Contestant(s, method, hyperparameters, GPT(s.config).to(s.device))
+    contestant.train_step()
+    contestant.train_step()
+    synchronize(contestant.device)
+
+
+def check_attention(s: Settings) -> dict[str, float]:
+    """Largest error of the attention the model runs, and of its gradients, relative to the textbook's largest value.
+
+    At the bench's own shape (two rows of the batch), in its dtype, against float64. Raises Error when it is more than rounding.
+    """
+    c, dtype, device = s.config, getattr(torch, s.dtype), torch.device(s.device)
+    P = max(h.get("num_virtual_tokens", 0) for _, h in rows_of(s))
+    g = torch.Generator().manual_seed(s.seed)
+    B = min(2, s.batch_size)
+    sizes = [(B, s.seq_len)] * 3 + [(1, P)] * 2
+    given = [torch.randn(b, c.n_head, T, c.head_size, generator=g).to(device, dtype) for b, T in sizes]
+    upstream = torch.randn(given[0].shape, generator=g).to(device, dtype)
+
+    def run(backend: str, as_dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(as_dtype).requires_grad_() for x in given]
+        out = prefix_attention(*inputs, backend=backend)
+        return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(as_dtype))]
+
+    names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v")
+    pairs = zip(run("auto", dtype), run("reference", torch.float64), strict=True)
+    errors = {n: float((a - b).abs().max() / b.abs().max()) for n, (a, b) in zip(names, pairs, strict=True) if b.numel()}
+    bound = 1e-4 if dtype == torch.float32 else 5e-2
+    if not all(e <= bound for e in errors.values()):
+        raise Error(f"attention is wrong: relative errors {errors} exceed {bound:g}")
+    return errors
+
+
+def stored_bytes(model: Adapted, trained_bytes: int) -> int:
+    """What the method leaves on the disk for one task: the adapter folder as it is written, or (full) every weight."""
+    if not model.method.freezes_base:
+        return trained_bytes
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        return sum(f.stat().st_size for f in Path(folder).iterdir())
+
+
+def run(s: Settings) -> dict:
+    """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON."""
+    rows = rows_of(s)
+    errors = check_attention(s)
+    s = replace(s, compile=s.compile and can_compile(torch.device(s.device)))
+    with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
+        peaks = []
+        for method, h in rows:
+            peaks.append(peak_bytes(train_two_steps, s, method, h))
+            bar.update()
+
+        torch.manual_seed(s.seed)
+        frozen = GPT(s.config).to(s.device)
+        contestants = [Contestant(s, m, h, copy.deepcopy(frozen) if m == "full" else frozen) for m, h in rows]
+        device = torch.device(s.device)
+        saved, first = [], []
+        bar.set_description("warm-up")
+        for c in contestants:
+            first.append([milliseconds(c.train_step, device), milliseconds(c.inference, device)])  # compiling, if asked for
+            c.train_step()
+            saved.append(saved_bytes(c.forward_loss, c.model.parameters()))
+            bar.update()
+        bar.set_description("interleaved steps")
+        steps, forwards = [[] for _ in rows], [[] for _ in rows]
+        for _ in range(s.steps):
+            for i, c in enumerate(contestants):
+                steps[i].append(milliseconds(c.train_step, device))
+                forwards[i].append(milliseconds(c.inference, device))
+                bar.update()
+
+    results = []
+    everything = sum(p.numel() for p in frozen.parameters())
+    for i, (method, h) in enumerate(rows):
+        trained = sum(p.numel() for p in contestants[i].model.trainable_parameters())
+        step, forward = spread(steps[i]), spread(forwards[i])
+        results.append(
+            {
+                "method": method,
+                **h,
+                "trained": trained,
+                "stored": count(s.config, method, **h).stored,
+                "percent": 100 * trained / everything,
+                "adapter_bytes": stored_bytes(contestants[i].model, 4 * trained),
+                "optimizer_bytes": contestants[i].optimizer_bytes(),
+                "saved_bytes": saved[i],
+                "peak_bytes": peaks[i],
+                "step_ms": step,
+                "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"],
+                "step_against_full": step["median"] / spread(steps[0])["median"],
+                "forward_ms": forward,
+                "forward_against_full": forward["median"] / spread(forwards[0])["median"],
+                "compile_s": max(0.0, sum(first[i]) - step["median"] - forward["median"]) / 1000 if s.compile else None,
+            }
+        )
+    settings = asdict(s)
+    return {"card": card(device), "settings": settings, "attention": errors, "rows": results}
+
+
+def table(result: dict) -> str:
+    """The result as aligned text: a card, then one row a method."""
+    c, s = result["card"], result["settings"]
+    shape = s["config"]
+    lines = [
+        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
+        f"Python {c['python']}, torch {c['torch']}, commit {c['commit']}",
+        f"{s['preset']}: L {shape['n_layer']}, C {shape['n_embd']}, nh {shape['n_head']}, V {shape['vocab_size']}, "
+        f"{shape['position']} positions; B {s['batch_size']}, T {s['seq_len']}, {s['dtype']}, "
+        f"{'compiled' if s['compile'] else 'eager'}, {s['steps']} steps, seed {s['seed']}",
+        "attention against the float64 textbook, relative error: " + ", ".join(f"{n} {e:.0e}" for n, e in result["attention"].items()),
+        "",
+    ]
+    columns = {  # heading: cell of a row
+        "method": lambda r: r["method"],
+        "P": lambda r: str(r.get("num_virtual_tokens", "-")),
+        "trained": lambda r: f"{r['trained']:,}",
+        "stored": lambda r: f"{r['stored']:,}",
+        "%": lambda r: f"{r['percent']:.3f}",
+        "adapter KB": lambda r: f"{r['adapter_bytes'] / 1e3:,.1f}",
+        "optimizer MB": lambda r: f"{r['optimizer_bytes'] / 1e6:,.2f}",
+        "saved MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
+        "peak MB": lambda r: "?" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f}",
+        "step ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
+        "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
+        "× full": lambda r: f"{r['step_against_full']:.2f}",
+        "forward ms": lambda r: f"{r['forward_ms']['median']:,.1f}",
+        "× full ": lambda r: f"{r['forward_against_full']:.2f}",
+        "compile s": lambda r: "-" if r["compile_s"] is None else f"{r['compile_s']:.1f}",
+    }
+    cells = [list(columns)] + [[cell(r) for cell in columns.values()] for r in result["rows"]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        lines.append("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))))
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""How to measure: what machine this is, what autograd keeps, how much memory a piece of work takes."""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import torch
+
+from ..config import Error
+
+
+def card(device: torch.device) -> dict:
+    """The machine and the versions, for the top of every result."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device_type": device.type,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    """The short commit of the checkout this file lies in, with a + when files differ from it; "unknown" outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if changed else "")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; if not (no C++ compiler, say), one line on stderr says so."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as e:  # whatever keeps the compiler from working, the eager form of the same code does
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        print(f"torch.compile does not work here, everything runs eagerly: {reason}", file=sys.stderr)
+        return False
+    return True
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def spread(samples: list[float]) -> dict[str, float]:
+    """Median, 10th and 90th percentile."""
+    p10, median, p90 = numpy.percentile(samples, [10, 50, 90])
+    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
+
+
+def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
+    """Bytes that autograd keeps from this forward for its backward: each storage once, the weights themselves not counted."""
+    own = {w.untyped_storage().data_ptr() for w in weights}
+    kept: dict[int, int] = {}
+    held = []  # so that no storage is freed and its address used again while we count
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(storage)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        forward()
+    return sum(kept.values())
+
+
+def peak_bytes(work: Callable, *arguments) -> int | None:
+    """The most memory work(*arguments) takes, in a fresh process of its own; None where the system does not tell.
+
+    On a GPU that is the peak of torch's allocator; on a CPU how far the process's resident memory rises above what it was
+    with everything imported.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure_peak, args=(sender, torch.get_num_threads(), work, arguments))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise Error("the process that measures peak memory ended early: most likely memory ran out, try a smaller shape") from None
+    finally:
+        child.join()
+
+
+def _measure_peak(sender, threads: int, work: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    with contextlib.suppress(OSError):  # on Linux the peak starts anew, without what importing took
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_peak()
+    work(*arguments)
+    if torch.cuda.is_initialized():
+        sender.send(torch.cuda.max_memory_allocated())
+    else:
+        sender.send(None if before is None else _resident_peak() - before)
+
+
+def _resident_peak() -> int | None:
+    """Bytes this process has held at most. On Linux not from getrusage, which starts at what the parent process held."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

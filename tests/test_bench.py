@@ -1,0 +1,93 @@
+"""The measurements: counted exactly where that is possible, and no figure without its run."""
+
+import contextlib
+import io
+import json
+
+import pytest
+import torch
+
+import bench
+from minipeft import GPT, PRESETS, Error, attention
+from minipeft.bench import cost
+from minipeft.bench.measure import can_compile, peak_bytes, saved_bytes, spread
+
+
+def test_bytes_saved_for_backward_are_each_storage_once_and_no_weights():
+    x, w = torch.randn(10, 20, requires_grad=True), torch.randn(20, 30, requires_grad=True)
+    assert saved_bytes(lambda: x.sin().sum(), []) == 4 * 200  # sin keeps its input
+    assert saved_bytes(lambda: (x @ w).sum(), []) == 4 * (200 + 600)
+    assert saved_bytes(lambda: (x @ w).sum(), [w]) == 4 * 200
+    assert saved_bytes(lambda: (x.sin() * x.cos()).sum(), []) == 4 * 600  # x once, and both factors
+    assert saved_bytes(lambda: (x[:5].sin() + x[5:].cos()).sum(), []) == 4 * 200  # two views, one storage
+    with torch.no_grad():
+        assert saved_bytes(lambda: x.sin().sum(), []) == 0
+
+
+def allocate(megabytes):
+    torch.ones(megabytes * 250_000).sum()
+
+
+def test_peak_memory_is_that_of_the_work_alone():
+    big = torch.ones(100_000_000)  # what this process holds does not count
+    assert 190e6 < peak_bytes(allocate, 200) < 260e6
+    del big
+
+
+def test_the_spread():
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx({"median": 3.0, "p10": 1.4, "p90": 4.6})
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "result.json"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        bench.main(["--batch-size", "4", "--seq-len", "32", "--steps", "3", "--num-virtual-tokens", "8", "--out", str(path)])
+    lines = out.getvalue().splitlines()
+    assert json.loads(lines[-1]) == json.loads(path.read_text())
+    assert lines[:-1] == cost.table(json.loads(path.read_text())).splitlines()
+    return json.loads(path.read_text())
+
+
+def test_rows_columns_and_arithmetic(result):
+    rows = {r["method"]: r for r in result["rows"]}
+    assert [r["method"] for r in result["rows"]] == ["full", "prompt", "prefix"]
+    assert [(r["trained"], r["stored"]) for r in result["rows"]] == [(826_240, 826_240), (1_024, 1_024), (8_192, 8_192)]
+    for r in rows.values():
+        assert 8 * r["trained"] <= r["optimizer_bytes"] <= 8 * r["trained"] + 4 * 200  # two moments a number, and the step counts
+        assert r["adapter_bytes"] >= 4 * r["stored"]
+        assert r["step_ms"]["p10"] <= r["step_ms"]["median"] <= r["step_ms"]["p90"]
+        assert r["tokens_per_s"] == pytest.approx(1000 * 4 * 32 / r["step_ms"]["median"])
+        assert r["step_against_full"] == pytest.approx(r["step_ms"]["median"] / rows["full"]["step_ms"]["median"])
+    assert rows["full"]["step_against_full"] == 1
+    assert rows["prefix"]["saved_bytes"] < rows["full"]["saved_bytes"]  # a frozen weight needs no input kept for its gradient
+    assert rows["prefix"]["peak_bytes"] < rows["full"]["peak_bytes"]
+
+
+def settings(**change) -> cost.Settings:
+    given = dict(preset="nano", config=PRESETS["nano"], methods=("prefix",), num_virtual_tokens=(8,), batch_size=4, seq_len=32)
+    return cost.Settings(**given | dict(steps=1, seed=0, device="cpu", dtype="float32", compile=False) | change)
+
+
+def test_twice_the_batch_keeps_twice_the_activations(result):
+    s = settings(batch_size=8)
+    c = cost.Contestant(s, "prefix", {"num_virtual_tokens": 8}, GPT(s.config))
+    once = next(r["saved_bytes"] for r in result["rows"] if r["method"] == "prefix")
+    assert 1.9 * once < saved_bytes(c.forward_loss, c.model.parameters()) <= 2 * once
+
+
+def test_attention_is_checked_before_it_is_timed(monkeypatch):
+    assert max(cost.check_attention(settings()).values()) < 1e-5
+    monkeypatch.setitem(attention.BACKENDS, "auto", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
+    with pytest.raises(Error, match="attention is wrong"):
+        cost.check_attention(settings())
+
+
+def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert can_compile(torch.device("cpu")) is False
+    assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"

@@ -1,0 +1,173 @@
+"""Files: whole or not at all, checked, and without code."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import tiny
+
+from minipeft import GPT, Error, adapt, checkpoint, fingerprint, load_adapter
+
+
+@pytest.fixture(params=["safetensors", "bin"])
+def folder(request, base, tmp_path, monkeypatch):
+    """An adapter, in both formats."""
+    if request.param == "safetensors":
+        pytest.importorskip("safetensors")
+    else:
+        monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    adapt(base, "prefix", num_virtual_tokens=5).save(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / f"adapter_model.{request.param}").exists()
+    return tmp_path / "adapter"
+
+
+def tensor_file(folder):
+    return next(f for f in folder.iterdir() if f.name.startswith("adapter_model"))
+
+
+def edit(folder, change):
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def refused(base, folder, message):
+    with pytest.raises(Error, match=message) as e:
+        load_adapter(base, folder)
+    assert "\n" not in str(e.value)
+
+
+def test_an_adapter_for_another_base_is_refused(base, folder):
+    refused(tiny(base.config.position, seed=5), folder, "another base")
+    nudged = tiny(base.config.position)
+    with torch.no_grad():
+        nudged.h[1].mlp.c_fc.bias[3] += 0.01
+    refused(nudged, folder, "another base")
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_their_type(base):
+    assert fingerprint(tiny(base.config.position)) == fingerprint(base)
+    assert fingerprint(tiny(base.config.position).bfloat16()) == fingerprint(base)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_torn_file_is_refused(base, folder, keep):
+    path = tensor_file(folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+    refused(base, folder, "torn or not a file of tensors")
+
+
+def test_a_changed_number_is_noticed(base, folder):
+    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model")
+    tensors["prompt_embeddings"][2, 3] += 1e-6
+    checkpoint.write_tensors(folder, "adapter_model", tensors, path.suffix != ".bin", notes)
+    refused(base, folder, "do not match their checksum")
+
+
+def test_other_keys_and_shapes_are_refused(base, folder):
+    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model")
+    t = tensors["prompt_embeddings"]
+    for wrong, message in [
+        ({}, "missing .'prompt_embeddings'"),
+        ({"prompt_embeddings": t, "more": t.clone()}, "not expected .'more'"),
+        ({"prompt_embeddings": t[:4]}, r"is \(4, 192\), but \(5, 192\)"),
+        ({"prompt_embeddings": t.long()}, "does not fit"),
+    ]:
+        checkpoint.write_tensors(folder, "adapter_model", wrong, path.suffix != ".bin", notes)
+        refused(base, folder, message)
+
+
+def test_missing_parts_are_named(base, folder):
+    refused(base, folder.parent / "nowhere", "no such folder")
+    tensor_file(folder).unlink()
+    refused(base, folder, "neither adapter_model.safetensors nor adapter_model.bin")
+    (folder / "adapter_config.json").unlink()
+    refused(base, folder, "adapter_config.json is missing")
+
+
+def test_configs_that_say_something_else_are_refused(base, folder):
+    edit(folder, lambda c: c.update(peft_type="MAGIC"))
+    refused(base, folder, "PROMPT_TUNING, PREFIX_TUNING")
+    edit(folder, lambda c: c.update(peft_type="PREFIX_TUNING", num_virtual_tokens="many"))
+    refused(base, folder, "num_virtual_tokens must be")
+    (folder / "adapter_config.json").write_text("{")
+    refused(base, folder, "not a readable JSON")
+    (folder / "adapter_config.json").write_text("[1]")
+    refused(base, folder, "must hold a JSON object")
+
+
+class Dangerous:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_no_code_runs_from_a_file(base, folder, tmp_path):
+    tensor_file(folder).unlink()
+    torch.save({"prompt_embeddings": Dangerous(str(tmp_path / "ran"))}, folder / "adapter_model.bin")
+    refused(base, folder, "torn or not a file of tensors")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(to):
+        to.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_in_the_other_format_leaves_one_file(base, tmp_path):
+    pytest.importorskip("safetensors")
+    base.save_pretrained(tmp_path, safe_serialization=False)
+    base.save_pretrained(tmp_path, safe_serialization=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_base_comes_back_bit_for_bit_in_its_own_type(base, tmp_path):
+    base.bfloat16().save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path)
+    assert again.config == base.config
+    for (name, a), (_, b) in zip(again.state_dict().items(), base.state_dict().items(), strict=True):
+        assert a.dtype == torch.bfloat16 and torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(model_type="bert"), "gpt2 or minipeft, not 'bert'"),
+        (dict(activation_function="relu"), "activation_function 'relu' is not supported"),
+        (dict(n_inner=7), "n_inner 7 is not supported"),
+        (dict(n_layer="three"), "n_layer must be"),
+        (dict(n_layer=4), "missing"),
+        (dict(n_embd=16), "does not fit"),
+    ],
+)
+def test_bases_of_another_kind_are_refused(change, message, tmp_path):
+    tiny("learned").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(Error, match=message) as e:
+        GPT.from_pretrained(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_folders_that_are_no_base_are_refused(tmp_path):
+    with pytest.raises(Error, match="no such folder"):
+        GPT.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(Error, match="no config.json"):
+        GPT.from_pretrained(tmp_path)
+    tiny("learned").save_pretrained(tmp_path, safe_serialization=False)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(Error, match="torn"):
+        GPT.from_pretrained(tmp_path)

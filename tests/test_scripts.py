@@ -1,0 +1,142 @@
+"""train.py and bench.py as a person uses them: what they reach, and what they say to wrong input."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+import bench
+import train
+from minipeft import GPT, PRESETS, adapt, console, load_adapter
+from minipeft.data import NANO
+
+ROOT = Path(__file__).parent.parent
+
+
+def checksum(folder: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()}
+
+
+def call(capsys, script, *argv) -> tuple[int, str, str]:
+    code = console.run(script.__name__ + ".py", lambda: script.main([str(a) for a in argv]))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    places, foods = ("Zizzi", "Aromi", "Fitzbillies"), ("Thai", "French", "Indian")
+    rows = [{"input": f"name[{n}], food[{f}]", "target": f"{n} serves {f} food."} for n in places for f in foods]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows * 5))
+    return path
+
+
+def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_path):
+    """A short run of the default: the shipped base is untouched, exact match rises, and the saved adapter gives the same figure."""
+    before = checksum(NANO)
+    out = tmp_path / "out"
+    code, printed, err = call(capsys, train, "--steps", 60, "--batch-size", 32, "--lr", 0.2, "--out", out)
+    assert code == 0, err
+    assert checksum(NANO) == before
+    assert "trainable params: 8,192 || all params: 834,432 || trainable%: 0.9817" in printed
+    scores = json.loads((out / "scores.json").read_text())["held_out"]
+    assert scores["exact_match"][0] <= 0.25 and scores["exact_match"][1] > scores["exact_match"][0] + 0.2
+    assert f"exact match {scores['exact_match'][0]:.3f} -> {scores['exact_match'][1]:.3f}" in printed
+    assert not (out / "training_state.pt").exists()
+    code, again, _ = call(capsys, train, "--eval-only", "--out", out)
+    assert code == 0
+    same = [line for line in printed.splitlines() if "held-out" in line or "tuned" in line]
+    assert same == [line for line in again.splitlines() if "held-out" in line or "tuned" in line]
+
+
+@pytest.mark.parametrize("method", [["prefix"], ["prompt", "--lr", "0.3"], ["full", "--lr", "3e-3"]])
+def test_your_own_data_lowers_the_held_out_loss(method, capsys, tmp_path, pairs):
+    code, _, err = call(capsys, train, "--data", pairs, "--method", *method, "--steps", 15, "--batch-size", 8, "--out", tmp_path / "out")
+    assert code == 0, err
+    before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["loss"]
+    assert after < 0.8 * before
+    base = GPT.from_pretrained(NANO)
+    assert load_adapter(base, tmp_path / "out")(torch.tensor([[65, 66]])).shape == (1, 2, 257)
+
+
+def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path):
+    flags = ["--base", "scratch", "--method", "full", "--task", "skills", "--steps", 2, "--batch-size", 4]
+    code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "base")
+    assert code == 0, err
+    assert "reverse" in printed and "not told" in printed
+    assert GPT.from_pretrained(tmp_path / "base").config == PRESETS["nano"]
+    code, _, err = call(capsys, train, "--base", tmp_path / "base", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "adapter")
+    assert code == 0, err
+    code, _, err = call(capsys, train, "--eval-only", "--out", tmp_path / "adapter")  # on the shipped base instead
+    assert code == 2 and "was tuned for another base" in err
+
+
+def wrong_inputs(tmp_path, pairs):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "torn.jsonl").write_text(pairs.read_text()[:-20])
+    tiny("rotary").save_pretrained(tmp_path / "other")
+    adapter = tmp_path / "torn"
+    adapt(GPT.from_pretrained(NANO), "prefix").save(adapter)
+    model = next(f for f in adapter.iterdir() if f.name.startswith("adapter_model"))
+    model.write_bytes(model.read_bytes()[:1000])
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "training_state.pt").write_bytes(b"PK\x03\x04 and nothing more")
+    return {
+        ("--data", tmp_path / "nowhere.jsonl"): "no such file",
+        ("--data", tmp_path / "torn.jsonl"): "line 45 is not JSON",
+        ("--data", tmp_path / "empty.jsonl"): "holds no examples",
+        ("--method", "magic"): "method must be one of full, prompt, prefix",
+        ("--task", "magic"): "task must be one of copy, reverse",
+        ("--base", tmp_path / "nowhere"): "no such folder",
+        ("--base", tmp_path / "other"): "it needs 257",
+        ("--num-virtual-tokens", "500"): "500 virtual + 19 real tokens do not fit the base's block size of 512",
+        ("--num-virtual-tokens", "0"): "num_virtual_tokens must be 1 … 511",
+        ("--num-virtual-tokens", "500", "--data", pairs): "500 virtual tokens do not fit the block size of 512",
+        ("--init-from-text", ""): "empty",
+        ("--steps", "0"): "--steps must be at least 1",
+        ("--steps", "many"): "invalid int value: 'many'",
+        ("--magic",): "unrecognized arguments: --magic",
+        ("--device", "magic"): "--device magic cannot be used",
+        ("--eval-only", "--out", adapter): "torn or not a file of tensors",
+        ("--eval-only", "--out", tmp_path / "nowhere"): "no such folder",
+        ("--resume", "--out", tmp_path / "nowhere"): "nothing to resume",
+        ("--resume", "--out", tmp_path / "state"): "torn",
+    }
+
+
+def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pairs):
+    for argv, message in wrong_inputs(tmp_path, pairs).items():
+        code, _, err = call(capsys, train, "--out", tmp_path / "out", *argv)
+        lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+        assert code == 2 and len(lines) == 1 and lines[0].startswith("train.py: ") and message in lines[0], (argv, err)
+        assert not (tmp_path / "out").exists(), argv
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--preset", "magic"], "--preset must be one of nano, gpt2"),
+        (["--methods", "magic"], "method must be one of full, prompt, prefix"),
+        (["--num-virtual-tokens", "500"], "500 virtual + 128 real tokens do not fit the block size of 512"),
+        (["--num-virtual-tokens", "0"], "num_virtual_tokens must be 1"),
+        (["--device", "magic"], "--device magic cannot be used"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--magic"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys):
+    code, _, err = call(capsys, bench, *argv)
+    assert code == 2 and err.count("\n") == 1 and message in err
+
+
+def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--task", "magic"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    helped = subprocess.run([sys.executable, ROOT / "bench.py", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert helped.returncode == 0 and "--num-virtual-tokens" in helped.stdout and "(default: 8)" in helped.stdout
