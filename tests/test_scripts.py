@@ -95,7 +95,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--task", "magic"): "task must be one of copy, reverse",
         ("--base", tmp_path / "nowhere"): "no such folder",
         ("--base", tmp_path / "other"): "it needs 257",
-        ("--num-virtual-tokens", "500"): "500 virtual + 19 real tokens do not fit the base's block size of 512",
+        ("--num-virtual-tokens", "500"): "500 virtual + 20 real tokens do not fit the base's block size of 512",
         ("--num-virtual-tokens", "0"): "num_virtual_tokens must be 1 … 511",
         ("--num-virtual-tokens", "500", "--data", pairs): "500 virtual tokens do not fit the block size of 512",
         ("--init-from-text", ""): "empty",

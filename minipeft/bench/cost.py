@@ -45,6 +45,8 @@ class Settings:
 
 def rows_of(s: Settings) -> list[tuple[str, dict]]:
     """(method, hyper-parameters) of every row: full first, the others at every length. Raises Error when one does not fit."""
+    if min(s.num_virtual_tokens) < 1:
+        raise Error(f"num_virtual_tokens must be 1 or more, not {min(s.num_virtual_tokens)}")
     rows = [("full", {})]
     for method in s.methods:
         if method_class(method).freezes_base:
