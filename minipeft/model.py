@@ -128,15 +128,14 @@ class GPT(nn.Module):
         prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions: keys already
                  turned, as a cache stores them); or a Prefix record, which may carry a gate
 
-        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size.
+        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size, or for
+        a prompt or prefix of another shape.
         """
         B, T = idx.shape
         if isinstance(prefix, Tensor):
             prefix = Prefix(prefix[:, 0], prefix[:, 1])
         first = prefix.k.size(-2) if prefix is not None and prefix.gate is None else 0
-        P = first + (prompt.size(1) if prompt is not None else 0)
-        if P + T > self.config.block_size:
-            raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {self.config.block_size}")
+        self._check_slots(T, first, prompt, prefix)
 
         x = self.wte(idx)  # (B, T, C)
         if prompt is not None:  # slot 1: the soft prompt
@@ -150,6 +149,16 @@ class GPT(nn.Module):
                 x = block(x, rope, prefix.k[layer], prefix.v[layer], gate)
         x = self.ln_f(x[:, -T:])  # the virtual tokens have done their work
         return F.linear(x, self.wte.weight)  # (B, T, V)
+
+    def _check_slots(self, T: int, first: int, prompt: Tensor | None, prefix: Prefix | None) -> None:
+        c = self.config
+        if prompt is not None and (prompt.dim() != 3 or prompt.size(2) != c.n_embd):
+            raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd})")
+        if prefix is not None and (prefix.k.dim() != 5 or prefix.k.size(0) != c.n_layer):
+            raise Error(f"prefix must hold ({c.n_layer}, 1|B, n_kv, P, hs) keys and as many values, not {tuple(prefix.k.shape)}")
+        P = first + (prompt.size(1) if prompt is not None else 0)
+        if P + T > c.block_size:
+            raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 
     @classmethod
     def from_pretrained(cls, folder) -> "GPT":

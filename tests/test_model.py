@@ -121,6 +121,21 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
 
 
 @pytest.mark.parametrize(
+    "slot, message",
+    [
+        (dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
+        (dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
+        (dict(prefix=torch.zeros(4, 2, 1, 4, 5, 8)), r"\(3, 1\|B, n_kv, P, hs\)"),
+        (dict(prefix=torch.zeros(3, 2, 1, 4, 5, 7)), "prefix_k"),
+        (dict(prefix=torch.zeros(3, 2, 2, 4, 5, 8)), "with B 3"),
+    ],
+)
+def test_slots_of_another_shape_are_refused(slot, message, base, idx):
+    with pytest.raises(Error, match=message):
+        base(idx, **slot)
+
+
+@pytest.mark.parametrize(
     "wrong, message",
     [
         (dict(n_embd=30, n_head=4), "does not divide"),
