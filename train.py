@@ -140,37 +140,53 @@ def main(argv=None) -> None:
         model = minipeft.load_adapter(base, args.out)
     else:
         model = minipeft.adapt(base, args.method, **hyperparameters(args))
-    print(f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}")
-    print(model.trainable_summary())
-
     model(held_out[0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
-    before, base_answers = evaluate(base, *held_out), answers(base, shown)
-    seconds = tune(args, base, model, data) if not args.eval_only else None
-    after = evaluate(model, *held_out)
+    head = [
+        f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}",
+        model.trainable_summary(),
+    ]
+    print("\n".join(head))
 
-    print(f"held-out exact match {before[1]:.3f} -> {after[1]:.3f}, loss {before[0]:.3f} -> {after[0]:.3f} ({len(data.held_out)} examples)")
-    for e, untuned, tuned in zip(shown, base_answers, answers(model, shown), strict=True):
-        print(f"  {e.input}\n    wanted {e.target}\n    base   {untuned}\n    tuned  {tuned}")
-    skills = skill_scores(model) if args.task == "skills" and args.data is None else None
-    if skills:
-        print("skill         told  not told")
-        for name, score in skills.items():
-            print(f"{name:<12} {score['told']:.3f}     {score['not told']:.3f}")
-    if seconds is not None:
-        scores = {
-            "command": " ".join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]),
-            "card": card(torch.device(args.device)),
-            "trained": sum(p.numel() for p in model.trainable_parameters()),
-            "held_out": {"examples": len(data.held_out), "exact_match": [before[1], after[1]], "loss": [before[0], after[0]]},
-            "seconds": round(seconds, 1),
-        }
-        write_json(args.out / "scores.json", scores | ({"skills": skills} if skills else {}))
-    base_kb = sum(p.numel() * p.element_size() for p in base.parameters()) / 1000
-    print(f"{args.out}: {size_kb(args.out):,.1f} KB, beside the base's {base_kb:,.1f} KB")
+    before, base_answers = evaluate(base, *held_out), answers(base, shown)
+    seconds = None if args.eval_only else tune(args, base, model, data)
+    after, tuned_answers = evaluate(model, *held_out), answers(model, shown)
+    result = {
+        "command": " ".join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]),
+        "card": card(torch.device(args.device)),
+        "head": head,
+        "seconds": seconds,
+        "trained": sum(p.numel() for p in model.trainable_parameters()),
+        "examples": len(data.held_out),
+        "exact_match": [before[1], after[1]],
+        "loss": [before[0], after[0]],
+        "samples": [
+            {"input": e.input, "wanted": e.target, "base": untuned, "tuned": tuned}
+            for e, untuned, tuned in zip(shown, base_answers, tuned_answers, strict=True)
+        ],
+        "skills": skill_scores(model) if args.task == "skills" and args.data is None else {},
+        "out": str(args.out),
+        "kb": [size_kb(args.out), sum(p.numel() * p.element_size() for p in base.parameters()) / 1000],
+    }
+    print(report(result))
+    if not args.eval_only:
+        write_json(args.out / "scores.json", result)
+
+
+def report(r: dict) -> str:
+    """What a run reached, as it is printed, from what its scores.json holds."""
+    (before, after), (loss, lower), (adapter, base) = r["exact_match"], r["loss"], r["kb"]
+    lines = [f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)"]
+    for s in r["samples"]:
+        lines += [f"  {s['input']}", f"    wanted {s['wanted']}", f"    base   {s['base']}", f"    tuned  {s['tuned']}"]
+    if r["skills"]:
+        lines.append("skill         told  not told")
+        lines += [f"{name:<12} {score['told']:.3f}     {score['not told']:.3f}" for name, score in r["skills"].items()]
+    lines.append(f"{r['out']}: {adapter:,.1f} KB, beside the base's {base:,.1f} KB")
+    return "\n".join(lines)
 
 
 def tune(args, base, model, data) -> float:
-    """Train and save; the seconds it took."""
+    """Train and save; returns the seconds it took."""
     lr = model.method.learning_rate if args.lr is None else args.lr
     names = (
         "method",
@@ -197,7 +213,7 @@ def tune(args, base, model, data) -> float:
         dtype=getattr(torch, args.dtype),
     )
     model.save(args.out)
-    return time.perf_counter() - start
+    return round(time.perf_counter() - start, 1)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
     assert code == 0, err
     assert checksum(NANO) == before
     assert "trainable params: 8,192 || all params: 834,432 || trainable%: 0.9817" in printed
-    scores = json.loads((out / "scores.json").read_text())["held_out"]
+    scores = json.loads((out / "scores.json").read_text())
     assert scores["exact_match"][0] <= 0.25 and scores["exact_match"][1] > scores["exact_match"][0] + 0.2
     assert f"exact match {scores['exact_match'][0]:.3f} -> {scores['exact_match'][1]:.3f}" in printed
     assert not (out / "training_state.pt").exists()
@@ -59,7 +59,7 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
 def test_your_own_data_lowers_the_held_out_loss(method, capsys, tmp_path, pairs):
     code, _, err = call(capsys, train, "--data", pairs, "--method", *method, "--steps", 15, "--batch-size", 8, "--out", tmp_path / "out")
     assert code == 0, err
-    before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["loss"]
+    before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["loss"]
     assert after < 0.8 * before
     base = GPT.from_pretrained(NANO)
     assert load_adapter(base, tmp_path / "out")(torch.tensor([[65, 66]])).shape == (1, 2, 257)

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Fill the README's marked places from the result files in docs/results, so that no figure in it is typed by hand.
+
+python docs/tables.py
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from minipeft.bench import cost  # noqa: E402
+from minipeft.checkpoint import write_atomically  # noqa: E402
+from minipeft.data import NANO  # noqa: E402
+from minipeft.data.tasks import find_task  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+TASKS = ("reverse", "reverse+increment", "differences", "parity")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fenced(text: str) -> str:
+    return f"```text\n{text}\n```"
+
+
+def run_block(name: str) -> str:
+    result = read(RESULTS / f"{name}.json")
+    return fenced("\n".join([*result["head"], train.report(result)]))
+
+
+def scores_table() -> str:
+    rows = [
+        "| method | trained | " + " | ".join(f"{task} ({find_task(task).kind})" for task in TASKS) + " |",
+        "|---|---|" + "---|" * len(TASKS),
+    ]
+    for method in ("full", "prompt", "prefix"):
+        results = [read(RESULTS / f"train-{method}-{task}.json") for task in TASKS]
+        cells = ["{:.2f} → {:.2f}".format(*r["exact_match"]) for r in results]
+        rows.append(f"| `{method}` | {results[0]['trained']:,} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def skills_table() -> str:
+    skills = read(NANO / "scores.json")["skills"]
+    rows = ["| | " + " | ".join(skills) + " |", "|---|" + "---|" * len(skills)]
+    for kind in ("told", "not told"):
+        rows.append(f"| {kind} | " + " | ".join(f"{score[kind]:.3f}" for score in skills.values()) + " |")
+    return "\n".join(rows)
+
+
+BLOCKS = {
+    "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
+    "scores": scores_table,
+    "bench-nano": lambda: fenced(cost.table(read(RESULTS / "bench-nano.json"))),
+    "bench-gpt2": lambda: fenced(cost.table(read(RESULTS / "bench-gpt2.json"))),
+    "skills": skills_table,
+}
+
+
+def filled(readme: str) -> str:
+    """The README with everything between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, block in BLOCKS.items():
+        place = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        text = block()
+        readme, n = place.subn(lambda m, text=text: m[1] + text + m[2], readme)
+        assert n == 1, f"README.md has {n} places for {name}"
+    return readme
+
+
+if __name__ == "__main__":
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    write_atomically(ROOT / "README.md", lambda to: to.write_text(filled(readme), encoding="utf-8"))

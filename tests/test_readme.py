@@ -1,0 +1,41 @@
+"""The README says what is: its tables come from result files, its excerpts are the code, its file tree is the tree."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_table_is_what_its_result_file_says():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.filled(README) == README, "run: python docs/tables.py"
+
+
+@pytest.mark.parametrize("place", ["model.py", "attention.py"])
+def test_the_excerpts_are_the_code(place):
+    code = (ROOT / "minipeft" / place).read_text(encoding="utf-8")
+    excerpts = [e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "# (B, " in e or "(B, nh" in e]
+    assert len(excerpts) == 4 and sum(e in code for e in excerpts) == {"model.py": 2, "attention.py": 1}[place]
+
+
+def test_the_file_tree_is_the_tree():
+    tree = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)[1]
+    named, folders = set(), []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders = folders[:depth] + [name.rstrip("/")]
+        named.add("/".join(folders))
+    for path in named:
+        assert (ROOT / path).exists(), path
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True)
+    if listed.returncode == 0:
+        code = {p for p in listed.stdout.split() if p.startswith("minipeft/") and not p.endswith("__init__.py")}
+        assert code <= named, code - named
