@@ -13,6 +13,7 @@ what autograd saves for backward; peak memory of a training process; a training 
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from minipeft import METHODS, PRESETS, Error
 from minipeft.bench import cost
 from minipeft.checkpoint import write_json
-from minipeft.console import Parser, device, run
+from minipeft.console import Parser, device, run, seed
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -42,11 +43,13 @@ def arguments(argv) -> argparse.Namespace:
         help="torch.compile every method; its seconds have a column",
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    add("--seed", type=int, default=0, help="of weights and tokens")
+    add("--seed", type=seed, default=0, help="of weights and tokens")
     add("--out", metavar="FILE.json", help="write the JSON document there too")
     args = p.parse_args(argv)
     if args.preset not in PRESETS:
         raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}")
+    if args.out and Path(args.out).is_dir():
+        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
     for name in ("batch_size", "seq_len", "steps"):
         if getattr(args, name) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
@@ -68,11 +71,11 @@ def main(argv=None) -> None:
         dtype=args.dtype,
         compile=args.compile,
     )
-    result = {"command": " ".join(["python", "bench.py", *(sys.argv[1:] if argv is None else argv)]), **cost.run(settings)}
+    result = {"command": shlex.join(["python", "bench.py", *(sys.argv[1:] if argv is None else argv)]), **cost.run(settings)}
     print(cost.table(result))
+    print(json.dumps(result))
     if args.out:
         write_json(Path(args.out), result)
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

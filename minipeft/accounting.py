@@ -1,5 +1,6 @@
 """Closed forms: how many parameters a base has, a method trains, and an adapter stores."""
 
+import inspect
 from typing import NamedTuple
 
 from .config import Error, GPTConfig
@@ -23,19 +24,21 @@ def _full(c: GPTConfig) -> Count:
     return Count(base_parameters(c), base_parameters(c))
 
 
-def _prompt(c: GPTConfig, num_virtual_tokens: int) -> Count:
+def _prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
     """P·C."""
     return Count(num_virtual_tokens * c.n_embd, num_virtual_tokens * c.n_embd)
 
 
 def _prefix(
     c: GPTConfig,
-    num_virtual_tokens: int,
+    num_virtual_tokens: int = 8,
     space: str = "kv",
     prefix_projection: bool = False,
     encoder_hidden_size: int | None = None,
 ) -> Count:
     """Stored: P·W with W = 2·L·C (space "kv") or L·C ("hidden"). Trained through the MLP: P·C + (C + 1)·m + (m + 1)·W."""
+    if space not in ("kv", "hidden"):
+        raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
     W = (2 if space == "kv" else 1) * c.n_layer * c.n_embd
     stored = num_virtual_tokens * W
     if not prefix_projection:
@@ -48,7 +51,16 @@ _COUNTS = {"full": _full, "prompt": _prompt, "prefix": _prefix}
 
 
 def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
-    """Parameters trained and stored by a method with these hyper-parameters. Raises Error for a method without a closed form here."""
+    """Parameters trained and stored by a method with these hyper-parameters (their defaults are the method's).
+
+    Raises Error for an unknown method or hyper-parameter, or a size below 1.
+    """
     if method not in _COUNTS:
         raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
+    known = list(inspect.signature(_COUNTS[method]).parameters)[1:]
+    for name, value in hyperparameters.items():
+        if name not in known:
+            raise Error(f"what {method!r} costs depends on {', '.join(known) or 'the shape alone'}, not on {name!r}")
+        if type(value) is int and value < 1:
+            raise Error(f"{name} must be at least 1, not {value}")
     return _COUNTS[method](config, **hyperparameters)

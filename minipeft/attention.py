@@ -51,6 +51,8 @@ def prefix_attention(
     """
     if backend not in BACKENDS:
         raise Error(f"attention backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if (prefix_k is None) != (prefix_v is None) or {q.dim(), k.dim(), v.dim()} != {4}:
+        raise Error("q, k and v must have 4 dimensions, and prefix_k and prefix_v go together")
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
     _check_shapes(q, k, v, prefix_k, prefix_v, gate)
@@ -58,7 +60,7 @@ def prefix_attention(
 
 
 def _check_shapes(q, k, v, prefix_k, prefix_v, gate) -> None:
-    (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(2)
+    (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(-2)
     if k.shape != v.shape or k.shape != (B, n_kv, Tk, hs):
         raise Error(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be (B, n_kv, Tk, hs) with q's B {B} and hs {hs}")
     if nh % n_kv:

@@ -1,8 +1,8 @@
 """Files: written whole or not at all, checked when they are read, and never a place that code runs from.
 
 An adapter is a folder in PEFT's layout: adapter_config.json and adapter_model.safetensors (adapter_model.bin where safetensors is
-not installed). With the tensors travel their checksum and the fingerprint of the base they belong to: in the metadata of the
-safetensors file, or under "minipeft" in the config beside a .bin.
+not installed); a base is a Hugging Face folder (hf.py). With the tensors of both travels their checksum, with an adapter's also the
+fingerprint of its base: in the metadata of a safetensors file, or under "minipeft" in the config beside a .bin.
 """
 
 import hashlib
@@ -61,8 +61,12 @@ def tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
     return folder / f"{stem}.safetensors", folder / f"{'pytorch_model' if stem == 'model' else stem}.bin"
 
 
-def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool, notes: dict | None = None) -> None:
-    """Write {name: tensor} as safetensors (with notes in its metadata) or in torch's own format; a leftover other is removed."""
+def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool | None, notes: dict | None = None) -> bool:
+    """Write {name: tensor} as safetensors (with notes in its metadata) or in torch's own format; a leftover other is removed.
+
+    safe: which of the two; None takes safetensors when it is installed. Returns which it was.
+    """
+    safe = have_safetensors() if safe is None else safe
     path, other = tensor_paths(folder, stem)[:: 1 if safe else -1]
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     if safe:
@@ -73,12 +77,26 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: boo
         metadata = {"format": "pt"} | ({"minipeft": json.dumps(notes)} if notes else {})
         write_atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
     else:
-        write_atomically(path, lambda to: torch.save(tensors, to))
+        write_torch(path, tensors)
     other.unlink(missing_ok=True)
+    return safe
 
 
-def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict, Path]:
-    """Tensors, the notes in their metadata (none in torch's own format), and the file. Raises Error for none, or a torn one."""
+def write_torch(path: Path, value: dict) -> None:
+    """torch.save, atomically, and through a handle: given a path, it would put the temporary name into the file."""
+
+    def write(to: Path) -> None:
+        with open(to, "wb") as f:
+            torch.save(value, f)
+
+    write_atomically(path, write)
+
+
+def read_tensors(folder: Path, stem: str, config: dict) -> tuple[dict[str, Tensor], dict, Path]:
+    """Tensors, the notes that travel with them (in their metadata or the config), and the file.
+
+    Raises Error when there is no file, or one that is torn, holds anything but named tensors, or does not match its checksum.
+    """
     path, other = tensor_paths(folder, stem)
     if path.exists():
         if not have_safetensors():
@@ -91,10 +109,16 @@ def read_tensors(folder: Path, stem: str) -> tuple[dict[str, Tensor], dict, Path
                 return {"tensors": tensors, "notes": json.loads((f.metadata() or {}).get("minipeft", "{}"))}
 
         read = _read(path, load)
-        return read["tensors"], read["notes"], path
-    if not other.exists():
+        tensors, notes = read["tensors"], read["notes"]
+    elif other.exists():
+        path, tensors, notes = other, read_torch(other), config.get("minipeft", {})
+    else:
         raise Error(f"{folder} holds neither {path.name} nor {other.name}")
-    return read_torch(other), {}, other
+    if not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in tensors.items()):
+        raise Error(f"{path} holds something else than named tensors")
+    if not isinstance(notes, dict) or ("sha256" in notes and notes["sha256"] != digest(tensors)):
+        raise Error(f"{path} is damaged: its tensors do not match their checksum")
+    return tensors, notes, path
 
 
 def read_torch(path: Path) -> dict:
@@ -136,14 +160,31 @@ def digest(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> str:
 
 def fingerprint(base: GPT) -> str:
     """Which base this is: shape and weights, rounded to bfloat16 so that its float32 and bfloat16 copies are the same base."""
-    return hashlib.sha256(f"{base.config}{digest(base.state_dict(), torch.bfloat16)}".encode()).hexdigest()
+    c = base.config
+    shape = [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, float(c.layer_norm_epsilon)]
+    shape += [float(c.rope_theta)] if c.position == "rotary" else []
+    return hashlib.sha256(f"{shape} {c.position} {digest(base.state_dict(), torch.bfloat16)}".encode()).hexdigest()
+
+
+def check_place(folder, adapter: bool) -> None:
+    """Raise Error when an adapter would be written into a base's folder, or a base into an adapter's."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise Error(f"{folder} is a file: what is saved needs a folder")
+    if (folder / ("config.json" if adapter else "adapter_config.json")).exists():
+        kinds = ("a base", "an adapter") if adapter else ("an adapter", "a base")
+        raise Error(f"{folder} already holds {kinds[0]}: save {kinds[1]} in a folder of its own")
 
 
 def save_adapter(method: Method, base: GPT, folder) -> None:
-    """Write the adapter folder, tensors first; a config that does not match them (a stop in between) is noticed by its checksum."""
-    folder, tensors, safe = Path(folder), method.tensors(), have_safetensors()
+    """Write the adapter folder, tensors first; tensors that a stop in between leaves beside an older config do not fit it.
+
+    Raises Error when the folder holds a base.
+    """
+    check_place(folder, adapter=True)
+    folder, tensors = Path(folder), method.tensors()
     notes = {"base": fingerprint(base), "sha256": digest(tensors)}
-    write_tensors(folder, "adapter_model", tensors, safe, notes)
+    safe = write_tensors(folder, "adapter_model", tensors, None, notes)
     config = {**method.peft_config(base), "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
     write_json(folder / "adapter_config.json", config if safe else config | {"minipeft": notes})
 
@@ -168,17 +209,15 @@ def load_adapter(base: GPT, folder) -> Adapted:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in methods:
         raise Error(f"{folder / 'adapter_config.json'}: peft_type must be one of {', '.join(methods)}, not {kind!r}")
-    tensors, notes, path = read_tensors(folder, "adapter_model")
-    notes = notes or config.get("minipeft", {})  # neither is in what PEFT wrote
-    if not isinstance(notes, dict):
-        raise Error(f"{path}: the notes beside the tensors must be a JSON object")
+    tensors, notes, path = read_tensors(folder, "adapter_model", config)
     if "base" in notes and notes["base"] != (here := fingerprint(base)):
         raise Error(f"{folder} was tuned for another base (fingerprint {str(notes['base'])[:12]}, this one is {here[:12]})")
 
     method = methods[kind](base, **methods[kind].hyperparameters(config))
+    for name, ours in method.peft_config(base).items():  # what PEFT wrote has no fingerprint, but names the base's shape
+        if name in ("token_dim", "num_layers", "num_attention_heads") and config.get(name, ours) != ours:
+            raise Error(f"{folder} was tuned for another base: {name} is {config[name]!r}, this one has {ours}")
     check_tensors(tensors, method.tensors(), path)
-    if "sha256" in notes and notes["sha256"] != digest(tensors):
-        raise Error(f"{path} is damaged: its tensors do not match their checksum")
     with torch.no_grad():
         for name, p in method.named_parameters():
             p.copy_(tensors[name])

@@ -1,5 +1,6 @@
 """The shape of a GPT, the presets, and the one error this package raises. Everything else imports from here."""
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -28,6 +29,10 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise Error(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("rope_theta", "layer_norm_epsilon"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise Error(f"{name} must be a positive number, not {value!r}")
         if self.n_embd % self.n_head:
             raise Error(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads of equal size")
         if self.position not in ("learned", "rotary"):

@@ -10,7 +10,10 @@ from .config import Error
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and every flag with its default."""
+    """The description as it is written, and every flag with its default, unless its help says what that is."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,16 +29,31 @@ class Parser(argparse.ArgumentParser):
 def device(name: str) -> torch.device:
     """The device of this name. Raises Error when it is not there."""
     try:
-        return torch.empty(0, device=name).device
+        if (found := torch.empty(0, device=name).device).type in ("cpu", "cuda", "mps"):
+            return found
+        raise Error(f"--device {name} cannot be used: only cpu, cuda and mps compute here")
     except (RuntimeError, AssertionError) as e:
         raise Error(f"--device {name} cannot be used: {str(e).splitlines()[0]}") from None
 
 
+def seed(text: str) -> int:
+    """The type of a --seed flag."""
+    if not text.isdecimal() or (value := int(text)) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return value
+
+
 def run(script: str, main: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, 130 for Ctrl-C."""
+    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error or a file's, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
     try:
         main()
     except Error as e:
+        print(f"{script}: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
         print(f"{script}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

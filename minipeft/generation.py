@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def generate(model, idx: Tensor, max_new_tokens: int, stop_token: int | None = None) -> Tensor:
+def generate(model, idx: Tensor, max_new_tokens: int, *, stop_token: int | None = None) -> Tensor:
     """Greedy decoding: idx (B, T) int64 -> (B, <= T + max_new_tokens), the most likely token appended each time.
 
     model is a base or an Adapted. Stops when every row has produced stop_token; rows that have are filled up with it.

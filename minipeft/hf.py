@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import check_tensors, have_safetensors, read_json, read_tensors, write_json, write_tensors
+from .checkpoint import check_place, check_tensors, digest, read_json, read_tensors, write_json, write_tensors
 from .config import Error, GPTConfig
 from .model import GPT
 
@@ -83,10 +83,12 @@ def _config_from_json(c: dict, where: Path) -> GPTConfig:
 
 def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None:
     """GPT.save_pretrained: see there."""
-    folder = Path(folder)
-    safe = have_safetensors() if safe_serialization is None else safe_serialization
-    write_tensors(folder, "model", _to_folder(base.state_dict()), safe)
-    write_json(folder / "config.json", _config_to_json(base.config))
+    check_place(folder, adapter=False)
+    folder, tensors = Path(folder), _to_folder(base.state_dict())
+    notes = {"sha256": digest(tensors)}
+    safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
+    config = _config_to_json(base.config)
+    write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
 
 def load_base(folder) -> GPT:
@@ -96,8 +98,9 @@ def load_base(folder) -> GPT:
         raise Error(f"no base at {folder}: there is no such folder")
     if not (folder / "config.json").exists():
         raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
-    config = _config_from_json(read_json(folder / "config.json"), folder / "config.json")
-    tensors, _, path = read_tensors(folder, "model")
+    stored = read_json(folder / "config.json")
+    config = _config_from_json(stored, folder / "config.json")
+    tensors, _, path = read_tensors(folder, "model", stored)
     with torch.device("meta"):
         base = GPT(config)  # the shapes only: the file's tensors become the weights
     state = _from_folder(tensors, path)

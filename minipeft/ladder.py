@@ -31,7 +31,7 @@ def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
 def hidden_from_prompt(base: GPT, prompt: Tensor) -> Tensor:
     """Soft → hidden: prompt (1, P, C) -> the input it gives every block, (L, 1, P, C); learned positions are already in it."""
     _fits(base, "prompt", prompt, (1, None, base.config.n_embd))
-    x, rope = base.add_positions(prompt)
+    x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
     inputs = []
     for block in base.h:
         inputs.append(x)
@@ -42,6 +42,7 @@ def hidden_from_prompt(base: GPT, prompt: Tensor) -> Tensor:
 def prefix_from_hidden(base: GPT, hidden: Tensor) -> Tensor:
     """Hidden → keys and values: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), through each block's own ln_1 and projection."""
     _fits(base, "hidden", hidden, (base.config.n_layer, 1, None, base.config.n_embd))
+    hidden = hidden.to(base.wte.weight.dtype)
     _, rope = base.add_positions(hidden[0])
     layers = []
     for block, x in zip(base.h, hidden, strict=True):

@@ -33,6 +33,13 @@ class Prefix(NamedTuple):
     v: Tensor  # (L, 1|B, n_kv, P, hs)
     gate: Tensor | None = None  # (L, nh)
 
+    @classmethod
+    def of(cls, prefix: Tensor) -> "Prefix":
+        """Keys and values (L, 2, 1|B, n_kv, P, hs) taken apart."""
+        if prefix.dim() != 6 or prefix.size(1) != 2:
+            raise Error(f"prefix {tuple(prefix.shape)} must be (L, 2, 1|B, n_kv, P, hs)")
+        return cls(prefix[:, 0], prefix[:, 1])
+
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position's angles: positions (T,) -> two (T, hs) tensors of this dtype (RoPE §3.2.2)."""
@@ -131,11 +138,11 @@ class GPT(nn.Module):
         Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size, or for
         a prompt or prefix of another shape.
         """
-        B, T = idx.shape
         if isinstance(prefix, Tensor):
-            prefix = Prefix(prefix[:, 0], prefix[:, 1])
-        first = prefix.k.size(-2) if prefix is not None and prefix.gate is None else 0
-        self._check_slots(T, first, prompt, prefix)
+            prefix = Prefix.of(prefix)
+        self._check_slots(idx, prompt, prefix)
+        B, T = idx.shape
+        first = prefix.k.size(3) if prefix is not None and prefix.gate is None else 0  # where what follows the prefix starts
 
         x = self.wte(idx)  # (B, T, C)
         if prompt is not None:  # slot 1: the soft prompt
@@ -147,16 +154,28 @@ class GPT(nn.Module):
             else:  # slot 2: this layer's prefix
                 gate = None if prefix.gate is None else prefix.gate[layer]
                 x = block(x, rope, prefix.k[layer], prefix.v[layer], gate)
-        x = self.ln_f(x[:, -T:])  # the virtual tokens have done their work
+        x = self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work
         return F.linear(x, self.wte.weight)  # (B, T, V)
 
-    def _check_slots(self, T: int, first: int, prompt: Tensor | None, prefix: Prefix | None) -> None:
+    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None) -> None:
+        """Raise Error unless the shapes are those that forward names and all tokens find a position."""
         c = self.config
-        if prompt is not None and (prompt.dim() != 3 or prompt.size(2) != c.n_embd):
-            raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd})")
-        if prefix is not None and (prefix.k.dim() != 5 or prefix.k.size(0) != c.n_layer):
-            raise Error(f"prefix must hold ({c.n_layer}, 1|B, n_kv, P, hs) keys and as many values, not {tuple(prefix.k.shape)}")
-        P = first + (prompt.size(1) if prompt is not None else 0)
+        if idx.dim() != 2:
+            raise Error(f"idx {tuple(idx.shape)} must be (B, T)")
+        (B, T), P = idx.shape, 0
+        if prompt is not None:
+            if prompt.dim() != 3 or prompt.size(0) not in (1, B) or prompt.size(2) != c.n_embd:
+                raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd}) with B {B}")
+            P += prompt.size(1)
+        if prefix is not None:
+            k, v, gate = prefix
+            fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B)
+            if not fits or (k.size(0), k.size(2), k.size(4)) != (c.n_layer, c.n_head, c.head_size):
+                want = f"({c.n_layer}, 1|B, {c.n_head}, P, {c.head_size}) with B {B}"
+                raise Error(f"a prefix's keys and values must each be {want}, not {tuple(k.shape)} and {tuple(v.shape)}")
+            if gate is not None and gate.shape != (c.n_layer, c.n_head):
+                raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({c.n_layer}, {c.n_head})")
+            P += k.size(3) if gate is None else 0
         if P + T > c.block_size:
             raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 

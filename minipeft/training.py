@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import check_tensors, read_torch, write_atomically
+from .checkpoint import check_tensors, read_torch, write_torch
 from .config import Error
 
 
@@ -33,7 +33,7 @@ def train(
     """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
 
     batch(step) -> (idx, targets) depends on the step alone, so the step is the data position.
-    state      file of the training state, written ten times in a run and removed at its end
+    state      file of the training state, written ten times in a run; the caller removes it once the result is safe
     settings   what must be the same for a run to be resumed (JSON values)
     dtype      of the products, by autocast; what is trained keeps its own
 
@@ -57,13 +57,11 @@ def train(
             optimizer.step()
             bar.update()
             if (step + 1) % every == 0 or step + 1 == steps:
-                if not math.isfinite(value := loss.item()):
-                    raise Error(f"the loss is {value} at step {step + 1}: try a learning rate lower than {lr:g}")
+                if not math.isfinite(value := loss.item()) or not all(p.isfinite().all() for p in parameters.values()):
+                    raise Error(f"the loss is {value} and the weights overflow at step {step + 1}: try a learning rate below {lr:g}")
                 bar.set_postfix(loss=f"{value:.3f}")
-                if state is not None and step + 1 < steps:
+                if state is not None:
                     _save(state, parameters, optimizer, step + 1, settings)
-    if state is not None:
-        state.unlink(missing_ok=True)
 
 
 def _save(path: Path, parameters: dict[str, Tensor], optimizer, step: int, settings: dict | None) -> None:
@@ -74,7 +72,7 @@ def _save(path: Path, parameters: dict[str, Tensor], optimizer, step: int, setti
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
     }
-    write_atomically(path, lambda to: torch.save(state, to))
+    write_torch(path, state)
 
 
 def _load(path: Path | None, parameters: dict[str, Tensor], optimizer, settings: dict | None) -> int:

@@ -55,6 +55,16 @@ def test_the_articles_arithmetic():
     assert accounting.count(wide, "prompt", num_virtual_tokens=5) == (20_480, 20_480)
 
 
-def test_an_unknown_method_is_refused():
-    with pytest.raises(Error, match="full, prompt, prefix"):
-        accounting.count(PRESETS["gpt2"], "magic")
+@pytest.mark.parametrize(
+    "method, h, message",
+    [
+        ("magic", {}, "full, prompt, prefix"),
+        ("prompt", dict(length=3), "depends on num_virtual_tokens, not on 'length'"),
+        ("full", dict(r=3), "the shape alone"),
+        ("prompt", dict(num_virtual_tokens=-5), "at least 1, not -5"),
+        ("prefix", dict(space="keys"), "'kv' or 'hidden'"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(method, h, message):
+    with pytest.raises(Error, match=message):
+        accounting.count(PRESETS["gpt2"], method, **h)

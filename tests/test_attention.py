@@ -113,6 +113,13 @@ def test_shapes_that_do_not_fit_are_refused_in_one_line(change, message):
     assert "\n" not in str(e.value)
 
 
+def test_keys_and_values_of_a_prefix_go_together():
+    q, k, v, pk, pv, _ = tensors(*SHAPES[0])
+    for args in ((q, k, v, pk, None), (q, k, v, None, pv), (q[0], k, v, pk, pv)):
+        with pytest.raises(Error, match="go together"):
+            prefix_attention(*args)
+
+
 def test_an_unknown_backend_is_refused_with_the_list():
     with pytest.raises(Error, match="auto, reference, sdpa"):
         prefix_attention(*tensors(*SHAPES[0])[:3], backend="magic")

@@ -28,10 +28,16 @@ def allocate(megabytes):
     torch.ones(megabytes * 250_000).sum()
 
 
+def divide(by):
+    return 1 / by
+
+
 def test_peak_memory_is_that_of_the_work_alone():
     big = torch.ones(100_000_000)  # what this process holds does not count
-    assert 190e6 < peak_bytes(allocate, 200) < 260e6
+    assert 190e6 < peak_bytes(torch.device("cpu"), allocate, 200) < 260e6
     del big
+    with pytest.raises(Error, match="try a smaller shape: .*division by zero"):
+        peak_bytes(torch.device("cpu"), divide, 0)
 
 
 def test_the_spread():
@@ -74,11 +80,15 @@ def test_twice_the_batch_keeps_twice_the_activations(result):
     s = settings(batch_size=8)
     c = cost.Contestant(s, "prefix", {"num_virtual_tokens": 8}, GPT(s.config))
     once = next(r["saved_bytes"] for r in result["rows"] if r["method"] == "prefix")
+    assert not c.inference().requires_grad
     assert 1.9 * once < saved_bytes(c.forward_loss, c.model.parameters()) <= 2 * once
 
 
 def test_attention_is_checked_before_it_is_timed(monkeypatch):
     assert max(cost.check_attention(settings()).values()) < 1e-5
+    assert cost.check_attention(settings()).keys() == {"output", "dq", "dk", "dv", "dprefix_k", "dprefix_v"}
+    assert cost.check_attention(settings(methods=())).keys() == {"output", "dq", "dk", "dv"}  # full alone has no prefix
+    assert max(cost.check_attention(settings(dtype="bfloat16")).values()) < 5e-2
     monkeypatch.setitem(attention.BACKENDS, "auto", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
     with pytest.raises(Error, match="attention is wrong"):
         cost.check_attention(settings())

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,17 @@ def edit(folder, change):
     path.write_text(json.dumps(config))
 
 
+def read_config(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def without_checksum(folder):
+    """What the checks behind the checksum see: the same file, with no notes."""
+    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model", read_config(folder))
+    edit(folder, lambda c: c.pop("minipeft", None))
+    return tensors, path.suffix != ".bin"
+
+
 def refused(base, folder, message):
     with pytest.raises(Error, match=message) as e:
         load_adapter(base, folder)
@@ -47,7 +59,13 @@ def test_an_adapter_for_another_base_is_refused(base, folder):
     refused(nudged, folder, "another base")
 
 
-def test_the_fingerprint_is_of_the_weights_not_of_their_type(base):
+def test_the_fingerprint_is_of_shape_and_weights_not_of_their_type(base):
+    other_heads = GPT(replace(base.config, n_head=2))
+    other_heads.load_state_dict(base.state_dict())
+    assert fingerprint(other_heads) != fingerprint(base)
+    same = GPT(replace(base.config, layer_norm_epsilon=0.00001))
+    same.load_state_dict(base.state_dict())
+    assert fingerprint(same) == fingerprint(base)
     assert fingerprint(tiny(base.config.position)) == fingerprint(base)
     assert fingerprint(tiny(base.config.position).bfloat16()) == fingerprint(base)
 
@@ -61,14 +79,14 @@ def test_a_torn_file_is_refused(base, folder, keep):
 
 
 def test_a_changed_number_is_noticed(base, folder):
-    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model")
+    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model", read_config(folder))
     tensors["prompt_embeddings"][2, 3] += 1e-6
     checkpoint.write_tensors(folder, "adapter_model", tensors, path.suffix != ".bin", notes)
     refused(base, folder, "do not match their checksum")
 
 
 def test_other_keys_and_shapes_are_refused(base, folder):
-    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model")
+    tensors, safe = without_checksum(folder)
     t = tensors["prompt_embeddings"]
     for wrong, message in [
         ({}, "missing .'prompt_embeddings'"),
@@ -76,8 +94,35 @@ def test_other_keys_and_shapes_are_refused(base, folder):
         ({"prompt_embeddings": t[:4]}, r"is \(4, 192\), but \(5, 192\)"),
         ({"prompt_embeddings": t.long()}, "does not fit"),
     ]:
-        checkpoint.write_tensors(folder, "adapter_model", wrong, path.suffix != ".bin", notes)
+        checkpoint.write_tensors(folder, "adapter_model", wrong, safe)
         refused(base, folder, message)
+
+
+def test_a_file_of_other_things_is_refused(base, folder):
+    tensors, safe = without_checksum(folder)
+    if not safe:
+        for wrong in ({3: tensors["prompt_embeddings"]}, {"prompt_embeddings": "text"}):
+            torch.save(wrong, folder / "adapter_model.bin")
+            refused(base, folder, "something else than named tensors")
+
+
+def test_peft_adapters_name_the_shape_of_their_base(base, folder):
+    tensors, safe = without_checksum(folder)
+    checkpoint.write_tensors(folder, "adapter_model", tensors, safe)
+    load_adapter(base, folder)
+    edit(folder, lambda c: c.update(num_layers=6, token_dim=16))
+    refused(base, folder, "another base: token_dim is 16, this one has 32")
+
+
+def test_an_adapter_and_a_base_do_not_share_a_folder(base, folder):
+    with pytest.raises(Error, match="already holds an adapter"):
+        base.save_pretrained(folder)
+    base.save_pretrained(folder.parent / "base")
+    with pytest.raises(Error, match="already holds a base"):
+        adapt(base, "prompt").save(folder.parent / "base")
+    (folder.parent / "file").write_text("")
+    with pytest.raises(Error, match="is a file"):
+        adapt(base, "prompt").save(folder.parent / "file")
 
 
 def test_missing_parts_are_named(base, folder):
@@ -142,9 +187,30 @@ def test_a_base_comes_back_bit_for_bit_in_its_own_type(base, tmp_path):
         assert a.dtype == torch.bfloat16 and torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_changed_number_in_a_base_is_noticed(base, safe, tmp_path):
+    if safe:
+        pytest.importorskip("safetensors")
+    base.save_pretrained(tmp_path, safe_serialization=safe)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors, notes, _ = checkpoint.read_tensors(tmp_path, "model", config)
+    tensors["transformer.ln_f.bias"][3] += 1e-6
+    checkpoint.write_tensors(tmp_path, "model", tensors, safe, notes)
+    with pytest.raises(Error, match="do not match their checksum"):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_saving_twice_gives_the_same_bytes(base, tmp_path):
+    for name in ("a", "b"):
+        base.save_pretrained(tmp_path / name, safe_serialization=False)
+    assert (tmp_path / "a" / "pytorch_model.bin").read_bytes() == (tmp_path / "b" / "pytorch_model.bin").read_bytes()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        (dict(layer_norm_epsilon="small"), "layer_norm_epsilon must be a positive number"),
+        (dict(layer_norm_epsilon=None), "layer_norm_epsilon must be a positive number"),
         (dict(model_type="bert"), "gpt2 or minipeft, not 'bert'"),
         (dict(activation_function="relu"), "activation_function 'relu' is not supported"),
         (dict(n_inner=7), "n_inner 7 is not supported"),

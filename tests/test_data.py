@@ -70,7 +70,7 @@ def test_long_inputs_are_cut_from_the_left_and_counted_and_long_targets_refused(
     fitted, cut = fit([long, short], TOKENIZER, block_size=32, virtual=10)
     assert cut == 1 and fitted[1] == short and fitted[0].input == "x" * 9 + "end"
     assert encode(fitted, TOKENIZER)[0].size(1) == 22  # with the 10 virtual ones, exactly the block size
-    with pytest.raises(Error, match="10 virtual tokens do not fit the block size of 32"):
+    with pytest.raises(Error, match="10 virtual tokens and 34 of .* do not fit the block size of 32"):
         fit([Example("in", "y" * 30)], TOKENIZER, block_size=32, virtual=10)
 
 
@@ -102,6 +102,7 @@ def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):
         (b'{"input": "a", "target": ""}\n', "line 1 has an empty target"),
         (b'{"input": "\xff", "target": "b"}\n', "not UTF-8"),
         (b"[" * 100000, "line 1 is not JSON"),
+        (b'{"input": "a", "target": "b"}\n{"input": "\\ud800", "target": "b"}\n', "line 2 holds half a surrogate"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused_in_one_line(content, message, tmp_path):
@@ -110,6 +111,11 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(content, message, tmp
     with pytest.raises(Error, match=message) as e:
         read_jsonl(path)
     assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"input": "a", "target": "b"}')
+    assert read_jsonl(tmp_path / "bom.jsonl") == [Example("a", "b")]
 
 
 def test_a_missing_file_and_a_single_example(tmp_path):

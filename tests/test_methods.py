@@ -151,13 +151,31 @@ def test_the_loss_ignores_what_is_not_supervised(base, idx):
     torch.testing.assert_close(model.loss(idx, targets), -(logp[0, 4, 7] + logp[2, 9, 8]) / 2)
 
 
-def test_what_is_trained_stays_float32_beside_a_bfloat16_base(idx):
-    base = tiny("rotary", torch.bfloat16)
-    for name in ("prompt", "prefix"):
-        model = adapt(base, name, num_virtual_tokens=3)
-        assert {p.dtype for p in model.trainable_parameters()} == {torch.float32}
-        model.loss(idx, idx).backward()
-        assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.trainable_parameters())
+@pytest.mark.parametrize("name, h", FROZEN)
+def test_what_is_trained_stays_float32_beside_a_bfloat16_base(name, h, idx):
+    model = adapt(tiny("rotary", torch.bfloat16), name, **h)
+    assert {p.dtype for p in model.trainable_parameters()} == {torch.float32}
+    model.loss(idx, idx).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.trainable_parameters())
+
+
+def test_several_methods_share_a_frozen_base(base, idx):
+    one, two = adapt(base, "prompt"), adapt(base, "prefix")
+    assert one.detach() is base
+    assert not any(p.requires_grad for p in base.parameters())  # the other still needs it frozen
+    assert [n for n, _ in two.named_trainable_parameters()] == ["method.prompt_embeddings"]
+    with pytest.raises(Error, match="detach the other adapter first"):
+        adapt(base, "full")
+    two.detach()
+    assert all(p.requires_grad for p in base.parameters())
+    full = adapt(base, "full")
+    with pytest.raises(Error, match="cannot share it"):
+        adapt(base, "prompt")
+    full.detach()
+    partly = tiny()
+    partly.wte.requires_grad_(False)
+    adapt(partly, "prompt").detach()
+    assert [n for n, p in partly.named_parameters() if not p.requires_grad] == ["wte.weight"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +192,12 @@ def test_what_is_trained_stays_float32_beside_a_bfloat16_base(idx):
         ("prefix", dict(prefix_projection=True, init=torch.tensor([1])), "starts random"),
         ("prefix", dict(prefix_projection=True, encoder_hidden_size=0), "at least 1, not 0"),
         ("prompt", dict(init=torch.tensor([], dtype=torch.int64)), "empty"),
+        ("prompt", dict(init=[1, 2]), "token ids"),
+        ("prefix", dict(init=torch.tensor([[1], [2]])), "token ids"),
+        ("prefix", dict(init=None), "token ids"),
+        ("prompt", dict(init=torch.tensor([97])), "0 … 96"),
+        ("prompt", dict(num_virtual_tokens=True), "1 … 47"),
+        ("prefix", dict(prefix_projection=True, encoder_hidden_size=1.5), "whole number"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name, h, message, base):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from conftest import tiny
 
-from minipeft import GPT, Error, GPTConfig, Prefix
+from minipeft import GPT, Error, GPTConfig, Prefix, prefix_from_prompt, prompt_from_tokens
 
 HF_SHAPES = [  # vocab_size, block_size, n_layer, n_head, n_embd
     (97, 32, 1, 1, 16),
@@ -69,11 +70,26 @@ def test_rotary_equals_transformers_llama_rotation():
     angle = torch.arange(3, 12)[:, None] / 10000 ** (torch.arange(0, 16, 2) / 16)
     torch.testing.assert_close(rope[0][:, :8], angle.cos())
     torch.testing.assert_close(rope[0][:, 8:], angle.cos())
+    torch.testing.assert_close(rope[1], torch.cat([angle, angle], dim=1).sin())
+
+
+def test_far_positions_keep_their_angles_in_a_bfloat16_base():
+    _, (cos, sin) = tiny("rotary", torch.bfloat16).add_positions(torch.zeros(1, 47, 32, dtype=torch.bfloat16))
+    assert cos.dtype == torch.float32
+    torch.testing.assert_close(sin[46, 0], torch.tensor(46.0).sin())
+
+
+def test_initial_weights_are_gpt2s():
+    """N(0, 0.02²), and 0.02/sqrt(2L) where a block adds to the residual stream (Radford et al. 2019 §2.3)."""
+    torch.manual_seed(0)
+    for name, p in GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128)).named_parameters():
+        if p.dim() == 2:
+            assert p.std().item() == pytest.approx(0.02 / 4 if "c_proj" in name else 0.02, rel=0.05), name
+        else:
+            assert torch.equal(p, torch.ones_like(p) if "ln" in name and "weight" in name else torch.zeros_like(p)), name
 
 
 def test_rotary_logits_do_not_depend_on_where_the_text_stands(idx):
-    from conftest import tiny
-
     base = tiny("rotary", torch.float64)
     gated = Prefix(torch.randn(3, 1, 4, 5, 8).double(), torch.randn(3, 1, 4, 5, 8).double(), gate=torch.zeros(3, 4))
     x, rope = base.add_positions(base.wte(idx), first=17)
@@ -87,8 +103,28 @@ def test_a_gated_prefix_takes_no_positions(base, idx):
     """With its gate at zero it is exactly absent, also where positions are a learned table."""
     prefix = Prefix(torch.randn(3, 1, 4, 5, 8), torch.randn(3, 1, 4, 5, 8), gate=torch.zeros(3, 4))
     torch.testing.assert_close(base(idx, prefix=prefix), base(idx))
-    open_gate = prefix._replace(gate=torch.ones(3, 4))
-    assert (base(idx, prefix=open_gate) - base(idx)).abs().max() > 0.1
+    outputs = [base(idx)]
+    for layer in range(3):  # every layer has its own
+        gate = torch.zeros(3, 4)
+        gate[layer] = 1
+        outputs.append(base(idx, prefix=prefix._replace(gate=gate)))
+    for i, a in enumerate(outputs):
+        for b in outputs[:i]:
+            assert (a - b).abs().max() > 0.1
+
+
+def test_a_prefix_and_a_prompt_stand_in_this_order(base, idx):
+    """The prefix of one text and the soft prompt of another: the same as both read one after the other."""
+    prefix = prefix_from_prompt(base, prompt_from_tokens(base, torch.tensor([5, 6, 7])))
+    prompt = prompt_from_tokens(base, torch.tensor([8, 9]))
+    read = base(torch.cat([torch.tensor([5, 6, 7, 8, 9]).expand(3, -1), idx], dim=1))[:, 5:]
+    torch.testing.assert_close(base(idx, prompt=prompt, prefix=prefix), read, rtol=0, atol=2e-5)
+    with pytest.raises(Error, match="39 virtual"):
+        base(idx, prompt=torch.zeros(1, 36, 32), prefix=prefix)
+
+
+def test_no_real_token_no_logits(base):
+    assert base(torch.zeros(2, 0, dtype=torch.int64), prompt=torch.zeros(1, 3, 32)).shape == (2, 0, 97)
 
 
 def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
@@ -125,14 +161,21 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
     [
         (dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
         (dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
-        (dict(prefix=torch.zeros(4, 2, 1, 4, 5, 8)), r"\(3, 1\|B, n_kv, P, hs\)"),
-        (dict(prefix=torch.zeros(3, 2, 1, 4, 5, 7)), "prefix_k"),
+        (dict(prompt=torch.zeros(2, 4, 32)), "with B 3"),
+        (dict(prefix=torch.zeros(4, 2, 1, 4, 5, 8)), r"\(3, 1\|B, 4, P, 8\)"),
+        (dict(prefix=torch.zeros(3, 2, 1, 4, 5, 7)), r"\(3, 1\|B, 4, P, 8\)"),
         (dict(prefix=torch.zeros(3, 2, 2, 4, 5, 8)), "with B 3"),
+        (dict(prefix=torch.zeros(3, 3, 1, 4, 5, 8)), r"\(L, 2, 1\|B"),
+        (dict(prefix=torch.zeros(3, 1, 4, 5, 8)), r"\(L, 2, 1\|B"),
+        (dict(prefix=Prefix(torch.zeros(3, 1, 4, 5, 8), torch.zeros(4, 1, 4, 5, 8))), "keys and values"),
+        (dict(prefix=Prefix(torch.zeros(3, 1, 4, 5, 8), torch.zeros(3, 1, 4, 5, 8), torch.zeros(1, 4))), "gate"),
     ],
 )
 def test_slots_of_another_shape_are_refused(slot, message, base, idx):
     with pytest.raises(Error, match=message):
         base(idx, **slot)
+    with pytest.raises(Error, match="idx"):
+        base(idx[0])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(work: Callable, *arguments) -> int | None:
+def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
     """The most memory work(*arguments) takes, in a fresh process of its own; None where the system does not tell.
 
     On a GPU that is the peak of torch's allocator; on a CPU how far the process's resident memory rises above what it was
@@ -105,25 +105,31 @@ def peak_bytes(work: Callable, *arguments) -> int | None:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_peak, args=(sender, torch.get_num_threads(), work, arguments))
+    child = context.Process(target=_measure_peak, args=(sender, device, torch.get_num_threads(), work, arguments))
     child.start()
     sender.close()
     try:
-        return receiver.recv()
+        peak = receiver.recv()
     except EOFError:
-        raise Error("the process that measures peak memory ended early: most likely memory ran out, try a smaller shape") from None
+        peak = "it was ended, most likely because memory ran out"
     finally:
         child.join()
+    if isinstance(peak, str):
+        raise Error(f"peak memory cannot be measured, try a smaller shape: {peak}")
+    return peak
 
 
-def _measure_peak(sender, threads: int, work: Callable, arguments: tuple) -> None:
+def _measure_peak(sender, device: torch.device, threads: int, work: Callable, arguments: tuple) -> None:
     torch.set_num_threads(threads)
     with contextlib.suppress(OSError):  # on Linux the peak starts anew, without what importing took
         Path("/proc/self/clear_refs").write_text("5")
     before = _resident_peak()
-    work(*arguments)
-    if torch.cuda.is_initialized():
-        sender.send(torch.cuda.max_memory_allocated())
+    try:
+        work(*arguments)
+    except Exception as e:  # told in the parent's one line
+        return sender.send(str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__)
+    if device.type == "cuda":
+        sender.send(torch.cuda.max_memory_allocated(device))
     else:
         sender.send(None if before is None else _resident_peak() - before)
 

@@ -1,5 +1,6 @@
 """From examples to tensors: `input -> target` as ids, with the target alone supervised."""
 
+import hashlib
 from collections.abc import Callable
 from random import Random
 
@@ -46,7 +47,8 @@ def fit(examples: list[Example], tokenizer: ByteTokenizer, block_size: int, virt
         asked, answer = tokenizer.encode(e.input), len(tokenizer.encode(ARROW + e.target))
         room = block_size - virtual - answer
         if room < 0:
-            raise Error(f"a target of {answer} tokens and {virtual} virtual tokens do not fit the block size of {block_size}")
+            start = ascii(e.target[:30])
+            raise Error(f"{virtual} virtual tokens and {answer} of {ARROW!r} and {start} do not fit the block size of {block_size}")
         if len(asked) > room:
             e, cut = Example(tokenizer.decode(asked[len(asked) - room :]).lstrip("\ufffd"), e.target), cut + 1
         fitted.append(e)
@@ -54,7 +56,10 @@ def fit(examples: list[Example], tokenizer: ByteTokenizer, block_size: int, virt
 
 
 class TaskData:
-    """Endless examples of a task, the same for the same seed; the held-out ones are drawn apart from them."""
+    """Endless examples of a task, the same for the same seed; the held-out ones come from a seed of their own.
+
+    Of the 10⁸ strings there are, hardly any is drawn twice.
+    """
 
     def __init__(self, task: Task, seed: int, batch_size: int, held_out: int = 500):
         self.task, self.seed, self.batch_size = task, seed, batch_size
@@ -78,6 +83,7 @@ class FileData:
             raise Error(f"{path} holds one example: at least two are needed, one of them held out")
         apart = min(500, max(1, len(examples) // 10))
         self.examples, self.held_out = examples[:-apart], examples[-apart:]
+        self.digest = hashlib.sha256(repr(examples).encode()).hexdigest()
         self.seed, self.batch_size = seed, min(batch_size, len(self.examples))
 
     def batch(self, step: int) -> list[Example]:

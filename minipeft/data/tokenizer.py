@@ -1,5 +1,7 @@
 """Text as bytes: the tokenizer of the embedded base. No vocabulary file, nothing unknown, 257 ids."""
 
+from ..config import Error
+
 
 class ByteTokenizer:
     """Ids 0–255 are the bytes of UTF-8, 256 marks the end of an answer."""
@@ -8,7 +10,11 @@ class ByteTokenizer:
     vocab_size = 257
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
+        try:
+            return list(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise Error(f"{ascii(text[:40])} holds half a surrogate pair, which is no character") from None
 
     def decode(self, ids) -> str:
         """Ids -> text; the end mark is dropped, and bytes that are no UTF-8 show as the replacement character."""

@@ -1,5 +1,7 @@
 """What every tuning method is: a few trainable tensors and what they put into the two slots of a frozen base."""
 
+from weakref import WeakKeyDictionary, WeakSet
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ class Method(nn.Module):
     learning_rate: float  # a default that works on the embedded base (AdamW, warm-up, cosine)
     peft_types: tuple[str, ...] = ()  # what adapter_config.json may call it
     freezes_base = True
+    num_virtual_tokens = 0  # positions it takes before the real tokens
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
         """The `prompt` and `prefix` arguments for base(idx, …)."""
@@ -45,17 +48,25 @@ class Method(nn.Module):
         checkpoint.save_adapter(self, base, folder)
 
 
+# For every base: which of its parameters required a gradient before anything was attached, and what is attached now.
+_ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakKeyDictionary()
+
+
 class Adapted(nn.Module):
     """A base with a method attached: `model(idx)` gives logits of the real tokens, `model.loss(idx, targets)` what is trained on.
 
-    Attaching freezes the base; `detach()` gives it back as it was.
+    Attaching freezes the base; `detach()` gives it back as it was. Any number of methods may share a frozen base; `full`, which
+    changes it, wants it for itself. Raises Error when it is not.
     """
 
     def __init__(self, base: GPT, method: Method):
         super().__init__()
         self.base = base
         self.method = method
-        self._required_grad = [p.requires_grad for p in base.parameters()]
+        _, attached = _ATTACHED.setdefault(base, ([p.requires_grad for p in base.parameters()], WeakSet()))
+        if attached and not (method.freezes_base and all(other.method.freezes_base for other in attached)):
+            raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
+        attached.add(self)
         base.requires_grad_(not method.freezes_base)
 
     def forward(self, idx: Tensor) -> Tensor:
@@ -71,7 +82,9 @@ class Adapted(nn.Module):
         return (p for _, p in self.named_trainable_parameters())
 
     def named_trainable_parameters(self):
-        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        if self.method.freezes_base:
+            return self.method.named_parameters("method")
+        return self.base.named_parameters("base")
 
     def trainable_summary(self) -> str:
         """The line PEFT users know: trained, all (base and method together), and the share in percent."""
@@ -84,16 +97,20 @@ class Adapted(nn.Module):
         self.method.save(self.base, folder)
 
     def detach(self) -> GPT:
-        """The base, its tensors untouched by any method but `full`, each requiring a gradient again if it did before."""
-        for p, required in zip(self.base.parameters(), self._required_grad, strict=True):
-            p.requires_grad_(required)
+        """The base, its tensors untouched by any method but `full`. Once nothing is attached to it any more, its parameters
+        require gradients again as they did before."""
+        required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
+        attached.discard(self)
+        if not attached and _ATTACHED.pop(self.base, None):
+            for p, required in zip(self.base.parameters(), required_grad, strict=True):
+                p.requires_grad_(required)
         return self.base
 
 
 def virtual_tokens(base: GPT, num_virtual_tokens: int) -> int:
     """P, checked against the base: at least 1, and at least one position left for a real token."""
     block = base.config.block_size
-    if not isinstance(num_virtual_tokens, int) or not 1 <= num_virtual_tokens < block:
+    if type(num_virtual_tokens) is not int or not 1 <= num_virtual_tokens < block:
         raise Error(f"num_virtual_tokens must be 1 … {block - 1} with a block size of {block}, not {num_virtual_tokens!r}")
     return num_virtual_tokens
 
@@ -102,6 +119,8 @@ def initial_tokens(base: GPT, P: int, init: "str | Tensor") -> Tensor:
     """The P token ids a prompt or prefix starts from: drawn from the vocabulary ("vocab"), or a text's ids (n,) repeated or cut."""
     if isinstance(init, str):
         return torch.randint(base.config.vocab_size, (P,))
+    if not isinstance(init, Tensor) or init.dim() != 1 or init.dtype != torch.int64:
+        raise Error(f"init must be a name or token ids (n,) int64, not {init!r}".replace("\n", " "))
     if init.numel() == 0:
         raise Error("the text to start from is empty")
     return init[torch.arange(P) % init.numel()]

@@ -48,7 +48,8 @@ class PrefixTuning(Method):
         super().__init__()
         if space not in ("kv", "hidden"):
             raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
-        P, L, C = virtual_tokens(base, num_virtual_tokens), base.config.n_layer, base.config.n_embd
+        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens)
+        L, C = base.config.n_layer, base.config.n_embd
         self.space = space
         W = 2 * L * C if space == "kv" else L * C
         if prefix_projection:
@@ -56,8 +57,8 @@ class PrefixTuning(Method):
                 raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
             self.learning_rate = 0.01  # the MLP's weights move every row at once: 0.1 breaks it
             m = C if encoder_hidden_size is None else encoder_hidden_size
-            if m < 1:
-                raise Error(f"encoder_hidden_size must be at least 1, not {m}")
+            if type(m) is not int or m < 1:
+                raise Error(f"encoder_hidden_size must be a whole number of at least 1, not {m!r}")
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
         else:
@@ -92,7 +93,7 @@ class PrefixTuning(Method):
     def peft_config(self, base: GPT) -> dict:
         return {
             "peft_type": self.peft_types[self.space == "hidden"],
-            "num_virtual_tokens": self.rows().size(0),
+            "num_virtual_tokens": self.num_virtual_tokens,
             "prefix_projection": False,
             "encoder_hidden_size": base.config.n_embd,
             "token_dim": base.config.n_embd,

@@ -27,7 +27,7 @@ class PromptTuning(Method):
 
     def __init__(self, base: GPT, num_virtual_tokens: int = 8, init: "str | Tensor" = "vocab"):
         super().__init__()
-        P = virtual_tokens(base, num_virtual_tokens)
+        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens)
         if isinstance(init, str) and init not in ("random", "vocab"):
             raise Error(f"init of a prompt must be 'random', 'vocab' or token ids, not {init!r}")
         with torch.no_grad():
@@ -44,7 +44,7 @@ class PromptTuning(Method):
         return {
             "peft_type": "PROMPT_TUNING",
             "prompt_tuning_init": "RANDOM",  # where it started no longer matters
-            "num_virtual_tokens": self.prompt_embeddings.size(0),
+            "num_virtual_tokens": self.num_virtual_tokens,
             "token_dim": base.config.n_embd,
             "num_transformer_submodules": 1,
             "num_attention_heads": base.config.n_head,
