@@ -58,7 +58,7 @@ def train(
             bar.update()
             if (step + 1) % every == 0 or step + 1 == steps:
                 if not math.isfinite(value := loss.item()) or not all(p.isfinite().all() for p in parameters.values()):
-                    raise Error(f"the loss is {value} and the weights overflow at step {step + 1}: try a learning rate below {lr:g}")
+                    raise Error(f"training came apart at step {step + 1} (loss {value:.3g}): try a learning rate below {lr:g}")
                 bar.set_postfix(loss=f"{value:.3f}")
                 if state is not None:
                     _save(state, parameters, optimizer, step + 1, settings)

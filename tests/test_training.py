@@ -97,7 +97,7 @@ def test_a_last_step_that_ruins_the_weights_is_noticed_though_its_loss_was_finit
         def loss(self, idx, targets):
             return (self.x - self.x.detach()).sqrt().sum()  # 0, with an infinite slope
 
-    with pytest.raises(Error, match="the loss is 0.0 and the weights overflow at step 1"):
+    with pytest.raises(Error, match="came apart at step 1 .loss 0."):
         train(Cliff(), batch, 1, 0.1)
 
 
