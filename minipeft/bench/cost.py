@@ -215,7 +215,7 @@ def table(result: dict) -> str:
         "P": lambda r: str(r.get("num_virtual_tokens", "-")),
         "trained": lambda r: f"{r['trained']:,}",
         "stored": lambda r: f"{r['stored']:,}",
-        "%": lambda r: f"{r['percent']:.3f}",
+        "trained %": lambda r: f"{r['percent']:.3f}",
         "adapter KB": lambda r: f"{r['adapter_bytes'] / 1e3:,.1f}",
         "optimizer MB": lambda r: f"{r['optimizer_bytes'] / 1e6:,.2f}",
         "saved MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
