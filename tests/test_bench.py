@@ -3,12 +3,13 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
 
 import bench
-from minipeft import GPT, PRESETS, Error, attention
+from minipeft import GPT, PRESETS, Error, GPTConfig, attention
 from minipeft.bench import cost
 from minipeft.bench.measure import can_compile, peak_bytes, saved_bytes, spread
 
@@ -92,6 +93,20 @@ def test_attention_is_checked_before_it_is_timed(monkeypatch):
     monkeypatch.setitem(attention.BACKENDS, "auto", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
     with pytest.raises(Error, match="attention is wrong"):
         cost.check_attention(settings())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_is_the_same_work():
+    config = GPTConfig(vocab_size=97, block_size=32, n_layer=1, n_head=2, n_embd=16, position="rotary")
+    torch.manual_seed(0)
+    base = GPT(config)
+    h = {"num_virtual_tokens": 4, "init": torch.tensor([1, 2, 3])}
+    small = dict(config=config, batch_size=2, seq_len=8)
+    eager, compiled = (cost.Contestant(settings(**small, compile=c), "prefix", h, base) for c in (False, True))
+    torch.testing.assert_close(compiled.forward_loss(), eager.forward_loss())
+    for c in (eager, compiled):
+        c.train_step()
+    torch.testing.assert_close(*(next(c.model.trainable_parameters()) for c in (compiled, eager)))
 
 
 def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch, capsys):

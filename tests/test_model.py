@@ -1,5 +1,7 @@
 """The GPT against transformers' GPT-2, and its two slots."""
 
+import json
+
 import pytest
 import torch
 from conftest import tiny
@@ -41,6 +43,29 @@ def test_logits_equal_transformers_in_both_directions(shape, safe, tmp_path):
         assert (tmp_path / "ours" / ("model.safetensors" if safe else "pytorch_model.bin")).exists()
         back = type(theirs).from_pretrained(tmp_path / "ours")
         torch.testing.assert_close(back(idx).logits, want, rtol=0, atol=1e-6)
+
+
+def test_the_layout_of_the_released_gpt2_files_is_read(tmp_path):
+    """They name their tensors without "transformer.", hold each block's mask, and sometimes the tied head once more."""
+    base = tiny("learned")
+    base.save_pretrained(tmp_path, safe_serialization=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["minipeft"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = {k.removeprefix("transformer."): t for k, t in torch.load(tmp_path / "pytorch_model.bin", weights_only=True).items()}
+    state |= {
+        "lm_head.weight": state["wte.weight"].clone(),
+        "h.0.attn.bias": torch.ones(1, 1, 48, 48),
+        "h.0.attn.masked_bias": torch.ones(()),
+    }
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    again = GPT.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(t, again[name]) for name, t in base.state_dict().items())
+
+    state["lm_head.weight"][0] += 1
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Error, match="head is tied"):
+        GPT.from_pretrained(tmp_path)
 
 
 def test_a_prefix_is_transformers_past_key_values(tmp_path):
