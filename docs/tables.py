@@ -55,12 +55,21 @@ def skills_table() -> str:
     return "\n".join(rows)
 
 
+def e2e_table() -> str:
+    rows = ["| method | trained | held-out loss | minutes |", "|---|---|---|---|"]
+    for method in ("full", "prompt", "prefix"):
+        r = read(RESULTS / f"e2e-{method}.json")
+        rows.append("| `{}` | {:,} | {:.2f} → {:.2f} | {:.1f} |".format(method, r["trained"], *r["loss"], r["seconds"] / 60))
+    return "\n".join(rows)
+
+
 BLOCKS = {
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
     "scores": scores_table,
     "bench-nano": lambda: fenced(cost.table(read(RESULTS / "bench-nano.json"))),
     "bench-gpt2": lambda: fenced(cost.table(read(RESULTS / "bench-gpt2.json"))),
     "skills": skills_table,
+    "e2e": e2e_table,
 }
 
 
