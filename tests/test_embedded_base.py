@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minipeft import GPT, PRESETS
+from minipeft import GPT, PRESETS, fingerprint
 from minipeft.data import NANO
 from minipeft.data.batches import draw, encode
 from minipeft.data.tasks import SKILLS, skill_example
@@ -21,6 +21,10 @@ def test_it_is_small_complete_and_needs_no_extra_package(nano):
     assert sum(f.stat().st_size for f in NANO.iterdir()) <= 4_000_000
     assert nano.config == PRESETS["nano"]
     assert {p.dtype for p in nano.parameters()} == {torch.float32}
+
+
+def test_its_fingerprint_stays_so_that_adapters_saved_for_it_stay_good(nano):
+    assert fingerprint(nano) == "e411ba639c881bf10b2b672f1812c2e3cf8c1cdacd0342cec7f5c09e1d524706"
 
 
 @pytest.mark.parametrize("name", SKILLS)
