@@ -25,7 +25,7 @@ from torch import Tensor
 from ..config import Error
 from ..ladder import hidden_from_prompt, prefix_from_hidden, prompt_from_tokens
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, virtual_tokens
+from .base import Method, initial_tokens, new_parameter, prompt_learning_config, virtual_tokens
 
 
 class PrefixTuning(Method):
@@ -93,13 +93,9 @@ class PrefixTuning(Method):
     def peft_config(self, base: GPT) -> dict:
         return {
             "peft_type": self.peft_types[self.space == "hidden"],
-            "num_virtual_tokens": self.num_virtual_tokens,
             "prefix_projection": False,
             "encoder_hidden_size": base.config.n_embd,
-            "token_dim": base.config.n_embd,
-            "num_transformer_submodules": 1,
-            "num_attention_heads": base.config.n_head,
-            "num_layers": base.config.n_layer,
+            **prompt_learning_config(base, self.num_virtual_tokens),
         }
 
     @classmethod

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Error
 from ..ladder import prompt_from_tokens
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, virtual_tokens
+from .base import Method, initial_tokens, new_parameter, prompt_learning_config, virtual_tokens
 
 
 class PromptTuning(Method):
@@ -44,11 +44,7 @@ class PromptTuning(Method):
         return {
             "peft_type": "PROMPT_TUNING",
             "prompt_tuning_init": "RANDOM",  # where it started no longer matters
-            "num_virtual_tokens": self.num_virtual_tokens,
-            "token_dim": base.config.n_embd,
-            "num_transformer_submodules": 1,
-            "num_attention_heads": base.config.n_head,
-            "num_layers": base.config.n_layer,
+            **prompt_learning_config(base, self.num_virtual_tokens),
         }
 
     @classmethod
