@@ -6,7 +6,7 @@ python train.py --method prompt --task sort                  a soft prompt for a
 python train.py --method full --task reverse+increment       full fine-tuning on two skills in a row
 python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines
 python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
-python train.py --base scratch --method full --task skills --steps 3000     pretrain a base
+python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3     pretrain a base
 """
 
 import argparse
