@@ -2,7 +2,7 @@
 """Measure what tuning costs. Without arguments: every method against full fine-tuning on a small GPT with random weights.
 
     python bench.py                                              the nano shape, under 3 minutes on 2 cores
-    python bench.py --preset gpt2 --batch-size 4 --steps 5       the 124M shape (3 GB of memory)
+    python bench.py --preset gpt2 --batch-size 4 --steps 5       the 124M shape
     python bench.py --methods prefix --num-virtual-tokens 1 16 256
     python bench.py --compile --out result.json
 

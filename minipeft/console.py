@@ -50,10 +50,7 @@ def run(script: str, main: Callable[[], None], interrupted: str = "interrupted")
             stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
     try:
         main()
-    except Error as e:
-        print(f"{script}: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
+    except (Error, OSError) as e:
         print(f"{script}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

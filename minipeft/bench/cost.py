@@ -120,7 +120,7 @@ def check_attention(s: Settings) -> dict[str, float]:
         inputs = [x.to(where, as_dtype).requires_grad_() for x in given]
         out = prefix_attention(*inputs, backend=backend)
         grads = torch.autograd.grad(out, inputs, upstream.to(where, as_dtype), allow_unused=P == 0)
-        return [x.detach().to("cpu", torch.float64) for x in (out, *grads) if x is not None]
+        return [x.detach().to("cpu", torch.float64) for x in (out, *grads) if x is not None]  # None: no prefix, no gradient
 
     names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v")
     pairs = zip(run("auto", device, dtype), run("reference", torch.device("cpu"), torch.float64), strict=False)

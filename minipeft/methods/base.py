@@ -115,15 +115,23 @@ def virtual_tokens(base: GPT, num_virtual_tokens: int) -> int:
     return num_virtual_tokens
 
 
-def initial_tokens(base: GPT, P: int, init: "str | Tensor") -> Tensor:
-    """The P token ids a prompt or prefix starts from: drawn from the vocabulary ("vocab"), or a text's ids (n,) repeated or cut."""
-    if isinstance(init, str):
+def initial_tokens(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
+    """The P token ids a prompt or prefix starts from: drawn from the vocabulary ("vocab"), a text's ids (n,) repeated or cut,
+    or none ("random": see noise). Raises Error for anything else."""
+    if isinstance(init, str) and init == "random":
+        return None
+    if isinstance(init, str) and init == "vocab":
         return torch.randint(base.config.vocab_size, (P,))
     if not isinstance(init, Tensor) or init.dim() != 1 or init.dtype != torch.int64:
-        raise Error(f"init must be a name or token ids (n,) int64, not {init!r}".replace("\n", " "))
+        raise Error(f"init must be 'random', 'vocab' or token ids (n,) int64, not {init!r}".replace("\n", " "))
     if init.numel() == 0:
         raise Error("the text to start from is empty")
     return init[torch.arange(P) % init.numel()]
+
+
+def noise(base: GPT, P: int, W: int) -> Tensor:
+    """(P, W) from N(0, σ²), σ the spread of the base's own embeddings."""
+    return torch.randn(P, W) * base.wte.weight.float().std().cpu()
 
 
 def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..config import Error
 from ..ladder import hidden_from_prompt, prefix_from_hidden, prompt_from_tokens
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, prompt_learning_config, virtual_tokens
+from .base import Method, initial_tokens, new_parameter, noise, prompt_learning_config, virtual_tokens
 
 
 class PrefixTuning(Method):
@@ -67,11 +67,9 @@ class PrefixTuning(Method):
 
     @torch.no_grad()
     def _start(self, base: GPT, P: int, W: int, init) -> Tensor:
-        if isinstance(init, str) and init == "random":
-            return torch.randn(P, W) * base.wte.weight.float().std().cpu()
-        if isinstance(init, str) and init != "vocab":
-            raise Error(f"init of a prefix must be 'random', 'vocab' or token ids, not {init!r}")
-        hidden = hidden_from_prompt(base, prompt_from_tokens(base, initial_tokens(base, P, init)))  # (L, 1, P, C)
+        if (tokens := initial_tokens(base, P, init)) is None:
+            return noise(base, P, W)
+        hidden = hidden_from_prompt(base, prompt_from_tokens(base, tokens))  # (L, 1, P, C)
         if self.space == "hidden":
             return hidden[:, 0].transpose(0, 1).reshape(P, W)
         return prefix_from_hidden(base, hidden)[:, :, 0].permute(3, 0, 1, 2, 4).reshape(P, W)

@@ -12,10 +12,9 @@ the paper samples its 5,000 most common tokens. Class-label initialisation is a 
 import torch
 from torch import Tensor
 
-from ..config import Error
 from ..ladder import prompt_from_tokens
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, prompt_learning_config, virtual_tokens
+from .base import Method, initial_tokens, new_parameter, noise, prompt_learning_config, virtual_tokens
 
 
 class PromptTuning(Method):
@@ -28,13 +27,9 @@ class PromptTuning(Method):
     def __init__(self, base: GPT, num_virtual_tokens: int = 8, init: "str | Tensor" = "vocab"):
         super().__init__()
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens)
-        if isinstance(init, str) and init not in ("random", "vocab"):
-            raise Error(f"init of a prompt must be 'random', 'vocab' or token ids, not {init!r}")
         with torch.no_grad():
-            if isinstance(init, str) and init == "random":
-                start = torch.randn(P, base.config.n_embd) * base.wte.weight.float().std().cpu()
-            else:
-                start = prompt_from_tokens(base, initial_tokens(base, P, init))[0]
+            tokens = initial_tokens(base, P, init)
+            start = noise(base, P, base.config.n_embd) if tokens is None else prompt_from_tokens(base, tokens)[0]
         self.prompt_embeddings = new_parameter(base, start)  # (P, C)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
