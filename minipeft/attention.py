@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compiling import can_compile
 from .config import Error
+from .fused import fused_attention
 
 
 def causal_mask(Tq: int, Tk: int, P: int, device=None) -> Tensor:
@@ -44,7 +46,7 @@ def prefix_attention(
     prefix_k, prefix_v   (1|B, n_kv, P, hs): one prefix for the batch or one a row, cast to q's dtype; P = 0 and None: no prefix
     gate      (nh,) or None
     backend   "reference": the textbook in float32 or above, the specification; "sdpa": torch's scaled_dot_product_attention;
-              "auto": sdpa
+              "fused": our own kernel through torch.compile; "auto": fused or sdpa, whichever measured faster
     returns   (B, nh, Tq, hs) in q's dtype
 
     Raises Error for shapes that do not fit together or an unknown backend.
@@ -117,4 +119,23 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate):
     return o
 
 
-BACKENDS = {"auto": _sdpa, "reference": _reference, "sdpa": _sdpa}
+def _fused(q, k, v, prefix_k, prefix_v, gate):
+    """The kernel of fused.py: on its own compiled where that works; within a compiled model it is part of that."""
+    compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, compile)
+
+
+def _auto(q, k, v, prefix_k, prefix_v, gate):
+    return BACKENDS[faster(q, torch.compiler.is_compiling())](q, k, v, prefix_k, prefix_v, gate)
+
+
+def faster(q: Tensor, compiling: bool) -> str:
+    """The backend for these queries, as `bench.py attention` found it.
+
+    On a CPU fused, once compiled, unless the queries are few; eagerly its products are as fast, but what lies between them
+    takes one pass a line. On a GPU it has not been measured, so sdpa.
+    """
+    return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= 32 else "sdpa"
+
+
+BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "fused": _fused}

@@ -18,8 +18,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
+from .compiling import can_compile, compiled
 from .config import Error, GPTConfig
 
 
@@ -103,12 +105,18 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def call(block: Block, *inputs) -> Tensor:
+    """The function that is compiled: the block is an argument, so one compilation serves every layer."""
+    return block(*inputs)
+
+
 class GPT(nn.Module):
-    """GPT(config); base(idx) gives logits. See forward for the two slots."""
+    """GPT(config); base(idx) gives logits. See `hidden` for the two slots."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.compiled = self.checkpointed = False  # how blocks are run, see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the head: GPT-2 ties the two
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -129,7 +137,11 @@ class GPT(nn.Module):
         return x, rotary_tables(positions, self.config.head_size, self.config.rope_theta, dtype)
 
     def forward(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None) -> Tensor:
-        """idx (B, T) int64 -> logits of the real tokens (B, T, V).
+        """idx (B, T) int64 -> logits of the real tokens (B, T, V); the two slots are those of `hidden`."""
+        return F.linear(self.hidden(idx, prompt, prefix), self.wte.weight)
+
+    def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None) -> Tensor:
+        """idx (B, T) int64 -> what the head is applied to: the last block's output at the real tokens, normalised (B, T, C).
 
         prompt   (1|B, P, C): vectors put before the token embeddings
         prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions: keys already
@@ -150,12 +162,28 @@ class GPT(nn.Module):
         x, rope = self.add_positions(x, first)
         for layer, block in enumerate(self.h):
             if prefix is None:
-                x = block(x, rope)
+                x = self.run_block(block, x, rope)
             else:  # slot 2: this layer's prefix
                 gate = None if prefix.gate is None else prefix.gate[layer]
-                x = block(x, rope, prefix.k[layer], prefix.v[layer], gate)
-        x = self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work
-        return F.linear(x, self.wte.weight)  # (B, T, V)
+                x = self.run_block(block, x, rope, prefix.k[layer], prefix.v[layer], gate)
+        return self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work   (B, T, C)
+
+    def compile_blocks(self, on: bool = True) -> None:
+        """Run blocks through torch.compile from now on (not where it does not work, which one line on stderr says).
+
+        The first pass of every new set of shapes compiles, some ten seconds, once for all layers.
+        """
+        self.compiled = on and can_compile(self.wte.weight.device.type)
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Keep only every block's input for the backward pass and run the block again there (Chen et al. 2016, 1604.06174)."""
+        self.checkpointed = on
+
+    def run_block(self, block: Block, *inputs) -> Tensor:
+        run = compiled(call) if self.compiled else call
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(run, block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return run(block, *inputs)
 
     def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None) -> None:
         """Raise Error unless the shapes are those that forward names and all tokens find a position."""

@@ -11,7 +11,8 @@ import torch
 import bench
 from minipeft import GPT, PRESETS, Error, GPTConfig, attention
 from minipeft.bench import cost
-from minipeft.bench.measure import can_compile, peak_bytes, saved_bytes, spread
+from minipeft.compiling import can_compile
+from minipeft.bench.measure import peak_bytes, saved_bytes, spread
 
 
 def test_bytes_saved_for_backward_are_each_storage_once_and_no_weights():
@@ -114,5 +115,5 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
         raise RuntimeError("no C++ compiler found\nand a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert can_compile(torch.device("cpu")) is False
+    assert can_compile("cpu") is False
     assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from ..accounting import count
 from ..attention import prefix_attention
+from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..methods.base import Adapted
 from ..model import GPT
-from .measure import can_compile, card, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+from .measure import card, milliseconds, peak_bytes, saved_bytes, spread, synchronize
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def run(s: Settings) -> dict:
     """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON."""
     rows = rows_of(s)
     errors = check_attention(s)
-    s = replace(s, compile=s.compile and can_compile(torch.device(s.device)))
+    s = replace(s, compile=s.compile and can_compile(torch.device(s.device).type))
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
         for method, h in rows:

@@ -49,17 +49,6 @@ def _commit() -> str:
     return commit + ("+" if changed else "")
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works here; if not (no C++ compiler, say), one line on stderr says so."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
-    except Exception as e:  # whatever keeps the compiler from working, the eager form of the same code does
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        print(f"torch.compile does not work here, everything runs eagerly: {reason}", file=sys.stderr)
-        return False
-    return True
-
-
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -4,10 +4,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Error
+from ..loss import linear_cross_entropy
 from ..model import GPT
 
 
@@ -75,7 +75,14 @@ class Adapted(nn.Module):
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over supervised positions: targets (B, T) int64 holds the next token of each, or -100."""
-        return F.cross_entropy(self(idx).float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        x = self.base.hidden(idx, **self.method.slots(self.base))  # (B, T, C)
+        return linear_cross_entropy(x.flatten(0, 1), self.base.wte.weight, targets.flatten())
+
+    def compile_blocks(self, on: bool = True) -> None:
+        self.base.compile_blocks(on)
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        self.base.gradient_checkpointing(on)
 
     def trainable_parameters(self):
         """The parameters that are trained, in a fixed order."""

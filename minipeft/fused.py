@@ -1,0 +1,201 @@
+"""The fused kernel of prefix attention: two halves, each a plain product, merged by their log-sum-exps.
+
+Softmax over [prefix ; context] is a mix of two softmaxes (He et al. 2022, 2110.04366 eq. 6; Hydragen 2402.05099 for the sharing):
+
+    o = (1 - λ)·attn(q, K, V) + λ·attn(q, Pk, Pv),     λ = exp(lse_P - lse),   lse = logaddexp(lse_K, lse_P)
+
+so that every weight of either half is exp(score - lse), and the halves never have to lie in one tensor:
+
+    prefix half    one product with all queries of the batch: Pk is neither copied for each row nor concatenated to K
+    causal half    blocks of queries against the keys at or before them: what lies above the diagonal costs nothing
+
+Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 §2.3), so nothing of size T × (P + T) is ever kept:
+
+    W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D),   dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
+
+With a gate the prefix half keeps a softmax of its own (lse_P instead of lse), times g. All of it is plain PyTorch: torch.compile
+makes kernels of it (C++ with OpenMP on a CPU, Triton on a GPU), and without a compiler it runs as it stands.
+
+    N = n_kv·B key heads of the batch     G = nh / n_kv query heads a key head
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .compiling import compiled
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, gate: Tensor | None, compile: bool) -> Tensor:
+    """What `attention.prefix_attention` describes. compile: through torch.compile, kernels for each set of shapes."""
+    with torch.autocast(q.device.type, enabled=False):  # the types are chosen here, not by the operators
+        k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
+        return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, compile)
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, compile):
+        run = compiled(forward) if compile else forward
+        o, lse, lse_prefix = run(q, k, v, prefix_k, prefix_v, gate)
+        ctx.compile = compile
+        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix)
+        return o
+
+    @staticmethod
+    def backward(ctx, do):
+        need = ctx.needs_input_grad
+        run = compiled(backward) if ctx.compile else backward
+        return *run(do, *ctx.saved_tensors, any(need[:3]), any(need[3:6])), None
+
+
+def forward(q, k, v, prefix_k, prefix_v, gate):
+    """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the prefix's own (N, G, Tq, 1), else None."""
+    B, n_kv = q.size(0), k.size(1)
+    scale = 1 / math.sqrt(q.size(-1))
+    qf = fold(q, n_kv)
+    o, m, total = causal_forward(qf, fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1), scale)
+    lse, lse_prefix = m + total.log(), None
+    if not prefix_k.size(2):
+        return unfold((o / total).to(q.dtype), B), lse, None
+    scores = wide(torch.bmm(prefix_rows(qf, prefix_k), heads(prefix_k).transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
+    weights, m_prefix, total_prefix = weigh(scores)
+    on_prefix = torch.bmm(weights.to(q.dtype), heads(prefix_v)).view_as(qf)
+    m_prefix = m_prefix.view_as(m)
+    alone = m_prefix + total_prefix.view_as(m).log()
+    if gate is None:
+        lse = torch.logaddexp(lse, alone)
+        o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix
+    else:
+        o = (m - lse).exp() * o + per_row(gate, lse) * (m_prefix - alone).exp() * on_prefix
+        lse_prefix = alone
+    return unfold(o.to(q.dtype), B), lse, lse_prefix
+
+
+def weigh(scores):
+    """Softmax not yet divided by its total: the weights exp(S - m), the maxima m and the totals, over the last dimension."""
+    m = scores.amax(-1, keepdim=True)
+    weights = (scores - m).exp()
+    return weights, m, weights.sum(-1, keepdim=True)
+
+
+def causal_forward(q, k, v, scale):
+    """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), and of every row m and the total (N, G, Tq, 1)."""
+    N, G, Tq, hs = q.shape
+    before = k.size(1) - Tq  # keys that every query sees
+    parts = []
+    for a, b in blocks(Tq, q.dtype):
+        seen = before + b
+        scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), k[:, :seen].transpose(1, 2))
+        scores = wide(scores).view(N, G, b - a, seen) * scale
+        scores = scores.masked_fill(~visible(before + a, before + b, 0, seen, q.device), -math.inf)
+        weights, m, total = weigh(scores)
+        parts.append((torch.bmm(weights.to(q.dtype).view(N, -1, seen), v[:, :seen]).view(N, G, b - a, hs), m, total))
+    o, m, total = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
+    return wide(o), m, total
+
+
+def backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool):
+    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where `prefix`), else None."""
+    B, n_kv, P = q.size(0), k.size(1), prefix_k.size(2)
+    scale = 1 / math.sqrt(q.size(-1))
+    qf, dof = fold(q, n_kv), fold(do, n_kv)
+    D = (wide(dof) * wide(fold(o, n_kv))).sum(-1, keepdim=True)  # (N, G, Tq, 1)
+    dq = dk = dv = dpk = dpv = dgate = None
+    if P:
+        shared, dshared = prefix_rows(qf, prefix_k), prefix_rows(dof, prefix_k)
+        pk, pv = heads(prefix_k), heads(prefix_v)
+        scores = wide(torch.bmm(shared, pk.transpose(1, 2))) * scale
+        weights = (scores - prefix_rows(lse if gate is None else lse_prefix, prefix_k)).exp()
+        dweights = wide(torch.bmm(dshared, pv.transpose(1, 2)))
+        if gate is None:
+            dscores = weights * (dweights - prefix_rows(D, prefix_k))
+        else:  # dO·(what the prefix would add ungated), row by row
+            row = (weights * dweights).sum(-1, keepdim=True)
+            g = prefix_rows(per_row(gate, lse), prefix_k)
+            weights = weights * g
+            dscores = weights * (dweights - row)
+            D = D - (g * row).view_as(D)
+            dgate = row.view(n_kv, B, -1, q.size(2)).sum((1, 3)).view_as(gate).to(gate.dtype)
+        dscores = (dscores * scale).to(q.dtype)
+        if prefix:
+            dpk = unfold(torch.bmm(dscores.transpose(1, 2), shared), prefix_k.size(0))
+            dpv = unfold(torch.bmm(weights.to(q.dtype).transpose(1, 2), dshared), prefix_k.size(0))
+    if context:
+        kf, vf = fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1)
+        dq, dk, dv = causal_backward(dof, qf, kf, vf, D, lse, scale)
+        if P:
+            dq = dq + torch.bmm(dscores, pk).view_as(dq)
+        dq, dk, dv = (unfold(x.to(q.dtype), B) for x in (dq, dk, dv))
+    return dq, dk, dv, dpk, dpv, dgate if prefix else None
+
+
+def causal_backward(do, q, k, v, D, lse, scale):
+    """Blocks of keys against the queries at or after them -> dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
+    N, G, Tq, hs = q.shape
+    before = k.size(1) - Tq
+    spans = blocks(Tq, q.dtype)
+    dqs, dks, dvs = [[] for _ in spans], [], []
+    for j, (a, b) in enumerate(spans):
+        first, last = (before + a if a else 0), before + b  # the first block takes the keys that every query sees
+        late_q, late_do = (x[:, :, a:].reshape(N, -1, hs) for x in (q, do))
+        keys, values = k[:, first:last], v[:, first:last]
+        scores = wide(torch.bmm(late_q, keys.transpose(1, 2))).view(N, G, Tq - a, -1) * scale
+        seen = visible(before + a, before + Tq, first, last, q.device)
+        weights = torch.where(seen, (scores - lse[:, :, a:]).exp(), 0.0)
+        dweights = wide(torch.bmm(late_do, values.transpose(1, 2))).view_as(weights)
+        dscores = (weights * (dweights - D[:, :, a:]) * scale).to(q.dtype).view(N, -1, last - first)
+        dks.append(torch.bmm(dscores.transpose(1, 2), late_q))
+        dvs.append(torch.bmm(weights.to(q.dtype).view(N, -1, last - first).transpose(1, 2), late_do))
+        late_dq = wide(torch.bmm(dscores, keys).view(N, G, Tq - a, hs))
+        for i, (c, d) in enumerate(spans[j:], start=j):
+            dqs[i].append(late_dq[:, :, c - a : d - a])
+    dq = torch.cat([sum(parts) for parts in dqs], dim=2)
+    return dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
+
+
+def blocks(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """The spans that T positions are worked on in: short ones waste less above the diagonal, long ones make faster products.
+    The sizes are those that measured fastest on a CPU."""
+    size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
+    return [(a, min(T, a + size)) for a in range(0, T, size)]
+
+
+def visible(first_query: int, last_query: int, first_key: int, last_key: int, device) -> Tensor:
+    """bool (queries, keys): which of these keys lie at or before which of these queries."""
+    return torch.arange(first_key, last_key, device=device) <= torch.arange(first_query, last_query, device=device)[:, None]
+
+
+def wide(x: Tensor) -> Tensor:
+    """The type that scores are weighed and sums are kept in: float32 or above."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def fold(x: Tensor, n_kv: int) -> Tensor:
+    """(B, n_kv·G, T, W) -> (N, G, T, W): key head first, so that all the batch's rows of one head lie together."""
+    B, _, T, W = x.shape
+    return x.view(B, n_kv, -1, T, W).transpose(0, 1).reshape(n_kv * B, -1, T, W)
+
+
+def unfold(x: Tensor, B: int) -> Tensor:
+    """(N, G, T, W) or (N, T, W) -> (B, n_kv·G, T, W)."""
+    T, W = x.shape[-2:]
+    return x.reshape(x.size(0) // B, B, -1, T, W).transpose(0, 1).reshape(B, -1, T, W)
+
+
+def heads(prefix: Tensor) -> Tensor:
+    """(Bp, n_kv, P, hs) -> (n_kv·Bp, P, hs)."""
+    return prefix.transpose(0, 1).flatten(0, 1)
+
+
+def prefix_rows(x: Tensor, prefix: Tensor) -> Tensor:
+    """(N, G, T, W) -> (n_kv·Bp, rows, W): all rows that look at the same prefix, which are the whole batch's when Bp is 1."""
+    return x.reshape(prefix.size(1) * prefix.size(0), -1, x.size(-1))
+
+
+def per_row(gate: Tensor, lse: Tensor) -> Tensor:
+    """gate (n_kv·G,) -> the gate of every row of lse (N, G, Tq, 1)."""
+    N, G, Tq, _ = lse.shape
+    n_kv = gate.numel() // G
+    return gate.to(lse.dtype).view(n_kv, 1, G, 1, 1).expand(n_kv, N // n_kv, G, Tq, 1).reshape(N, G, Tq, 1)
