@@ -11,8 +11,8 @@ import torch
 import bench
 from minipeft import GPT, PRESETS, Error, GPTConfig, attention
 from minipeft.bench import cost
-from minipeft.compiling import can_compile
 from minipeft.bench.measure import peak_bytes, saved_bytes, spread
+from minipeft.compiling import can_compile
 
 
 def test_bytes_saved_for_backward_are_each_storage_once_and_no_weights():
