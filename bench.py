@@ -5,27 +5,32 @@
     python bench.py --preset gpt2 --batch-size 4 --steps 5       the 124M shape
     python bench.py --methods prefix --num-virtual-tokens 1 16 256
     python bench.py --compile --out result.json
+    python bench.py attention                                    our attention kernel against torch's
+    python bench.py peers                                        a training step here and in peft + transformers
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
-what autograd saves for backward; peak memory of a training process; a training step and a forward pass without gradients
-(B·T real tokens each), both also as a ratio to full fine-tuning's. The last line of stdout is one JSON document.
+what autograd saves for backward; peak memory of a training process; a training step (B·T real tokens), also as a ratio to full
+fine-tuning's and to the time its matrix products alone would take (floor); a forward pass without gradients. The last line of
+stdout is one JSON document. `python bench.py attention --help` and `peers --help` explain the other two.
 """
 
 import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import cost
+from minipeft.bench import attention, cost, peers
 from minipeft.checkpoint import write_json
 from minipeft.console import Parser, device, run, seed
+from minipeft.methods import method_class
 
 
-def arguments(argv) -> argparse.Namespace:
+def cost_arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__)
     add = p.add_argument
     add("--preset", default="nano", help=f"shape of the base: one of {', '.join(PRESETS)}")
@@ -36,28 +41,55 @@ def arguments(argv) -> argparse.Namespace:
     add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")
     add("--steps", type=int, default=20, help="timed steps of each method")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products, by autocast")
-    add(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="torch.compile every method; its seconds have a column",
-    )
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the blocks; its seconds have a column")
+    return common(p, argv)
+
+
+def attention_arguments(argv) -> argparse.Namespace:
+    p = Parser(attention.__doc__)
+    add = p.add_argument
+    grid = [f"{x.B}x{x.nh}x{x.T}x{x.P}x{x.hs}" for x in attention.GRID]
+    add("--shapes", nargs="+", default=grid, metavar="BxHxTxPxS", help="batch, heads, tokens, prefix length, head size")
+    add("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"], help="of all tensors")
+    add("--steps", type=int, default=15, help="timed calls of each backend")
+    return common(p, argv)
+
+
+def peers_arguments(argv) -> argparse.Namespace:
+    p = Parser(peers.__doc__)
+    add = p.add_argument
+    add("--preset", default="gpt2", help=f"shape of the base, with learned positions: one of {', '.join(PRESETS)}")
+    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P", help="length of prompt and prefix")
+    add("--batch-size", type=int, default=4, metavar="B", help="sequences a step")
+    add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")
+    add("--supervised", type=float, default=1.0, metavar="SHARE", help="of the target tokens")
+    add("--steps", type=int, default=5, help="timed steps of each")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the base; what adapters train is float32")
+    add("--compile", action=argparse.BooleanOptionalAction, default=True, help="run both through torch.compile as well")
+    return common(p, argv)
+
+
+def common(p: Parser, argv) -> argparse.Namespace:
+    """The flags that every measurement has, and what is checked for all of them."""
+    add = p.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     add("--seed", type=seed, default=0, help="of weights and tokens")
     add("--out", metavar="FILE.json", help="write the JSON document there too")
     args = p.parse_args(argv)
-    if args.preset not in PRESETS:
-        raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}")
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    if "preset" in args and args.preset not in PRESETS:
+        raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}")
     for name in ("batch_size", "seq_len", "steps"):
-        if getattr(args, name) < 1:
+        if getattr(args, name, 1) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    args.device = str(device(args.device))
     return args
 
 
-def main(argv=None) -> None:
-    args = arguments(argv)
+def measure_cost(argv) -> tuple[dict, str, str | None]:
+    args = cost_arguments(argv)
     settings = cost.Settings(
         preset=args.preset,
         config=PRESETS[args.preset],
@@ -67,15 +99,71 @@ def main(argv=None) -> None:
         seq_len=args.seq_len,
         steps=args.steps,
         seed=args.seed,
-        device=str(device(args.device)),
+        device=args.device,
         dtype=args.dtype,
         compile=args.compile,
     )
-    result = {"command": shlex.join(["python", "bench.py", *(sys.argv[1:] if argv is None else argv)]), **cost.run(settings)}
-    print(cost.table(result))
+    result = cost.run(settings)
+    return result, cost.table(result), args.out
+
+
+def measure_attention(argv) -> tuple[dict, str, str | None]:
+    args = attention_arguments(argv)
+    result = attention.run(
+        attention.Settings(tuple(map(shape, args.shapes)), tuple(dict.fromkeys(args.dtype)), args.steps, args.seed, args.device)
+    )
+    return result, attention.table(result), args.out
+
+
+def shape(text: str) -> attention.Shape:
+    sizes = text.split("x")
+    if len(sizes) != 5 or not all(x.isdecimal() for x in sizes) or min(map(int, sizes[:3] + sizes[4:])) < 1:
+        raise Error(f"--shapes {text!r} must be five whole numbers BxHxTxPxS, such as 4x12x128x20x64; only P may be 0")
+    return attention.Shape(*map(int, sizes))
+
+
+def measure_peers(argv) -> tuple[dict, str, str | None]:
+    args = peers_arguments(argv)
+    for method in args.methods:
+        method_class(method)
+    if not 0 < args.supervised <= 1:
+        raise Error(f"--supervised must be above 0 and at most 1, not {args.supervised:g}")
+    config = replace(PRESETS[args.preset], position="learned")
+    P = args.num_virtual_tokens
+    if P < 1 or P + args.seq_len > config.block_size:
+        raise Error(f"{P} virtual + {args.seq_len} real tokens do not fit the block size of {config.block_size}")
+    settings = peers.Settings(
+        preset=args.preset,
+        config=config,
+        methods=tuple(dict.fromkeys(args.methods)),
+        num_virtual_tokens=P,
+        batch_size=args.batch_size,
+        seq_len=args.seq_len,
+        supervised=args.supervised,
+        steps=args.steps,
+        seed=args.seed,
+        device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
+    )
+    result = peers.run(settings)
+    return result, peers.table(result), args.out
+
+
+MEASUREMENTS = {"attention": measure_attention, "peers": measure_peers}
+
+
+def main(argv=None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in MEASUREMENTS:
+        result, table, out = MEASUREMENTS[argv[0]](argv[1:])
+    else:
+        result, table, out = measure_cost(argv)
+    result = {"command": shlex.join(["python", "bench.py", *argv]), **result}
+    print(table)
     print(json.dumps(result))
-    if args.out:
-        write_json(Path(args.out), result)
+    if out:
+        write_json(Path(out), result)
 
 
 if __name__ == "__main__":

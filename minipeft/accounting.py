@@ -64,3 +64,36 @@ def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
         if type(value) is int and value < 1:
             raise Error(f"{name} must be at least 1, not {value}")
     return _COUNTS[method](config, **hyperparameters)
+
+
+def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0, **hyperparameters) -> int:
+    """Floating-point operations of the matrix products that a training step cannot do without (2·m·n·k for each, nothing twice).
+
+    B·S positions in the blocks (S = P + T for a prompt, else T), of which B·T·supervised meet the head. Forward:
+
+        linear     2 · B·S · 12·C²                each block's four weights
+        attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
+        prefix     4 · C · B·T·P
+        head       2 · B·T·supervised · V·C
+
+    Backward: each product of a weight once more for the gradient of its input, and (full) once more for its own; attention twice
+    over. Nothing of the first block's input needs a gradient under a prefix of keys and values: there its projection, the causal
+    products and the gradient of the query are spared.
+    """
+    count(c, method, **hyperparameters)  # raises Error for what the method does not know
+    L, C, T = c.n_layer, c.n_embd, seq_len
+    P = hyperparameters.get("num_virtual_tokens", 8) if method != "full" else 0
+    S = T + P if method == "prompt" else T
+    linear = 2 * batch_size * S * 12 * C**2
+    attention = 4 * C * batch_size * (S * (S + 1) // 2)
+    prefix = 4 * C * batch_size * T * P if method == "prefix" else 0
+    head = round(2 * batch_size * T * supervised * c.vocab_size * C)
+    forward = L * (linear + attention + prefix) + head
+    backward = L * (linear + 2 * attention + 2 * prefix) + head
+    if method == "full":
+        return forward + backward + L * linear + head
+    if method == "prefix":
+        hidden = hyperparameters.get("space", "kv") == "hidden"
+        make = L * 2 * P * 2 * C**2 if hidden else 0  # keys and values of the hidden vectors
+        return forward + backward + 2 * make - (linear * 3 // 12 + 2 * attention + prefix // 2)
+    return forward + backward

@@ -23,7 +23,7 @@ CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits x Wᵀ over supervised positions: x (N, C), weight (V, C), targets (N,) int64, -100 = not
     supervised. A scalar, float32 or above; nan where nothing is supervised."""
-    loss, _, _ = _head_loss(x, weight, targets, x.requires_grad)
+    loss, _, _ = _head_loss(x.to(weight.dtype), weight, targets, x.requires_grad)
     return loss
 
 
@@ -59,15 +59,16 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, with_dx: bool) -> tup
 
 
 @torch.library.custom_op("minipeft::head_loss_dweight", mutates_args=())
-def _dweight(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor) -> Tensor:
-    """The gradient of the loss in the weight, (V, C)."""
+def _dweight(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient of the loss in the weight, (V, C), times the gradient that comes from above, ()."""
     chosen = targets != -100
     rows, t, lse = x[chosen], targets[chosen], lse[chosen, None]
+    share = (upstream / len(rows)).to(lse.dtype)
     dweight = torch.empty_like(weight)
     for w, dw in zip(weight.split(CHUNK), dweight.split(CHUNK), strict=True):
-        weights = (rows @ w.T).to(lse.dtype).sub_(lse).exp_()
-        dw.copy_(weights.to(rows.dtype).T @ rows / len(rows))
-    return dweight.index_add_(0, t, rows.to(weight.dtype), alpha=-1 / len(rows))
+        weights = (rows @ w.T).to(lse.dtype).sub_(lse).exp_().mul_(share)
+        torch.mm(weights.to(rows.dtype).T, rows, out=dw)
+    return dweight.index_add_(0, t, rows * -share.to(rows.dtype))
 
 
 @_head_loss.register_fake
@@ -77,7 +78,7 @@ def _(x, weight, targets, with_dx):
 
 
 @_dweight.register_fake
-def _(x, weight, targets, lse):
+def _(x, weight, targets, lse, upstream):
     return torch.empty_like(weight)
 
 
@@ -91,7 +92,7 @@ def _keep(ctx, inputs, output):
 
 def _backward(ctx, upstream, _, __):
     dx, *rest = ctx.saved_tensors
-    dweight = _dweight(*rest) * upstream if ctx.trained_head else None
+    dweight = _dweight(*rest, upstream) if ctx.trained_head else None
     return dx * upstream, dweight, None, None
 
 

@@ -160,12 +160,13 @@ class GPT(nn.Module):
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)
-        for layer, block in enumerate(self.h):
-            if prefix is None:
+        if prefix is None:
+            for block in self.h:
                 x = self.run_block(block, x, rope)
-            else:  # slot 2: this layer's prefix
-                gate = None if prefix.gate is None else prefix.gate[layer]
-                x = self.run_block(block, x, rope, prefix.k[layer], prefix.v[layer], gate)
+        else:  # slot 2: every layer its own part of the prefix
+            gates = prefix.gate if prefix.gate is not None else [None] * len(self.h)
+            for block, k, v, gate in zip(self.h, prefix.k, prefix.v, gates, strict=True):
+                x = self.run_block(block, x, rope, k, v, gate)
         return self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work   (B, T, C)
 
     def compile_blocks(self, on: bool = True) -> None:

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..accounting import count
+from ..accounting import count, step_flops
 from ..attention import prefix_attention
 from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..methods.base import Adapted
 from ..model import GPT
-from .measure import card, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+from .measure import card, columns, matrix_rate, milliseconds, peak_bytes, saved_bytes, spread, synchronize
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,16 @@ class Contestant:
     def __init__(self, s: Settings, method: str, hyperparameters: dict, base: GPT):
         self.device, self.dtype = torch.device(s.device), getattr(torch, s.dtype)
         self.model: Adapted = adapt(base, method, **hyperparameters)
-        self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4)
-        self.loss, self.logits = self.model.loss, self.model.forward
-        if s.compile:  # every method is a program of its own
-            torch._dynamo.config.recompile_limit = 64
-            self.loss, self.logits = torch.compile(self.loss, dynamic=False), torch.compile(self.logits, dynamic=False)
+        self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
+        self.compile = s.compile
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)
         self.idx, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def forward_loss(self) -> Tensor:
+        self.model.compile_blocks(self.compile)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.loss(self.idx, self.targets)
+            return self.model.loss(self.idx, self.targets)
 
     def train_step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -84,8 +82,9 @@ class Contestant:
 
     @torch.no_grad()
     def inference(self) -> Tensor:
+        self.model.compile_blocks(self.compile)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.logits(self.idx)
+            return self.model(self.idx)
 
     def optimizer_bytes(self) -> int:
         states = (t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
@@ -145,6 +144,7 @@ def run(s: Settings) -> dict:
     """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON."""
     rows = rows_of(s)
     errors = check_attention(s)
+    rate = matrix_rate(getattr(torch, s.dtype), torch.device(s.device))
     s = replace(s, compile=s.compile and can_compile(torch.device(s.device).type))
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
@@ -189,13 +189,14 @@ def run(s: Settings) -> dict:
                 "step_ms": step,
                 "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"],
                 "step_against_full": step["median"] / spread(steps[0])["median"],
+                "step_against_floor": step["median"] * rate / 1000 / step_flops(s.config, method, s.batch_size, s.seq_len, **h),
                 "forward_ms": forward,
                 "forward_against_full": forward["median"] / spread(forwards[0])["median"],
                 "compile_s": max(0.0, sum(first[i]) - step["median"] - forward["median"]) / 1000 if s.compile else None,
             }
         )
     settings = asdict(s)
-    return {"card": card(device), "settings": settings, "attention": errors, "rows": results}
+    return {"card": card(device), "settings": settings, "attention": errors, "rate": rate, "rows": results}
 
 
 def table(result: dict) -> str:
@@ -209,9 +210,10 @@ def table(result: dict) -> str:
         f"{shape['position']} positions; B {s['batch_size']}, T {s['seq_len']}, {s['dtype']}, "
         f"{'compiled' if s['compile'] else 'eager'}, {s['steps']} steps, seed {s['seed']}",
         "attention against the float64 textbook, relative error: " + ", ".join(f"{n} {e:.0e}" for n, e in result["attention"].items()),
+        f"large matrix products: {result['rate'] / 1e9:,.0f} GFLOP/s",
         "",
     ]
-    columns = {  # heading: cell of a row
+    cells = {  # heading: cell of a row
         "method": lambda r: r["method"],
         "P": lambda r: str(r.get("num_virtual_tokens", "-")),
         "trained": lambda r: f"{r['trained']:,}",
@@ -224,12 +226,9 @@ def table(result: dict) -> str:
         "step ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
         "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
         "× full": lambda r: f"{r['step_against_full']:.2f}",
+        "× floor": lambda r: f"{r['step_against_floor']:.2f}",
         "forward ms": lambda r: f"{r['forward_ms']['median']:,.1f}",
         "× full ": lambda r: f"{r['forward_against_full']:.2f}",
         "compile s": lambda r: "-" if r["compile_s"] is None else f"{r['compile_s']:.1f}",
     }
-    cells = [list(columns)] + [[cell(r) for cell in columns.values()] for r in result["rows"]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        lines.append("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))))
-    return "\n".join(lines)
+    return "\n".join(lines + columns(cells, result["rows"]))

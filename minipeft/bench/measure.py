@@ -1,6 +1,7 @@
 """How to measure: what machine this is, what autograd keeps, how much memory a piece of work takes."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import platform
@@ -66,6 +67,25 @@ def spread(samples: list[float]) -> dict[str, float]:
     """Median, 10th and 90th percentile."""
     p10, median, p90 = numpy.percentile(samples, [10, 50, 90])
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second in products of large square matrices: the machine's own limit for everything here."""
+    n = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    return 2 * n**3 / (spread([milliseconds(lambda: torch.mm(a, b), device) for _ in range(15)])["median"] / 1000)
+
+
+def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[str]:
+    """Aligned lines: the headings, then a line a row. The first column stands left, the others right."""
+    text = [list(cells)] + [[cell(r) for cell in cells.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    return ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in text]
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
