@@ -59,6 +59,9 @@ def arguments(argv) -> argparse.Namespace:
     add("--seed", type=seed, default=0, help="of initial values and data order; held-out examples do not depend on it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products; what is trained stays float32")
+    add("--base-dtype", choices=["float32", "bfloat16"], help="hold the frozen base in this type (default: its own); not with full")
+    add("--gradient-checkpointing", action="store_true", help="keep less for the backward pass, and run every block twice instead")
+    add("--compile", action="store_true", help="torch.compile the blocks for training: some ten seconds a length of text, then faster")
     add("--out", metavar="FOLDER", help="where the adapter goes (default: runs/METHOD-TASK)")
     kind = p.add_mutually_exclusive_group()
     kind.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out")
@@ -74,6 +77,8 @@ def arguments(argv) -> argparse.Namespace:
     for flag in hyperparameters(args):
         if flag not in inspect.signature(method).parameters:
             raise Error(f"--{flag.replace('_', '-')} does not go with --method {args.method}")
+    if args.method == "full" and args.base_dtype == "bfloat16":
+        raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, in float32 (--dtype bfloat16 works in both)")
     args.out = Path(args.out or f"runs/{args.method}-{Path(args.data).stem if args.data else args.task}")
     if not args.eval_only:
         check_place(args.out, adapter=method.freezes_base)
@@ -89,6 +94,8 @@ def open_base(args) -> minipeft.GPT:
         raise Error(f"--base {args.base} has {V} tokens, but text is read as bytes here: it needs {TOKENIZER.vocab_size}")
     if args.method == "full":
         base = base.float()  # what is trained is float32, whatever the file holds
+    elif args.base_dtype:
+        base = base.to(getattr(torch, args.base_dtype))
     return base.to(device(args.device))
 
 
@@ -205,15 +212,19 @@ def tune(args, base, model, data) -> float:
     """Train and save; returns the seconds it took."""
     lr = model.method.learning_rate if args.lr is None else args.lr
     names = ("method", "space", "prefix_projection", "encoder_hidden_size", "init", "init_from_text")
-    names += ("task", "data", "batch_size", "steps", "seed", "dtype")
+    names += ("task", "data", "batch_size", "steps", "seed", "dtype", "base_dtype")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "lr": lr, "base": fingerprint(base)}
     settings["examples"] = data.digest if args.data else None
     state = args.out / "training_state.pt"
+    longest = base.config.block_size - model.method.num_virtual_tokens
+    bucket = 32 if args.compile else 1
+    model.compile_blocks(args.compile)
+    model.gradient_checkpointing(args.gradient_checkpointing)
     start = time.perf_counter()
     train(
         model,
-        lambda step: encode(data.batch(step), TOKENIZER),
+        lambda step: encode(data.batch(step), TOKENIZER, bucket, longest),
         args.steps,
         lr,
         state=state,
@@ -221,6 +232,8 @@ def tune(args, base, model, data) -> float:
         resume=args.resume,
         dtype=getattr(torch, args.dtype),
     )
+    model.compile_blocks(False)  # answers grow token by token: every length would be compiled
+    model.gradient_checkpointing(False)
     model.save(args.out)
     state.unlink()  # only now that the result is safe
     return round(time.perf_counter() - start, 1)

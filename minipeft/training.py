@@ -40,7 +40,7 @@ def train(
     Raises Error when the loss is no longer finite, or when there is nothing that fits to resume from.
     """
     parameters = dict(model.named_trainable_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     device = next(iter(parameters.values())).device
     start = _load(state, parameters, optimizer, settings) if resume else 0
     every = max(1, steps // 10)

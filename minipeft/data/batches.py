@@ -16,13 +16,15 @@ ARROW = " -> "
 IGNORED = -100  # the target of a position that is not supervised
 
 
-def encode(examples: list[Example], tokenizer: ByteTokenizer) -> tuple[Tensor, Tensor]:
+def encode(examples: list[Example], tokenizer: ByteTokenizer, bucket: int = 1, longest: int = 0) -> tuple[Tensor, Tensor]:
     """Examples -> idx (B, T), targets (B, T): the next token where it belongs to the answer or its end mark, else -100.
 
-    Shorter rows are filled up on the right, where causal attention keeps the fill from mattering.
+    Shorter rows are filled up on the right, where causal attention keeps the fill from mattering. T is rounded up to a multiple of
+    `bucket`, but not past `longest`: few different shapes, for torch.compile.
     """
     rows = [(question(e, tokenizer), tokenizer.encode(e.target) + [tokenizer.end]) for e in examples]
     T = max(len(asked) + len(answer) for asked, answer in rows) - 1
+    T = max(T, min(longest, -(-T // bucket) * bucket))
     idx = torch.full((len(rows), T), tokenizer.end)
     targets = torch.full((len(rows), T), IGNORED)
     for i, (asked, answer) in enumerate(rows):
