@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from minipeft.bench import cost  # noqa: E402
+from minipeft.bench import attention, cost, peers  # noqa: E402
 from minipeft.checkpoint import write_atomically  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
 from minipeft.data.tasks import find_task  # noqa: E402
@@ -47,6 +47,15 @@ def scores_table() -> str:
     return "\n".join(rows)
 
 
+def short_attention() -> str:
+    """fused over sdpa at the short shapes, forward and backward, as a sentence's figures."""
+    rows = [r for r in read(RESULTS / "attention-short.json")["rows"] if r["backend"] == "fused"]
+    return "\n".join(
+        ["| dtype | B | heads | T | P | hs | fused × sdpa |", "|---|---|---|---|---|---|---|"]
+        + ["| {dtype} | {B} | {nh} | {T} | {P} | {hs} | {against_sdpa:.2f} |".format(**r) for r in rows]
+    )
+
+
 def skills_table() -> str:
     skills = read(NANO / "scores.json")["skills"]
     rows = ["| | " + " | ".join(skills) + " |", "|---|" + "---|" * len(skills)]
@@ -68,6 +77,11 @@ BLOCKS = {
     "scores": scores_table,
     "bench-nano": lambda: fenced(cost.table(read(RESULTS / "bench-nano.json"))),
     "bench-gpt2": lambda: fenced(cost.table(read(RESULTS / "bench-gpt2.json"))),
+    "attention": lambda: fenced(attention.table(read(RESULTS / "attention.json"))),
+    "attention-short": short_attention,
+    "peers-gpt2-float32": lambda: fenced(peers.table(read(RESULTS / "peers-gpt2-float32.json"))),
+    "peers-gpt2-bfloat16": lambda: fenced(peers.table(read(RESULTS / "peers-gpt2-bfloat16.json"))),
+    "peers-nano": lambda: fenced(peers.table(read(RESULTS / "peers-nano.json"))),
     "skills": skills_table,
     "e2e": e2e_table,
 }

@@ -44,7 +44,7 @@ def seed(text: str) -> int:
 
 
 def run(script: str, main: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error or a file's, 130 for Ctrl-C."""
+    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
@@ -52,6 +52,11 @@ def run(script: str, main: Callable[[], None], interrupted: str = "interrupted")
         main()
     except (Error, OSError) as e:
         print(f"{script}: {e}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:
+        if "memory" not in str(e):
+            raise
+        print(f"{script}: memory ran out, try a smaller shape: {str(e).strip().splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{script}: {interrupted}", file=sys.stderr)

@@ -66,7 +66,7 @@ def forward(q, k, v, prefix_k, prefix_v, gate):
     alone = m_prefix + total_prefix.view_as(m).log()
     if gate is None:
         lse = torch.logaddexp(lse, alone)
-        o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix
+        o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix  # (N, G, Tq, hs)
     else:
         o = (m - lse).exp() * o + per_row(gate, lse) * (m_prefix - alone).exp() * on_prefix
         lse_prefix = alone

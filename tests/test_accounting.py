@@ -1,6 +1,8 @@
 """Every closed form against the tensors it counts."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
 
@@ -68,3 +70,33 @@ def test_the_articles_arithmetic():
 def test_what_cannot_be_counted_is_refused(method, h, message):
     with pytest.raises(Error, match=message):
         accounting.count(PRESETS["gpt2"], method, **h)
+
+
+def attention_flops(c, method, B, T, P):
+    """The part of a step's operations that lies in the attention's products, by the docstring of step_flops."""
+    S = T + P if method == "prompt" else T
+    causal, prefix = 4 * c.n_embd * B * S * (S + 1) // 2, 4 * c.n_embd * B * T * P if method == "prefix" else 0
+    spared = 2 * causal + prefix // 2 if method == "prefix" else 0
+    return 3 * c.n_layer * (causal + prefix) - spared
+
+
+@pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize("method, h", [("full", {}), ("prompt", dict(num_virtual_tokens=5)), ("prefix", dict(num_virtual_tokens=5))])
+def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
+    """torch's own counter sees every mm of weights and head; attention, which it counts with the masked half, is left out."""
+    B, T = 2, 9
+    model = adapt(GPT(config), method, **h)
+    idx = torch.randint(config.vocab_size, (B, T))
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
+    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    flops = accounting.step_flops(config, method, B, T, **h)
+    assert flops - attention_flops(config, method, B, T, h.get("num_virtual_tokens", 0)) == counted
+
+
+def test_fewer_supervised_tokens_spare_the_head():
+    c = SHAPES[0]
+    whole, part = (accounting.step_flops(c, "prefix", 2, 10, supervised=s, num_virtual_tokens=5) for s in (1.0, 0.25))
+    assert whole - part == 2 * (2 * 20 * c.vocab_size * c.n_embd) * 3 // 4
+    with pytest.raises(Error, match="not on 'rank'"):
+        accounting.step_flops(c, "prefix", 2, 10, rank=4)

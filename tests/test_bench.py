@@ -4,13 +4,15 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 
 import bench
-from minipeft import GPT, PRESETS, Error, GPTConfig, attention
-from minipeft.bench import cost
+from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, attention
+from minipeft.bench import attention as attention_bench
+from minipeft.bench import cost, peers
 from minipeft.bench.measure import peak_bytes, saved_bytes, spread
 from minipeft.compiling import can_compile
 
@@ -63,6 +65,7 @@ def test_rows_columns_and_arithmetic(result):
     assert [r["method"] for r in result["rows"]] == ["full", "prompt", "prefix"]
     assert [(r["trained"], r["stored"]) for r in result["rows"]] == [(826_240, 826_240), (1_024, 1_024), (8_192, 8_192)]
     for r in rows.values():
+        assert r["step_against_floor"] > 0.5
         assert 8 * r["trained"] <= r["optimizer_bytes"] <= 8 * r["trained"] + 4 * 200  # two moments a number, and the step counts
         assert r["adapter_bytes"] >= 4 * r["stored"]
         assert r["step_ms"]["p10"] <= r["step_ms"]["median"] <= r["step_ms"]["p90"]
@@ -115,5 +118,57 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
         raise RuntimeError("no C++ compiler found\nand a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert can_compile("cpu") is False
+    can_compile.cache_clear()
+    try:
+        assert not can_compile("cpu") and not can_compile("cpu")
+        base = GPT(PRESETS["nano"])
+        base.compile_blocks()
+        assert not base.compiled
+    finally:
+        can_compile.cache_clear()
     assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"
+
+
+def test_attention_backends_side_by_side(capsys):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    bench.main(["attention", "--shapes", "2x2x40x0x8", "2x2x40x6x8", "--dtype", "float32", "--steps", "3"])
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == attention_bench.table(result).splitlines()
+    assert [(r["P"], r["backend"]) for r in result["rows"]] == [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "fused")]
+    rows = {(r["P"], r["backend"]): r for r in result["rows"]}
+    for r in rows.values():
+        assert r["error"] < 1e-6
+        assert r["against_sdpa"] == pytest.approx(r["ms"]["median"] / rows[r["P"], "sdpa"]["ms"]["median"])
+    assert rows[6, "fused"]["saved_bytes"] < rows[6, "sdpa"]["saved_bytes"]
+    (growth,) = result["growth"]
+    assert growth["flops"] == pytest.approx((40 * 41 / 2 + 40 * 6) / (40 * 41 / 2))
+    assert growth["time"] == pytest.approx(rows[6, "fused"]["ms"]["median"] / rows[0, "fused"]["ms"]["median"])
+
+
+def test_a_wrong_backend_is_not_timed(monkeypatch):
+    monkeypatch.setitem(attention.BACKENDS, "fused", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
+    s = attention_bench.Settings((attention_bench.Shape(1, 2, 8, 2, 4),), ("float32",), 1, 0, "cpu")
+    with pytest.raises(Error, match="fused attention is wrong"):
+        attention_bench.run(s)
+
+
+def test_peers_do_the_same_work(capsys):
+    pytest.importorskip("peft")
+    bench.main(["peers", "--preset", "nano", "--seq-len", "24", "--num-virtual-tokens", "4", "--steps", "1", "--no-compile"])
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == peers.table(result).splitlines()
+    assert [(r["method"], r["rival"]) for r in result["rows"]] == [(m, x) for m in METHODS for x in ("minipeft", "peft")]
+    for ours, theirs in zip(result["rows"][::2], result["rows"][1::2], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # the same weights, tokens and targets
+        assert ours["against_peft"] == pytest.approx(ours["step_ms"]["median"] / theirs["step_ms"]["median"])
+        assert ours["saved_bytes"] < theirs["saved_bytes"]
+        assert theirs["against_peft"] == 1
+
+
+def test_without_the_extras_peers_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(Error, match="pip install -r requirements-extra.txt"):
+        bench.main(["peers", "--preset", "nano", "--steps", "1"])

@@ -125,3 +125,15 @@ def test_a_missing_file_and_a_single_example(tmp_path):
     with pytest.raises(Error, match="at least two"):
         FileData(tmp_path / "one.jsonl", TOKENIZER, 0, 1, 64, 8)
     assert torch.is_tensor(encode(read_jsonl(tmp_path / "one.jsonl"), TOKENIZER)[0])
+
+
+def test_buckets_round_the_length_up_and_change_nothing_that_counts():
+    tokenizer = ByteTokenizer()
+    examples = [Example("12", "21"), Example("1234", "4321")]
+    idx, targets = encode(examples, tokenizer)
+    wide_idx, wide_targets = encode(examples, tokenizer, bucket=32, longest=100)
+    T = idx.size(1)
+    assert wide_idx.shape == (2, 32) and encode(examples, tokenizer, bucket=32, longest=20)[0].shape == (2, 20)
+    assert encode(examples, tokenizer, bucket=32, longest=T - 5)[0].shape == (2, T)  # what must fit always does
+    assert torch.equal(wide_idx[:, :T], idx) and torch.equal(wide_targets[:, :T], targets)
+    assert (wide_targets[:, T:] == -100).all()

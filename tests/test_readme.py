@@ -39,11 +39,11 @@ def test_the_conversion_of_e2e_makes_what_train_reads(tmp_path):
     assert len(examples) == 3 and examples[1] == ("name[A12], area[riverside]", 'There is a place, "A12", by the river – £12.')
 
 
-@pytest.mark.parametrize("place", ["model.py", "attention.py"])
+@pytest.mark.parametrize("place", ["model.py", "attention.py", "fused.py"])
 def test_the_excerpts_are_the_code(place):
     code = (ROOT / "minipeft" / place).read_text(encoding="utf-8")
-    excerpts = [e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "# (B, " in e or "(B, nh" in e]
-    assert len(excerpts) == 3 and sum(e in code for e in excerpts) == {"model.py": 2, "attention.py": 1}[place]
+    excerpts = [e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "# (B, " in e or "(B, nh" in e or "# (N, " in e]
+    assert len(excerpts) == 4 and sum(e in code for e in excerpts) == {"model.py": 2, "attention.py": 1, "fused.py": 1}[place]
 
 
 def test_the_file_tree_is_the_tree():

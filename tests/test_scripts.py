@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +132,19 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     assert code == 2 and "nothing to resume" in err
 
 
+@pytest.mark.parametrize("flags", [["--base-dtype", "bfloat16", "--gradient-checkpointing"], ["--compile"], ["--dtype", "bfloat16"]])
+def test_what_makes_training_small_or_fast_reaches_the_same(flags, capsys, tmp_path):
+    if "--compile" in flags and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+
+    def held_out_loss(*flags):
+        code, printed, err = call(capsys, train, "--steps", 60, "--batch-size", 16, "--out", tmp_path / "-".join(["out", *flags]), *flags)
+        assert code == 0, err
+        return float(re.search(r"loss [0-9.]+ -> ([0-9.]+)", printed)[1])
+
+    assert held_out_loss(*flags) == pytest.approx(held_out_loss(), abs=0.02)
+
+
 def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path):
     flags = ["--base", "scratch", "--method", "full", "--task", "skills", "--steps", 2, "--batch-size", 4]
     code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "base")
@@ -173,6 +188,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "full", "--out", adapter): "already holds an adapter",
         ("--method", "prompt", "--space", "hidden"): "--space does not go with --method prompt",
         ("--method", "full", "--num-virtual-tokens", "8"): "--num-virtual-tokens does not go with --method full",
+        ("--method", "full", "--base-dtype", "bfloat16"): "--base-dtype bfloat16 is for a frozen base",
         ("--init", "random", "--init-from-text", "x"): "not allowed with",
         ("--eval-only", "--resume"): "not allowed with",
         ("--steps", "0"): "--steps must be at least 1",
@@ -207,6 +223,15 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["--out", "."], "is a folder"),
         (["--device", "meta"], "--device meta cannot be used"),
         (["--batch-size", "1000000000000"], "try a smaller shape"),
+        (["attention", "--shapes", "4x12"], "must be five whole numbers BxHxTxPxS"),
+        (["attention", "--shapes", "4x12x0x1x8"], "only P may be 0"),
+        (["attention", "--shapes", "1000000x1000x1000x1x64"], "memory ran out, try a smaller shape"),
+        (["attention", "--batch-size", "4"], "unrecognized arguments"),
+        (["peers", "--supervised", "1.5"], "--supervised must be above 0 and at most 1"),
+        (["peers", "--supervised", "nan"], "--supervised must be above 0 and at most 1"),
+        (["peers", "--methods", "magic"], "method must be one of full, prompt, prefix"),
+        (["peers", "--preset", "nano", "--seq-len", "500"], "20 virtual + 500 real tokens do not fit the block size of 512"),
+        (["magic"], "unrecognized arguments: magic"),
     ],
 )
 def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys):

@@ -1,0 +1,161 @@
+"""The fused kernel against the textbook in float64: forward and every gradient, over shapes drawn at random and chosen at the edges."""
+
+import random
+import shutil
+
+import pytest
+import torch
+
+from minipeft import attention, prefix_attention
+from minipeft.bench.measure import saved_bytes
+from minipeft.fused import blocks, fused_attention
+
+EDGES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
+    (2, 2, 2, 1, 1, 0, 8, 1),
+    (2, 2, 2, 1, 1, 1, 8, 2),
+    (1, 2, 1, 1, 40, 512, 8, 1),
+    (2, 2, 2, 33, 33, 512, 16, 2),
+    (2, 4, 2, 129, 129, 1, 8, 1),
+    (2, 4, 1, 131, 200, 5, 8, 2),
+    (2, 4, 2, 100, 300, 0, 8, 1),
+    (1, 2, 2, 257, 257, 20, 32, 1),
+    (3, 2, 2, 64, 65, 3, 8, 1),
+]
+
+
+def drawn(n: int) -> list[tuple]:
+    rng = random.Random(0)
+    shapes = []
+    for _ in range(n):
+        n_kv, group, B = rng.choice([1, 2, 3]), rng.choice([1, 1, 2, 4]), rng.choice([1, 2, 3])
+        Tq = rng.choice([1, 2, 3, 5, 7, 17, 31, 64, 65, 97, 130])
+        Tk = Tq + rng.choice([0, 0, 1, 6, 50])
+        P = rng.choice([0, 1, 2, 5, 20, 33])
+        shapes.append((B, n_kv * group, n_kv, Tq, Tk, P, rng.choice([4, 8, 16]), rng.choice([1, B])))
+    return shapes
+
+
+def tensors(shape, seed=0):
+    """q, k, v, prefix_k, prefix_v, gate and a gradient from above, float64."""
+    B, nh, n_kv, Tq, Tk, P, hs, Bp = shape
+    g = torch.Generator().manual_seed(seed)
+    sizes = (B, nh, Tq, hs), (B, n_kv, Tk, hs), (B, n_kv, Tk, hs), (Bp, n_kv, P, hs), (Bp, n_kv, P, hs), (nh,)
+    return [torch.randn(s, generator=g, dtype=torch.float64) for s in sizes], torch.randn(sizes[0], generator=g, dtype=torch.float64)
+
+
+def gradients(given, upstream, run):
+    """The output and all gradients of run(*given), in float64; of no prefix and no gate there are none."""
+    given = [x.detach().clone().requires_grad_() for x in given]
+    out = run(*given)
+    used = [x for x in given if x.numel()]
+    found = torch.autograd.grad(out, used, upstream.to(out.dtype), allow_unused=True)
+    return [x.detach().double() for x in (out, *(torch.zeros_like(u) if f is None else f for u, f in zip(used, found, strict=True)))]
+
+
+def rounded(shape, dtype, gated, seed=0):
+    """Inputs that are exact in dtype, so that float64 works on the very same numbers."""
+    given, upstream = tensors(shape, seed)
+    given = given if gated else given[:5]
+    return [x.to(dtype) for x in given], upstream.to(dtype)
+
+
+def textbook(given, upstream):
+    return gradients([x.double() for x in given], upstream.double(), lambda *a: prefix_attention(*a, backend="reference"))
+
+
+def eager(q, k, v, pk, pv, gate=None):
+    return fused_attention(q, k, v, pk, pv, gate, compile=False)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_float32_is_the_textbook_to_rounding_over_200_shapes(gated):
+    shapes = EDGES + drawn(110)  # 119 shapes, gated and not
+    for i, shape in enumerate(shapes):
+        given, upstream = rounded(shape, torch.float32, gated, seed=i)
+        for got, exact in zip(gradients(given, upstream, eager), textbook(given, upstream), strict=True):
+            # relative to the tensor's size; where the exact gradient is zero (one key: softmax is constant), to one
+            assert (got - exact).norm() <= 2e-5 * max(float(exact.norm()), 1.0), shape
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_bfloat16_loses_at_most_twice_what_sdpa_loses(gated):
+    names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v", "dgate")
+    lost = {name: [0.0, 0.0] for name in names}
+    for i, shape in enumerate(shape for shape in EDGES + drawn(110) if shape[5]):
+        given, upstream = rounded(shape, torch.bfloat16, gated, seed=i)
+        exact = textbook(given, upstream)
+        for which, run in enumerate((eager, lambda *a: prefix_attention(*a, backend="sdpa"))):
+            for name, a, b in zip(names, gradients(given, upstream, run), exact, strict=False):
+                lost[name][which] += float((a - b).square().sum()) / max(float(b.square().sum()), 1e-2)
+    for name, (ours, sdpa) in lost.items():
+        assert ours**0.5 <= 2 * sdpa**0.5, name
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradcheck(gated):
+    given, _ = tensors((2, 4, 2, 5, 7, 3, 4, 2))
+    given = [x.requires_grad_() for x in (given if gated else given[:5])]
+    assert torch.autograd.gradcheck(eager, given)
+
+
+def test_only_what_backward_needs_is_kept():
+    """q, k, v, the prefix, o and lse: linear in T, and no prefix for each row of the batch."""
+
+    def kept(B, T, P):
+        q, k, v, pk, pv = (x.float().requires_grad_() for x in tensors((B, 4, 4, T, T, P, 8, 1))[0][:5])
+        return saved_bytes(lambda: eager(q, k, v, pk, pv), [])
+
+    for B, T, P in [(1, 130, 6), (3, 130, 6), (3, 260, 6), (3, 260, 60)]:
+        tokens, prefix, rows = B * T * 32, P * 32, B * T * 4
+        assert kept(B, T, P) == 4 * (4 * tokens + 2 * prefix + rows)
+
+
+def test_what_needs_no_gradient_gets_none():
+    given, upstream = tensors((2, 2, 2, 5, 5, 3, 4, 1))
+    exact = gradients(given[:5], upstream, lambda *a: prefix_attention(*a, backend="reference"))
+    for part in (slice(0, 3), slice(3, 5)):
+        needed = [x.clone().requires_grad_() for x in given[part]]
+        args = list(given[:5])
+        args[part] = needed
+        found = torch.autograd.grad(eager(*args), needed, upstream)
+        torch.testing.assert_close(list(found), exact[1:][part])
+
+
+def test_autocast_does_not_change_the_types():
+    given, upstream = rounded((2, 2, 2, 5, 5, 3, 8, 1), torch.float32, True)
+    plain = gradients(given, upstream, eager)
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, want in zip(gradients(given, upstream, eager), plain, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def test_the_blocks_cover_every_position_once():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for T in (1, 64, 96, 97, 128, 129, 500):
+            assert [t for a, b in blocks(T, dtype) for t in range(a, b)] == list(range(T))
+
+
+def test_a_prefix_in_another_type_is_cast():
+    given, _ = rounded((2, 2, 2, 5, 5, 3, 8, 1), torch.bfloat16, False)
+    wide = [*given[:3], *(x.float().requires_grad_() for x in given[3:])]
+    out = eager(*wide)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, eager(*given))
+    out.sum().backward()
+    assert wide[3].grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("gated, shape", [(False, (2, 4, 4, 70, 70, 5, 8, 1)), (True, (2, 4, 2, 66, 80, 3, 8, 2))])
+def test_compiled_is_the_same(gated, shape):
+    given, upstream = rounded(shape, torch.float32, gated)
+    for got, exact in zip(
+        gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream), strict=True
+    ):
+        assert (got - exact).norm() <= 2e-5 * exact.norm()
+
+
+def test_without_a_compiler_the_same_code_runs_eagerly(monkeypatch):
+    monkeypatch.setattr(attention, "can_compile", lambda device_type: False)
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("torch.compile was asked for"))
+    given, upstream = rounded((2, 2, 2, 5, 5, 3, 8, 1), torch.float64, False)
+    torch.testing.assert_close(gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream))

@@ -1,0 +1,111 @@
+"""What makes a training step fast or small changes nothing in what is learnt."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from conftest import tiny
+from test_methods import FROZEN
+
+from minipeft import adapt
+from minipeft.bench.measure import saved_bytes
+
+METHODS = [("full", {}), *FROZEN]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+def batch(seed, T=40):
+    """(3, T) tokens, of whose targets about half are supervised."""
+    g = torch.Generator().manual_seed(seed)
+    tokens, chosen = torch.randint(97, (3, T + 1), generator=g), torch.rand(3, T, generator=g) < 0.5
+    return tokens[:, :-1].contiguous(), torch.where(chosen, tokens[:, 1:], -100)
+
+
+def gradients(model, idx, targets):
+    loss = model.loss(idx, targets)
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.trainable_parameters()), allow_unused=True)]
+
+
+def attached(name, h, dtype=torch.float32):
+    torch.manual_seed(0)
+    return adapt(tiny(dtype=dtype), name, **h)
+
+
+def close(got, want, bound):
+    for a, b in zip(got, want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a - b).norm() <= bound * b.norm() + 1e-7
+
+
+@pytest.mark.parametrize("name, h", METHODS)
+def test_checkpointing_keeps_less_and_gives_equal_gradients(name, h):
+    model = attached(name, h)
+    idx, targets = batch(0)
+    plain, kept = gradients(model, idx, targets), saved_bytes(lambda: model.loss(idx, targets), model.parameters())
+    model.gradient_checkpointing(True)
+    close(gradients(model, idx, targets), plain, 1e-6)
+    assert saved_bytes(lambda: model.loss(idx, targets), model.parameters()) < 0.6 * kept
+    with torch.no_grad():
+        assert torch.equal(model.loss(idx, targets), plain[0])
+    model.gradient_checkpointing(False)
+    assert saved_bytes(lambda: model.loss(idx, targets), model.parameters()) == kept
+
+
+@needs_compiler
+@pytest.mark.parametrize("name, h", METHODS)
+def test_every_method_is_one_graph_without_breaks(name, h):
+    model = attached(name, h)
+    explained = torch._dynamo.explain(model.loss)(*batch(0))
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name, h", [("full", {}), FROZEN[0], FROZEN[2], FROZEN[4]])
+def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h):
+    model, eager = attached(name, h), attached(name, h)
+    model.compile_blocks()
+    close(gradients(model, *batch(0)), gradients(eager, *batch(0)), 1e-5)
+    counters = torch._dynamo.utils.counters["stats"]
+    after_one = counters["unique_graphs"]
+    for step in range(1, 50):
+        idx, targets = batch(step)
+        model.loss(idx, targets).backward()
+    assert counters["unique_graphs"] == after_one
+    model.gradient_checkpointing(True)
+    close(gradients(model, *batch(0)), gradients(eager, *batch(0)), 1e-5)
+    assert counters["unique_graphs"] == after_one
+
+
+@needs_compiler
+def test_all_layers_share_one_compilation():
+    """Three layers, two programs: the first layer's input needs no gradient under a prefix."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = attached("prefix", {"num_virtual_tokens": 3})
+    model.compile_blocks()
+    model.loss(*batch(0, T=17)).backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("name, h", FROZEN)
+def test_a_base_in_bfloat16_stays_and_what_is_trained_is_float32(name, h):
+    model = attached(name, h, torch.bfloat16)
+    before = copy.deepcopy(model.base.state_dict())
+    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=0.05, fused=True)
+    losses = []
+    for _ in range(12):
+        loss = model.loss(*batch(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert {p.dtype for p in model.trainable_parameters()} == {torch.float32}
+    assert {p.dtype for p in model.base.parameters()} == {torch.bfloat16}
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(before[k], t) for k, t in model.base.state_dict().items())
+    wide = attached(name, h)
+    wide.base.load_state_dict(before)
+    wide.method.load_state_dict(model.method.state_dict())
+    assert abs(wide.loss(*batch(0)).item() - model.loss(*batch(0)).item()) < 0.05
