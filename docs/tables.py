@@ -48,7 +48,7 @@ def scores_table() -> str:
 
 
 def short_attention() -> str:
-    """fused over sdpa at the short shapes, forward and backward, as a sentence's figures."""
+    """fused over sdpa at the short shapes, forward and backward."""
     rows = [r for r in read(RESULTS / "attention-short.json")["rows"] if r["backend"] == "fused"]
     return "\n".join(
         ["| dtype | B | heads | T | P | hs | fused × sdpa |", "|---|---|---|---|---|---|---|"]

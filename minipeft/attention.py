@@ -121,8 +121,10 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate):
 
 def _fused(q, k, v, prefix_k, prefix_v, gate):
     """The kernel of fused.py: on its own compiled where that works; within a compiled model it is part of that."""
-    compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, compile)
+    if q.dtype == torch.float16:
+        raise Error("the fused kernel's sums would leave float16's range: use bfloat16, float32 or float64, or backend='sdpa'")
+    through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile)
 
 
 def _auto(q, k, v, prefix_k, prefix_v, gate):
@@ -133,9 +135,10 @@ def faster(q: Tensor, compiling: bool) -> str:
     """The backend for these queries, as `bench.py attention` found it.
 
     On a CPU fused, as part of a compiled model, unless there are few queries: then its many small products lose to one operator,
-    in float32 below some hundred. Eagerly what lies between the products takes too many passes. On a GPU nothing was measured.
+    in float32 below some hundred. Not eagerly: its own compilation would take seconds for every new length. On a GPU nothing was
+    measured, so sdpa.
     """
-    enough = 16 if q.dtype.itemsize == 2 else 128
+    enough = {torch.bfloat16: 16, torch.float32: 128, torch.float64: 128}.get(q.dtype, math.inf)
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 

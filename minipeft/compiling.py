@@ -10,7 +10,8 @@ import torch
 @functools.cache
 def compiled(function: Callable) -> Callable:
     """The function compiled as one graph, anew for every set of shapes. One and the same for every caller."""
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # shapes, types, with and without gradients
+    limits = torch._dynamo.config  # a program for every shape, type, and what needs gradients: past the limit it would refuse
+    limits.recompile_limit = limits.accumulated_recompile_limit = max(10_000, limits.recompile_limit)
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 

@@ -13,8 +13,8 @@ Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 �
 
     W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D),   dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
-With a gate the prefix half keeps a softmax of its own (lse_P instead of lse), times g. All of it is plain PyTorch: torch.compile
-makes kernels of it (C++ with OpenMP on a CPU, Triton on a GPU), and without a compiler it runs as it stands.
+With a gate the prefix half keeps a softmax of its own (lse_P instead of lse), times g, and O is the causal half's. All of it is
+plain PyTorch: torch.compile makes kernels of it (C++ with OpenMP on a CPU, Triton on a GPU), and without a compiler it runs as it stands.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads a key head
 """
@@ -23,42 +23,50 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .compiling import compiled
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, gate: Tensor | None, compile: bool) -> Tensor:
-    """What `attention.prefix_attention` describes. compile: through torch.compile, kernels for each set of shapes."""
-    with torch.autocast(q.device.type, enabled=False):  # the types are chosen here, not by the operators
-        k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
-        return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, compile)
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, gate: Tensor | None, through_compile: bool
+) -> Tensor:
+    """What `attention.prefix_attention` describes. through_compile: by kernels compiled for each set of shapes."""
+    k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
+    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile)
 
 
 class _FusedAttention(torch.autograd.Function):
+    """The types of products are chosen here, so autocast is off in both passes."""
+
     @staticmethod
-    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, compile):
-        run = compiled(forward) if compile else forward
-        o, lse, lse_prefix = run(q, k, v, prefix_k, prefix_v, gate)
-        ctx.compile = compile
-        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix)
+    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile):
+        ctx.run_backward = compiled(halves_backward) if through_compile else halves_backward
+        run = compiled(halves) if through_compile else halves
+        with torch.autocast(q.device.type, enabled=False):
+            o, lse, causal_o, lse_prefix = run(q, k, v, prefix_k, prefix_v, gate)
+        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o if causal_o is None else causal_o, lse, lse_prefix)
         return o
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, do):
-        need = ctx.needs_input_grad
-        run = compiled(backward) if ctx.compile else backward
-        return *run(do, *ctx.saved_tensors, any(need[:3]), any(need[3:6])), None
+        context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:6])
+        with torch.autocast(do.device.type, enabled=False):
+            return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix), None
 
 
-def forward(q, k, v, prefix_k, prefix_v, gate):
-    """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the prefix's own (N, G, Tq, 1), else None."""
+def halves(q, k, v, prefix_k, prefix_v, gate):
+    """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1); and with a gate, which keeps the halves apart, the causal half's share of o
+    (B, nh, Tq, hs) and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
     scale = 1 / math.sqrt(q.size(-1))
     qf = fold(q, n_kv)
     o, m, total = causal_forward(qf, fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1), scale)
-    lse, lse_prefix = m + total.log(), None
+    lse = m + total.log()
+    causal_o = lse_prefix = None
     if not prefix_k.size(2):
-        return unfold((o / total).to(q.dtype), B), lse, None
+        return unfold((o / total).to(q.dtype), B), lse, None, None
     scores = wide(torch.bmm(prefix_rows(qf, prefix_k), heads(prefix_k).transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
     weights, m_prefix, total_prefix = weigh(scores)
     on_prefix = torch.bmm(weights.to(q.dtype), heads(prefix_v)).view_as(qf)
@@ -68,9 +76,10 @@ def forward(q, k, v, prefix_k, prefix_v, gate):
         lse = torch.logaddexp(lse, alone)
         o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix  # (N, G, Tq, hs)
     else:
-        o = (m - lse).exp() * o + per_row(gate, lse) * (m_prefix - alone).exp() * on_prefix
-        lse_prefix = alone
-    return unfold(o.to(q.dtype), B), lse, lse_prefix
+        o, lse_prefix = (m - lse).exp() * o, alone
+        causal_o = unfold(o.to(q.dtype), B)
+        o = o + per_row(gate, lse) * (m_prefix - alone).exp() * on_prefix
+    return unfold(o.to(q.dtype), B), lse, causal_o, lse_prefix
 
 
 def weigh(scores):
@@ -96,27 +105,30 @@ def causal_forward(q, k, v, scale):
     return wide(o), m, total
 
 
-def backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool):
-    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where `prefix`), else None."""
+def halves_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool):
+    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where `prefix`), else None.
+
+    o: the output, or with a gate the causal half's share of it. This works with half of q, which is exact, and doubles the scale:
+    torch.compile, which sees both passes at once, would otherwise find the same products in them, and keep the scores from forward
+    to backward.
+    """
     B, n_kv, P = q.size(0), k.size(1), prefix_k.size(2)
-    scale = 1 / math.sqrt(q.size(-1))
-    qf, dof = fold(q, n_kv), fold(do, n_kv)
+    scale = 2 / math.sqrt(q.size(-1))
+    half_q, dof = fold(q, n_kv) * 0.5, fold(do, n_kv)
     D = (wide(dof) * wide(fold(o, n_kv))).sum(-1, keepdim=True)  # (N, G, Tq, 1)
     dq = dk = dv = dpk = dpv = dgate = None
     if P:
-        shared, dshared = prefix_rows(qf, prefix_k), prefix_rows(dof, prefix_k)
+        shared, dshared = prefix_rows(half_q, prefix_k), prefix_rows(dof, prefix_k)
         pk, pv = heads(prefix_k), heads(prefix_v)
-        scores = wide(torch.bmm(shared, pk.transpose(1, 2))) * scale
+        scores = wide(torch.bmm(shared, pk.transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
         weights = (scores - prefix_rows(lse if gate is None else lse_prefix, prefix_k)).exp()
         dweights = wide(torch.bmm(dshared, pv.transpose(1, 2)))
         if gate is None:
             dscores = weights * (dweights - prefix_rows(D, prefix_k))
-        else:  # dO·(what the prefix would add ungated), row by row
+        else:  # dO · what the prefix would add ungated, row by row
             row = (weights * dweights).sum(-1, keepdim=True)
-            g = prefix_rows(per_row(gate, lse), prefix_k)
-            weights = weights * g
+            weights = weights * prefix_rows(per_row(gate, lse), prefix_k)
             dscores = weights * (dweights - row)
-            D = D - (g * row).view_as(D)
             dgate = row.view(n_kv, B, -1, q.size(2)).sum((1, 3)).view_as(gate).to(gate.dtype)
         dscores = (dscores * scale).to(q.dtype)
         if prefix:
@@ -124,35 +136,35 @@ def backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context:
             dpv = unfold(torch.bmm(weights.to(q.dtype).transpose(1, 2), dshared), prefix_k.size(0))
     if context:
         kf, vf = fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1)
-        dq, dk, dv = causal_backward(dof, qf, kf, vf, D, lse, scale)
+        twice_dq, dk, dv = causal_backward(dof, half_q, kf, vf, D, lse, scale)
         if P:
-            dq = dq + torch.bmm(dscores, pk).view_as(dq)
-        dq, dk, dv = (unfold(x.to(q.dtype), B) for x in (dq, dk, dv))
+            twice_dq = twice_dq + torch.bmm(dscores, pk).view_as(twice_dq)
+        dq, dk, dv = (unfold(x.to(q.dtype), B) for x in (0.5 * twice_dq, dk, dv))
     return dq, dk, dv, dpk, dpv, dgate if prefix else None
 
 
-def causal_backward(do, q, k, v, D, lse, scale):
-    """Blocks of keys against the queries at or after them -> dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
-    N, G, Tq, hs = q.shape
+def causal_backward(do, half_q, k, v, D, lse, scale):
+    """Blocks of keys against the queries at or after them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
+    N, G, Tq, hs = half_q.shape
     before = k.size(1) - Tq
-    spans = blocks(Tq, q.dtype)
+    spans = blocks(Tq, half_q.dtype)
     dqs, dks, dvs = [[] for _ in spans], [], []
     for j, (a, b) in enumerate(spans):
         first, last = (before + a if a else 0), before + b  # the first block takes the keys that every query sees
-        late_q, late_do = (x[:, :, a:].reshape(N, -1, hs) for x in (q, do))
+        late_q, late_do = (x[:, :, a:].reshape(N, -1, hs) for x in (half_q, do))
         keys, values = k[:, first:last], v[:, first:last]
         scores = wide(torch.bmm(late_q, keys.transpose(1, 2))).view(N, G, Tq - a, -1) * scale
-        seen = visible(before + a, before + Tq, first, last, q.device)
+        seen = visible(before + a, before + Tq, first, last, k.device)
         weights = torch.where(seen, (scores - lse[:, :, a:]).exp(), 0.0)
         dweights = wide(torch.bmm(late_do, values.transpose(1, 2))).view_as(weights)
-        dscores = (weights * (dweights - D[:, :, a:]) * scale).to(q.dtype).view(N, -1, last - first)
+        dscores = (weights * (dweights - D[:, :, a:]) * scale).to(k.dtype).view(N, -1, last - first)
         dks.append(torch.bmm(dscores.transpose(1, 2), late_q))
-        dvs.append(torch.bmm(weights.to(q.dtype).view(N, -1, last - first).transpose(1, 2), late_do))
+        dvs.append(torch.bmm(weights.to(k.dtype).view(N, -1, last - first).transpose(1, 2), late_do))
         late_dq = wide(torch.bmm(dscores, keys).view(N, G, Tq - a, hs))
         for i, (c, d) in enumerate(spans[j:], start=j):
             dqs[i].append(late_dq[:, :, c - a : d - a])
-    dq = torch.cat([sum(parts) for parts in dqs], dim=2)
-    return dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
+    twice_dq = torch.cat([sum(parts) for parts in dqs], dim=2)
+    return twice_dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
 
 
 def blocks(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:

@@ -22,68 +22,83 @@ CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits x Wᵀ over supervised positions: x (N, C), weight (V, C), targets (N,) int64, -100 = not
-    supervised. A scalar, float32 or above; nan where nothing is supervised."""
-    loss, _, _ = _head_loss(x.to(weight.dtype), weight, targets, x.requires_grad)
+    supervised. A scalar, float32 or above; nan where nothing is supervised. Products are in the weight's type, or autocast's."""
+    device = x.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    loss, _, _ = _head_loss(x, weight, targets, low, x.requires_grad)
     return loss
 
 
 @torch.library.custom_op("minipeft::head_loss", mutates_args=())
-def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, with_dx: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """-> loss (), its gradient in x (N, C) (zeros at what is not supervised), lse (N,)."""
+def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, with_dx: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """-> loss (), its gradient in x (N, C) (zeros at what is not supervised), lse (N,). Products in type `low`."""
     chosen = targets != -100
-    rows, t = x[chosen], targets[chosen]  # (n, C), (n,)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    rows, t = x[chosen].to(low), targets[chosen].unsqueeze(1)  # (n, C), (n, 1)
+    wide = torch.promote_types(low, torch.float32)
     m = rows.new_full((len(rows), 1), -math.inf, dtype=wide)
-    total = torch.zeros_like(m)
+    total, own = torch.zeros_like(m), torch.zeros_like(m)
     mean_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
-    for w in weight.split(CHUNK):
-        product = rows @ w.T  # (n, CHUNK), under autocast in its type
-        scores = product.to(wide)
-        larger = torch.maximum(m, scores.amax(-1, keepdim=True))
-        shrink, m = (m - larger).exp(), larger
-        weights = scores.sub_(m).exp_()
-        total = total * shrink + weights.sum(-1, keepdim=True)
-        if with_dx and product.dtype == wide:
-            mean_w.mul_(shrink).addmm_(weights, w)
-        elif with_dx:
-            mean_w.mul_(shrink).add_(weights.to(product.dtype) @ w)
-    own = weight[t].to(wide)  # (n, C)
+    with torch.autocast(x.device.type, enabled=False):
+        for first, w in chunks(weight, low):
+            scores = (rows @ w.T).to(wide)  # (n, CHUNK)
+            here = (t >= first) & (t < first + len(w))
+            own = torch.where(here, scores.gather(1, (t - first).clamp(0, len(w) - 1)), own)  # the target's, rounded as all are
+            larger = torch.maximum(m, scores.amax(-1, keepdim=True))
+            shrink, m = (m - larger).exp(), larger
+            weights = scores.sub_(m).exp_()
+            total = total * shrink + weights.sum(-1, keepdim=True)
+            if with_dx and low == wide:
+                mean_w.mul_(shrink).addmm_(weights, w)
+            elif with_dx:
+                mean_w.mul_(shrink).add_(weights.to(low) @ w)
     lse = m + total.log()
-    loss = (lse.squeeze(-1) - (rows.to(wide) * own).sum(-1)).mean()
     dx = torch.zeros_like(x)
     if with_dx:
-        dx[chosen] = ((mean_w / total - own) / len(rows)).to(x.dtype)
+        dx[chosen] = ((mean_w / total - weight[t[:, 0]].to(low).to(wide)) / len(rows)).to(x.dtype)
     all_lse = lse.new_zeros(len(x))
-    all_lse[chosen] = lse.squeeze(-1)
-    return loss, dx, all_lse
+    all_lse[chosen] = lse[:, 0]
+    return (lse - own).mean(), dx, all_lse
 
 
 @torch.library.custom_op("minipeft::head_loss_dweight", mutates_args=())
-def _dweight(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, upstream: Tensor) -> Tensor:
+def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: Tensor, upstream: Tensor) -> Tensor:
     """The gradient of the loss in the weight, (V, C), times the gradient that comes from above, ()."""
     chosen = targets != -100
-    rows, t, lse = x[chosen], targets[chosen], lse[chosen, None]
-    share = (upstream / len(rows)).to(lse.dtype)
+    rows, t, lse = x[chosen].to(low), targets[chosen], lse[chosen, None]
+    share = upstream.to(lse.dtype) / len(rows)
     dweight = torch.empty_like(weight)
-    for w, dw in zip(weight.split(CHUNK), dweight.split(CHUNK), strict=True):
-        weights = (rows @ w.T).to(lse.dtype).sub_(lse).exp_().mul_(share)
-        torch.mm(weights.to(rows.dtype).T, rows, out=dw)
-    return dweight.index_add_(0, t, rows * -share.to(rows.dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        for first, w in chunks(weight, low):
+            weights = (rows @ w.T).to(lse.dtype).sub_(lse).exp_()
+            at = ((t >= first) & (t < first + len(w))).nonzero().squeeze(1)
+            weights[at, t[at] - first] -= 1  # before anything is rounded again
+            dw = dweight[first : first + len(w)]
+            if low == dw.dtype:
+                torch.mm(weights.mul_(share).to(low).T, rows, out=dw)
+            else:
+                dw.copy_(weights.mul_(share).to(low).T @ rows)
+    return dweight
+
+
+def chunks(weight: Tensor, low: torch.dtype):
+    """(the first row's number, the rows in type `low`), CHUNK rows at a time."""
+    for first in range(0, len(weight), CHUNK):
+        yield first, weight[first : first + CHUNK].to(low)
 
 
 @_head_loss.register_fake
-def _(x, weight, targets, with_dx):
-    wide = torch.promote_types(x.dtype, torch.float32)
+def _(x, weight, targets, low, with_dx):
+    wide = torch.promote_types(low, torch.float32)
     return x.new_empty((), dtype=wide), torch.empty_like(x), x.new_empty(len(x), dtype=wide)
 
 
 @_dweight.register_fake
-def _(x, weight, targets, lse, upstream):
+def _(x, weight, targets, low, lse, upstream):
     return torch.empty_like(weight)
 
 
 def _keep(ctx, inputs, output):
-    x, weight, targets, _ = inputs
+    x, weight, targets, ctx.low, _ = inputs
     _, dx, lse = output
     ctx.mark_non_differentiable(dx, lse)
     ctx.trained_head = weight.requires_grad
@@ -91,9 +106,12 @@ def _keep(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, _, __):
-    dx, *rest = ctx.saved_tensors
-    dweight = _dweight(*rest, upstream) if ctx.trained_head else None
-    return dx * upstream, dweight, None, None
+    dx, *head = ctx.saved_tensors
+    dweight = None
+    if ctx.trained_head:
+        x, weight, targets, lse = head
+        dweight = _dweight(x, weight, targets, ctx.low, lse, upstream)
+    return dx * upstream, dweight, None, None, None
 
 
 _head_loss.register_autograd(_backward, setup_context=_keep)

@@ -105,7 +105,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def call(block: Block, *inputs) -> Tensor:
+def call_block(block: Block, *inputs) -> Tensor:
     """The function that is compiled: the block is an argument, so one compilation serves every layer."""
     return block(*inputs)
 
@@ -116,7 +116,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.compiled = self.checkpointed = False  # how blocks are run, see run_block
+        self.through_compile = self.checkpointed = False  # how blocks are run, see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the head: GPT-2 ties the two
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -174,20 +174,20 @@ class GPT(nn.Module):
 
         The first pass of every new set of shapes compiles, some ten seconds, once for all layers.
         """
-        self.compiled = on and can_compile(self.wte.weight.device.type)
+        self.through_compile = on and can_compile(self.wte.weight.device.type)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Keep only every block's input for the backward pass and run the block again there (Chen et al. 2016, 1604.06174)."""
         self.checkpointed = on
 
     def run_block(self, block: Block, *inputs) -> Tensor:
-        run = compiled(call) if self.compiled else call
+        run = compiled(call_block) if self.through_compile else call_block
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(run, block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return run(block, *inputs)
 
     def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None) -> None:
-        """Raise Error unless the shapes are those that forward names and all tokens find a position."""
+        """Raise Error unless the shapes are those that `hidden` names and all tokens find a position."""
         c = self.config
         if idx.dim() != 2:
             raise Error(f"idx {tuple(idx.shape)} must be (B, T)")

@@ -123,7 +123,7 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
         assert not can_compile("cpu") and not can_compile("cpu")
         base = GPT(PRESETS["nano"])
         base.compile_blocks()
-        assert not base.compiled
+        assert not base.through_compile
     finally:
         can_compile.cache_clear()
     assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"

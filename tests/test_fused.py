@@ -64,7 +64,7 @@ def textbook(given, upstream):
 
 
 def eager(q, k, v, pk, pv, gate=None):
-    return fused_attention(q, k, v, pk, pv, gate, compile=False)
+    return fused_attention(q, k, v, pk, pv, gate, through_compile=False)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -86,7 +86,8 @@ def test_bfloat16_loses_at_most_twice_what_sdpa_loses(gated):
         exact = textbook(given, upstream)
         for which, run in enumerate((eager, lambda *a: prefix_attention(*a, backend="sdpa"))):
             for name, a, b in zip(names, gradients(given, upstream, run), exact, strict=False):
-                lost[name][which] += float((a - b).square().sum()) / max(float(b.square().sum()), 1e-2)
+                # where the exact gradient vanishes (softmax over one key), against one of ordinary size
+                lost[name][which] += float((a - b).square().sum()) / max(float(b.square().sum()), 0.05 * b.numel())
     for name, (ours, sdpa) in lost.items():
         assert ours**0.5 <= 2 * sdpa**0.5, name
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..attention import faster, prefix_attention
 from ..compiling import can_compile
 from ..config import Error
-from .measure import card, columns, geometric_mean, matrix_rate, milliseconds, saved_bytes, spread
+from .measure import MatrixRate, card, columns, geometric_mean, milliseconds, saved_bytes, spread
 
 BACKENDS = ("reference", "sdpa", "fused")
 
@@ -57,10 +57,10 @@ def inputs(shape: Shape, dtype: torch.dtype, s: Settings) -> tuple[list[Tensor],
     """q, k, v as the model makes them (three views of one projection), a prefix shared by the batch, and a gradient from above."""
     g = torch.Generator().manual_seed(s.seed)
     B, nh, T, P, hs = shape.B, shape.nh, shape.T, shape.P, shape.hs
-    qkv = torch.randn(B, T, 3, nh, hs, generator=g).permute(2, 0, 3, 1, 4)
-    prefix = torch.randn(2, 1, nh, P, hs, generator=g)
+    qkv = torch.randn(B, T, 3, nh, hs, generator=g).to(s.device, dtype).permute(2, 0, 3, 1, 4)
+    prefix = torch.randn(2, 1, nh, P, hs, generator=g).to(s.device, dtype)
     upstream = torch.randn(B, T, nh, hs, generator=g).to(s.device, dtype).transpose(1, 2)
-    return [x.to(s.device, dtype).requires_grad_() for x in (*qkv, *prefix)], upstream
+    return [x.requires_grad_() for x in (*qkv, *prefix)], upstream
 
 
 def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -74,41 +74,62 @@ def relative_error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
     return max(float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True))
 
 
-def measure(shape: Shape, dtype: torch.dtype, rate: float, s: Settings, bar: tqdm) -> list[dict]:
-    """One row a backend. Raises Error for a backend that is wrong."""
-    device = torch.device(s.device)
-    given, upstream = inputs(shape, dtype, s)
-    exact = forward_backward([x.detach().cpu().double().requires_grad_() for x in given], upstream.cpu().double(), "reference")
-    rows, works = [], []
-    for backend in BACKENDS:
-        compile_s = milliseconds(lambda b=backend: forward_backward(given, upstream, b), device) / 1000
-        error = relative_error(forward_backward(given, upstream, backend), exact)
+class Work:
+    """One backend at one shape: checked, then ready to be timed."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, backend: str, given: list[Tensor], upstream: Tensor, exact, s: Settings):
+        self.given, self.upstream, self.backend = given, upstream, backend
+        self.forward_ms, self.both_ms = [], []
+        device = torch.device(s.device)
+        first = milliseconds(self.both, device) / 1000
+        error = relative_error(self.both(), exact)
         if not error <= (1e-5 if dtype == torch.float32 else 2e-2):
             raise Error(f"{backend} attention is wrong at {shape}: relative error {error:.1e}")
-        saved = saved_bytes(lambda b=backend: prefix_attention(*given, backend=b), [])
-        rows.append({"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": error, "saved_bytes": saved})
-        rows[-1]["first_call_s"] = compile_s
-        works.append(
-            (
-                torch.no_grad()(lambda b=backend: prefix_attention(*given, backend=b)),
-                lambda b=backend: forward_backward(given, upstream, b),
-            )
-        )
-    times = [([], []) for _ in works]
+        self.row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": error, "first_call_s": first}
+        self.row["saved_bytes"] = saved_bytes(lambda: prefix_attention(*given, backend=backend), [])
+        self.row["auto"] = backend == faster(given[0], compiling=True)
+
+    def both(self) -> tuple[Tensor, ...]:
+        return forward_backward(self.given, self.upstream, self.backend)
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        return prefix_attention(*self.given, backend=self.backend)
+
+
+def works(shape: Shape, dtype: torch.dtype, s: Settings) -> list[Work]:
+    """Every backend at this shape. Raises Error for one that is wrong."""
+    given, upstream = inputs(shape, dtype, s)
+    exact = forward_backward([x.detach().cpu().double().requires_grad_() for x in given], upstream.cpu().double(), "reference")
+    return [Work(shape, dtype, backend, given, upstream, exact, s) for backend in BACKENDS]
+
+
+def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatrixRate, s: Settings, bar: tqdm) -> list[dict]:
+    """The rows of these shapes, their calls interleaved."""
+    device = torch.device(s.device)
+    everything = [works(shape, dtype, s) for shape in shapes]
     for _ in range(s.repeats):
-        for (forward, both), (forward_ms, both_ms) in zip(works, times, strict=True):
-            forward_ms.append(milliseconds(forward, device))
-            both_ms.append(milliseconds(both, device))
-        bar.update()
-    sdpa = [spread(t)["median"] for t in times[BACKENDS.index("sdpa")]]
-    floor = 1000 * shape.forward_flops() / rate
-    for row, (forward_ms, both_ms) in zip(rows, times, strict=True):
-        row["forward_ms"], row["ms"] = spread(forward_ms), spread(both_ms)
-        row["forward_against_sdpa"] = row["forward_ms"]["median"] / sdpa[0]
-        row["against_sdpa"] = row["ms"]["median"] / sdpa[1]
-        row["against_floor"] = row["ms"]["median"] / (3 * floor)
-        row["auto"] = row["backend"] == faster(given[0], compiling=True)
-    return rows
+        rate()
+        for work in (w for ws in everything for w in ws):
+            work.forward_ms.append(milliseconds(work.forward, device))
+            work.both_ms.append(milliseconds(work.both, device))
+        bar.update(len(shapes))
+    for ws in everything:
+        for work in ws:
+            work.row["forward_ms"], work.row["ms"] = spread(work.forward_ms), spread(work.both_ms)
+        sdpa = ws[BACKENDS.index("sdpa")].row
+        for work in ws:
+            work.row["forward_against_sdpa"] = work.row["forward_ms"]["median"] / sdpa["forward_ms"]["median"]
+            work.row["against_sdpa"] = work.row["ms"]["median"] / sdpa["ms"]["median"]
+    return [work.row for ws in everything for work in ws]
+
+
+def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
+    """Shapes that differ in the prefix alone, together: they are timed in turn, since `growth` compares them."""
+    found: dict[tuple, list[Shape]] = {}
+    for x in dict.fromkeys(shapes):
+        found.setdefault((x.B, x.nh, x.T, x.hs), []).append(x)
+    return list(found.values())
 
 
 def run(s: Settings) -> dict:
@@ -119,9 +140,13 @@ def run(s: Settings) -> dict:
     with tqdm(total=len(s.shapes) * len(s.dtypes) * s.repeats, unit="round", desc="attention", dynamic_ncols=True) as bar:
         for name in s.dtypes:
             dtype = getattr(torch, name)
-            rates[name] = matrix_rate(dtype, device)
-            for shape in s.shapes:
-                rows += measure(shape, dtype, rates[name], s, bar)
+            rate = MatrixRate(dtype, device)
+            for shapes in families(s.shapes):
+                rows += measure(shapes, dtype, rate, s, bar)
+            rates[name] = rate.value
+    for row in rows:
+        shape = Shape(*(row[x] for x in ("B", "nh", "T", "P", "hs")))
+        row["against_floor"] = row["ms"]["median"] / 1000 * rates[row["dtype"]] / (3 * shape.forward_flops())
     fused = [r for r in rows if r["backend"] == "fused"]
     means = {name: geometric_mean([r["against_sdpa"] for r in fused if r["dtype"] == name]) for name in s.dtypes}
     return {
@@ -157,7 +182,7 @@ def table(result: dict) -> str:
     ]
     cells = {  # heading: cell of a row
         "dtype": lambda r: r["dtype"],
-        "backend": lambda r: r["backend"] + (" (auto)" if r["auto"] else ""),
+        "backend": lambda r: r["backend"] + (" *" if r["auto"] else ""),
         **{x: lambda r, x=x: str(r[x]) for x in ("B", "nh", "T", "P", "hs")},
         "error": lambda r: f"{r['error']:.0e}",
         "forward ms": lambda r: f"{r['forward_ms']['median']:,.2f}",
@@ -169,7 +194,7 @@ def table(result: dict) -> str:
         "first s": lambda r: f"{r['first_call_s']:.1f}",
     }
     lines += columns(cells, result["rows"])
-    lines.append("")
+    lines += ["* what auto takes in a compiled model", ""]
     lines += [f"fused against sdpa, geometric mean in {name}: {mean:.2f}" for name, mean in result["mean_against_sdpa"].items()]
     lines += [
         "{dtype}, B {B}, T {T}, hs {hs}: fused takes {time:.2f} × the time with a prefix of {P} as without, "

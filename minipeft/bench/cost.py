@@ -18,13 +18,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..accounting import count, step_flops
-from ..attention import prefix_attention
+from ..attention import faster, prefix_attention
 from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..methods.base import Adapted
 from ..model import GPT
-from .measure import card, columns, matrix_rate, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+from .measure import MatrixRate, card, columns, milliseconds, peak_bytes, saved_bytes, spread, synchronize
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def train_two_steps(s: Settings, method: str, hyperparameters: dict) -> None:
 
 
 def check_attention(s: Settings) -> dict[str, float]:
-    """Largest error of the attention the model runs, and of its gradients, relative to the textbook's largest value.
+    """Largest error of the attention the model runs ("auto", for a compiled model what that takes), and of its gradients, relative
+    to the textbook's largest value.
 
     At the bench's own shape (two rows of the batch), in its dtype, against float64. Raises Error when it is more than rounding.
     """
@@ -123,7 +124,8 @@ def check_attention(s: Settings) -> dict[str, float]:
         return [x.detach().to("cpu", torch.float64) for x in (out, *grads) if x is not None]  # None: no prefix, no gradient
 
     names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v")
-    pairs = zip(run("auto", device, dtype), run("reference", torch.device("cpu"), torch.float64), strict=False)
+    backend = faster(given[0].to(device), compiling=True) if s.compile else "auto"
+    pairs = zip(run(backend, device, dtype), run("reference", torch.device("cpu"), torch.float64), strict=False)
     errors = {n: float((a - b).abs().max() / b.abs().max()) for n, (a, b) in zip(names, pairs, strict=False) if b.numel()}
     bound = 1e-4 if dtype == torch.float32 else 5e-2
     if not all(e <= bound for e in errors.values()):
@@ -144,7 +146,7 @@ def run(s: Settings) -> dict:
     """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON."""
     rows = rows_of(s)
     errors = check_attention(s)
-    rate = matrix_rate(getattr(torch, s.dtype), torch.device(s.device))
+    rate = MatrixRate(getattr(torch, s.dtype), torch.device(s.device))
     s = replace(s, compile=s.compile and can_compile(torch.device(s.device).type))
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
@@ -166,6 +168,7 @@ def run(s: Settings) -> dict:
         bar.set_description("interleaved steps")
         steps, forwards = [[] for _ in rows], [[] for _ in rows]
         for _ in range(s.steps):
+            rate()
             for i, c in enumerate(contestants):
                 steps[i].append(milliseconds(c.train_step, device))
                 forwards[i].append(milliseconds(c.inference, device))
@@ -189,14 +192,14 @@ def run(s: Settings) -> dict:
                 "step_ms": step,
                 "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"],
                 "step_against_full": step["median"] / spread(steps[0])["median"],
-                "step_against_floor": step["median"] * rate / 1000 / step_flops(s.config, method, s.batch_size, s.seq_len, **h),
+                "step_against_floor": step["median"] / 1000 * rate.value / step_flops(s.config, method, s.batch_size, s.seq_len, **h),
                 "forward_ms": forward,
                 "forward_against_full": forward["median"] / spread(forwards[0])["median"],
                 "compile_s": max(0.0, sum(first[i]) - step["median"] - forward["median"]) / 1000 if s.compile else None,
             }
         )
     settings = asdict(s)
-    return {"card": card(device), "settings": settings, "attention": errors, "rate": rate, "rows": results}
+    return {"card": card(device), "settings": settings, "attention": errors, "rate": rate.value, "rows": results}
 
 
 def table(result: dict) -> str:

@@ -73,12 +73,25 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second in products of large square matrices: the machine's own limit for everything here."""
-    n = 4096 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    torch.mm(a, b)
-    return 2 * n**3 / (spread([milliseconds(lambda: torch.mm(a, b), device) for _ in range(15)])["median"] / 1000)
+class MatrixRate:
+    """The speed of products of large square matrices, the machine's own limit for everything here.
+
+    Call it once a round, beside what is measured, so that both see the machine fast or slow alike; `value` is the median.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        n = 4096 if device.type == "cuda" else 1024
+        self.a, self.b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        self.device, self.flops, self.samples = device, 2 * n**3, []
+        torch.mm(self.a, self.b)
+
+    def __call__(self) -> None:
+        self.samples += [milliseconds(lambda: torch.mm(self.a, self.b), self.device) for _ in range(3)]
+
+    @property
+    def value(self) -> float:
+        """Floating-point operations a second."""
+        return 1000 * self.flops / spread(self.samples)["median"]
 
 
 def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[str]:
@@ -128,10 +141,17 @@ def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
     return peak
 
 
+def restart_peak(device: torch.device) -> None:
+    """Let the peak of this process start anew from what it holds now (on a CPU where the system is Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _measure_peak(sender, device: torch.device, threads: int, work: Callable, arguments: tuple) -> None:
     torch.set_num_threads(threads)
-    with contextlib.suppress(OSError):  # on Linux the peak starts anew, without what importing took
-        Path("/proc/self/clear_refs").write_text("5")
+    restart_peak(device)  # without what importing took
     before = _resident_peak()
     try:
         work(*arguments)

@@ -79,9 +79,11 @@ class Adapted(nn.Module):
         return linear_cross_entropy(x.flatten(0, 1), self.base.wte.weight, targets.flatten())
 
     def compile_blocks(self, on: bool = True) -> None:
+        """See GPT.compile_blocks. It holds for the base, and so for everything attached to it."""
         self.base.compile_blocks(on)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
+        """See GPT.gradient_checkpointing. It holds for the base, and so for everything attached to it."""
         self.base.gradient_checkpointing(on)
 
     def trainable_parameters(self):
@@ -105,12 +107,14 @@ class Adapted(nn.Module):
 
     def detach(self) -> GPT:
         """The base, its tensors untouched by any method but `full`. Once nothing is attached to it any more, its parameters
-        require gradients again as they did before."""
+        require gradients again as they did before, and its blocks run eagerly and keep what backward needs."""
         required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
         attached.discard(self)
         if not attached and _ATTACHED.pop(self.base, None):
             for p, required in zip(self.base.parameters(), required_grad, strict=True):
                 p.requires_grad_(required)
+            self.base.compile_blocks(False)
+            self.base.gradient_checkpointing(False)
         return self.base
 
 
