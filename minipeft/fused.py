@@ -7,7 +7,7 @@ Softmax over [prefix ; context] is a mix of two softmaxes (He et al. 2022, 2110.
 so that every weight of either half is exp(score - lse), and the halves never have to lie in one tensor:
 
     prefix half    one product with all queries of the batch: Pk is neither copied for each row nor concatenated to K
-    causal half    blocks of queries against the keys at or before them: what lies above the diagonal costs nothing
+    causal half    blocks of queries against the keys at or before them: above the diagonal only the blocks on it cost anything
 
 Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 §2.3), so nothing of size T × (P + T) is ever kept:
 
