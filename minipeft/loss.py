@@ -9,7 +9,8 @@ larger maxima come, and no (N, V) matrix ever exists. A frozen head costs two pr
 two more in the backward pass, dW = softmaxᵀ x, since its chunks of logits are made again instead of kept.
 
 Only supervised positions (target not -100) take part. Chosen inside one operator, they may be others in every batch without
-torch.compile noticing. torch.nn.functional.linear_cross_entropy (torch 2.13) is the same idea; it breaks the graph of torch.compile.
+torch.compile noticing. torch.nn.functional.linear_cross_entropy (torch 2.13) has chunks too; by its documentation torch.compile leaves
+them to run eagerly. First derivatives only, as there.
 """
 
 import math

@@ -168,6 +168,14 @@ def test_peers_do_the_same_work(capsys):
         assert theirs["against_peft"] == 1
 
 
+def test_peers_refuse_a_rival_whose_gradient_differs():
+    rows = [{"method": "prefix", "rival": r, "error": None, "loss": 5.0, "second_loss": 4.9999, "gradient_norm": 1.0} for r in peers.RIVALS]
+    peers.same_work(rows, 1e-4)
+    rows[0]["gradient_norm"] = 1.01  # too little to show in the loss after one step
+    with pytest.raises(Error, match="minipeft does other work than peft: gradient norm"):
+        peers.same_work(rows, 1e-4)
+
+
 def test_without_the_extras_peers_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(Error, match="pip install -r requirements-extra.txt"):

@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+import test_attention
 import torch
 
 from minipeft import attention, prefix_attention
@@ -37,10 +38,8 @@ def drawn(n: int) -> list[tuple]:
 
 def tensors(shape, seed=0):
     """q, k, v, prefix_k, prefix_v, gate and a gradient from above, float64."""
-    B, nh, n_kv, Tq, Tk, P, hs, Bp = shape
-    g = torch.Generator().manual_seed(seed)
-    sizes = (B, nh, Tq, hs), (B, n_kv, Tk, hs), (B, n_kv, Tk, hs), (Bp, n_kv, P, hs), (Bp, n_kv, P, hs), (nh,)
-    return [torch.randn(s, generator=g, dtype=torch.float64) for s in sizes], torch.randn(sizes[0], generator=g, dtype=torch.float64)
+    given = test_attention.tensors(*shape, seed=seed)
+    return given, torch.randn(given[0].shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
 
 
 def gradients(given, upstream, run):

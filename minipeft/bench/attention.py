@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..attention import faster, prefix_attention
 from ..compiling import can_compile
 from ..config import Error
-from .measure import MatrixRate, card, columns, geometric_mean, milliseconds, saved_bytes, spread
+from .measure import MatrixRate, card, card_line, columns, geometric_mean, milliseconds, saved_bytes, spread
 
 BACKENDS = ("reference", "sdpa", "fused")
 
@@ -173,10 +173,8 @@ def growth(fused: list[dict]) -> list[dict]:
 
 def table(result: dict) -> str:
     """The result as aligned text."""
-    c = result["card"]
     lines = [
-        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
-        f"Python {c['python']}, torch {c['torch']}, commit {c['commit']}",
+        card_line(result["card"]),
         "large matrix products: " + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in result["rate"].items()),
         "",
     ]

@@ -24,7 +24,7 @@ from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..methods.base import Adapted
 from ..model import GPT
-from .measure import MatrixRate, card, columns, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+from .measure import MatrixRate, card, card_line, columns, milliseconds, peak_bytes, saved_bytes, spread, synchronize
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,12 @@ class Contestant:
         self.device, self.dtype = torch.device(s.device), getattr(torch, s.dtype)
         self.model: Adapted = adapt(base, method, **hyperparameters)
         self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
-        self.compile = s.compile
+        self.model.compile_blocks(s.compile)
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)
         self.idx, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def forward_loss(self) -> Tensor:
-        self.model.compile_blocks(self.compile)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model.loss(self.idx, self.targets)
 
@@ -82,7 +81,6 @@ class Contestant:
 
     @torch.no_grad()
     def inference(self) -> Tensor:
-        self.model.compile_blocks(self.compile)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(self.idx)
 
@@ -204,11 +202,10 @@ def run(s: Settings) -> dict:
 
 def table(result: dict) -> str:
     """The result as aligned text: a card, then one row a method."""
-    c, s = result["card"], result["settings"]
+    s = result["settings"]
     shape = s["config"]
     lines = [
-        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
-        f"Python {c['python']}, torch {c['torch']}, commit {c['commit']}",
+        card_line(result["card"]),
         f"{s['preset']}: L {shape['n_layer']}, C {shape['n_embd']}, nh {shape['n_head']}, V {shape['vocab_size']}, "
         f"{shape['position']} positions; B {s['batch_size']}, T {s['seq_len']}, {s['dtype']}, "
         f"{'compiled' if s['compile'] else 'eager'}, {s['steps']} steps, seed {s['seed']}",

@@ -73,6 +73,15 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def card_line(c: dict) -> str:
+    """The card as the first line of a table."""
+    libraries = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
+    return (
+        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, Python {c['python']}, "
+        f"{libraries}commit {c['commit']}"
+    )
+
+
 class MatrixRate:
     """The speed of products of large square matrices, the machine's own limit for everything here.
 

@@ -1,9 +1,9 @@
 """A training step here and in peft + transformers, on the same weights and the same batch.
 
 Both get a base of the same shape and the same random weights (written by one, read by the other), the same trained tensors, the
-same tokens, the same fused AdamW, no dropout. The losses before the first step and after it stand side by side and must agree, so the
-gradients do. Steps are interleaved in one process. Each runs eagerly and through torch.compile (here the blocks, there the whole
-model, where PEFT allows it). Needs the extras of requirements-extra.txt.
+same tokens, the same fused AdamW, no dropout. The losses before the first step and after it stand side by side; they and the norm
+of the first gradient must agree. Steps are interleaved in one process. Each runs eagerly and through torch.compile (here the
+blocks, there the whole model, where PEFT allows it). Needs the extras of requirements-extra.txt.
 """
 
 import tempfile
@@ -19,7 +19,19 @@ from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..model import GPT
-from .measure import MatrixRate, card, columns, geometric_mean, milliseconds, peak_bytes, restart_peak, saved_bytes, spread, synchronize
+from .measure import (
+    MatrixRate,
+    card,
+    card_line,
+    columns,
+    geometric_mean,
+    milliseconds,
+    peak_bytes,
+    restart_peak,
+    saved_bytes,
+    spread,
+    synchronize,
+)
 
 RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
 
@@ -41,12 +53,12 @@ class Settings:
 
 
 def batch(s: Settings) -> tuple[Tensor, Tensor]:
-    """idx and targets (B, T); a share `supervised` of the targets counts, the rest is -100. The first target never counts, since
-    transformers takes them from the labels shifted by one."""
+    """idx and targets (B, T); a share `supervised` of the targets counts, the rest is -100. The last one never does:
+    transformers takes targets from the labels shifted by one, and has none there."""
     g = torch.Generator().manual_seed(s.seed)
     tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g)
     counts = torch.rand(s.batch_size, s.seq_len, generator=g) < s.supervised
-    counts[:, -1] = False  # transformers has no target for the last position
+    counts[:, -1] = False
     return tokens[:, :-1].contiguous().to(s.device), torch.where(counts, tokens[:, 1:], -100).to(s.device)
 
 
@@ -109,7 +121,6 @@ def build(s: Settings, method: str, name: str):
     base, dtype = GPT(s.config), getattr(torch, s.dtype)
     compile = name.endswith("compiled")
     if name.startswith("minipeft"):
-        torch.manual_seed(s.seed)
         return Ours(s, method, base.to(s.device, dtype), compile)
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
@@ -153,6 +164,7 @@ def measure(s: Settings, method: str, rate: MatrixRate, bar: tqdm) -> list[dict]
             row["error"] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
             del rivals[name]
         else:
+            row["gradient_norm"] = gradient_norm(rival)  # of the first step, still in place
             row["second_loss"] = train_step(rival).item()
             row["saved_bytes"] = saved_bytes(rival.loss, rival.model.parameters())
         rows.append(row)
@@ -177,11 +189,16 @@ def measure(s: Settings, method: str, rate: MatrixRate, bar: tqdm) -> list[dict]
     return rows
 
 
+def gradient_norm(rival) -> float:
+    parameters = [p for group in rival.optimizer.param_groups for p in group["params"]]
+    return float(torch.stack([p.grad.float().norm() for p in parameters]).norm())
+
+
 def same_work(rows: list[dict], bound: float) -> None:
-    """Raise Error unless the losses before and after the first step are those of PEFT run eagerly."""
+    """Raise Error unless the first step's gradient and the losses before and after it are those of PEFT run eagerly."""
     theirs = next(r for r in rows if r["rival"] == "peft")
     for row in (r for r in rows if not r["error"]):
-        for x in ("loss", "second_loss"):
+        for x in ("loss", "gradient_norm", "second_loss"):
             if not abs(row[x] - theirs[x]) <= bound * abs(theirs[x]):
                 raise Error(
                     f"{row['method']}: {row['rival']} does other work than peft: {x.replace('_', ' ')} {row[x]} against {theirs[x]}"
@@ -215,11 +232,10 @@ def run(s: Settings) -> dict:
 
 def table(result: dict) -> str:
     """The result as aligned text."""
-    c, s = result["card"], result["settings"]
+    s = result["settings"]
     shape = s["config"]
     lines = [
-        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, Python {c['python']}, torch {c['torch']}, "
-        f"peft {c['peft']}, transformers {c['transformers']}, commit {c['commit']}",
+        card_line(result["card"]),
         f"{s['preset']}: L {shape['n_layer']}, C {shape['n_embd']}, nh {shape['n_head']}, V {shape['vocab_size']}; B {s['batch_size']}, "
         f"T {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']}, {100 * s['supervised']:.0f} % of the targets supervised, "
         f"{s['steps']} steps, seed {s['seed']}; large matrix products {result['rate'] / 1e9:,.0f} GFLOP/s",
