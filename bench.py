@@ -7,11 +7,12 @@
     python bench.py --compile --out result.json
     python bench.py attention                                    our attention kernel against torch's
     python bench.py peers                                        a training step here and in peft + transformers
+    python bench.py serving                                      many tasks in one batch, and long prefixes shared by it
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
 what autograd saves for backward; peak memory of a training process; a training step (B·T real tokens), also as a ratio to full
 fine-tuning's and to the time its matrix products alone would take (floor); a forward pass without gradients. The last line of
-stdout is one JSON document. `python bench.py attention --help` and `peers --help` explain the other two.
+stdout is one JSON document. `python bench.py attention --help`, `peers --help` and `serving --help` explain the others.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import attention, cost, peers
+from minipeft.bench import attention, cost, peers, serving
 from minipeft.checkpoint import write_json
 from minipeft.console import Parser, device, run, seed
 from minipeft.methods import method_class
@@ -67,6 +68,19 @@ def peers_arguments(argv) -> argparse.Namespace:
     add("--steps", type=int, default=5, help="timed steps of each")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the base; what adapters train is float32")
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="run both through torch.compile as well")
+    return common(p, argv)
+
+
+def serving_arguments(argv) -> argparse.Namespace:
+    p = Parser(serving.__doc__)
+    add = p.add_argument
+    add("--preset", default="gpt2", help=f"shape of the base: one of {', '.join(PRESETS)}; its block size grows with the prefixes")
+    add("--tasks", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="how many tasks the rows of a batch have")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P", help="of every task")
+    add("--prefixes", type=int, nargs="+", default=[128, 1024, 16384], metavar="P", help="lengths of a prefix shared by all rows")
+    add("--batch-size", type=int, default=64, metavar="B", help="sequences decoded together")
+    add("--seq-len", type=int, default=16, metavar="T", help="tokens of the prompts they go on from")
+    add("--steps", type=int, default=12, help="timed tokens of each")
     return common(p, argv)
 
 
@@ -150,7 +164,32 @@ def measure_peers(argv) -> tuple[dict, str, str | None]:
     return result, peers.table(result), args.out
 
 
-MEASUREMENTS = {"attention": measure_attention, "peers": measure_peers}
+def measure_serving(argv) -> tuple[dict, str, str | None]:
+    args = serving_arguments(argv)
+    for name in ("tasks", "num_virtual_tokens", "prefixes"):
+        if min(value if isinstance(value := getattr(args, name), list) else [value]) < 1:
+            raise Error(f"--{name.replace('_', '-')} must be at least 1")
+    if max(args.tasks) > args.batch_size:
+        raise Error(f"{max(args.tasks)} tasks do not fit a batch of {args.batch_size} rows: every row has one")
+    longest = max(*args.prefixes, args.num_virtual_tokens) + args.seq_len + args.steps + 2
+    config = PRESETS[args.preset]
+    settings = serving.Settings(
+        preset=args.preset,
+        config=replace(config, block_size=max(config.block_size, longest)),
+        batch_size=args.batch_size,
+        seq_len=args.seq_len,
+        tasks=tuple(dict.fromkeys(args.tasks)),
+        num_virtual_tokens=args.num_virtual_tokens,
+        prefixes=tuple(dict.fromkeys(args.prefixes)),
+        steps=args.steps,
+        seed=args.seed,
+        device=args.device,
+    )
+    result = serving.run(settings)
+    return result, serving.table(result), args.out
+
+
+MEASUREMENTS = {"attention": measure_attention, "peers": measure_peers, "serving": measure_serving}
 
 
 def main(argv=None) -> None:

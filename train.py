@@ -3,49 +3,58 @@
 
 python train.py                                              prefix-tune the embedded base on the default task
 python train.py --method prompt --task sort                  a soft prompt for another skill
+python train.py --method lora --task differences             LoRA on something the base never learnt
+python train.py --method lora+prefix                         two methods together, saved as one adapter folder each
 python train.py --method full --task reverse+increment       full fine-tuning on two skills in a row
+python train.py --method hard-prompt                         try wordings, keep the best: nothing is trained
+python train.py --climb                                      hard prompt -> soft prompt -> prefix, each started from the one before
 python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines
 python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
 python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3     pretrain a base
 """
 
 import argparse
-import inspect
 import shlex
 import sys
 import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 import minipeft
 from minipeft import METHODS, PRESETS, Error
 from minipeft.bench.measure import card
 from minipeft.checkpoint import check_place, fingerprint, write_json
-from minipeft.console import Parser, device, run, seed
+from minipeft.console import Parser, device, run, seed, shown_as
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData, draw, encode, question
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, find_task, skill_example
-from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.methods import method_class
+from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
+from minipeft.methods import hyperparameters_of, method_class
+from minipeft.methods.base import Adapted
+from minipeft.methods.hard_prompt import search
 from minipeft.training import evaluate, train
 
 TOKENIZER = ByteTokenizer()
 
 
 def arguments(argv) -> argparse.Namespace:
-    rates = ", ".join(f"{name} {method.learning_rate:g}" for name, method in METHODS.items())
+    rates = ", ".join(f"{name} {method.learning_rate:g}" for name, method in METHODS.items() if method.learning_rate)
     p = Parser(__doc__)
     add = p.add_argument
-    add("--method", default="prefix", help=f"one of {', '.join(METHODS)}")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--method", default="prefix", help=f"one of {', '.join(METHODS)}; or several joined by '+'")
+    which.add_argument("--climb", action="store_true", help="hard-prompt, prompt and prefix in turn, each started from the one before")
     add("--task", default="reverse", help=f"a skill ({', '.join(SKILLS)}), two joined by '+', novel ({', '.join(NOVEL)}), or skills: "
         "the mixture that a base is pretrained on")  # fmt: skip
     add("--data", metavar="FILE.jsonl", help='train on a file instead of a task: one {"input": "…", "target": "…"} a line')
     add("--base", default="nano", metavar="FOLDER|scratch", help="a folder with a byte-level GPT, the embedded nano, "
         "or scratch: random weights in nano's shape")  # fmt: skip
-    add("--num-virtual-tokens", type=int, metavar="P", help="prompt, prefix: its length (default: 8)")
+    add("--num-virtual-tokens", type=int, metavar="P", help="prompt, prefix: its length (default: what it starts from has, else 8)")
     add("--space", choices=["kv", "hidden"], help="prefix: learn keys and values, or the hidden vectors they are made of (default: kv)")
-    add("--prefix-projection", action="store_true", help="prefix: produce it by a two-layer MLP, folded away when saved")
+    add("--prefix-projection", action="store_true", default=None, help="prefix: produce it by a two-layer MLP, folded away when saved")
     add("--encoder-hidden-size", type=int, metavar="M", help="prefix: width of that MLP (default: the base's)")
     start = p.add_mutually_exclusive_group()
     start.add_argument("--init", choices=["random", "vocab"], help="prompt, prefix: start from noise, or from tokens of the vocabulary "
@@ -53,6 +62,17 @@ def arguments(argv) -> argparse.Namespace:
     start.add_argument(
         "--init-from-text", metavar="TEXT", help="prompt, prefix: start from the embeddings, or keys and values, of this text"
     )
+    start.add_argument("--init-from", metavar="ADAPTER", help="prompt, prefix: start from an adapter on a lower rung of the ladder")
+    add("--wordings", nargs="+", metavar="TEXT", help="hard-prompt: what to choose from (default: all instructions of all skills)")
+    add("--search", type=int, metavar="P", help="hard-prompt: also search for P tokens along the gradient, for --steps steps")
+    add("--r", type=int, help="lora: rank (default: 8)")
+    add("--lora-alpha", type=float, metavar="A", help="lora: the change is multiplied by A / r (default: 8)")
+    add("--lora-dropout", type=float, metavar="SHARE", help="lora: of its input, dropped in training (default: 0)")
+    add("--target-modules", nargs="+", metavar="LINEAR", help="lora: of c_attn, attn.c_proj, c_fc, mlp.c_proj (default: c_attn)")
+    add("--bottleneck-size", type=int, metavar="M", help="adapter: width of its small networks (default: 8)")
+    add("--placement", choices=["houlsby", "pfeiffer"], help="adapter: after attention and MLP, or MLP alone (default: houlsby)")
+    add("--adapter-len", type=int, metavar="K", help="llama-adapter: prompts a layer (default: 10)")
+    add("--adapter-layers", type=int, metavar="N", help="llama-adapter: in the top N layers (default: 30 of 32 of them)")
     add("--lr", type=float, help=f"peak learning rate (default: the method's own: {rates}; 0.01 with --prefix-projection)")
     add("--batch-size", type=int, default=64, metavar="B", help="examples a step")
     add("--steps", type=int, default=300, help="optimizer steps")
@@ -72,17 +92,28 @@ def arguments(argv) -> argparse.Namespace:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
-    method = method_class(args.method)  # what is wrong is noticed before anything is loaded
-    find_task(args.task)
-    for flag in hyperparameters(args):
-        if flag not in inspect.signature(method).parameters:
-            raise Error(f"--{flag.replace('_', '-')} does not go with --method {args.method}")
-    if args.method == "full" and args.base_dtype == "bfloat16":
+    args.methods = args.method.split("+")
+    known = [name for method in (LADDER if args.climb else args.methods) for name in hyperparameters_of(method)]
+    find_task(args.task)  # what is wrong is noticed before anything is loaded
+    for flag in HYPERPARAMETERS:
+        if getattr(args, flag) is not None and PARAMETER.get(flag, flag) not in known:
+            raise Error(f"--{flag.replace('_', '-')} does not go with {'--climb' if args.climb else '--method ' + args.method}")
+    if args.climb and (args.eval_only or args.resume or args.init or args.init_from or args.init_from_text):
+        raise Error("--climb starts every rung from the one before, from the beginning: no --init, --resume or --eval-only")
+    if "full" in args.methods and args.base_dtype == "bfloat16":
         raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, in float32 (--dtype bfloat16 works in both)")
-    args.out = Path(args.out or f"runs/{args.method}-{Path(args.data).stem if args.data else args.task}")
+    name = "climb" if args.climb else args.method
+    args.out = Path(args.out or f"runs/{name}-{Path(args.data).stem if args.data else args.task}")
     if not args.eval_only:
-        check_place(args.out, adapter=method.freezes_base)
+        check_place(args.out, adapter="full" not in args.methods)
     return args
+
+
+LADDER = ("hard-prompt", "prompt", "prefix")  # the rungs that --climb takes
+HYPERPARAMETERS = ("num_virtual_tokens", "space", "prefix_projection", "encoder_hidden_size", "init", "init_from_text", "init_from",
+    "wordings", "search", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
+    "adapter_layers")  # fmt: skip
+PARAMETER = {"init_from_text": "init", "init_from": "init", "wordings": "tokens", "search": "tokens"}  # where adapt() calls it otherwise
 
 
 def open_base(args) -> minipeft.GPT:
@@ -90,29 +121,76 @@ def open_base(args) -> minipeft.GPT:
         base = minipeft.GPT(PRESETS["nano"])
     else:
         base = minipeft.GPT.from_pretrained(NANO if args.base == "nano" else args.base)
-    if (V := base.config.vocab_size) != TOKENIZER.vocab_size:
-        raise Error(f"--base {args.base} has {V} tokens, but text is read as bytes here: it needs {TOKENIZER.vocab_size}")
-    if args.method == "full":
+    tokenizer_for(base.config.vocab_size, args.base)  # text is read as bytes, or this says that it cannot be
+    if "full" in args.methods:
         base = base.float()  # what is trained is float32, whatever the file holds
     elif args.base_dtype:
         base = base.to(getattr(torch, args.base_dtype))
     return base.to(device(args.device))
 
 
-def hyperparameters(args) -> dict:
-    """What adapt() is given: the flags that were, by the names they have there."""
-    h = {name: getattr(args, name) for name in ("num_virtual_tokens", "space", "encoder_hidden_size", "init")}
+def hyperparameters(args, base) -> dict:
+    """What adapt() is given: the flags that were, by the names they have there; all but a hard prompt's tokens."""
+    h = {name: getattr(args, name) for name in HYPERPARAMETERS if name not in PARAMETER and getattr(args, name) is not None}
     if args.init_from_text is not None:
-        h["init"] = torch.tensor(TOKENIZER.encode(args.init_from_text), dtype=torch.int64)
-    if args.prefix_projection:
-        h["prefix_projection"] = True
-    return {name: value for name, value in h.items() if value is not None}
+        h["init"] = ids(args.init_from_text)
+    if args.init_from is not None:
+        lower = minipeft.load_adapter(base, args.init_from)
+        if not hasattr(lower.method, "rung"):
+            raise Error(f"--init-from {args.init_from} is {lower.method.name}, no rung of the ladder: only {', '.join(LADDER)} are")
+        h["init"] = lower.method.rung().detach().clone()
+        lower.detach()
+    if args.climb:  # a flag of one rung is none of the others
+        known = hyperparameters_of(args.method)
+        h = {name: value for name, value in h.items() if name in known}
+    return h
 
 
-def open_data(args, model) -> FileData | TaskData:
+def ids(text: str) -> Tensor:
+    return torch.tensor(TOKENIZER.encode(text), dtype=torch.int64)
+
+
+def attach(args, base) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
+    """The adapted model, the data (inputs are cut to fit beside virtual tokens), and what hard-prompt had to choose from."""
+    if args.eval_only:
+        model = minipeft.load_adapter(base, args.out)
+        return model, open_data(args, base, model.method.num_virtual_tokens), []
+    if "hard-prompt" not in args.methods:
+        model = minipeft.adapt(base, args.methods, **hyperparameters(args, base))
+        return model, open_data(args, base, model.method.num_virtual_tokens), []
+    if args.wordings is None and args.data is not None and not args.search:
+        raise Error("hard-prompt on your own data needs --wordings to choose from, or --search P")
+    if args.search is not None and args.search < 1:
+        raise Error(f"--search must be at least 1 token, not {args.search}")
+    instructions = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings] if args.data is None else []
+    candidates = [ids(text) for text in args.wordings or instructions]
+    data = open_data(args, base, max([args.search or 0, *map(len, candidates)]))
+    if args.search:
+        random = torch.randint(base.config.vocab_size, (args.search,))
+        candidates.append(search(base, random, lambda step: encode(data.batch(step), TOKENIZER), args.steps))
+    scores, tokens = choose(base, candidates, encode(data.development(DEVELOPMENT), TOKENIZER))
+    return minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base)), data, scores
+
+
+def choose(base, candidates: list[Tensor], development: tuple[Tensor, Tensor]) -> tuple[list[dict], Tensor]:
+    """Score hard prompts by exact match, and where that is equal by loss: all scores, best first, and the best one's tokens."""
+    scored = []
+    for tokens in tqdm(candidates, unit="wording", desc="choosing", dynamic_ncols=True):
+        model = minipeft.adapt(base, "hard-prompt", tokens=tokens)
+        loss, exact = evaluate(model, *development)
+        model.detach()
+        scored.append(({"wording": shown_as(TOKENIZER.decode(tokens.tolist())), "exact_match": exact, "loss": loss}, tokens))
+    scored.sort(key=lambda x: (-x[0]["exact_match"], x[0]["loss"]))
+    return [score for score, _ in scored], scored[0][1]
+
+
+DEVELOPMENT = 200  # examples that hard prompts are chosen by
+
+
+def open_data(args, base, virtual: int) -> "FileData | TaskData":
     if args.data is None:
         return TaskData(find_task(args.task), args.seed, args.batch_size)
-    return FileData(args.data, TOKENIZER, args.seed, args.batch_size, model.base.config.block_size, model.method.num_virtual_tokens)
+    return FileData(args.data, TOKENIZER, args.seed, args.batch_size, base.config.block_size, virtual)
 
 
 def describe(args, base, data) -> str:
@@ -134,11 +212,6 @@ def answers(model, examples, virtual: int = 0) -> list[str]:
     return texts
 
 
-def shown_as(text: str) -> str:
-    """One line that a terminal can show: what it could not is a dot."""
-    return "".join(c if c.isprintable() else "·" for c in text)
-
-
 def skill_scores(model) -> dict[str, dict[str, float]]:
     """What a pretrained base can do: exact match on 500 held-out examples of every skill, told the instruction and not."""
 
@@ -150,18 +223,43 @@ def skill_scores(model) -> dict[str, dict[str, float]]:
 
 
 def size_kb(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.iterdir() if f.name.startswith(("adapter_", "model", "pytorch_model", "config"))) / 1000
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.name.startswith(("adapter_", "model", "pytorch_model", "config"))) / 1000
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
+    args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    if args.climb:
+        climb(args)
+    else:
+        print(report(tune_and_score(args)))
+
+
+def climb(args) -> None:
+    """Hard prompt, soft prompt, prefix: one run each, started from the one before."""
+    results = []
+    for rung, below in zip(LADDER, (None, *LADDER), strict=False):
+        its_own = argparse.Namespace(**vars(args))
+        its_own.method, its_own.methods, its_own.out = rung, [rung], args.out / rung
+        its_own.init_from = args.out / below if below else None
+        results.append(tune_and_score(its_own))
+    print(climb_table(results))
+
+
+def climb_table(results: list[dict]) -> str:
+    """The rungs of a --climb, side by side. The loss before training is that of the rung below: the ladder loses nothing."""
+    lines = [f"{'rung':<12} {'trained':>8} {'exact match':>12} {'loss at its start':>18} {'loss':>7}"]
+    for rung, r in zip(LADDER, results, strict=True):
+        started = f"{r['start_loss']:.3f}" if r["start_loss"] is not None else "-"
+        lines.append(f"{rung:<12} {r['trained']:>8,} {r['exact_match'][1]:>12.3f} {started:>18} {r['loss'][1]:>7.3f}")
+    return "\n".join(lines)
+
+
+def tune_and_score(args) -> dict:
+    """One run: attach the method, train, save, evaluate before and after. Returns what its scores.json holds."""
     torch.manual_seed(args.seed)
     base = open_base(args)
-    if args.eval_only:
-        model = minipeft.load_adapter(base, args.out)
-    else:
-        model = minipeft.adapt(base, args.method, **hyperparameters(args))
-    data = open_data(args, model)
+    model, data, wordings = attach(args, base)
     held_out, shown = encode(data.held_out, TOKENIZER), data.held_out[:3]
     model(held_out[0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
     head = [
@@ -171,10 +269,11 @@ def main(argv=None) -> None:
     print("\n".join(head))
 
     before, base_answers = evaluate(base, *held_out), answers(base, shown)
+    start_loss = evaluate(model, *held_out)[0] if args.init_from else None
     seconds = None if args.eval_only else tune(args, base, model, data)
     after, tuned_answers = evaluate(model, *held_out), answers(model, shown, model.method.num_virtual_tokens)
     result = {
-        "command": shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": args.command,
         "card": card(torch.device(args.device)),
         "head": head,
         "seconds": seconds,
@@ -182,6 +281,8 @@ def main(argv=None) -> None:
         "examples": len(data.held_out),
         "exact_match": [before[1], after[1]],
         "loss": [before[0], after[0]],
+        "start_loss": start_loss,
+        "wordings": wordings,
         "samples": [
             {"input": shown_as(e.input), "wanted": shown_as(e.target), "base": shown_as(untuned), "tuned": shown_as(tuned)}
             for e, untuned, tuned in zip(shown, base_answers, tuned_answers, strict=True)
@@ -192,13 +293,18 @@ def main(argv=None) -> None:
     }
     if not args.eval_only:
         write_json(args.out / "scores.json", result)
-    print(report(result))
+    return result
 
 
 def report(r: dict) -> str:
     """What a run reached, as it is printed, from what its scores.json holds."""
     (before, after), (loss, lower), (adapter, base) = r["exact_match"], r["loss"], r["kb"]
-    lines = [f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)"]
+    lines = []
+    if r["wordings"]:
+        lines.append(f"wordings, best first, on {DEVELOPMENT} other examples: exact match, loss")
+        lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"][:8]]
+        lines += [f"  … and {len(r['wordings']) - 8} more"] if len(r["wordings"]) > 8 else []
+    lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
     for s in r["samples"]:
         lines += [f"  {s['input']}", f"    wanted {s['wanted']}", f"    base   {s['base']}", f"    tuned  {s['tuned']}"]
     if r["skills"]:
@@ -208,13 +314,14 @@ def report(r: dict) -> str:
     return "\n".join(lines)
 
 
-def tune(args, base, model, data) -> float:
-    """Train and save; returns the seconds it took."""
-    lr = model.method.learning_rate if args.lr is None else args.lr
-    names = ("method", "space", "prefix_projection", "encoder_hidden_size", "init", "init_from_text")
-    names += ("task", "data", "batch_size", "steps", "seed", "dtype", "base_dtype")
-    settings = {name: getattr(args, name) for name in names}
-    settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "lr": lr, "base": fingerprint(base)}
+def tune(args, base, model, data) -> float | None:
+    """Train (what can be trained) and save; returns the seconds it took."""
+    if not any(True for _ in model.trainable_parameters()):
+        model.save(args.out)
+        return None
+    names = ("method", *HYPERPARAMETERS, "task", "data", "batch_size", "steps", "seed", "dtype", "base_dtype", "lr")
+    settings = {name: str(v) if isinstance(v := getattr(args, name), Path) else v for name in names}
+    settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(base)}
     settings["examples"] = data.digest if args.data else None
     state = args.out / "training_state.pt"
     longest = base.config.block_size - model.method.num_virtual_tokens
@@ -226,7 +333,7 @@ def tune(args, base, model, data) -> float:
         model,
         lambda step: encode(data.batch(step), TOKENIZER, bucket, longest),
         args.steps,
-        lr,
+        args.lr,
         state=state,
         settings=settings,
         resume=args.resume,

@@ -8,6 +8,7 @@ from .generation import generate
 from .ladder import hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
 from .methods import METHODS, adapt
 from .model import GPT, Prefix
+from .task_bank import TaskBank
 
 __all__ = [
     "GPT",
@@ -16,6 +17,7 @@ __all__ = [
     "PRESETS",
     "Error",
     "Prefix",
+    "TaskBank",
     "accounting",
     "adapt",
     "fingerprint",

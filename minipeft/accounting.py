@@ -8,7 +8,7 @@ from .config import Error, GPTConfig
 
 class Count(NamedTuple):
     trained: int  # parameters that receive a gradient
-    stored: int  # parameters the saved file holds, once per task
+    stored: int  # numbers the saved file holds, once per task
 
 
 def base_parameters(c: GPTConfig) -> int:
@@ -47,7 +47,62 @@ def _prefix(
     return Count(num_virtual_tokens * c.n_embd + (c.n_embd + 1) * m + (m + 1) * W, stored)
 
 
-_COUNTS = {"full": _full, "prompt": _prompt, "prefix": _prefix}
+def _hard_prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
+    """Nothing is trained; P token ids are stored."""
+    return Count(0, num_virtual_tokens)
+
+
+def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] = ("c_attn",)) -> Count:
+    """L · r · (in + out), summed over the edited linears of a block."""
+    n = c.n_layer * sum(r * c.n_embd * sum(LINEAR_SHAPES[place]) for place in targeted(target_modules))
+    return Count(n, n)
+
+
+def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby") -> Count:
+    """L · (2·C·m + m + C) for each place: two with "houlsby", one with "pfeiffer"."""
+    if placement not in ("houlsby", "pfeiffer"):
+        raise Error(f"placement must be 'houlsby' or 'pfeiffer', not {placement!r}")
+    n = c.n_layer * (2 if placement == "houlsby" else 1) * (2 * c.n_embd * bottleneck_size + bottleneck_size + c.n_embd)
+    return Count(n, n)
+
+
+def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | None = None) -> Count:
+    """n · (K·C + nh); by default n is 30 of 32 layers."""
+    n = top_layers(c) if adapter_layers is None else adapter_layers
+    return Count(n * (adapter_len * c.n_embd + c.n_head), n * (adapter_len * c.n_embd + c.n_head))
+
+
+def top_layers(c: GPTConfig) -> int:
+    """How many layers LLaMA-Adapter takes by default: the paper's share, 30 of 32 (2303.16199 §4.1)."""
+    return max(1, round(c.n_layer * 30 / 32))
+
+
+LINEAR_SHAPES = {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}  # of a block: in, out, in C
+
+
+def targeted(target_modules: "str | tuple[str, ...]") -> list[str]:
+    """The linears of a block that these names mean, each a whole name or its end after a dot.
+
+    Raises Error for a name that means none, with those there are.
+    """
+    names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
+    if not names:
+        raise Error(f"no target module given: there are {', '.join(LINEAR_SHAPES)}")
+    for name in names:
+        if not any(place == name or place.endswith(f".{name}") for place in LINEAR_SHAPES):
+            raise Error(f"target module {name!r} matches nothing: there are {', '.join(LINEAR_SHAPES)} (or their ends, such as c_proj)")
+    return [place for place in LINEAR_SHAPES if any(place == name or place.endswith(f".{name}") for name in names)]
+
+
+_COUNTS = {
+    "full": _full,
+    "hard-prompt": _hard_prompt,
+    "prompt": _prompt,
+    "prefix": _prefix,
+    "lora": _lora,
+    "adapter": _adapter,
+    "llama-adapter": _llama_adapter,
+}
 
 
 def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
@@ -73,27 +128,46 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
 
         linear     2 · B·S · 12·C²                each block's four weights
         attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
-        prefix     4 · C · B·T·P
+        prefix     4 · C · B·T·P                  (llama-adapter: in its layers)
+        edits      2 · B·T · parameters           lora, adapter: each number meets each position once
         head       2 · B·T·supervised · V·C
 
-    Backward: each product of a weight once more for the gradient of its input, and (full) once more for its own; attention twice
-    over. Nothing of the first block's input needs a gradient under a prefix of keys and values: there its projection, the causal
-    products and the gradient of the query are spared.
+    Backward: each product of a weight once more for the gradient of its input, and (full, edits) once more for its own; attention and
+    prefix twice over. What lies before the first trained number needs no gradient, so it is spared: under a prefix of keys and values,
+    in the first block that has one, the projection, the causal products and the gradient of the query; before an edit, what leads there.
+
+    Raises Error for hard-prompt, which trains nothing.
     """
-    count(c, method, **hyperparameters)  # raises Error for what the method does not know
+    trained = count(c, method, **hyperparameters).trained  # raises Error for what the method does not know
+    if method == "hard-prompt":
+        raise Error("hard-prompt has no training step: nothing is trained")
     L, C, T = c.n_layer, c.n_embd, seq_len
-    P = hyperparameters.get("num_virtual_tokens", 8) if method != "full" else 0
+    P = 0 if method == "full" else hyperparameters.get("num_virtual_tokens", 8)
     S = T + P if method == "prompt" else T
     linear = 2 * batch_size * S * 12 * C**2
     attention = 4 * C * batch_size * (S * (S + 1) // 2)
-    prefix = 4 * C * batch_size * T * P if method == "prefix" else 0
     head = round(2 * batch_size * T * supervised * c.vocab_size * C)
-    forward = L * (linear + attention + prefix) + head
-    backward = L * (linear + 2 * attention + 2 * prefix) + head
+    both = 2 * (L * linear + head) + 3 * L * attention  # forward, and backward to the input
     if method == "full":
-        return forward + backward + L * linear + head
-    if method == "prefix":
-        hidden = hyperparameters.get("space", "kv") == "hidden"
-        make = L * 2 * P * 2 * C**2 if hidden else 0  # keys and values of the hidden vectors
-        return forward + backward + 2 * make - (linear * 3 // 12 + 2 * attention + prefix // 2)
-    return forward + backward
+        return both + L * linear + head
+    if method in ("prefix", "llama-adapter"):
+        n = L if method == "prefix" else hyperparameters.get("adapter_layers") or top_layers(c)
+        P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
+        prefix = 4 * C * batch_size * T * P
+        makes = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
+        make = n * 2 * P * 2 * C**2 if makes else 0  # keys and values of the hidden vectors
+        spared = (L - n) * (linear + 2 * attention) + linear * 3 // 12 + 2 * attention + prefix // 2
+        return both + 3 * n * prefix + 2 * make - spared
+    if method in ("lora", "adapter"):
+        edits = 2 * batch_size * T * (trained // L)  # in one block; biases are counted with the weights they stand beside
+        if method == "lora":
+            r, place = hyperparameters.get("r", 8), targeted(hyperparameters.get("target_modules", ("c_attn",)))[0]
+            entry = 2 * batch_size * T * r * C * LINEAR_SHAPES[place][0]
+            before = list(LINEAR_SHAPES).index(place) + 1  # its own weight's input gradient is spared, too
+        else:
+            entry = 2 * batch_size * T * hyperparameters.get("bottleneck_size", 8) * C
+            before = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
+        sizes = [into * out for into, out in LINEAR_SHAPES.values()]
+        spared = sum(sizes[:before]) * linear // 12 + (2 * attention if before > 1 else 0) + entry
+        return both + 3 * L * edits - spared
+    return both

@@ -20,14 +20,19 @@ from .config import Error
 from .fused import fused_attention
 
 
-def causal_mask(Tq: int, Tk: int, P: int, device=None) -> Tensor:
-    """Who sees whom: bool (Tq, P + Tk), True where a query may look.
+def causal_mask(Tq: int, Tk: int, P: int, device=None, prefix_length=None, length=None) -> Tensor:
+    """Who sees whom: bool (Tq, P + Tk), True where a query may look; with lengths of its own for every row (B, 1, Tq, P + Tk).
 
     The Tq queries are the last Tq of Tk positions; the P prefix positions come before them all and everyone sees them.
     """
     query = torch.arange(Tk - Tq, Tk, device=device).view(Tq, 1)
     key = torch.arange(-P, Tk, device=device).view(1, P + Tk)
-    return key <= query
+    if length is not None:
+        query = query + (length - Tk).view(-1, 1, 1, 1)
+    seen = key <= query
+    if prefix_length is not None:
+        seen = seen & ((key >= 0) | (key + P < prefix_length.view(-1, 1, 1, 1)))
+    return seen
 
 
 def prefix_attention(
@@ -38,6 +43,8 @@ def prefix_attention(
     prefix_v: Tensor | None = None,
     gate: Tensor | None = None,
     backend: str = "auto",
+    prefix_length: Tensor | None = None,
+    length: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over [prefix ; context]; see the equations at the top of this file.
 
@@ -46,7 +53,9 @@ def prefix_attention(
     prefix_k, prefix_v   (1|B, n_kv, P, hs): one prefix for the batch or one a row, cast to q's dtype; P = 0 and None: no prefix
     gate      (nh,) or None
     backend   "reference": the textbook in float32 or above, the specification; "sdpa": torch's scaled_dot_product_attention;
-              "fused": our own kernel through torch.compile; "auto": fused or sdpa, whichever measured faster
+              "fused": our own kernel through torch.compile; "halves": the same run eagerly; "auto": whichever measured faster
+    prefix_length   (B,) int64: of the P prefix positions, row b has the first prefix_length[b]; None: all. Not with a gate
+    length    (B,) int64: of the Tk positions, row b has the first length[b], and its queries are the last Tq of those; None: all
     returns   (B, nh, Tq, hs) in q's dtype
 
     Raises Error for shapes that do not fit together or an unknown backend.
@@ -57,11 +66,11 @@ def prefix_attention(
         raise Error("q, k and v must have 4 dimensions, and prefix_k and prefix_v go together")
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
-    _check_shapes(q, k, v, prefix_k, prefix_v, gate)
-    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate)
+    _check_shapes(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
 
 
-def _check_shapes(q, k, v, prefix_k, prefix_v, gate) -> None:
+def _check_shapes(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) -> None:
     (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(-2)
     if k.shape != v.shape or k.shape != (B, n_kv, Tk, hs):
         raise Error(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be (B, n_kv, Tk, hs) with q's B {B} and hs {hs}")
@@ -76,9 +85,14 @@ def _check_shapes(q, k, v, prefix_k, prefix_v, gate) -> None:
         )
     if gate is not None and gate.shape != (nh,):
         raise Error(f"gate {tuple(gate.shape)} must hold one number a head: ({nh},)")
+    for name, x in (("prefix_length", prefix_length), ("length", length)):
+        if x is not None and (x.shape != (B,) or x.dtype != torch.int64):
+            raise Error(f"{name} must be ({B},) int64: one number a row, not {tuple(x.shape)} {x.dtype}")
+    if gate is not None and prefix_length is not None:
+        raise Error("a gated prefix has one length for all rows: without a key its softmax would have nothing to sum to 1")
 
 
-def _reference(q, k, v, prefix_k, prefix_v, gate):
+def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     """The specification: every product and softmax written out, in float32 or above."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -91,7 +105,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate):
     keys = torch.cat([spread(prefix_k), spread(k)], dim=2)  # (B, nh, P+Tk, hs)
     values = torch.cat([spread(prefix_v), spread(v)], dim=2)  # (B, nh, P+Tk, hs)
     scores = q.to(dtype) @ keys.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, Tq, P+Tk)
-    scores = scores.masked_fill(~causal_mask(Tq, Tk, P, q.device), -math.inf)
+    scores = scores.masked_fill(~causal_mask(Tq, Tk, P, q.device, prefix_length, length), -math.inf)
     if gate is None:
         weights = scores.softmax(dim=-1)
     else:
@@ -100,7 +114,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate):
     return (weights @ values).to(q.dtype)
 
 
-def _sdpa(q, k, v, prefix_k, prefix_v, gate):
+def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     """The same through torch's fused operators: the prefix is concatenated, or (gated) attended to on its own."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -108,10 +122,10 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate):
     prefix_k, prefix_v = (x.to(q.dtype).expand(B, -1, -1, -1) for x in (prefix_k, prefix_v))
     if gate is None and P:
         k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, n_kv, P+Tk, hs)
-    if k.size(2) == Tq:  # the plain causal square needs no mask in memory
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if prefix_length is None and length is None and (k.size(2) == Tq or Tq == 1):  # the plain square or row: no mask in memory
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=Tq > 1, enable_gqa=grouped)
     else:
-        mask = causal_mask(Tq, Tk, k.size(2) - Tk, q.device)
+        mask = causal_mask(Tq, Tk, k.size(2) - Tk, q.device, prefix_length, length)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     if gate is not None and P:
         on_prefix = F.scaled_dot_product_attention(q, prefix_k, prefix_v, enable_gqa=grouped)
@@ -119,20 +133,36 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate):
     return o
 
 
-def _fused(q, k, v, prefix_k, prefix_v, gate):
+def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     """The kernel of fused.py: on its own compiled where that works; within a compiled model it is part of that."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would leave float16's range: use bfloat16, float32 or float64, or backend='sdpa'")
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length)
 
 
-def _auto(q, k, v, prefix_k, prefix_v, gate):
-    return BACKENDS[faster(q, torch.compiler.is_compiling())](q, k, v, prefix_k, prefix_v, gate)
+def _halves(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+    """The same kernel run eagerly, for inference: a prefix shared by the batch is never copied, nor concatenated to a cache."""
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length)
+
+
+def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+    choose = BACKENDS["halves" if apart(q, k, prefix_k) else faster(q, torch.compiler.is_compiling())]
+    return choose(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+
+
+def apart(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
+    """Whether inference keeps the prefix apart: with a cache of keys and values, or as long as the text and shared by the rows.
+
+    Concatenating it would copy the cache at every token, or the prefix for every row (see `bench.py serving`).
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2) or q.dtype == torch.float16:
+        return False
+    return q.size(2) < k.size(2) or (prefix_k.size(0) < q.size(0) and prefix_k.size(2) >= k.size(2))
 
 
 def faster(q: Tensor, compiling: bool) -> str:
-    """The backend for these queries, as `bench.py attention` found it.
+    """The backend for these queries in training, as `bench.py attention` found it.
 
     On a CPU fused, as part of a compiled model, unless there are few queries: then its many small products lose to one operator,
     in float32 below some hundred. Not eagerly: its own compilation would take seconds for every new length. On a GPU nothing was
@@ -142,4 +172,4 @@ def faster(q: Tensor, compiling: bool) -> str:
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 
-BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "fused": _fused}
+BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "fused": _fused, "halves": _halves}

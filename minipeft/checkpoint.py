@@ -18,6 +18,7 @@ from torch import Tensor
 from .config import Error
 from .methods import METHODS
 from .methods.base import Adapted, Method
+from .methods.combined import Combined
 from .methods.full import Full
 from .model import GPT
 
@@ -176,6 +177,21 @@ def check_place(folder, adapter: bool) -> None:
         raise Error(f"{folder} already holds {kinds[0]}: save {kinds[1]} in a folder of its own")
 
 
+def parts_in(folder: Path) -> list[str]:
+    """The parts of a combination that this folder holds, one adapter folder each."""
+    return [name for name in METHODS if (folder / name / "adapter_config.json").exists()]
+
+
+def check_parts(folder, names: list[str]) -> None:
+    """Raise Error when a combination would be written over a base, a single adapter or other parts, which would then be read with it."""
+    folder = Path(folder)
+    check_place(folder, adapter=True)
+    if (folder / "adapter_config.json").exists():
+        raise Error(f"{folder} already holds an adapter: save a combination in a folder of its own")
+    if other := [name for name in parts_in(folder) if name not in names]:
+        raise Error(f"{folder} already holds {', '.join(other)}: save {'+'.join(names)} in a folder of its own")
+
+
 def save_adapter(method: Method, base: GPT, folder) -> None:
     """Write the adapter folder, tensors first; tensors that a stop in between leaves beside an older config do not fit it.
 
@@ -190,7 +206,7 @@ def save_adapter(method: Method, base: GPT, folder) -> None:
 
 
 def load_adapter(base: GPT, folder) -> Adapted:
-    """Open what `model.save(folder)` wrote and attach it to the base.
+    """Open what `model.save(folder)` wrote and attach it to the base; a combination's folder holds one adapter folder a part.
 
     A fully tuned model is a base of its own: it is opened beside the one given, which stays as it is.
     Raises Error when files are missing, torn or changed, or belong to another base.
@@ -198,12 +214,19 @@ def load_adapter(base: GPT, folder) -> Adapted:
     folder = Path(folder)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
-    if not (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
-        tuned = GPT.from_pretrained(folder)
-        if tuned.config != base.config:
-            raise Error(f"{folder} holds a fully tuned model of another shape than the base's")
-        return Adapted(tuned.to(base.wte.weight.device), Full(tuned))
+    if not (folder / "adapter_config.json").exists():
+        if (folder / "config.json").exists():
+            tuned = GPT.from_pretrained(folder)
+            if tuned.config != base.config:
+                raise Error(f"{folder} holds a fully tuned model of another shape than the base's")
+            return Adapted(tuned.to(base.wte.weight.device), Full(tuned))
+        if names := parts_in(folder):
+            return Adapted(base, Combined(base, [load_method(base, folder / name) for name in names]))
+    return Adapted(base, load_method(base, folder))
 
+
+def load_method(base: GPT, folder: Path) -> Method:
+    """One adapter folder's method, not attached to the base yet; load_adapter says what is checked."""
     config = read_json(folder / "adapter_config.json")
     methods = {peft_type: method for method in METHODS.values() for peft_type in method.peft_types}
     kind = config.get("peft_type")
@@ -217,8 +240,8 @@ def load_adapter(base: GPT, folder) -> Adapted:
     for name, ours in method.peft_config(base).items():  # what PEFT wrote has no fingerprint, but names the base's shape
         if name in ("token_dim", "num_layers", "num_attention_heads") and config.get(name, ours) != ours:
             raise Error(f"{folder} was tuned for another base: {name} is {config[name]!r}, this one has {ours}")
-    check_tensors(tensors, method.tensors(), path)
-    with torch.no_grad():
-        for name, p in method.named_parameters():
-            p.copy_(tensors[name])
-    return Adapted(base, method)
+    ours = method.tensors()
+    check_tensors(tensors, ours, path)
+    for name, t in ours.items():
+        t.copy_(tensors[name])
+    return method

@@ -19,8 +19,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong flag is an Error like any other instead of a page of usage."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=_Help)
+    def __init__(self, description: str, **settings):
+        super().__init__(description=description, formatter_class=_Help, **settings)
 
     def error(self, message: str):
         raise Error(f"{message} (see --help)")
@@ -41,6 +41,11 @@ def seed(text: str) -> int:
     if not text.isdecimal() or (value := int(text)) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
     return value
+
+
+def shown_as(text: str) -> str:
+    """One line that a terminal can show: what it could not is a dot."""
+    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def run(script: str, main: Callable[[], None], interrupted: str = "interrupted") -> int:

@@ -29,10 +29,23 @@ from .compiling import compiled
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, gate: Tensor | None, through_compile: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    gate: Tensor | None,
+    through_compile: bool,
+    prefix_length: Tensor | None = None,
+    length: Tensor | None = None,
 ) -> Tensor:
-    """What `attention.prefix_attention` describes. through_compile: by kernels compiled for each set of shapes."""
+    """What `attention.prefix_attention` describes. through_compile: by kernels compiled for each set of shapes.
+
+    Rows of different lengths, which only inference has, go without the backward pass below: autograd's own serves them.
+    """
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
+    if prefix_length is not None or length is not None:
+        return (compiled(halves) if through_compile else halves)(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)[0]
     return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile)
 
 
@@ -56,18 +69,21 @@ class _FusedAttention(torch.autograd.Function):
             return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix), None
 
 
-def halves(q, k, v, prefix_k, prefix_v, gate):
+def halves(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None):
     """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1); and with a gate, which keeps the halves apart, the causal half's share of o
     (B, nh, Tq, hs) and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
     scale = 1 / math.sqrt(q.size(-1))
     qf = fold(q, n_kv)
-    o, m, total = causal_forward(qf, fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1), scale)
+    o, m, total = causal_forward(qf, fold(k, n_kv).squeeze(1), fold(v, n_kv).squeeze(1), scale, length)
     lse = m + total.log()
     causal_o = lse_prefix = None
     if not prefix_k.size(2):
         return unfold((o / total).to(q.dtype), B), lse, None, None
     scores = wide(torch.bmm(prefix_rows(qf, prefix_k), heads(prefix_k).transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
+    if prefix_length is not None:
+        missing = torch.arange(prefix_k.size(2), device=q.device) >= prefix_length.view(B, 1, 1)  # (B, 1, P)
+        scores = scores.view(n_kv, B, -1, prefix_k.size(2)).masked_fill(missing, -math.inf).view_as(scores)
     weights, m_prefix, total_prefix = weigh(scores)
     on_prefix = torch.bmm(weights.to(q.dtype), heads(prefix_v)).view_as(qf)
     m_prefix = m_prefix.view_as(m)
@@ -83,13 +99,14 @@ def halves(q, k, v, prefix_k, prefix_v, gate):
 
 
 def weigh(scores):
-    """Softmax not yet divided by its total: the weights exp(S - m), the maxima m and the totals, over the last dimension."""
-    m = scores.amax(-1, keepdim=True)
+    """Softmax not yet divided by its total: the weights exp(S - m), the maxima m and the totals, over the last dimension.
+    Where there is nothing to see, all weights are 0."""
+    m = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights = (scores - m).exp()
     return weights, m, weights.sum(-1, keepdim=True)
 
 
-def causal_forward(q, k, v, scale):
+def causal_forward(q, k, v, scale, length=None):
     """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), and of every row m and the total (N, G, Tq, 1)."""
     N, G, Tq, hs = q.shape
     before = k.size(1) - Tq  # keys that every query sees
@@ -98,7 +115,9 @@ def causal_forward(q, k, v, scale):
         seen = before + b
         scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), k[:, :seen].transpose(1, 2))
         scores = wide(scores).view(N, G, b - a, seen) * scale
-        scores = scores.masked_fill(~visible(before + a, before + b, 0, seen, q.device), -math.inf)
+        if length is not None or Tq > 1:  # a single query, the last, sees every key
+            late = 0 if length is None else (length - k.size(1)).repeat(N // len(length)).view(N, 1, 1, 1)
+            scores = scores.masked_fill(~visible(before + a, before + b, 0, seen, q.device, late), -math.inf)
         weights, m, total = weigh(scores)
         parts.append((torch.bmm(weights.to(q.dtype).view(N, -1, seen), v[:, :seen]).view(N, G, b - a, hs), m, total))
     o, m, total = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
@@ -174,9 +193,11 @@ def blocks(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
     return [(a, min(T, a + size)) for a in range(0, T, size)]
 
 
-def visible(first_query: int, last_query: int, first_key: int, last_key: int, device) -> Tensor:
-    """bool (queries, keys): which of these keys lie at or before which of these queries."""
-    return torch.arange(first_key, last_key, device=device) <= torch.arange(first_query, last_query, device=device)[:, None]
+def visible(first_query: int, last_query: int, first_key: int, last_key: int, device, late=0) -> Tensor:
+    """bool (queries, keys): which of these keys lie at or before which of these queries; late (N, 1, 1, 1): by how many
+    positions each row's queries lie behind that, then (N, 1, queries, keys)."""
+    query = torch.arange(first_query, last_query, device=device)[:, None] + late
+    return torch.arange(first_key, last_key, device=device) <= query
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loop. It knows a model with .loss(idx, targets) and its trained parameters, and nothing about GPTs or methods."""
+"""The loop. It knows a model with .loss(idx, targets) and groups of trained parameters, and nothing about GPTs or methods."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def train(
     model,
     batch: Callable[[int], tuple[Tensor, Tensor]],
     steps: int,
-    lr: float,
+    lr: float | None = None,
     state: Path | None = None,
     settings: dict | None = None,
     resume: bool = False,
@@ -33,6 +33,7 @@ def train(
     """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
 
     batch(step) -> (idx, targets) depends on the step alone, so the step is the data position.
+    lr         the schedule's peak; None: for every group of parameters its own
     state      file of the training state, written ten times in a run; the caller removes it once the result is safe
     settings   what must be the same for a run to be resumed (JSON values)
     dtype      of the products, by autocast; what is trained keeps its own
@@ -40,14 +41,16 @@ def train(
     Raises Error when the loss is no longer finite, or when there is nothing that fits to resume from.
     """
     parameters = dict(model.named_trainable_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    groups = [{**group, "peak": group["lr"]} for group in model.parameter_groups(lr)]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     device = next(iter(parameters.values())).device
     start = _load(state, parameters, optimizer, settings) if resume else 0
     every = max(1, steps // 10)
+    model.train()
     with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:
         for step in range(start, steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, lr)
+                group["lr"] = learning_rate(step, steps, group["peak"])
             idx, targets = (t.to(device) for t in batch(step))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = model.loss(idx, targets)
@@ -57,8 +60,9 @@ def train(
             optimizer.step()
             bar.update()
             if (step + 1) % every == 0 or step + 1 == steps:
+                peak = min(group["peak"] for group in optimizer.param_groups)
                 if not math.isfinite(value := loss.item()) or not all(p.isfinite().all() for p in parameters.values()):
-                    raise Error(f"training came apart at step {step + 1} (loss {value:.3g}): try a learning rate below {lr:g}")
+                    raise Error(f"training came apart at step {step + 1} (loss {value:.3g}): try a learning rate below {peak:g}")
                 bar.set_postfix(loss=f"{value:.3f}")
                 if state is not None:
                     _save(state, parameters, optimizer, step + 1, settings)
@@ -102,6 +106,8 @@ def evaluate(model, idx: Tensor, targets: Tensor, batch_size: int = 100) -> tupl
     examples that greedy decoding answers exactly.
     """
     device = next(model.parameters()).device
+    training = model.training
+    model.eval()
     loss, tokens, exact = 0.0, 0, 0
     for i in range(0, len(idx), batch_size):
         x, y = idx[i : i + batch_size].to(device), targets[i : i + batch_size].to(device)
@@ -110,4 +116,5 @@ def evaluate(model, idx: Tensor, targets: Tensor, batch_size: int = 100) -> tupl
         loss += torch.nn.functional.cross_entropy(logits[supervised], y[supervised], reduction="sum").item()
         tokens += int(supervised.sum())
         exact += int(((logits.argmax(dim=-1) == y) | ~supervised).all(dim=1).sum())
+    model.train(training)
     return loss / tokens, exact / len(idx)

@@ -18,11 +18,18 @@ SETTINGS = [
     ("prefix", dict(num_virtual_tokens=1, space="hidden")),
     ("prefix", dict(num_virtual_tokens=5, prefix_projection=True)),
     ("prefix", dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=11, space="hidden")),
+    ("lora", dict(r=3)),
+    ("lora", dict(r=2, target_modules=("c_proj", "mlp.c_fc"))),
+    ("adapter", dict(bottleneck_size=3)),
+    ("adapter", dict(bottleneck_size=5, placement="pfeiffer")),
+    ("llama-adapter", dict(adapter_len=4)),
+    ("llama-adapter", dict(adapter_len=4, adapter_layers=1)),
 ]
+DEFAULTS = [(method, {}) for method in ("prompt", "prefix", "lora", "adapter", "llama-adapter")]
 
 
 @pytest.mark.parametrize("config", SHAPES)
-@pytest.mark.parametrize("method, h", SETTINGS)
+@pytest.mark.parametrize("method, h", SETTINGS + DEFAULTS)
 def test_trained_and_stored_are_what_the_tensors_hold(config, method, h):
     base = GPT(config)
     total = sum(p.numel() for p in base.parameters())
@@ -31,6 +38,13 @@ def test_trained_and_stored_are_what_the_tensors_hold(config, method, h):
     trained = sum(p.numel() for p in model.trainable_parameters())
     stored = total if method == "full" else sum(t.numel() for t in model.method.tensors().values())
     assert accounting.count(config, method, **h) == (trained, stored)
+
+
+def test_a_hard_prompt_trains_nothing_and_stores_its_tokens():
+    model = adapt(GPT(SHAPES[0]), "hard-prompt", tokens=torch.tensor([1, 2, 3]))
+    assert accounting.count(SHAPES[0], "hard-prompt", num_virtual_tokens=3) == (0, sum(t.numel() for t in model.method.tensors().values()))
+    with pytest.raises(Error, match="no training step"):
+        accounting.step_flops(SHAPES[0], "hard-prompt", 2, 9)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,20 @@ def test_gpt2s_published_totals(preset, published):
 def test_counts_that_peft_prints_for_gpt2():
     assert accounting.count(PRESETS["gpt2"], "prefix", num_virtual_tokens=20).stored == 368_640
     assert accounting.count(PRESETS["gpt2"], "prompt", num_virtual_tokens=20).stored == 15_360
+    assert accounting.count(PRESETS["gpt2"], "lora", r=8, target_modules=("c_attn",)).stored == 294_912
+
+
+@pytest.mark.parametrize("target_modules", [["c_attn"], ["c_attn", "c_proj", "c_fc"]])
+@pytest.mark.parametrize("method", ["prompt", "prefix", "lora"])
+def test_counts_are_those_of_pefts_own_models_of_gpt2(method, target_modules):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig, "lora": peft.LoraConfig}
+    h = dict(r=8, target_modules=target_modules) if method == "lora" else dict(num_virtual_tokens=20)
+    with torch.device("meta"):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    extra = dict(fan_in_fan_out=True) if method == "lora" else {}
+    model = peft.get_peft_model(theirs, kinds[method](task_type="CAUSAL_LM", **h, **extra))
+    assert accounting.count(PRESETS["gpt2"], method, **h).trained == model.get_nb_trainable_parameters()[0]
 
 
 def test_the_articles_arithmetic():
@@ -60,7 +88,9 @@ def test_the_articles_arithmetic():
 @pytest.mark.parametrize(
     "method, h, message",
     [
-        ("magic", {}, "full, prompt, prefix"),
+        ("magic", {}, "full, hard-prompt, prompt, prefix"),
+        ("lora", dict(target_modules=("q_proj",)), "'q_proj' matches nothing: there are attn.c_attn"),
+        ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),
         ("prompt", dict(length=3), "depends on num_virtual_tokens, not on 'length'"),
         ("full", dict(r=3), "the shape alone"),
         ("prompt", dict(num_virtual_tokens=-5), "at least 1, not -5"),
@@ -72,26 +102,40 @@ def test_what_cannot_be_counted_is_refused(method, h, message):
         accounting.count(PRESETS["gpt2"], method, **h)
 
 
-def attention_flops(c, method, B, T, P):
+def attention_flops(c, method, B, T, h):
     """The part of a step's operations that lies in the attention's products, by the docstring of step_flops."""
+    P = h.get("num_virtual_tokens", h.get("adapter_len", 0))
     S = T + P if method == "prompt" else T
-    causal, prefix = 4 * c.n_embd * B * S * (S + 1) // 2, 4 * c.n_embd * B * T * P if method == "prefix" else 0
-    spared = 2 * causal + prefix // 2 if method == "prefix" else 0
-    return 3 * c.n_layer * (causal + prefix) - spared
+    causal = 4 * c.n_embd * B * S * (S + 1) // 2
+    if method in ("prefix", "llama-adapter"):
+        n, prefix = h.get("adapter_layers", c.n_layer), 4 * c.n_embd * B * T * P
+        return 3 * c.n_layer * causal + 3 * n * prefix - (c.n_layer - n) * 2 * causal - 2 * causal - prefix // 2
+    first_block = 2 * causal if method == "adapter" or (method == "lora" and "target_modules" in h) else 0
+    return 3 * c.n_layer * causal - first_block
 
 
 @pytest.mark.parametrize("config", SHAPES)
-@pytest.mark.parametrize("method, h", [("full", {}), ("prompt", dict(num_virtual_tokens=5)), ("prefix", dict(num_virtual_tokens=5))])
+@pytest.mark.parametrize("method, h", [s for s in SETTINGS if "prefix_projection" not in s[1] and "space" not in s[1]])
 def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
-    """torch's own counter sees every mm of weights and head; attention, which it counts with the masked half, is left out."""
+    """torch's own counter sees every mm of weights, edits and head; attention, which it counts with the masked half, is left out."""
     B, T = 2, 9
+    if method == "llama-adapter":
+        h = {"adapter_layers": config.n_layer} | h
     model = adapt(GPT(config), method, **h)
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(0.1)
     idx = torch.randint(config.vocab_size, (B, T))
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
-    flops = accounting.step_flops(config, method, B, T, **h)
-    assert flops - attention_flops(config, method, B, T, h.get("num_virtual_tokens", 0)) == counted
+    flops = accounting.step_flops(config, method, B, T, **h) - attention_flops(config, method, B, T, h)
+    if method == "adapter":  # biases are counted with the weights they stand beside, three products each
+        places = 1 if h.get("placement") == "pfeiffer" else 2
+        flops -= 3 * 2 * B * T * config.n_layer * places * (h["bottleneck_size"] + config.n_embd)
+    if method == "llama-adapter":  # the projection of the prompts makes queries, too, which nobody reads
+        counted -= h["adapter_layers"] * 2 * h["adapter_len"] * config.n_embd**2 * 2
+    assert flops == counted
 
 
 def test_fewer_supervised_tokens_spare_the_head():

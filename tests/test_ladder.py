@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from minipeft import Error, hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
+from minipeft import Error, adapt, hidden_from_prompt, prefix_attention, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
@@ -46,6 +46,42 @@ def test_gradients_reach_a_hidden_prefix(base, idx):
     hidden = torch.randn(3, 1, 2, 32, requires_grad=True)
     base(idx, prefix=prefix_from_hidden(base, hidden)).sum().backward()
     assert (hidden.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+def test_a_rung_starts_with_the_loss_of_the_one_below(base, idx):
+    """Hard prompt -> soft prompt -> hidden prefix -> prefix, and every shortcut."""
+    rungs = [adapt(base, "hard-prompt", tokens=torch.tensor([7, 8, 9]))]
+    for name, h in (("prompt", {}), ("prefix", dict(space="hidden")), ("prefix", {})):
+        above = [adapt(base, name, init=below.method.rung().detach(), **h) for below in rungs]
+        for model in above:
+            torch.testing.assert_close(model.loss(idx, idx), rungs[0].loss(idx, idx), rtol=1e-5, atol=0)
+            assert model.method.num_virtual_tokens == 3
+        rungs.append(above[-1])
+
+
+def test_the_way_through_with_edits(idx):
+    """A prompt tuned together with LoRA climbs through the edited blocks."""
+    base = tiny("rotary")
+    model = adapt(base, ["prompt", "lora"])
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    slots = model.slots()
+    prefix = prefix_from_prompt(base, slots["prompt"], slots["edits"])
+    torch.testing.assert_close(base(idx, prefix=prefix, edits=slots["edits"]), model(idx), rtol=0, atol=2e-5)
+    assert (prefix - prefix_from_prompt(base, slots["prompt"])).abs().max() > 0.01
+
+
+def test_a_zero_prefix_is_not_nothing(base, idx):
+    """Keys of zeros score 0, and so take exp(0) of every softmax: with P of them a text of equal scores keeps T / (P + T)."""
+    zero = torch.zeros(3, 2, 1, 4, 5, 8)
+    assert (base(idx, prefix=zero) - base(idx)).abs().max() > 0.1
+    v = torch.randn(1, 1, 6, 8)
+    q = k = torch.zeros(1, 1, 6, 8)  # all scores 0
+    nothing = torch.zeros(1, 1, 3, 8)
+    with_zeros, without = prefix_attention(q, k, v, nothing, nothing), prefix_attention(q, k, v)
+    seen = torch.arange(1, 7).view(6, 1)
+    torch.testing.assert_close(with_zeros, without * seen / (seen + 3))
 
 
 def test_what_does_not_fit_is_refused(base):

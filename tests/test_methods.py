@@ -1,5 +1,6 @@
 """adapt, train, save, load, detach: the contract of every method."""
 
+import copy
 import json
 import warnings
 
@@ -8,6 +9,8 @@ import torch
 from conftest import tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
+from minipeft.checkpoint import read_tensors
+from minipeft.methods.hard_prompt import search
 
 FROZEN = [  # everything that leaves the base alone
     ("prompt", dict(num_virtual_tokens=5)),
@@ -17,7 +20,33 @@ FROZEN = [  # everything that leaves the base alone
     ("prefix", dict(num_virtual_tokens=5, space="hidden")),
     ("prefix", dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=7)),
     ("prefix", dict(num_virtual_tokens=5, space="hidden", prefix_projection=True)),
+    ("lora", dict(r=4)),
+    ("lora", dict(r=3, lora_alpha=12, target_modules=["c_proj", "mlp.c_fc"])),
+    ("adapter", dict(bottleneck_size=5)),
+    ("adapter", dict(bottleneck_size=5, placement="pfeiffer")),
+    ("llama-adapter", dict(adapter_len=5)),
+    ("llama-adapter", dict(adapter_len=4, adapter_layers=2)),
 ]
+IDENTITY = [(name, h) for name, h in FROZEN if name in ("lora", "adapter", "llama-adapter")]  # they start as exactly the base
+COMBINED = (["lora", "prefix"], dict(r=2, num_virtual_tokens=3))
+
+
+def saved_as(name, h):
+    """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32): {name: shape}."""
+    if name in ("prompt", "prefix"):
+        return {"prompt_embeddings": (5, {"prompt": 32}.get(name, 3 * 32 * (1 if h.get("space") == "hidden" else 2)))}
+    if name == "llama-adapter":
+        n = h.get("adapter_layers", 3)
+        return {"adaption_prompt": (n, h["adapter_len"], 32), "adaption_gate": (n, 4)}
+    if name == "adapter":
+        places = ["mlp"] if h.get("placement") == "pfeiffer" else ["attn", "mlp"]
+        shapes = {"down": (5, 32), "b_down": (5,), "up": (32, 5), "b_up": (32,)}
+        return {f"layers.{i}.{place}.{part}": shape for i in range(3) for place in places for part, shape in shapes.items()}
+    sizes = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
+    places = ["attn.c_attn"] if "target_modules" not in h else ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    pairs = {place: {"A": (h["r"], sizes[place][0]), "B": (sizes[place][1], h["r"])} for place in places}
+    key = "base_model.model.transformer.h.{}.{}.lora_{}.weight"
+    return {key.format(i, place, x): shape for i in range(3) for place, pair in pairs.items() for x, shape in pair.items()}
 
 
 def tune(model, idx, steps=3):
@@ -29,7 +58,7 @@ def tune(model, idx, steps=3):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name, h", FROZEN)
+@pytest.mark.parametrize("name, h", [*FROZEN, COMBINED])
 def test_tuning_learns_and_leaves_the_base_bit_for_bit(name, h, base, idx):
     before = {k: t.clone() for k, t in base.state_dict().items()}
     model = adapt(base, name, **h)
@@ -55,11 +84,11 @@ def test_a_saved_adapter_is_exactly_its_folded_tensors_and_loads_to_the_same_mod
     tune(model, idx)
     model.save(tmp_path)
     tensors = model.method.tensors()
-    width = {"prompt": 32}.get(name, 3 * 32 * (1 if h.get("space") == "hidden" else 2))
-    assert {k: tuple(t.shape) for k, t in tensors.items()} == {"prompt_embeddings": (5, width)}
+    assert {k: tuple(t.shape) for k, t in tensors.items()} == saved_as(name, h)
+    assert {k: tuple(t.shape) for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == saved_as(name, h)
     again = load_adapter(base, tmp_path)
     torch.testing.assert_close(again(idx), model(idx), rtol=0, atol=1e-5)
-    assert {k: tuple(p.shape) for k, p in again.method.named_parameters()} == {"prompt_embeddings": (5, width)}
+    assert sum(p.numel() for p in again.trainable_parameters()) == sum(t.numel() for t in tensors.values())
     assert {f.name for f in tmp_path.iterdir()} <= {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"}
     tune(again, idx)  # what was loaded can be trained on
 
@@ -137,6 +166,183 @@ def test_peft_opens_what_we_save_and_we_open_what_peft_saves(name, projection, t
         torch.testing.assert_close(load_adapter(base, tmp_path / "theirs")(idx), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name, h", IDENTITY)
+def test_what_starts_as_the_identity_answers_as_the_base(name, h, base, idx):
+    torch.testing.assert_close(adapt(base, name, **h)(idx), base(idx), rtol=0, atol=1e-5)
+
+
+def moved(model, by=0.1):
+    """The model with all that is trained pushed away from where it started."""
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(by * torch.randn_like(p))
+    return model
+
+
+@pytest.mark.parametrize("h", [h for name, h in FROZEN if name == "lora"])
+def test_lora_is_a_low_rank_change_of_the_weights(h, base, idx):
+    model = moved(adapt(base, "lora", **h))
+    before = {k: t.clone() for k, t in base.state_dict().items()}
+    tuned = model(idx)
+    changed = copy.deepcopy(base)
+    with torch.no_grad():
+        for name, change in model.method.weight_changes().items():
+            assert torch.linalg.matrix_rank(change) == h["r"]
+            changed.get_parameter(name).add_(change)
+    torch.testing.assert_close(changed(idx), tuned, rtol=0, atol=2e-5)
+    model.merge()
+    torch.testing.assert_close(base(idx), tuned, rtol=0, atol=2e-5)  # the base itself
+    assert torch.equal(model(idx), base(idx))
+    with pytest.raises(Error, match="already merged"):
+        model.merge()
+    with pytest.raises(Error, match="unmerge"):
+        model.save("nowhere")
+    with pytest.raises(Error, match="unmerge it first"):
+        adapt(base, "prompt")
+    model.unmerge()
+    assert all(torch.equal(t, before[k]) for k, t in base.state_dict().items())
+    assert torch.equal(model(idx), tuned)
+    model.merge()
+    model.detach()  # takes the change back out, too
+    assert all(torch.equal(t, before[k]) for k, t in base.state_dict().items())
+
+
+def test_only_a_change_of_weights_on_a_base_of_its_own_is_merged(base):
+    one = adapt(base, "lora")
+    two = adapt(base, "adapter")
+    with pytest.raises(Error, match="adapter cannot be merged"):
+        two.merge()
+    with pytest.raises(Error, match="other adapters share"):
+        one.merge()
+
+
+def test_lora_drops_out_in_training_alone(base, idx):
+    model = moved(adapt(base, "lora", lora_dropout=0.5))
+    assert not torch.equal(model(idx), model(idx))
+    model.gradient_checkpointing(True)  # the second run of a block must drop the same
+    torch.manual_seed(1)
+    loss = model.loss(idx, idx)
+    kept = torch.autograd.grad(loss, list(model.trainable_parameters()))
+    model.gradient_checkpointing(False)
+    torch.manual_seed(1)
+    for a, b in zip(kept, torch.autograd.grad(model.loss(idx, idx), list(model.trainable_parameters())), strict=True):
+        torch.testing.assert_close(a, b)
+    model.eval()
+    plain = moved(adapt(base, "lora"))
+    plain.method.load_state_dict(model.method.state_dict())
+    assert torch.equal(model(idx), plain(idx))
+
+
+def test_adapters_are_houlsbys_equation(base, idx):
+    model = moved(adapt(base, "adapter", bottleneck_size=5))
+    x, rope = base.add_positions(base.wte(idx))
+    for block, layer in zip(base.h, model.method.layers, strict=True):
+
+        def adapter(y, a):
+            return y + torch.nn.functional.gelu(y @ a.down.T + a.b_down) @ a.up.T + a.b_up
+
+        x = x + adapter(block.attn(block.ln_1(x), rope), layer["attn"])
+        x = x + adapter(block.mlp(block.ln_2(x)), layer["mlp"])
+    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.wte.weight.T, rtol=0, atol=1e-5)
+
+
+def test_llama_adapter_is_its_equation(base, idx):
+    """Beside every softmax over the text one over the prompts, times the head's gate; the lowest layer goes without."""
+    model = moved(adapt(base, "llama-adapter", adapter_len=4, adapter_layers=2), by=0.5)
+    x, rope = base.add_positions(base.wte(idx))
+    for i, block in enumerate(base.h):
+        a = block.ln_1(x)
+        y = block.attn(a, rope)
+        if i > 0:
+            prompt, gate = model.method.adaption_prompt[i - 1], model.method.adaption_gate[i - 1]
+            weight, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
+            k, v = (z.view(4, 4, 8).transpose(0, 1) for z in (prompt @ weight.T + bias)[:, 32:].chunk(2, dim=1))  # (nh, K, hs)
+            q, _, _ = block.attn.qkv(a, rope)
+            o = gate.view(4, 1, 1) * ((q @ k.mT / 8**0.5).softmax(-1) @ v)
+            y = y + o.transpose(1, 2).reshape(x.shape) @ block.attn.c_proj.weight.T
+        x = x + y
+        x = x + block.mlp(block.ln_2(x))
+    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.wte.weight.T, rtol=0, atol=1e-5)
+
+
+def test_a_hard_prompt_is_its_text_and_trains_nothing(base, idx, tmp_path):
+    model = adapt(base, "hard-prompt", tokens=torch.tensor([5, 6, 7]))
+    read = base(torch.cat([torch.tensor([5, 6, 7]).expand(3, -1), idx], dim=1))[:, 3:]
+    torch.testing.assert_close(model(idx), read, rtol=0, atol=2e-5)
+    assert list(model.trainable_parameters()) == [] and "trainable params: 0 ||" in model.trainable_summary()
+    model.save(tmp_path)
+    assert {k: t.tolist() for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == {"prompt_tokens": [5, 6, 7]}
+    torch.testing.assert_close(load_adapter(base, tmp_path)(idx), model(idx), rtol=0, atol=0)
+
+
+def test_the_search_follows_the_gradient_to_a_better_prompt(base):
+    """On a fixed batch no step makes the loss worse, and the search beats as many random prompts as it had forward passes."""
+    idx = torch.randint(97, (8, 9))
+    batch = idx, idx.roll(-1, 1)
+
+    def loss(tokens):
+        with torch.no_grad():
+            return adapt(base, "hard-prompt", tokens=tokens).loss(*batch).item()
+
+    start = torch.randint(97, (4,))
+    losses = [loss(start)]
+    tokens = start
+    for _ in range(6):
+        tokens = search(base, tokens, lambda step: batch, steps=2)
+        losses.append(loss(tokens))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < min(loss(torch.randint(97, (4,))) for _ in range(12 * 10))
+    assert tokens.shape == start.shape and tokens.dtype == torch.int64
+
+
+def test_methods_combine(base, idx, tmp_path):
+    names, h = COMBINED
+    model = moved(adapt(base, names, **h))
+    lora, prefix = model.method.parts()
+    together = base(idx, **lora.slots(base), **prefix.slots(base))
+    assert torch.equal(model(idx), together) and model.method.name == "lora+prefix"
+    rates = {part.name: part.learning_rate for part in (lora, prefix)}
+    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [(6, rates["lora"]), (1, rates["prefix"])]
+    model.save(tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix"}
+    torch.testing.assert_close(load_adapter(base, tmp_path)(idx), together, rtol=0, atol=1e-5)
+    with pytest.raises(Error, match="already holds prefix: save lora.prompt in a folder of its own"):
+        adapt(base, ["lora", "prompt"]).save(tmp_path)
+    with pytest.raises(Error, match="already holds an adapter"):
+        model.save(tmp_path / "lora")
+    both = moved(adapt(base, ["adapter", "lora", "prompt"]))  # two kinds of edits, and a prompt
+    both.save(tmp_path / "three")
+    torch.testing.assert_close(load_adapter(base, tmp_path / "three")(idx), both(idx), rtol=0, atol=1e-5)
+
+
+def test_peft_opens_our_lora_and_we_open_pefts(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, idx = tiny("learned"), torch.randint(97, (2, 9))
+    base.save_pretrained(tmp_path / "base")
+    h = dict(r=3, lora_alpha=12, target_modules=["c_attn", "mlp.c_proj"])
+    ours = moved(adapt(base, "lora", **h))
+    ours.save(tmp_path / "ours")
+
+    def theirs():
+        return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unexpected keyword")
+        opened = peft.PeftModel.from_pretrained(theirs(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(opened(idx).logits, ours(idx), rtol=0, atol=1e-4)
+        made = peft.get_peft_model(theirs(), peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **h)).eval()
+        for name, p in made.named_parameters():
+            if "lora_" in name:
+                p.normal_(std=0.1)
+        made.save_pretrained(tmp_path / "theirs")
+        torch.testing.assert_close(load_adapter(base, tmp_path / "theirs")(idx), made(idx).logits, rtol=0, atol=1e-4)
+    config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(Error, match="use_dora True is not supported"):
+        load_adapter(base, tmp_path / "theirs")
+
+
 def test_the_summary_is_pefts_line(base):
     summary = adapt(base, "prompt", num_virtual_tokens=5).trainable_summary()
     everything = 160 + sum(p.numel() for p in base.parameters())
@@ -154,6 +360,9 @@ def test_the_loss_ignores_what_is_not_supervised(base, idx):
 @pytest.mark.parametrize("name, h", FROZEN)
 def test_what_is_trained_stays_float32_beside_a_bfloat16_base(name, h, idx):
     model = adapt(tiny("rotary", torch.bfloat16), name, **h)
+    with torch.no_grad():  # away from zeros, where the other factor has no gradient
+        for p in model.trainable_parameters():
+            p.add_(0.1 * torch.randn_like(p))
     assert {p.dtype for p in model.trainable_parameters()} == {torch.float32}
     model.loss(idx, idx).backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.trainable_parameters())
@@ -181,7 +390,7 @@ def test_several_methods_share_a_frozen_base(base, idx):
 @pytest.mark.parametrize(
     "name, h, message",
     [
-        ("magic", {}, "full, prompt, prefix"),
+        ("magic", {}, "full, hard-prompt, prompt, prefix, lora, adapter, llama-adapter"),
         ("prompt", dict(length=3), "takes num_virtual_tokens, init, not 'length'"),
         ("full", dict(r=3), "no hyper-parameters"),
         ("prompt", dict(num_virtual_tokens=0), "1 … 47"),
@@ -198,6 +407,26 @@ def test_several_methods_share_a_frozen_base(base, idx):
         ("prompt", dict(init=torch.tensor([97])), "0 … 96"),
         ("prompt", dict(num_virtual_tokens=True), "1 … 47"),
         ("prefix", dict(prefix_projection=True, encoder_hidden_size=1.5), "whole number"),
+        ("prompt", dict(num_virtual_tokens=4, init=torch.zeros(1, 3, 32)), "has 3 virtual tokens, so num_virtual_tokens cannot be 4"),
+        ("prompt", dict(init=torch.zeros(3, 1, 4, 32)), "above the rung 'prompt'"),
+        ("lora", dict(r=33), "r 33 is larger than attn.c_attn has ranks: its matrix is 96 × 32"),
+        ("lora", dict(r=0), "at least 1, not 0"),
+        ("lora", dict(target_modules=["q_proj"]), "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"),
+        ("lora", dict(target_modules=[]), "no target module given"),
+        ("lora", dict(lora_alpha=0), "above 0"),
+        ("lora", dict(lora_dropout=1.0), "below 1"),
+        ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),
+        ("adapter", dict(bottleneck_size=0), "at least 1"),
+        ("llama-adapter", dict(adapter_layers=4), "more than the base's 3 layers"),
+        ("llama-adapter", dict(adapter_len=0), "at least 1"),
+        ("hard-prompt", {}, "needs its tokens"),
+        ("hard-prompt", dict(tokens=torch.tensor([97])), "0 … 96"),
+        (["prompt", "hard-prompt"], dict(tokens=torch.tensor([1])), "both fill the model's prompt slot"),
+        (["prefix", "llama-adapter"], {}, "both fill the model's prefix slot"),
+        (["lora", "lora"], {}, "not with itself"),
+        (["lora", "full"], {}, "full fine-tuning cannot be combined"),
+        (["lora", "prefix"], dict(placement="houlsby"), "method 'lora.prefix' takes r, lora_alpha"),
+        ([], {}, "no method given"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name, h, message, base):

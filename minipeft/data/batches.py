@@ -70,6 +70,10 @@ class TaskData:
     def batch(self, step: int) -> list[Example]:
         return draw(self.task.example, f"{self.seed}/{step}", self.batch_size)
 
+    def development(self, n: int) -> list[Example]:
+        """Examples to choose by, which are neither held out nor any batch's."""
+        return draw(self.task.example, f"{self.seed}/development", n)
+
 
 def draw(example: Callable[[Random], Example], seed: str, n: int) -> list[Example]:
     rng = Random(seed)
@@ -93,3 +97,7 @@ class FileData:
         order = list(range(len(self.examples)))
         Random(f"{self.seed}/{epoch}").shuffle(order)
         return [self.examples[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+    def development(self, n: int) -> list[Example]:
+        """Examples to choose by: of those that are trained on."""
+        return self.examples[:n]

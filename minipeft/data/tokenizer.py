@@ -19,3 +19,10 @@ class ByteTokenizer:
     def decode(self, ids) -> str:
         """Ids -> text; the end mark is dropped, and bytes that are no UTF-8 show as the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+def tokenizer_for(vocab_size: int, base) -> ByteTokenizer:
+    """The tokenizer of a base with this many tokens. Raises Error for any but a byte-level one."""
+    if vocab_size != ByteTokenizer.vocab_size:
+        raise Error(f"--base {base} has {vocab_size} tokens, but text is read as bytes here: it needs {ByteTokenizer.vocab_size}")
+    return ByteTokenizer()

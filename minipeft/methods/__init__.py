@@ -5,11 +5,18 @@ import inspect
 from ..config import Error
 from ..model import GPT
 from .base import Adapted, Method
+from .bottleneck_adapter import BottleneckAdapter
+from .combined import Combined
 from .full import Full
+from .hard_prompt import HardPrompt
+from .llama_adapter import LlamaAdapter
+from .lora import LoRA
 from .prefix_tuning import PrefixTuning
 from .prompt_tuning import PromptTuning
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Full, PromptTuning, PrefixTuning)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Full, HardPrompt, PromptTuning, PrefixTuning, LoRA, BottleneckAdapter, LlamaAdapter)
+}
 
 
 def method_class(name: str) -> type[Method]:
@@ -19,14 +26,26 @@ def method_class(name: str) -> type[Method]:
     return METHODS[name]
 
 
-def adapt(base: GPT, name: str, **hyperparameters) -> Adapted:
+def hyperparameters_of(name: str) -> list[str]:
+    """What adapt() takes for this method."""
+    return [p for p in inspect.signature(method_class(name)).parameters if p != "base"]
+
+
+def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
     """Freeze the base and attach a method: adapt(base, "prefix", num_virtual_tokens=20).
 
-    Raises Error for an unknown method or hyper-parameter (with those there are), or values that do not fit the base.
+    Several names attach a combination: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20), every hyper-parameter to those
+    that know it. Raises Error for an unknown method or hyper-parameter (with those there are), values that do not fit the base, or
+    methods that do not go together.
     """
-    method = method_class(name)
-    known = [p for p in inspect.signature(method).parameters if p != "base"]
+    names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise Error(f"no method given: there are {', '.join(METHODS)}")
+    known = list(dict.fromkeys(p for n in names for p in hyperparameters_of(n)))
     for key in hyperparameters:
         if key not in known:
-            raise Error(f"method {name!r} takes {', '.join(known) or 'no hyper-parameters'}, not {key!r}")
-    return Adapted(base, method(base, **hyperparameters))
+            raise Error(f"method {'+'.join(names)!r} takes {', '.join(known) or 'no hyper-parameters'}, not {key!r}")
+    if "hard-prompt" in names and "tokens" not in hyperparameters:
+        raise Error("hard-prompt needs its tokens: adapt(base, 'hard-prompt', tokens=token ids (P,) int64)")
+    parts = [method_class(n)(base, **{k: v for k, v in hyperparameters.items() if k in hyperparameters_of(n)}) for n in names]
+    return Adapted(base, parts[0] if len(parts) == 1 else Combined(base, parts))

@@ -1,4 +1,4 @@
-"""What every tuning method is: a few trainable tensors and what they put into the two slots of a frozen base."""
+"""What every tuning method is: a few trainable tensors and what they put into the slots of a frozen base, or edit in it."""
 
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -24,12 +24,16 @@ class Method(nn.Module):
     freezes_base = True
     num_virtual_tokens = 0  # positions it takes before the real tokens
 
-    def slots(self, base: GPT) -> dict[str, Tensor]:
-        """The `prompt` and `prefix` arguments for base(idx, …)."""
+    def slots(self, base: GPT) -> dict:
+        """The `prompt`, `prefix` and `edits` arguments for base(idx, …)."""
         return {}
 
+    def parts(self) -> "list[Method]":
+        """The methods it is made of: itself, unless it combines others."""
+        return [self]
+
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved, detached: exactly these names and shapes are demanded when it is loaded."""
+        """What is saved, detached: exactly these names and shapes are demanded when it is loaded, and written to in place."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
     def peft_config(self, base: GPT) -> dict:
@@ -66,17 +70,51 @@ class Adapted(nn.Module):
         _, attached = _ATTACHED.setdefault(base, ([p.requires_grad for p in base.parameters()], WeakSet()))
         if attached and not (method.freezes_base and all(other.method.freezes_base for other in attached)):
             raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
+        if any(other.merged for other in attached):
+            raise Error("another adapter is merged into this base: unmerge it first")
         attached.add(self)
+        self._unmerged: dict[str, Tensor] = {}
         base.requires_grad_(not method.freezes_base)
+
+    def slots(self) -> dict:
+        """What the method puts into base(idx, …)."""
+        return self.method.slots(self.base) if not self.merged else {}
 
     def forward(self, idx: Tensor) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, V); the positions of virtual tokens are already dropped."""
-        return self.base(idx, **self.method.slots(self.base))
+        return self.base(idx, **self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over supervised positions: targets (B, T) int64 holds the next token of each, or -100."""
-        x = self.base.hidden(idx, **self.method.slots(self.base))  # (B, T, C)
+        x = self.base.hidden(idx, **self.slots())  # (B, T, C)
         return linear_cross_entropy(x.flatten(0, 1), self.base.wte.weight, targets.flatten())
+
+    @property
+    def merged(self) -> bool:
+        return bool(self._unmerged)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write what was tuned into the base's own weights (LoRA can), so that a forward pass costs what the base's does.
+
+        The weights that change are kept for unmerge(). Raises Error for a method that is no change of weights, or a shared base.
+        """
+        changes = getattr(self.method, "weight_changes", None)
+        if changes is None:
+            raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights (lora is)")
+        if self.merged or len(_ATTACHED.get(self.base, ([], ()))[1]) > 1:
+            raise Error("already merged" if self.merged else "a base that other adapters share cannot have one merged into it")
+        for name, change in changes().items():
+            weight = self.base.get_parameter(name)
+            self._unmerged[name] = weight.clone()
+            weight.copy_(weight.to(change.dtype) + change)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Give the base its own weights back, bit for bit."""
+        for name, weight in self._unmerged.items():
+            self.base.get_parameter(name).copy_(weight)
+        self._unmerged = {}
 
     def compile_blocks(self, on: bool = True) -> None:
         """See GPT.compile_blocks. It holds for the base, and so for everything attached to it."""
@@ -95,6 +133,13 @@ class Adapted(nn.Module):
             return self.method.named_parameters("method")
         return self.base.named_parameters("base")
 
+    def parameter_groups(self, lr: float | None = None) -> list[dict]:
+        """For an optimizer: what every part of the method trains, at the part's own learning rate unless one is given."""
+        if not self.method.freezes_base:
+            return [{"params": list(self.base.parameters()), "lr": lr or self.method.learning_rate}]
+        groups = [{"params": list(part.parameters()), "lr": lr or part.learning_rate} for part in self.method.parts()]
+        return [group for group in groups if group["params"]]
+
     def trainable_summary(self) -> str:
         """The line PEFT users know: trained, all (base and method together), and the share in percent."""
         trained = sum(p.numel() for p in self.trainable_parameters())
@@ -102,12 +147,16 @@ class Adapted(nn.Module):
         return f"trainable params: {trained:,} || all params: {everything:,} || trainable%: {100 * trained / everything:.4f}"
 
     def save(self, folder) -> None:
-        """Write what was tuned. An adapter folder in PEFT's layout; for `full`, a whole base in Hugging Face's."""
+        """Write what was tuned. An adapter folder in PEFT's layout (one for each part of a combination, in folder/part's name);
+        for `full`, a whole base in Hugging Face's. Raises Error while merged."""
+        if self.merged:
+            raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
         self.method.save(self.base, folder)
 
     def detach(self) -> GPT:
         """The base, its tensors untouched by any method but `full`. Once nothing is attached to it any more, its parameters
         require gradients again as they did before, and its blocks run eagerly and keep what backward needs."""
+        self.unmerge()
         required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
         attached.discard(self)
         if not attached and _ATTACHED.pop(self.base, None):
@@ -118,26 +167,41 @@ class Adapted(nn.Module):
         return self.base
 
 
-def virtual_tokens(base: GPT, num_virtual_tokens: int) -> int:
-    """P, checked against the base: at least 1, and at least one position left for a real token."""
+def at_least_one(name: str, value: int) -> int:
+    """The value of this hyper-parameter. Raises Error unless it is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise Error(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
+    """P, checked against the base: at least 1, and at least one position left for a real token. None: what it starts from has,
+    and 8 where that says nothing."""
+    if isinstance(init, Tensor) and init.numel() == 0:
+        raise Error("the text to start from is empty")
+    if num_virtual_tokens is None:
+        num_virtual_tokens = (init.numel() if init.dim() == 1 else init.size(-2)) if isinstance(init, Tensor) else 8
     block = base.config.block_size
     if type(num_virtual_tokens) is not int or not 1 <= num_virtual_tokens < block:
         raise Error(f"num_virtual_tokens must be 1 … {block - 1} with a block size of {block}, not {num_virtual_tokens!r}")
     return num_virtual_tokens
 
 
-def initial_tokens(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
-    """The P token ids a prompt or prefix starts from: drawn from the vocabulary ("vocab"), a text's ids (n,) repeated or cut,
-    or none ("random": see noise). Raises Error for anything else."""
+def start(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
+    """What P virtual tokens start from, on some rung of the ladder: tokens (P,) drawn from the vocabulary ("vocab") or a text's
+    (n,) repeated or cut; a prompt, hidden prefix or prefix as it is given; None for "random" (see noise).
+    Raises Error for anything else."""
     if isinstance(init, str) and init == "random":
         return None
     if isinstance(init, str) and init == "vocab":
         return torch.randint(base.config.vocab_size, (P,))
-    if not isinstance(init, Tensor) or init.dim() != 1 or init.dtype != torch.int64:
-        raise Error(f"init must be 'random', 'vocab' or token ids (n,) int64, not {init!r}".replace("\n", " "))
-    if init.numel() == 0:
-        raise Error("the text to start from is empty")
-    return init[torch.arange(P) % init.numel()]
+    if not isinstance(init, Tensor) or init.dim() not in (1, 3, 4, 6) or (init.dtype == torch.int64) != (init.dim() == 1):
+        raise Error(f"init must be 'random', 'vocab', token ids (n,) int64 or a lower rung of the ladder, not {init!r}".replace("\n", " "))
+    if init.dim() == 1:
+        return init[torch.arange(P) % init.numel()]
+    if init.size(-2) != P:
+        raise Error(f"what it starts from has {init.size(-2)} virtual tokens, so num_virtual_tokens cannot be {P}")
+    return init
 
 
 def noise(base: GPT, P: int, W: int) -> Tensor:

@@ -23,14 +23,17 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..config import Error
-from ..ladder import hidden_from_prompt, prefix_from_hidden, prompt_from_tokens
+from ..ladder import climb, prefix_from_hidden
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, noise, prompt_learning_config, virtual_tokens
+from .base import Method, at_least_one, new_parameter, noise, prompt_learning_config, start, virtual_tokens
 
 
 class PrefixTuning(Method):
     """adapt(base, "prefix", num_virtual_tokens=P, space="kv" | "hidden", prefix_projection=False, encoder_hidden_size=None (C),
-    init="random" | "vocab" | token ids (n,) int64 of a text)."""
+    init="random" | "vocab" | token ids (n,) int64 of a text | a prompt (1, P, C) | a hidden prefix (L, 1, P, C) | a prefix).
+
+    P is the length of what it starts from unless it is given, and 8 where that has none.
+    """
 
     name = "prefix"
     learning_rate = 0.1
@@ -39,7 +42,7 @@ class PrefixTuning(Method):
     def __init__(
         self,
         base: GPT,
-        num_virtual_tokens: int = 8,
+        num_virtual_tokens: int | None = None,
         space: str = "kv",
         prefix_projection: bool = False,
         encoder_hidden_size: int | None = None,
@@ -48,17 +51,15 @@ class PrefixTuning(Method):
         super().__init__()
         if space not in ("kv", "hidden"):
             raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
-        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens)
+        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         L, C = base.config.n_layer, base.config.n_embd
-        self.space = space
+        self.space, self.shape = space, (L, base.config.n_head, base.config.head_size)
         W = 2 * L * C if space == "kv" else L * C
         if prefix_projection:
             if isinstance(init, Tensor) or init != "random":
                 raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
             self.learning_rate = 0.01  # the MLP's weights move every row at once: 0.1 breaks it
-            m = C if encoder_hidden_size is None else encoder_hidden_size
-            if type(m) is not int or m < 1:
-                raise Error(f"encoder_hidden_size must be a whole number of at least 1, not {m!r}")
+            m = C if encoder_hidden_size is None else at_least_one("encoder_hidden_size", encoder_hidden_size)
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
         else:
@@ -67,23 +68,24 @@ class PrefixTuning(Method):
 
     @torch.no_grad()
     def _start(self, base: GPT, P: int, W: int, init) -> Tensor:
-        if (tokens := initial_tokens(base, P, init)) is None:
+        if (x := start(base, P, init)) is None:
             return noise(base, P, W)
-        hidden = hidden_from_prompt(base, prompt_from_tokens(base, tokens))  # (L, 1, P, C)
-        if self.space == "hidden":
-            return hidden[:, 0].transpose(0, 1).reshape(P, W)
-        return prefix_from_hidden(base, hidden)[:, :, 0].permute(3, 0, 1, 2, 4).reshape(P, W)
+        x = climb(base, x, self.space)
+        return (x[:, 0].transpose(0, 1) if self.space == "hidden" else x[:, :, 0].permute(3, 0, 1, 2, 4)).reshape(P, W)
 
     def rows(self) -> Tensor:
         """(P, W): one row a virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
 
-    def slots(self, base: GPT) -> dict[str, Tensor]:
-        L, nh, hs = base.config.n_layer, base.config.n_head, base.config.head_size
-        rows = self.rows()
+    def rung(self) -> Tensor:
+        """What is learnt, as the ladder has it: (L, 1, P, C) or (L, 2, 1, nh, P, hs)."""
+        L, nh, hs = self.shape
         if self.space == "hidden":
-            return {"prefix": prefix_from_hidden(base, rows.view(-1, L, nh * hs).transpose(0, 1).unsqueeze(1))}
-        return {"prefix": rows.view(-1, L, 2, nh, hs).permute(1, 2, 3, 0, 4).unsqueeze(2)}  # (L, 2, 1, nh, P, hs)
+            return self.rows().view(-1, L, nh * hs).transpose(0, 1).unsqueeze(1)
+        return self.rows().view(-1, L, 2, nh, hs).permute(1, 2, 3, 0, 4).unsqueeze(2)
+
+    def slots(self, base: GPT) -> dict[str, Tensor]:
+        return {"prefix": prefix_from_hidden(base, self.rung()) if self.space == "hidden" else self.rung()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self.rows().detach()}  # the MLP, if any, is folded away

@@ -12,28 +12,35 @@ the paper samples its 5,000 most common tokens. Class-label initialisation is a 
 import torch
 from torch import Tensor
 
-from ..ladder import prompt_from_tokens
+from ..ladder import climb
 from ..model import GPT
-from .base import Method, initial_tokens, new_parameter, noise, prompt_learning_config, virtual_tokens
+from .base import Method, new_parameter, noise, prompt_learning_config, start, virtual_tokens
 
 
 class PromptTuning(Method):
-    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab" | "random" | token ids (n,) int64 of a text)."""
+    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab" | "random" | token ids (n,) int64 of a text | a prompt (1, P, C)).
+
+    P is the length of what it starts from unless it is given, and 8 where that has none.
+    """
 
     name = "prompt"
     learning_rate = 0.1
     peft_types = ("PROMPT_TUNING",)
 
-    def __init__(self, base: GPT, num_virtual_tokens: int = 8, init: "str | Tensor" = "vocab"):
+    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: "str | Tensor" = "vocab"):
         super().__init__()
-        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens)
+        self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         with torch.no_grad():
-            tokens = initial_tokens(base, P, init)
-            start = noise(base, P, base.config.n_embd) if tokens is None else prompt_from_tokens(base, tokens)[0]
-        self.prompt_embeddings = new_parameter(base, start)  # (P, C)
+            x = start(base, P, init)
+            x = noise(base, P, base.config.n_embd) if x is None else climb(base, x, "prompt")[0]
+        self.prompt_embeddings = new_parameter(base, x)  # (P, C)
+
+    def rung(self) -> Tensor:
+        """What is learnt, as the ladder has it: (1, P, C)."""
+        return self.prompt_embeddings.unsqueeze(0)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
-        return {"prompt": self.prompt_embeddings.unsqueeze(0)}  # (1, P, C)
+        return {"prompt": self.rung()}
 
     def peft_config(self, base: GPT) -> dict:
         return {

@@ -1,0 +1,151 @@
+"""Use what was tuned.
+
+python -m minipeft generate --adapter runs/prefix-reverse --prompt "58213764 -> "
+python -m minipeft generate --adapter runs/prefix-reverse --adapter runs/prompt-sort --prompt "58213764 -> "
+python -m minipeft inspect runs/prompt-sort
+"""
+
+import argparse
+import codecs
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import fingerprint, load_adapter, parts_in, read_json, read_tensors
+from .config import Error
+from .console import Parser, device, run, seed, shown_as
+from .data import NANO
+from .data.tokenizer import tokenizer_for
+from .generation import generate, stream
+from .methods import METHODS
+from .model import GPT
+from .task_bank import REFUSED, TaskBank
+
+
+def arguments(argv) -> argparse.Namespace:
+    p = Parser(__doc__)
+    commands = p.add_subparsers(dest="command", metavar="generate|inspect", required=True, parser_class=argparse.ArgumentParser)
+    g = commands.add_parser("generate", help="go on from a text; several adapters answer side by side, in one batch where they mix")
+    i = commands.add_parser("inspect", help="what an adapter folder holds, and the words nearest to a soft prompt's vectors")
+    for command in (g, i):
+        command.error = p.error
+        command.add_argument("--base", default="nano", metavar="FOLDER", help="a folder with a GPT, or the embedded nano (the default)")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    g.add_argument("--adapter", action="append", default=[], metavar="FOLDER", help="may be given several times; none: the bare base")
+    g.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
+    g.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="stop after so many (default: 64)")
+    g.add_argument("--temperature", type=float, default=0.0, help="0 (the default): the most likely token; 1: as the model weighs them")
+    g.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens alone")
+    g.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that are P likely together")
+    g.add_argument("--seed", type=seed, default=0, help="of what is drawn")
+    i.add_argument("adapter", metavar="FOLDER")
+    return p.parse_args(argv)
+
+
+def open_base(args) -> GPT:
+    return GPT.from_pretrained(NANO if args.base == "nano" else args.base).to(device(args.device))
+
+
+def answer(args) -> None:
+    """Stream one answer, or print those of several adapters side by side."""
+    base = open_base(args)
+    tokenizer = tokenizer_for(base.config.vocab_size, args.base)
+    torch.manual_seed(args.seed)
+    asked = torch.tensor([tokenizer.encode(args.prompt)], dtype=torch.int64, device=base.wte.weight.device)
+    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.end)
+    if len(args.adapter) <= 1:
+        model = load_adapter(base, args.adapter[0]) if args.adapter else base
+        letters = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a letter may be several bytes
+        for token in stream(model, asked, *settings):
+            if (byte := int(token)) < 256:
+                print(letters.decode(bytes([byte])), end="", flush=True)
+        print(letters.decode(b"", final=True))
+        return
+    names = [Path(folder).name for folder in args.adapter]
+    if len(set(names)) < len(names):
+        names = args.adapter
+    answers = dict(zip(names, side_by_side(base, args.adapter, asked, settings), strict=True))
+    for name, row in answers.items():
+        print(f"{name:<{max(map(len, names))}}  {shown_as(tokenizer.decode(row))}")
+
+
+def side_by_side(base: GPT, folders: list[str], asked: Tensor, settings: tuple) -> list[list[int]]:
+    """The new tokens of every adapter: from one batch when all of them mix, else one after the other."""
+    models = [load_adapter(base, folder) for folder in folders]
+    if any(part.name in REFUSED for model in models for part in model.method.parts()):
+        rows = [generate(model, asked, *settings)[0] for model in models]
+    else:
+        bank = TaskBank(base, dict(enumerate(models)))
+        rows = generate(bank.rows(list(range(len(models)))), asked.expand(len(models), -1), *settings)
+    return [row[asked.size(1) :].tolist() for row in rows]
+
+
+def inspect(args) -> None:
+    """What the folder says about itself, then (on the right base) what a prompt's vectors are near to."""
+    folder, base = Path(args.adapter), open_base(args)
+    if not folder.is_dir():
+        raise Error(f"no adapter at {folder}: there is no such folder")
+    for part in parts_in(folder) or [""]:
+        inspect_one(args, folder / part, base)
+
+
+def inspect_one(args, folder: Path, base: GPT) -> None:
+    config = read_json(folder / "adapter_config.json")
+    tensors, notes, path = read_tensors(folder, "adapter_model", config)
+    kind = config.get("peft_type")
+    method = next((name for name, method in METHODS.items() if kind in method.peft_types), f"unknown here ({kind})")
+    here = fingerprint(base)
+    print(f"{folder}")
+    print(f"  method      {method}")
+    known = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len")
+    for name in (*known, "adapter_layers"):
+        if config.get(name) is not None:
+            print(f"  {name:<12}{config[name]}" if len(name) < 12 else f"  {name} {config[name]}")
+    print(f"  parameters  {sum(t.numel() for t in tensors.values()):,}")
+    for name, t in list(tensors.items())[:4]:
+        print(f"    {name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
+    if len(tensors) > 4:
+        print(f"    … and {len(tensors) - 4} more")
+    print(f"  size        {path.stat().st_size / 1000:,.1f} KB ({path.name})")
+    theirs = notes.get("base")
+    fits = "not recorded" if theirs is None else f"{theirs[:12]}, " + (f"which is {args.base}" if theirs == here else f"not {args.base}")
+    print(f"  base        {fits}")
+    if method not in ("prompt", "hard-prompt") or theirs not in (None, here):
+        return
+    prompt = load_adapter(base, folder)
+    rung, tokenizer = prompt.method.rung(), tokenizer_for(base.config.vocab_size, args.base)
+    if method == "hard-prompt":
+        print(f"  text        {shown_as(tokenizer.decode(rung.tolist()))!r}")
+        return
+    print("  nearest tokens of each vector (cosine, distance; tokens lie about "
+          f"{typical_distance(base):.2f} from the nearest other):")  # fmt: skip
+    for i, row in enumerate(nearest_tokens(base, rung[0].detach())):
+        words = "   ".join(f"{shown_as(tokenizer.decode([t])) or 'end'!r} {cosine:.2f} {distance:.2f}" for t, cosine, distance in row)
+        print(f"    {i:>3}  {words}")
+
+
+def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int, float, float]]]:
+    """prompt (P, C) -> for each vector its k nearest embeddings by cosine: (token, cosine, Euclidean distance)."""
+    words, vectors = base.wte.weight.detach().float(), prompt.float()
+    cosine = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(words, dim=1).T  # (P, V)
+    distance = torch.cdist(vectors, words)
+    best = cosine.topk(min(k, len(words)), dim=1).indices.tolist()
+    return [[(t, float(cosine[i, t]), float(distance[i, t])) for t in row] for i, row in enumerate(best)]
+
+
+def typical_distance(base: GPT) -> float:
+    """The median over (at most 1,000) tokens of the distance to the nearest other token."""
+    words = base.wte.weight.detach().float()[:1000]
+    distance = torch.cdist(words, words).fill_diagonal_(torch.inf)
+    return float(distance.amin(dim=1).median())
+
+
+def main(argv=None) -> None:
+    args = arguments(argv)
+    {"generate": answer, "inspect": inspect}[args.command](args)
+
+
+if __name__ == "__main__":
+    sys.exit(run("python -m minipeft", main))

@@ -1,0 +1,64 @@
+"""Bottleneck adapters: small networks in every block, after what is added to the residual stream.
+
+    y ← y + W_up gelu(W_down y + b_down) + b_up          W_down (m, C), W_up (C, m) learnt, m ≪ C
+
+    placement="houlsby"     after attention and after the MLP     trained = stored = 2·L·(2·C·m + m + C)     Houlsby et al. 2019,
+                                                                                                             1902.00751 §2.1
+    placement="pfeiffer"    after the MLP alone                   trained = stored =   L·(2·C·m + m + C)     Pfeiffer et al. 2020,
+                                                                                                             2005.00247 §3
+W_up starts at zero, so step 0 is exactly the base. Unlike LoRA's, this change is not linear: it cannot be merged into the base's weights.
+
+Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too; here the base is pre-LayerNorm and
+wholly frozen. They start from N(0, σ) with a small σ, near the identity.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Error
+from ..model import GPT
+from .base import Method, at_least_one, new_parameter
+
+PLACEMENTS = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
+
+
+class Bottleneck(nn.Module):
+    """The edit: y + up(gelu(down(y))), whatever the place read."""
+
+    def __init__(self, base: GPT, m: int):
+        super().__init__()
+        C = base.config.n_embd
+        self.down, self.b_down = new_parameter(base, torch.randn(m, C) * C**-0.5), new_parameter(base, torch.zeros(m))
+        self.up, self.b_up = new_parameter(base, torch.zeros(C, m)), new_parameter(base, torch.zeros(C))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        down, b_down, up, b_up = (p.to(y.dtype) for p in (self.down, self.b_down, self.up, self.b_up))
+        return y + F.linear(F.gelu(F.linear(y, down, b_down)), up, b_up)  # (B, T, C) -> (B, T, m) -> (B, T, C)
+
+
+class BottleneckAdapter(Method):
+    """adapt(base, "adapter", bottleneck_size=8, placement="houlsby" | "pfeiffer")."""
+
+    name = "adapter"
+    learning_rate = 1e-2
+    peft_types = ("BOTTLENECK_ADAPTER",)  # PEFT has none of them
+
+    def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):
+        super().__init__()
+        if placement not in PLACEMENTS:
+            raise Error(f"placement must be {' or '.join(map(repr, PLACEMENTS))}, not {placement!r}")
+        self.bottleneck_size, self.placement = at_least_one("bottleneck_size", bottleneck_size), placement
+        places = PLACEMENTS[placement]
+        self.layers = nn.ModuleList(nn.ModuleDict({place: Bottleneck(base, bottleneck_size) for place in places}) for _ in base.h)
+
+    def slots(self, base: GPT) -> dict:
+        return {"edits": [dict(layer.items()) for layer in self.layers]}
+
+    def peft_config(self, base: GPT) -> dict:
+        return {"peft_type": self.peft_types[0], "bottleneck_size": self.bottleneck_size, "placement": self.placement}
+
+    @classmethod
+    def hyperparameters(cls, config: dict) -> dict:
+        return {name: config.get(name) for name in ("bottleneck_size", "placement")}

@@ -1,0 +1,51 @@
+"""Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
+
+Each fills its own slot, or edits its own places, and is trained at its own learning rate; what is saved is one adapter folder a part.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from ..config import Error
+from ..model import GPT
+from .base import Method
+
+
+class Combined(Method):
+    """The parts as one method, in the order they were given."""
+
+    def __init__(self, base: GPT, parts: list[Method]):
+        super().__init__()
+        self.by_name = nn.ModuleDict({part.name: part for part in parts})
+        self.name = "+".join(self.by_name)
+        self.num_virtual_tokens = sum(part.num_virtual_tokens for part in parts)
+        if len(self.by_name) < len(parts):
+            raise Error(f"{' and '.join(part.name for part in parts)}: a method can be combined with others, not with itself")
+        if not all(part.freezes_base for part in parts):
+            raise Error("full fine-tuning cannot be combined: it changes the base that the others are tuned for")
+        filled: dict[str, str] = {}
+        for part in parts:
+            for slot in part.slots(base).keys() - {"edits"}:  # edits are apart: LoRA's at linears, adapters' behind sublayers
+                if slot in filled:
+                    raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
+                filled[slot] = part.name
+
+    def parts(self) -> list[Method]:
+        return list(self.by_name.values())
+
+    def slots(self, base: GPT) -> dict:
+        slots = {}
+        for part in self.parts():
+            its_own = part.slots(base)
+            if "edits" in slots and "edits" in its_own:
+                its_own["edits"] = [a | b for a, b in zip(slots["edits"], its_own["edits"], strict=True)]
+            slots |= its_own
+        return slots
+
+    def save(self, base: GPT, folder) -> None:
+        from .. import checkpoint
+
+        checkpoint.check_parts(folder, list(self.by_name))
+        for name, part in self.by_name.items():
+            part.save(base, Path(folder) / name)

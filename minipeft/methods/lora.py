@@ -1,0 +1,126 @@
+"""LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", 2106.09685 §4.1).
+
+    y = W x + (α/r)·B A x          A (r, in), B (out, r) learnt, W (out, in) frozen
+
+A starts random and B at zero, so step 0 is exactly the base. What is learnt is a change of W: once learnt, merge() adds it to W, and
+a forward pass costs what the base's does.
+
+trained = stored = r·(in + out) for every edited linear: with the default, the attention's input projection, L·r·4C.
+
+Departs from the paper: q, k and v are one projection here as in GPT-2, edited together, where the paper edits q and v apart. A starts
+as its released code and PEFT have it (uniform, Kaiming) rather than Gaussian.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..accounting import targeted
+from ..config import Error
+from ..model import GPT
+from .base import Method, at_least_one, new_parameter
+
+
+class LowRank(nn.Module):
+    """The edit: y + scale·dropout(x) Aᵀ Bᵀ for A (r, in), B (out, r); or one pair a row of the batch, A (B, r, in), B (B, out, r)."""
+
+    def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0):
+        super().__init__()
+        self.A, self.B, self.scale, self.dropout = A, B, scale, dropout
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.dropout and self.training:
+            x = nn.functional.dropout(x, self.dropout)
+        return y + (x @ self.A.to(x.dtype).mT) @ (self.scale * self.B).to(x.dtype).mT
+
+
+class LoRA(Method):
+    """adapt(base, "lora", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=("c_attn",)).
+
+    target_modules: names of linears, each a whole one ("mlp.c_proj") or its end ("c_proj": both that the block has).
+    """
+
+    name = "lora"
+    learning_rate = 2e-2
+    peft_types = ("LORA",)
+
+    def __init__(
+        self, base: GPT, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0, target_modules: tuple[str, ...] = ("c_attn",)
+    ):
+        super().__init__()
+        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
+            raise Error(f"lora_alpha must be a number above 0, not {lora_alpha!r}")
+        if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
+            raise Error(f"lora_dropout must be at least 0 and below 1, not {lora_dropout!r}")
+        self.r, self.lora_alpha, self.lora_dropout = at_least_one("r", r), lora_alpha, lora_dropout
+        self.target_modules = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
+        self.places = targeted(self.target_modules)
+        self.layers = nn.ModuleList()
+        for block in base.h:
+            pairs = nn.ModuleList()
+            for place in self.places:
+                out, into = block.get_submodule(place).weight.shape
+                if r > min(out, into):
+                    raise Error(f"r {r} is larger than {place} has ranks: its matrix is {out} × {into}")
+                A = torch.empty(r, into)
+                nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+                A, B = new_parameter(base, A), new_parameter(base, torch.zeros(out, r))
+                pairs.append(LowRank(A, B, lora_alpha / r, lora_dropout))
+            self.layers.append(pairs)
+
+    def slots(self, base: GPT) -> dict:
+        return {"edits": [dict(zip(self.places, pairs, strict=True)) for pairs in self.layers]}
+
+    def weight_changes(self) -> dict[str, Tensor]:
+        """{name of a weight of the base: what to add to it}."""
+        return {
+            f"h.{i}.{place}.weight": pair.scale * pair.B @ pair.A
+            for i, pairs in enumerate(self.layers)
+            for place, pair in zip(self.places, pairs, strict=True)
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """PEFT's own names, for its GPT-2."""
+        return {
+            f"base_model.model.transformer.h.{i}.{place}.lora_{name}.weight": getattr(pair, name).detach()
+            for i, pairs in enumerate(self.layers)
+            for place, pair in zip(self.places, pairs, strict=True)
+            for name in ("A", "B")
+        }
+
+    def peft_config(self, base: GPT) -> dict:
+        return {
+            "peft_type": "LORA",
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": list(self.target_modules),
+            "fan_in_fan_out": True,  # GPT-2's linears are stored (in, out) in transformers
+            "bias": "none",
+        }
+
+    @classmethod
+    def hyperparameters(cls, config: dict) -> dict:
+        for name, plain in _PLAIN.items():
+            if config.get(name, plain[0]) not in plain:
+                raise Error(f"LoRA with {name} {config[name]!r} is not supported, only {plain[0]!r}")
+        names = ("r", "lora_alpha", "lora_dropout", "target_modules")
+        return {name: config[name] for name in names if config.get(name) is not None}
+
+
+# what PEFT's LoraConfig may also ask for, and its values that ask for nothing
+_PLAIN = {
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "exclude_modules": (None, []),
+}

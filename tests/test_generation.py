@@ -1,0 +1,203 @@
+"""Generation with a cache is generation without one, and what is drawn follows the settings."""
+
+import pytest
+import torch
+from conftest import tiny
+from test_methods import COMBINED, FROZEN, moved
+
+from minipeft import Error, Prefix, adapt, attention, generate
+from minipeft.generation import choose, stream
+
+HARD = ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7])))
+
+
+def without_a_cache(model, idx, n):
+    """The definition: the most likely token after all that is there, n times."""
+    for _ in range(n):
+        idx = torch.cat([idx, model(idx)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return idx
+
+
+@pytest.mark.parametrize("name, h", [(None, {}), ("full", {}), *FROZEN, COMBINED, HARD])
+@torch.no_grad()
+def test_token_for_token_as_without_a_cache(name, h, base, idx):
+    model = base if name is None else adapt(base, name, **h)
+    if name not in (None, "full", "hard-prompt"):
+        moved(model, 0.3)
+    assert torch.equal(generate(model, idx, 12), without_a_cache(model, idx, 12))
+    lengths = torch.tensor([11, 1, 6])  # rows of different lengths answer as each would alone
+    rows = generate(model, idx, 9, lengths=lengths, stop_token=None)
+    assert rows.shape == (3, 20)
+    for row, one, n in zip(rows, idx, lengths.tolist(), strict=True):
+        assert torch.equal(row[: n + 9], without_a_cache(model, one[None, :n], 9)[0])
+        assert not row[n + 9 :].any()
+
+
+def test_it_goes_on_from_one_step_to_the_next(base, idx):
+    whole = generate(base, idx, 6)
+    assert [t.tolist() for t in stream(base, idx, 6)] == whole[:, 11:].T.tolist()
+    assert torch.equal(generate(base, idx, 0), idx)
+
+
+def test_a_stop_token_ends_a_row_and_fills_it_up(base, idx):
+    free = generate(base, idx, 8)[:, 11:]
+    stop = int(free[0, 2])
+    rows = generate(base, idx, 8, stop_token=stop)[:, 11:]
+    for row, whole in zip(rows.tolist(), free.tolist(), strict=True):
+        end = whole.index(stop) + 1 if stop in whole else 8
+        assert row == (whole[:end] + [stop] * 8)[: len(row)]
+    short = generate(base, idx[:1], 8, stop_token=stop)
+    assert short[0, 11:].tolist() == free[0, : free[0].tolist().index(stop) + 1].tolist()  # nothing is computed past the end
+
+
+@torch.no_grad()
+def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
+    """Decoding reads the one prefix for all rows: nothing of the size of a copy for each of them is ever made."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    B, P = 8, 32
+    prefix = torch.randn(3, 2, 1, 4, P, 8)
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 4 * out.numel():  # not an expanded view
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    class Model:
+        training = False
+
+        def slots(self):
+            return {"prefix": prefix}
+
+        def eval(self):
+            pass
+
+        def train(self, mode):
+            pass
+
+    model = Model()
+    model.base = base
+    idx = torch.randint(97, (B, 2))
+    with Largest() as largest:
+        shared = generate(model, idx, 3)
+    copies = B * P * 4 * 8  # one layer's keys for every row
+    assert largest.numel < copies
+    prefix = prefix.expand(3, 2, B, 4, P, 8).contiguous()  # a prefix a row gives the same answers
+    assert torch.equal(generate(model, idx, 3), shared)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@torch.no_grad()
+def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
+    k, v = torch.randn(2, 3, 3, 4, 6, 8)
+    length = torch.tensor([6, 0, 2])
+    mixed = base(idx, prefix=Prefix(k, v, length=length))
+    for i, n in enumerate(length.tolist()):
+        alone = base(idx[i : i + 1], prefix=Prefix(k[:, i : i + 1, :, :n], v[:, i : i + 1, :, :n]))
+        torch.testing.assert_close(mixed[i : i + 1], alone, rtol=0, atol=1e-5)
+    with pytest.raises(Error, match="one length for all rows"):
+        base(idx, prefix=Prefix(k, v, torch.ones(3, 4), length))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "fused", "halves", "auto"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_backend_takes_lengths(backend, shared):
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        B, nh, n_kv, P, Tq = (int(torch.randint(lo, hi, (), generator=g)) for lo, hi in ((1, 5), (1, 3), (1, 3), (0, 9), (1, 5)))
+        nh, Tk = nh * n_kv, Tq + int(torch.randint(12, (), generator=g))
+        q = torch.randn(B, nh, Tq, 8, generator=g, dtype=torch.float64)
+        k, v = torch.randn(2, B, n_kv, Tk, 8, generator=g, dtype=torch.float64)
+        pk, pv = torch.randn(2, 1 if shared else B, n_kv, P, 8, generator=g, dtype=torch.float64)
+        prefix_length = torch.randint(P + 1, (B,), generator=g)
+        length = torch.randint(Tq, Tk + 1, (B,), generator=g)
+        wanted = [attention.prefix_attention(
+            q[b : b + 1], *(x[b : b + 1, :, : length[b]] for x in (k, v)),
+            *(x[0 if shared else b, :, : prefix_length[b]].unsqueeze(0) for x in (pk, pv)), backend="reference",
+        ) for b in range(B)]  # fmt: skip
+        got = attention.prefix_attention(q, k, v, pk, pv, None, backend, prefix_length, length)
+        torch.testing.assert_close(got, torch.cat(wanted), rtol=1e-10, atol=1e-10)
+
+
+def test_lengths_must_be_one_a_row():
+    q = torch.randn(2, 1, 3, 8)
+    for bad in (torch.tensor([1]), torch.tensor([1.0, 2.0])):
+        with pytest.raises(Error, match="one number a row"):
+            attention.prefix_attention(q, q, q, length=bad)
+
+
+def test_sampling_follows_the_distribution_it_is_asked_for():
+    """Frequencies of 20,000 draws against softmax(logits / temperature), cut to the top."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -8.0]])
+    torch.manual_seed(0)
+
+    def frequencies(**settings):
+        settings = {"temperature": 1.0, "top_k": None, "top_p": None} | settings
+        return torch.bincount(choose(logits.expand(20_000, 5), **settings), minlength=5) / 20_000
+
+    p = logits[0].softmax(0)
+    assert (frequencies() - p).abs().max() < 0.015
+    assert (frequencies(temperature=2.0) - (logits[0] / 2).softmax(0)).abs().max() < 0.015
+    two = torch.where(torch.arange(5) < 2, p, 0.0)
+    assert (frequencies(top_k=2) - two / two.sum()).abs().max() < 0.015
+    for top_p, kept in ((0.5, 1), (float(p[0]) + 0.01, 2), (0.9, 3), (1.0, 5)):
+        some = torch.where(torch.arange(5) < kept, p, 0.0)
+        got = frequencies(top_p=top_p)
+        assert (got - some / some.sum()).abs().max() < 0.015 and not got[kept:].any()
+    assert choose(logits, 0.0, None, None).tolist() == [0]
+
+
+def test_the_same_seed_draws_the_same_text(base, idx):
+    texts = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        texts.append(generate(base, idx, 8, temperature=1.0, top_k=20, top_p=0.9))
+    assert torch.equal(*texts)
+    assert not torch.equal(texts[0], generate(base, idx, 8))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(max_new_tokens=38), "0 virtual tokens and 48 to read|do not fit the base's block size of 48"),
+        (dict(max_new_tokens=-1), "at least 0, not -1"),
+        (dict(temperature=-0.5), "0 or above"),
+        (dict(temperature=float("nan")), "0 or above"),
+        (dict(top_k=0), "at least 1, not 0"),
+        (dict(top_p=0.0), "above 0 and at most 1"),
+        (dict(lengths=torch.tensor([11, 12, 3])), "from 1 to 11"),
+        (dict(lengths=torch.tensor([11, 3])), "one a row"),
+        (dict(idx=torch.zeros(2, 0, dtype=torch.int64)), "at least one token"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(settings, message, base, idx):
+    if "max_new_tokens" not in settings:
+        settings["max_new_tokens"] = 2
+    if settings["max_new_tokens"] == 38:  # 11 + 38 - 1 = 48 fits exactly; one more does not
+        assert generate(base, idx, 38).shape == (3, 49)
+        settings = dict(max_new_tokens=39)
+    with pytest.raises(Error, match=message):
+        generate(base, **{"idx": idx} | settings)
+
+
+def test_dropout_is_off_while_generating_and_on_again_after(base, idx):
+    model = moved(adapt(base, "lora", lora_dropout=0.5))
+    assert torch.equal(generate(model, idx, 5), generate(model, idx, 5))
+    assert model.training and model.method.training
+
+
+def test_a_cache_keeps_what_it_is_given():
+    """Two calls with a cache see what one call without it sees."""
+    base = tiny("rotary")
+    from minipeft.model import Cache
+
+    idx = torch.randint(97, (2, 9))
+    k, v = torch.zeros(2, 3, 2, 4, 12, 8)
+    with torch.no_grad():
+        first = base.hidden(idx[:, :5], cache=Cache(k, v))
+        second = base.hidden(idx[:, 5:], cache=Cache(k, v).after(5))
+        torch.testing.assert_close(torch.cat([first, second], dim=1), base.hidden(idx), rtol=0, atol=1e-5)

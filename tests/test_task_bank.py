@@ -1,0 +1,154 @@
+"""Rows of one batch with different tasks answer as each task would alone."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from conftest import tiny
+from test_methods import moved
+
+from minipeft import Error, TaskBank, adapt, generate
+from minipeft.task_bank import vote
+
+KINDS = [
+    ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7, 8]))),
+    ("hard-prompt", dict(tokens=torch.tensor([9]))),
+    ("prompt", dict(num_virtual_tokens=3)),
+    ("prompt", dict(num_virtual_tokens=7)),
+    ("prefix", dict(num_virtual_tokens=1)),
+    ("prefix", dict(num_virtual_tokens=6)),
+    ("prefix", dict(num_virtual_tokens=4, space="hidden")),
+    ("prefix", dict(num_virtual_tokens=2, prefix_projection=True)),
+    ("lora", dict(r=2)),
+    ("lora", dict(r=5, lora_alpha=3, target_modules=["c_proj", "c_attn"])),
+    ("lora", dict(r=3, target_modules=["mlp.c_fc"])),
+    (["lora", "prefix"], dict(r=4, num_virtual_tokens=5)),
+    (["prompt", "lora"], dict(r=4, num_virtual_tokens=2)),
+]
+
+
+def tasks_of(base):
+    models = {}
+    for i, (name, h) in enumerate(KINDS):
+        model = adapt(base, name, **h)
+        models[f"task {i}"] = moved(model, 0.2) if name != "hard-prompt" else model
+    return models
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_200_random_mixtures_equal_the_single_runs(position):
+    base = tiny(position)
+    models = tasks_of(base)
+    bank = TaskBank(base, models)
+    rng = random.Random(0)
+    for _ in range(100):
+        B, T = rng.randint(1, 6), rng.randint(1, 12)
+        tasks = [rng.choice([None, *models]) for _ in range(B)]
+        idx = torch.randint(97, (B, T))
+        mixed = bank(idx, tasks)
+        for row, x, task in zip(mixed, idx, tasks, strict=True):
+            alone = (models[task] if task else base)(x[None])[0]
+            torch.testing.assert_close(row, alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_mixed_generation_with_unequal_lengths_equals_the_single_runs(base):
+    models = tasks_of(base)
+    bank = TaskBank(base, models)
+    tasks = [None, *models, None]
+    idx, lengths = torch.randint(97, (len(tasks), 8)), torch.randint(1, 9, (len(tasks),))
+    rows = generate(bank.rows(tasks), idx, 10, lengths=lengths)
+    for row, x, n, task in zip(rows, idx, lengths.tolist(), tasks, strict=True):
+        assert torch.equal(row[: n + 10], generate(models[task] if task else base, x[None, :n], 10)[0])
+
+
+def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
+    models = tasks_of(base)
+    for name, model in models.items():
+        model.save(tmp_path / name)
+    want = [model(idx[:1]) for model in models.values()]
+    for model in models.values():
+        model.detach()
+    before = {k: t.clone() for k, t in base.state_dict().items()}
+    bank = TaskBank(base, {name: tmp_path / name for name in models})
+    got = bank(idx[:1].expand(len(models), -1), list(models))
+    torch.testing.assert_close(got, torch.cat(want), rtol=0, atol=1e-4)
+    assert all(torch.equal(t, before[k]) for k, t in base.state_dict().items())
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_one_task_in_all_rows_shares_its_prefix(base, idx):
+    models = tasks_of(base)
+    bank = TaskBank(base, models)
+    assert bank.rows(["task 5"] * 3).slots()["prefix"].k.shape == (3, 1, 4, 6, 8)
+    assert "prefix" not in bank.rows([None] * 3).slots()
+    for task in models:
+        torch.testing.assert_close(bank(idx, [task] * 3), models[task](idx), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_one_compilation_as_tasks_change():
+    base = tiny()
+    models = tasks_of(base)
+    bank = TaskBank(base, models)
+    idx = torch.randint(97, (4, 9))
+    names = list(models)
+    eager = [bank(idx, tasks) for tasks in ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12])]
+    base.compile_blocks()
+    counters = torch._dynamo.utils.counters["stats"]
+    bank(idx, [names[1]] * 4)
+    compiled_once = counters["unique_graphs"]
+    for want, tasks in zip(eager, ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12]), strict=True):
+        torch.testing.assert_close(bank(idx, tasks), want, rtol=0, atol=1e-4)
+    assert counters["unique_graphs"] == compiled_once
+
+
+def test_five_prompts_for_one_task_vote(base):
+    """Three tasks that say the same outvote two that do not."""
+    torch.manual_seed(0)
+    same = moved(adapt(base, "prompt", num_virtual_tokens=3))
+    others = [moved(adapt(base, "prompt", num_virtual_tokens=3), 1.0) for _ in range(2)]
+    bank = TaskBank(base, {"a": others[0], "b": same, "c": others[1], "d": same, "e": same})
+    x = torch.randint(97, (1, 5))
+    answers = [generate(m, x, 6) for m in (same, *others)]
+    assert not torch.equal(answers[0], answers[1])
+    assert torch.equal(vote(bank, x, ["a", "b", "c", "d", "e"], 6), answers[0])
+    assert torch.equal(vote(bank, x, ["a"], 6), answers[1])
+
+
+@pytest.mark.parametrize(
+    "name, h, reason",
+    [
+        ("full", {}, "full cannot be mixed in one batch: every task is a base of its own"),
+        ("adapter", {}, "adapter cannot be mixed in one batch: its networks are layers"),
+        ("llama-adapter", {}, "llama-adapter cannot be mixed in one batch: its prefix has a softmax of its own"),
+        (["adapter", "prefix"], {}, "adapter cannot be mixed"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused_by_name_and_reason(name, h, reason, base, tmp_path):
+    model = adapt(base, name, **h)
+    model.save(tmp_path / "a")
+    with pytest.raises(Error, match=f"task 'x': {reason}"):
+        TaskBank(base, {"x": model})
+    model.detach()
+    with pytest.raises(Error, match=f"task 'x': {reason}"):
+        TaskBank(base, {"x": tmp_path / "a"})
+    assert all(p.requires_grad for p in base.parameters())
+
+
+def test_bad_batches_and_other_bases_are_refused(base, idx, tmp_path):
+    other = tiny(seed=5)
+    adapt(other, "prompt").save(tmp_path / "other")
+    mine = adapt(base, "prompt")
+    mine.save(tmp_path / "mine")
+    with pytest.raises(Error, match="tuned for another base"):
+        TaskBank(base, {"a": tmp_path / "mine", "b": tmp_path / "other"})
+    with pytest.raises(Error, match="'b' was tuned on another base"):
+        TaskBank(base, {"b": adapt(other, "prompt")})
+    bank = TaskBank(base, {"a": mine})
+    with pytest.raises(Error, match="no task 'sort' in this bank: it has a"):
+        bank(idx, ["a", None, "sort"])
+    with pytest.raises(Error, match="2 tasks for 3 rows"):
+        bank(idx, ["a", None])
+    with pytest.raises(Error, match="8 virtual . 41 real tokens do not fit"):
+        bank(torch.zeros(1, 41, dtype=torch.int64), ["a"])
