@@ -28,7 +28,6 @@ from minipeft import METHODS, PRESETS, Error
 from minipeft.bench import attention, cost, peers, serving
 from minipeft.checkpoint import write_json
 from minipeft.console import Parser, device, run, seed
-from minipeft.methods import method_class
 
 
 def cost_arguments(argv) -> argparse.Namespace:
@@ -37,7 +36,14 @@ def cost_arguments(argv) -> argparse.Namespace:
     add("--preset", default="nano", help=f"shape of the base: one of {', '.join(PRESETS)}")
     methods = [m for m in METHODS if m != "full"]
     add("--methods", nargs="+", default=methods, metavar="METHOD", help="which to set against full, which always runs as the yardstick")
-    add("--num-virtual-tokens", type=int, nargs="+", default=[8, 32, 128], metavar="P", help="lengths of prompt and prefix")
+    add(
+        "--num-virtual-tokens",
+        type=int,
+        nargs="+",
+        default=[8, 32, 128],
+        metavar="P",
+        help="lengths of prompt and prefix (a hard prompt: the shortest)",
+    )
     add("--batch-size", type=int, default=8, metavar="B", help="sequences a step")
     add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")
     add("--steps", type=int, default=20, help="timed steps of each method")
@@ -60,7 +66,7 @@ def peers_arguments(argv) -> argparse.Namespace:
     p = Parser(peers.__doc__)
     add = p.add_argument
     add("--preset", default="gpt2", help=f"shape of the base, with learned positions: one of {', '.join(PRESETS)}")
-    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    add("--methods", nargs="+", default=list(peers.METHODS), metavar="METHOD", help=f"of {', '.join(peers.METHODS)}, which both have")
     add("--num-virtual-tokens", type=int, default=20, metavar="P", help="length of prompt and prefix")
     add("--batch-size", type=int, default=4, metavar="B", help="sequences a step")
     add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")
@@ -139,7 +145,8 @@ def shape(text: str) -> attention.Shape:
 def measure_peers(argv) -> tuple[dict, str, str | None]:
     args = peers_arguments(argv)
     for method in args.methods:
-        method_class(method)
+        if method not in peers.METHODS:
+            raise Error(f"--methods must be of {', '.join(peers.METHODS)}, which both libraries have, not {method!r}")
     if not 0 < args.supervised <= 1:
         raise Error(f"--supervised must be above 0 and at most 1, not {args.supervised:g}")
     config = replace(PRESETS[args.preset], position="learned")

@@ -32,8 +32,8 @@ from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData, draw, encode, question
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, find_task, skill_example
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
-from minipeft.methods import hyperparameters_of, method_class
-from minipeft.methods.base import Adapted
+from minipeft.methods import hyperparameters_of
+from minipeft.methods.base import Adapted, virtual_tokens
 from minipeft.methods.hard_prompt import search
 from minipeft.training import evaluate, train
 
@@ -164,7 +164,8 @@ def attach(args, base) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
         raise Error(f"--search must be at least 1 token, not {args.search}")
     instructions = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings] if args.data is None else []
     candidates = [ids(text) for text in args.wordings or instructions]
-    data = open_data(args, base, max([args.search or 0, *map(len, candidates)]))
+    lengths = [*map(len, candidates), *([args.search] if args.search else [])]
+    data = open_data(args, base, max(virtual_tokens(base, P, "") for P in lengths))  # raises Error for one that is empty or too long
     if args.search:
         random = torch.randint(base.config.vocab_size, (args.search,))
         candidates.append(search(base, random, lambda step: encode(data.batch(step), TOKENIZER), args.steps))

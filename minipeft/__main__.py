@@ -25,7 +25,7 @@ from .task_bank import REFUSED, TaskBank
 
 
 def arguments(argv) -> argparse.Namespace:
-    p = Parser(__doc__)
+    p = Parser(__doc__, prog="python -m minipeft")
     commands = p.add_subparsers(dest="command", metavar="generate|inspect", required=True, parser_class=argparse.ArgumentParser)
     g = commands.add_parser("generate", help="go on from a text; several adapters answer side by side, in one batch where they mix")
     i = commands.add_parser("inspect", help="what an adapter folder holds, and the words nearest to a soft prompt's vectors")
@@ -94,36 +94,44 @@ def inspect(args) -> None:
 def inspect_one(args, folder: Path, base: GPT) -> None:
     config = read_json(folder / "adapter_config.json")
     tensors, notes, path = read_tensors(folder, "adapter_model", config)
-    kind = config.get("peft_type")
+    kind, theirs, here = config.get("peft_type"), notes.get("base"), fingerprint(base)
     method = next((name for name, method in METHODS.items() if kind in method.peft_types), f"unknown here ({kind})")
-    here = fingerprint(base)
-    print(f"{folder}")
-    print(f"  method      {method}")
-    known = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len")
-    for name in (*known, "adapter_layers"):
-        if config.get(name) is not None:
-            print(f"  {name:<12}{config[name]}" if len(name) < 12 else f"  {name} {config[name]}")
-    print(f"  parameters  {sum(t.numel() for t in tensors.values()):,}")
+    right = "" if theirs is None else f", which is {args.base}" if theirs == here else f", not {args.base}"
+    lines = {"method": method}
+    lines |= {name: config[name] for name in SIZES if config.get(name) is not None}
+    lines |= {
+        "parameters": f"{sum(t.numel() for t in tensors.values()):,}",
+        "size": f"{path.stat().st_size / 1000:,.1f} KB ({path.name})",
+        "base": ("not recorded" if theirs is None else theirs[:12]) + right,
+        "tensors": "",
+    }
+    print(folder)
+    for name, value in lines.items():
+        print(f"  {name:<20}{value}".rstrip())
     for name, t in list(tensors.items())[:4]:
         print(f"    {name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
-    print(f"  size        {path.stat().st_size / 1000:,.1f} KB ({path.name})")
-    theirs = notes.get("base")
-    fits = "not recorded" if theirs is None else f"{theirs[:12]}, " + (f"which is {args.base}" if theirs == here else f"not {args.base}")
-    print(f"  base        {fits}")
-    if method not in ("prompt", "hard-prompt") or theirs not in (None, here):
-        return
-    prompt = load_adapter(base, folder)
-    rung, tokenizer = prompt.method.rung(), tokenizer_for(base.config.vocab_size, args.base)
-    if method == "hard-prompt":
-        print(f"  text        {shown_as(tokenizer.decode(rung.tolist()))!r}")
-        return
-    print("  nearest tokens of each vector (cosine, distance; tokens lie about "
-          f"{typical_distance(base):.2f} from the nearest other):")  # fmt: skip
-    for i, row in enumerate(nearest_tokens(base, rung[0].detach())):
+    if method in ("prompt", "hard-prompt") and theirs in (None, here):
+        print("\n".join(in_words(args, folder, base)))
+
+
+SIZES = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
+    "adapter_layers")  # fmt: skip
+
+
+def in_words(args, folder: Path, base: GPT) -> list[str]:
+    """A hard prompt's text; the tokens that a soft prompt's vectors are nearest to."""
+    tokenizer = tokenizer_for(base.config.vocab_size, args.base)
+    rung = load_adapter(base, folder).method.rung().detach()
+    if rung.dim() == 1:
+        return [f"  {'text':<20}{shown_as(tokenizer.decode(rung.tolist()))!r}"]
+    lines = ["  nearest tokens of each vector: cosine, distance (tokens lie about "
+             f"{typical_distance(base):.2f} from the token nearest to them)"]  # fmt: skip
+    for i, row in enumerate(nearest_tokens(base, rung[0])):
         words = "   ".join(f"{shown_as(tokenizer.decode([t])) or 'end'!r} {cosine:.2f} {distance:.2f}" for t, cosine, distance in row)
-        print(f"    {i:>3}  {words}")
+        lines.append(f"    {i:>3}  {words}")
+    return lines
 
 
 def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int, float, float]]]:

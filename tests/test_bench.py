@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import bench
-from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, attention
+from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attention
 from minipeft.bench import attention as attention_bench
-from minipeft.bench import cost, peers
+from minipeft.bench import cost, peers, serving
 from minipeft.bench.measure import peak_bytes, saved_bytes, spread
 from minipeft.compiling import can_compile
 
@@ -62,8 +62,11 @@ def result(tmp_path_factory):
 
 def test_rows_columns_and_arithmetic(result):
     rows = {r["method"]: r for r in result["rows"]}
-    assert [r["method"] for r in result["rows"]] == ["full", "prompt", "prefix"]
-    assert [(r["trained"], r["stored"]) for r in result["rows"]] == [(826_240, 826_240), (1_024, 1_024), (8_192, 8_192)]
+    assert list(rows) == ["full", *(m for m in METHODS if m != "full")]
+    counts = [accounting.count(PRESETS["nano"], m) for m in rows]
+    assert [(r["trained"], r["stored"]) for r in result["rows"]] == counts
+    hard = rows.pop("hard-prompt")
+    assert hard["trained"] == 0 and hard["step_ms"] is None and hard["forward_against_full"] > 0
     for r in rows.values():
         assert r["step_against_floor"] > 0.5
         assert 8 * r["trained"] <= r["optimizer_bytes"] <= 8 * r["trained"] + 4 * 200  # two moments a number, and the step counts
@@ -154,13 +157,14 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
         attention_bench.run(s)
 
 
-def test_peers_do_the_same_work(capsys):
+def test_peers_do_the_same_work(capsys, monkeypatch):
     pytest.importorskip("peft")
+    monkeypatch.setattr(peers, "peak_bytes", lambda *work: 1)  # a process for each, which is tested with the cost
     bench.main(["peers", "--preset", "nano", "--seq-len", "24", "--num-virtual-tokens", "4", "--steps", "1", "--no-compile"])
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == peers.table(result).splitlines()
-    assert [(r["method"], r["rival"]) for r in result["rows"]] == [(m, x) for m in METHODS for x in ("minipeft", "peft")]
+    assert [(r["method"], r["rival"]) for r in result["rows"]] == [(m, x) for m in peers.METHODS for x in ("minipeft", "peft")]
     for ours, theirs in zip(result["rows"][::2], result["rows"][1::2], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # the same weights, tokens and targets
         assert ours["against_peft"] == pytest.approx(ours["step_ms"]["median"] / theirs["step_ms"]["median"])
@@ -180,3 +184,45 @@ def test_without_the_extras_peers_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(Error, match="pip install -r requirements-extra.txt"):
         bench.main(["peers", "--preset", "nano", "--steps", "1"])
+
+
+def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
+    """A prefix shared by the rows and its copies in their caches; mixed tasks and each alone."""
+    config = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
+    s = serving.Settings("tiny", config, 6, 4, (1, 3), 5, (20,), 3, 0, "cpu")
+    base = serving.new_base(s)
+    tokens = {}
+    for row in serving.rows_of(s):
+        decoders = serving.build(s, row, base)
+        steps = []
+        for _ in range(4):
+            for d in decoders:
+                d.step()
+            steps.append(torch.cat([d.idx for d in decoders]))
+        tokens[row] = torch.cat(steps, dim=1)
+    assert torch.equal(tokens[serving.Row("shared", P=20)], tokens[serving.Row("copied", P=20)])
+    assert not torch.equal(tokens[serving.Row("shared", P=20)], tokens[serving.Row("base")])
+    assert len({tuple(t.flatten().tolist()) for t in tokens.values()}) > 3  # and the tasks do differ
+
+
+def test_the_serving_bench(capsys, monkeypatch):
+    monkeypatch.setattr(
+        serving, "peak_bytes", lambda device, work, s, row: 1000 + 10 * row.n + row.P * (s.batch_size if row.kind == "copied" else 1)
+    )
+    monkeypatch.setattr(serving, "bytes_free", lambda device: 1.3 * serving.bytes_needed(s, serving.Row("copied", P=64)))
+    config = PRESETS["nano"]
+    s = serving.Settings("nano", config, 4, 16, (1, 4), 20, (64,), 2, 0, "cpu")
+    bench.main(["serving", "--preset", "nano", "--tasks", "1", "4", "--prefixes", "64", "--batch-size", "4", "--steps", "2"])
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == serving.table(result).splitlines()
+    rows = {(r["kind"], r["n"], r["P"]): r for r in result["rows"]}
+    assert [(r["kind"], r["n"]) for r in result["left_out"]] == [("full copies", 4)]  # 13 MB would not be free
+    assert len(rows) == 7
+    for r in rows.values():
+        assert r["tokens_per_s"] == pytest.approx(1000 * 4 / r["step_ms"]["median"])
+        assert r["extra_bytes"] == r["peak_bytes"] - 1000
+    found = {(r["of"], r["to"], r["what"]): r["value"] for r in result["ratios"]}
+    one, four = rows["prefix tasks", 1, 20], rows["prefix tasks", 4, 20]
+    assert found["4 prefix tasks mixed", "one", "throughput"] == pytest.approx(four["tokens_per_s"] / one["tokens_per_s"])
+    assert found["a shared prefix of 64", "copies of it", "extra memory"] == 1 / 4

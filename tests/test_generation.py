@@ -107,7 +107,7 @@ def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_backend_takes_lengths(backend, shared):
     g = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for _ in range(3 if backend == "fused" else 20):  # every shape is compiled
         B, nh, n_kv, P, Tq = (int(torch.randint(lo, hi, (), generator=g)) for lo, hi in ((1, 5), (1, 3), (1, 3), (0, 9), (1, 5)))
         nh, Tk = nh * n_kv, Tq + int(torch.randint(12, (), generator=g))
         q = torch.randn(B, nh, Tq, 8, generator=g, dtype=torch.float64)

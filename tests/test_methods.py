@@ -298,15 +298,17 @@ def test_the_search_follows_the_gradient_to_a_better_prompt(base):
 def test_methods_combine(base, idx, tmp_path):
     names, h = COMBINED
     model = moved(adapt(base, names, **h))
-    lora, prefix = model.method.parts()
+    prefix, lora = model.method.parts()
     together = base(idx, **lora.slots(base), **prefix.slots(base))
-    assert torch.equal(model(idx), together) and model.method.name == "lora+prefix"
+    assert torch.equal(model(idx), together) and model.method.name == "prefix+lora"
     rates = {part.name: part.learning_rate for part in (lora, prefix)}
-    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [(6, rates["lora"]), (1, rates["prefix"])]
+    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [(1, rates["prefix"]), (6, rates["lora"])]
     model.save(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix"}
-    torch.testing.assert_close(load_adapter(base, tmp_path)(idx), together, rtol=0, atol=1e-5)
-    with pytest.raises(Error, match="already holds prefix: save lora.prompt in a folder of its own"):
+    again = load_adapter(base, tmp_path)
+    torch.testing.assert_close(again(idx), together, rtol=0, atol=1e-5)
+    assert again.method.name == model.method.name
+    with pytest.raises(Error, match="already holds prefix: save prompt.lora in a folder of its own"):
         adapt(base, ["lora", "prompt"]).save(tmp_path)
     with pytest.raises(Error, match="already holds an adapter"):
         model.save(tmp_path / "lora")

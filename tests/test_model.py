@@ -90,18 +90,22 @@ def test_rotary_equals_transformers_llama_rotation():
 
     q, k = torch.randn(2, 4, 9, 16), torch.randn(2, 4, 9, 16)
     rope = rotary_tables(torch.arange(3, 12), 16, 10000.0, torch.float32)
-    want_q, want_k = llama.apply_rotary_pos_emb(q, k, rope[0][None], rope[1][None])
-    torch.testing.assert_close((rotate(q, rope), rotate(k, rope)), (want_q, want_k))
+    cos, sin = (table[:, 0] for table in rope)  # (1, T, hs)
+    torch.testing.assert_close((rotate(q, rope), rotate(k, rope)), llama.apply_rotary_pos_emb(q, k, cos, sin))
     angle = torch.arange(3, 12)[:, None] / 10000 ** (torch.arange(0, 16, 2) / 16)
-    torch.testing.assert_close(rope[0][:, :8], angle.cos())
-    torch.testing.assert_close(rope[0][:, 8:], angle.cos())
-    torch.testing.assert_close(rope[1], torch.cat([angle, angle], dim=1).sin())
+    torch.testing.assert_close(cos[0, :, :8], angle.cos())
+    torch.testing.assert_close(cos[0, :, 8:], angle.cos())
+    torch.testing.assert_close(sin[0], torch.cat([angle, angle], dim=1).sin())
+    each = rotary_tables(torch.stack([torch.arange(3, 12), torch.arange(9)]), 16, 10000.0, torch.float32)  # positions of each row
+    torch.testing.assert_close(each[0][0], rope[0][0])
+    want = llama.apply_rotary_pos_emb(q, k, each[0][:, 0], each[1][:, 0])
+    torch.testing.assert_close((rotate(q, each), rotate(k, each)), want)
 
 
 def test_far_positions_keep_their_angles_in_a_bfloat16_base():
     _, (cos, sin) = tiny("rotary", torch.bfloat16).add_positions(torch.zeros(1, 47, 32, dtype=torch.bfloat16))
     assert cos.dtype == torch.float32
-    torch.testing.assert_close(sin[46, 0], torch.tensor(46.0).sin())
+    torch.testing.assert_close(sin[0, 0, 46, 0], torch.tensor(46.0).sin())
 
 
 def test_initial_weights_are_gpt2s():

@@ -90,8 +90,12 @@ def test_long_inputs_are_cut_counted_and_answered(capsys, tmp_path):
         ["--space", "hidden", "--dtype", "bfloat16"],
         ["--prefix-projection", "--encoder-hidden-size", "16"],
         ["--method", "prompt", "--init", "random"],
-        ["--method", "prompt", "--init-from-text", "reverse: "],
-        ["--init-from-text", "reverse: "],
+        ["--method", "prompt", "--init-from-text", "reverse: ", "--lr", "0.01"],
+        ["--init-from-text", "reverse: ", "--lr", "0.01"],
+        ["--method", "lora", "--r", "4", "--lora-alpha", "16", "--lora-dropout", "0.1", "--target-modules", "c_attn", "mlp.c_proj"],
+        ["--method", "adapter", "--bottleneck-size", "4", "--placement", "pfeiffer"],
+        ["--method", "llama-adapter", "--adapter-len", "4", "--adapter-layers", "3", "--lr", "0.3"],
+        ["--method", "lora+prefix", "--r", "2", "--num-virtual-tokens", "3"],
     ],
 )
 def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
@@ -101,6 +105,32 @@ def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
     assert after < before
     if "reverse: " in flags:  # told from the first step on, the base needs no training
         assert after < 0.3
+
+
+def test_hard_prompts_are_scored_and_the_best_is_kept(capsys, tmp_path, pairs):
+    code, printed, err = call(capsys, train, "--method", "hard-prompt", "--out", tmp_path / "chosen")
+    assert code == 0, err
+    scores = json.loads((tmp_path / "chosen" / "scores.json").read_text())
+    order = [(-w["exact_match"], w["loss"]) for w in scores["wordings"]]
+    assert len(order) == 24 and order == sorted(order) and scores["wordings"][0]["wording"] in ("mirror: ", "backwards: ", "reverse: ")
+    assert scores["exact_match"][1] > 0.9 and scores["trained"] == 0 and "  … and 16 more" in printed
+    flags = ["--method", "hard-prompt", "--data", pairs, "--wordings", "a: ", "--search", 3, "--steps", 4, "--batch-size", 4]
+    code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "own")
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "own" / "scores.json").read_text())["wordings"]) == 2  # the wording, and what was found
+    code, again, _ = call(capsys, train, "--eval-only", "--data", pairs, "--out", tmp_path / "own")
+    assert code == 0 and printed.splitlines()[-10:-1] == again.splitlines()[-10:-1]
+
+
+def test_the_climb_loses_nothing_from_rung_to_rung(capsys, tmp_path):
+    code, printed, err = call(capsys, train, "--climb", "--steps", 6, "--batch-size", 8, "--out", tmp_path / "climb")
+    assert code == 0, err
+    hard, soft, prefix = (json.loads((tmp_path / "climb" / r / "scores.json").read_text()) for r in train.LADDER)
+    assert soft["start_loss"] == pytest.approx(hard["loss"][1], rel=1e-3)
+    assert prefix["start_loss"] == pytest.approx(soft["loss"][1], rel=1e-3)
+    table = printed.splitlines()[-4:]
+    assert [line.split()[0] for line in table] == ["rung", *train.LADDER] and [len(line.split()) for line in table[1:]] == [5, 5, 5]
+    assert f"{prefix['loss'][1]:.3f}" in table[3]
 
 
 def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkeypatch, pairs):
@@ -165,13 +195,16 @@ def wrong_inputs(tmp_path, pairs):
     adapt(GPT.from_pretrained(NANO), "prefix").save(adapter)
     model = next(f for f in adapter.iterdir() if f.name.startswith("adapter_model"))
     model.write_bytes(model.read_bytes()[:1000])
+    base = GPT.from_pretrained(NANO)
+    adapt(base, "lora").save(tmp_path / "lora")
+    adapt(base, "prefix").save(tmp_path / "prefix")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "training_state.pt").write_bytes(b"PK\x03\x04 and nothing more")
     return {
         ("--data", tmp_path / "nowhere.jsonl"): "no such file",
         ("--data", tmp_path / "torn.jsonl"): "line 45 is not JSON",
         ("--data", tmp_path / "empty.jsonl"): "holds no examples",
-        ("--method", "magic"): "method must be one of full, prompt, prefix",
+        ("--method", "magic"): "method must be one of full, hard-prompt, prompt, prefix, lora",
         ("--task", "magic"): "task must be one of copy, reverse",
         ("--base", tmp_path / "nowhere"): "no such folder",
         ("--base", tmp_path / "other"): "it needs 257",
@@ -190,6 +223,22 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "full", "--num-virtual-tokens", "8"): "--num-virtual-tokens does not go with --method full",
         ("--method", "full", "--base-dtype", "bfloat16"): "--base-dtype bfloat16 is for a frozen base",
         ("--init", "random", "--init-from-text", "x"): "not allowed with",
+        ("--method", "lora", "--r", "400"): "r 400 is larger than attn.c_attn has ranks: its matrix is 384 × 128",
+        ("--method", "lora", "--target-modules", "q_proj"): "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc",
+        ("--method", "lora+full"): "full fine-tuning cannot be combined",
+        ("--method", "lora+magic"): "method must be one of full",
+        ("--method", "prefix", "--r", "4"): "--r does not go with --method prefix",
+        ("--method", "hard-prompt", "--data", pairs): "needs --wordings to choose from, or --search P",
+        ("--method", "hard-prompt", "--wordings", "x" * 600): "num_virtual_tokens must be 1 … 511",
+        ("--method", "hard-prompt", "--wordings", ""): "num_virtual_tokens must be 1 … 511 with a block size of 512, not 0",
+        ("--method", "hard-prompt", "--search", "0"): "--search must be at least 1",
+        ("--init-from", tmp_path / "nowhere"): "no adapter at",
+        ("--init-from", tmp_path / "lora"): "is lora, no rung of the ladder: only hard-prompt, prompt, prefix are",
+        ("--method", "prompt", "--init-from", tmp_path / "prefix"): "lies above the rung 'prompt'",
+        ("--method", "lora", "--init-from", tmp_path / "prefix"): "--init-from does not go with --method lora",
+        ("--climb", "--resume"): "--climb starts every rung from the one before",
+        ("--climb", "--method", "prompt"): "not allowed with",
+        ("--climb", "--r", "4"): "--r does not go with --climb",
         ("--eval-only", "--resume"): "not allowed with",
         ("--steps", "0"): "--steps must be at least 1",
         ("--steps", "many"): "invalid int value: 'many'",
@@ -214,7 +263,7 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
     "argv, message",
     [
         (["--preset", "magic"], "--preset must be one of nano, gpt2"),
-        (["--methods", "magic"], "method must be one of full, prompt, prefix"),
+        (["--methods", "magic"], "method must be one of full, hard-prompt, prompt, prefix, lora"),
         (["--num-virtual-tokens", "500"], "500 virtual + 128 real tokens do not fit the block size of 512"),
         (["--num-virtual-tokens", "0"], "num_virtual_tokens must be 1"),
         (["--device", "magic"], "--device magic cannot be used"),
@@ -228,7 +277,9 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["attention", "--batch-size", "4"], "unrecognized arguments"),
         (["peers", "--supervised", "1.5"], "--supervised must be above 0 and at most 1"),
         (["peers", "--supervised", "nan"], "--supervised must be above 0 and at most 1"),
-        (["peers", "--methods", "magic"], "method must be one of full, prompt, prefix"),
+        (["peers", "--methods", "adapter"], "--methods must be of full, prompt, prefix, lora, which both libraries have"),
+        (["serving", "--tasks", "0"], "--tasks must be at least 1"),
+        (["serving", "--tasks", "65"], "65 tasks do not fit a batch of 64 rows"),
         (["peers", "--preset", "nano", "--seq-len", "500"], "20 virtual + 500 real tokens do not fit the block size of 512"),
         (["magic"], "unrecognized arguments: magic"),
     ],

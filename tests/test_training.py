@@ -83,6 +83,9 @@ class Slope(torch.nn.Module):
     def named_trainable_parameters(self):
         return self.named_parameters()
 
+    def parameter_groups(self, lr):
+        return [{"params": [self.x], "lr": lr}]
+
     def loss(self, idx, targets):
         return (self.x * (idx + self.noise * torch.randn(3))).sum()
 
@@ -112,6 +115,19 @@ def test_steps_are_adams_on_clipped_gradients():
         m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
         x = x - learning_rate(t - 1, 4, 0.1) * (m / (1 - 0.9**t)) / ((v / (1 - 0.98**t)).sqrt() + 1e-8)
     torch.testing.assert_close(model.x.detach(), x, rtol=1e-5, atol=1e-6)
+
+
+def test_every_part_of_a_combination_learns_at_its_own_rate():
+    """Adam's first step is the rate itself, up or down, wherever there is a gradient."""
+    model = adapt(tiny(), ["lora", "prefix"], r=2, num_virtual_tokens=3)
+    idx = torch.randint(97, (2, 9))
+    prefix, lora = model.method.parts()
+    before = {part.name: [p.detach().clone() for p in part.parameters()] for part in (prefix, lora)}
+    train(model, lambda step: (idx, idx.roll(-1, 1)), 1)
+    for part in (prefix, lora):
+        steps = torch.cat([(p.detach() - x).abs().flatten() for p, x in zip(part.parameters(), before[part.name], strict=True)])
+        assert steps.max() == pytest.approx(part.learning_rate, rel=1e-2)
+    assert prefix.learning_rate != lora.learning_rate
 
 
 def test_a_resumed_run_draws_the_same_random_numbers(tmp_path):

@@ -70,7 +70,7 @@ def test_every_method_is_one_graph_without_breaks(name, h, kernel):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "name, h, dtype", [("full", {}, torch.float32), *((*FROZEN[i], torch.float32) for i in (0, 2, 4)), (*FROZEN[2], torch.bfloat16)]
+    "name, h, dtype", [("full", {}, torch.float32), *((*FROZEN[i], torch.float32) for i in (0, 2, 4, 8, 12)), (*FROZEN[2], torch.bfloat16)]
 )
 def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dtype, kernel):
     model, eager = attached(name, h, dtype), attached(name, h, dtype)

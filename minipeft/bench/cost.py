@@ -26,6 +26,9 @@ from ..methods.base import Adapted
 from ..model import GPT
 from .measure import MatrixRate, card, card_line, columns, milliseconds, peak_bytes, saved_bytes, spread, synchronize
 
+# Size of the methods that have no virtual tokens: their defaults, named.
+SIZES = {"lora": {"r": 8}, "adapter": {"bottleneck_size": 8}, "llama-adapter": {"adapter_len": 10}}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -45,13 +48,16 @@ class Settings:
 
 
 def rows_of(s: Settings) -> list[tuple[str, dict]]:
-    """(method, hyper-parameters) of every row: full first, the others at every length. Raises Error when one does not fit."""
+    """(method, what its cost depends on) of every row: full first, then prompts and prefixes at every length, a hard prompt at the
+    shortest, and the others at their default size. Raises Error when one does not fit."""
     if min(s.num_virtual_tokens) < 1:
         raise Error(f"num_virtual_tokens must be 1 or more, not {min(s.num_virtual_tokens)}")
     rows = [("full", {})]
+    lengths = list(dict.fromkeys(s.num_virtual_tokens))
     for method in dict.fromkeys(s.methods):
         if method_class(method).freezes_base:
-            rows += [(method, {"num_virtual_tokens": P}) for P in dict.fromkeys(s.num_virtual_tokens)]
+            sizes = {"prompt": lengths, "prefix": lengths, "hard-prompt": [min(lengths)]}.get(method)
+            rows += [(method, {"num_virtual_tokens": P}) for P in sizes] if sizes else [(method, dict(SIZES[method]))]
     longest = max(h.get("num_virtual_tokens", 0) for _, h in rows)
     if longest + s.seq_len > s.config.block_size:
         raise Error(f"{longest} virtual + {s.seq_len} real tokens do not fit the block size of {s.config.block_size}")
@@ -63,8 +69,12 @@ class Contestant:
 
     def __init__(self, s: Settings, method: str, hyperparameters: dict, base: GPT):
         self.device, self.dtype = torch.device(s.device), getattr(torch, s.dtype)
-        self.model: Adapted = adapt(base, method, **hyperparameters)
-        self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
+        self.trains = method != "hard-prompt"
+        if self.trains:
+            self.model: Adapted = adapt(base, method, **hyperparameters)
+            self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
+        else:
+            self.model = adapt(base, method, tokens=torch.arange(hyperparameters["num_virtual_tokens"]))
         self.model.compile_blocks(s.compile)
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)
@@ -75,6 +85,9 @@ class Contestant:
             return self.model.loss(self.idx, self.targets)
 
     def train_step(self) -> None:
+        """Nothing, where nothing is trained."""
+        if not self.trains:
+            return
         self.optimizer.zero_grad(set_to_none=True)
         self.forward_loss().backward()
         self.optimizer.step()
@@ -85,6 +98,8 @@ class Contestant:
             return self.model(self.idx)
 
     def optimizer_bytes(self) -> int:
+        if not self.trains:
+            return 0
         states = (t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
         return sum(t.numel() * t.element_size() for t in states)
 
@@ -149,7 +164,7 @@ def run(s: Settings) -> dict:
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
         for method, h in rows:
-            peaks.append(peak_bytes(torch.device(s.device), train_two_steps, s, method, h))
+            peaks.append(peak_bytes(torch.device(s.device), train_two_steps, s, method, h) if method != "hard-prompt" else None)
             bar.update()
 
         torch.manual_seed(s.seed)
@@ -161,7 +176,7 @@ def run(s: Settings) -> dict:
         for c in contestants:
             first.append([milliseconds(c.train_step, device), milliseconds(c.inference, device)])  # compiling, if asked for
             c.train_step()
-            saved.append(saved_bytes(c.forward_loss, c.model.parameters()))
+            saved.append(saved_bytes(c.forward_loss, c.model.parameters()) if c.trains else None)
             bar.update()
         bar.set_description("interleaved steps")
         steps, forwards = [[] for _ in rows], [[] for _ in rows]
@@ -175,7 +190,8 @@ def run(s: Settings) -> dict:
     results = []
     for i, (method, h) in enumerate(rows):
         trained = sum(p.numel() for p in contestants[i].model.trainable_parameters())
-        step, forward = spread(steps[i]), spread(forwards[i])
+        trains = contestants[i].trains
+        step, forward = spread(steps[i]) if trains else None, spread(forwards[i])
         results.append(
             {
                 "method": method,
@@ -188,12 +204,14 @@ def run(s: Settings) -> dict:
                 "saved_bytes": saved[i],
                 "peak_bytes": peaks[i],
                 "step_ms": step,
-                "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"],
-                "step_against_full": step["median"] / spread(steps[0])["median"],
-                "step_against_floor": step["median"] / 1000 * rate.value / step_flops(s.config, method, s.batch_size, s.seq_len, **h),
+                "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"] if trains else None,
+                "step_against_full": step["median"] / spread(steps[0])["median"] if trains else None,
+                "step_against_floor": step["median"] / 1000 * rate.value / step_flops(s.config, method, s.batch_size, s.seq_len, **h)
+                if trains
+                else None,
                 "forward_ms": forward,
                 "forward_against_full": forward["median"] / spread(forwards[0])["median"],
-                "compile_s": max(0.0, sum(first[i]) - step["median"] - forward["median"]) / 1000 if s.compile else None,
+                "compile_s": max(0.0, sum(first[i]) - (step["median"] if trains else 0) - forward["median"]) / 1000 if s.compile else None,
             }
         )
     settings = asdict(s)
@@ -213,22 +231,30 @@ def table(result: dict) -> str:
         f"large matrix products: {result['rate'] / 1e9:,.0f} GFLOP/s",
         "",
     ]
+
+    def number(name: str, text: str, scale: float = 1):
+        """The cell of a figure; a dash where nothing is trained, a question mark where the system did not tell."""
+        return lambda r: "-" if not r["trained"] else "?" if r[name] is None else text.format(r[name] / scale)
+
     cells = {  # heading: cell of a row
         "method": lambda r: r["method"],
-        "P": lambda r: str(r.get("num_virtual_tokens", "-")),
+        "size": lambda r: next((f"{short} {r[name]}" for name, short in SHORT.items() if name in r), "-"),
         "trained": lambda r: f"{r['trained']:,}",
         "stored": lambda r: f"{r['stored']:,}",
         "trained %": lambda r: f"{r['percent']:.3f}",
         "adapter KB": lambda r: f"{r['adapter_bytes'] / 1e3:,.1f}",
-        "optimizer MB": lambda r: f"{r['optimizer_bytes'] / 1e6:,.2f}",
-        "saved MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
-        "peak MB": lambda r: "?" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f}",
-        "step ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
-        "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
-        "× full": lambda r: f"{r['step_against_full']:.2f}",
-        "× floor": lambda r: f"{r['step_against_floor']:.2f}",
+        "optimizer MB": number("optimizer_bytes", "{:,.2f}", 1e6),
+        "saved MB": number("saved_bytes", "{:,.1f}", 1e6),
+        "peak MB": number("peak_bytes", "{:,.0f}", 1e6),
+        "step ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]) if r["trained"] else "-",
+        "tokens/s": number("tokens_per_s", "{:,.0f}"),
+        "× full": number("step_against_full", "{:.2f}"),
+        "× floor": number("step_against_floor", "{:.2f}"),
         "forward ms": lambda r: f"{r['forward_ms']['median']:,.1f}",
         "× full ": lambda r: f"{r['forward_against_full']:.2f}",
         "compile s": lambda r: "-" if r["compile_s"] is None else f"{r['compile_s']:.1f}",
     }
     return "\n".join(lines + columns(cells, result["rows"]))
+
+
+SHORT = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}

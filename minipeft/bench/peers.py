@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..accounting import step_flops
 from ..compiling import can_compile
 from ..config import Error, GPTConfig
-from ..methods import adapt, method_class
+from ..methods import adapt
 from ..model import GPT
 from .measure import (
     MatrixRate,
@@ -33,6 +33,7 @@ from .measure import (
     synchronize,
 )
 
+METHODS = ("full", "prompt", "prefix", "lora")  # what both have
 RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
 
 
@@ -79,9 +80,10 @@ class Theirs:
         import peft
 
         base.config.use_cache = False  # as its Trainer has it: no copies of keys and values for a generation that does not come
-        kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
+        kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig, "lora": peft.LoraConfig}
         if method in kinds:
-            base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", num_virtual_tokens=s.num_virtual_tokens))
+            h = hyperparameters(s, method) | ({"target_modules": ["c_attn"], "fan_in_fan_out": True} if method == "lora" else {})
+            base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
         self.model = base.train()
         for module in base.modules():
             if isinstance(module, nn.Dropout):
@@ -97,7 +99,7 @@ class Theirs:
 
 
 def hyperparameters(s: Settings, method: str) -> dict:
-    return {"num_virtual_tokens": s.num_virtual_tokens} if method_class(method).freezes_base else {}
+    return {"full": {}, "lora": {"r": 8}}.get(method, {"num_virtual_tokens": s.num_virtual_tokens})
 
 
 def train_step(rival) -> Tensor:
@@ -133,8 +135,9 @@ def same_start(ours: Ours, theirs: Theirs, method: str) -> None:
     """What is trained starts from the same numbers: PEFT's, copied over."""
     if method == "full":
         return
-    weights = next(p for p in theirs.model.parameters() if p.requires_grad).detach()
-    ours.model.method.load_state_dict({next(iter(ours.model.method.state_dict())): weights})
+    with torch.no_grad():
+        for mine, p in zip(ours.model.trainable_parameters(), (p for p in theirs.model.parameters() if p.requires_grad), strict=True):
+            mine.copy_(p)
 
 
 def train_two_steps(s: Settings, method: str, name: str) -> None:

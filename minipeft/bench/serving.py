@@ -260,5 +260,5 @@ def table(result: dict) -> str:
         what = f"{r['n']} {r['kind']}" if r["n"] else f"{r['kind']} prefix of {r['P']:,}"
         lines.append(f"{what}: not measured, it would take {r['bytes_needed'] / 1e9:,.1f} GB")
     lines += ["", "so:"]
-    lines += [f"{r['of']}: {r['value']:.2f} × the {r['what']} of {r['to']}" for r in result["ratios"]]
+    lines += [f"{r['of']}: {r['value']:.3g} × the {r['what']} of {r['to']}" for r in result["ratios"]]
     return "\n".join(lines)

@@ -47,5 +47,6 @@ def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
             raise Error(f"method {'+'.join(names)!r} takes {', '.join(known) or 'no hyper-parameters'}, not {key!r}")
     if "hard-prompt" in names and "tokens" not in hyperparameters:
         raise Error("hard-prompt needs its tokens: adapt(base, 'hard-prompt', tokens=token ids (P,) int64)")
-    parts = [method_class(n)(base, **{k: v for k, v in hyperparameters.items() if k in hyperparameters_of(n)}) for n in names]
+    names.sort(key=list(METHODS).index)  # one name for one combination, as it is loaded again
+    parts = [METHODS[n](base, **{k: v for k, v in hyperparameters.items() if k in hyperparameters_of(n)}) for n in names]
     return Adapted(base, parts[0] if len(parts) == 1 else Combined(base, parts))

@@ -13,7 +13,7 @@ from .base import Method
 
 
 class Combined(Method):
-    """The parts as one method, in the order they were given."""
+    """The parts as one method, under the name of all of them."""
 
     def __init__(self, base: GPT, parts: list[Method]):
         super().__init__()

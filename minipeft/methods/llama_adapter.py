@@ -52,4 +52,3 @@ class LlamaAdapter(Method):
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:
         return {name: config.get(name) for name in ("adapter_len", "adapter_layers")}
-

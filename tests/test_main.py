@@ -1,0 +1,119 @@
+"""python -m minipeft as a person uses it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from test_methods import moved
+
+from minipeft import GPT, __main__, adapt, generate
+from minipeft.__main__ import nearest_tokens
+from minipeft.console import run
+from minipeft.data import NANO
+from minipeft.data.tokenizer import ByteTokenizer
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(capsys, *argv) -> tuple[int, str, str]:
+    code = run("minipeft", lambda: __main__.main([str(a) for a in argv]))
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """One folder for each of some methods on the embedded base: hard prompts that select a skill, the others moved a little."""
+    folder, base = tmp_path_factory.mktemp("adapters"), GPT.from_pretrained(NANO)
+    torch.manual_seed(0)
+    for text in ("reverse", "sort"):
+        adapt(base, "hard-prompt", tokens=torch.tensor(ByteTokenizer().encode(f"{text}: "))).save(folder / text)
+    for name in ("prompt", "lora", "adapter", ["lora", "prefix"]):
+        model = moved(adapt(base, name), 0.02)
+        model.save(folder / (name if isinstance(name, str) else "both"))
+        model.detach()
+    return folder
+
+
+def test_it_streams_what_generate_says(adapters, capsys):
+    assert call(capsys, "generate", "--adapter", adapters / "reverse", "--prompt", "58213764 -> ") == (0, "46731285\n", "")
+    assert call(capsys, "generate", "--prompt", "sort: 58213764 -> ")[1] == "12345678\n"  # told, the bare base can do it
+    base, tokenizer = GPT.from_pretrained(NANO), ByteTokenizer()
+    asked = torch.tensor([tokenizer.encode("12 -> ")])
+    flags = ["--temperature", "1", "--top-k", "9", "--top-p", "0.9", "--seed", "4", "--max-new-tokens", "7"]
+    _, printed, _ = call(capsys, "generate", "--prompt", "12 -> ", *flags)
+    torch.manual_seed(4)
+    drawn = generate(base, asked, 7, temperature=1.0, top_k=9, top_p=0.9, stop_token=tokenizer.end)
+    assert printed == tokenizer.decode(drawn[0, asked.size(1) :].tolist()) + "\n"
+
+
+def test_several_adapters_answer_side_by_side_mixed_or_in_turn(adapters, capsys):
+    flags = [x for name in ("reverse", "sort", "lora") for x in ("--adapter", adapters / name)]
+    _, mixed, _ = call(capsys, "generate", *flags, "--prompt", "58213764 -> ")
+    assert mixed.splitlines()[:2] == ["reverse  46731285", "sort     12345678"]
+    _, in_turn, _ = call(capsys, "generate", *flags, "--adapter", adapters / "adapter", "--prompt", "58213764 -> ")
+    assert in_turn.splitlines()[:3] == mixed.splitlines() and in_turn.splitlines()[3].startswith("adapter  ")
+
+
+def test_inspect_tells_what_a_folder_holds(adapters, capsys):
+    _, hard, _ = call(capsys, "inspect", adapters / "reverse")
+    assert "  method              hard-prompt\n" in hard and "  text                'reverse: '\n" in hard
+    _, prompt, _ = call(capsys, "inspect", adapters / "prompt")
+    assert "  parameters          1,024\n" in prompt and ", which is nano\n" in prompt and len(prompt.splitlines()) == 10 + 7
+    _, both, _ = call(capsys, "inspect", adapters / "both")
+    assert both.count("method ") == 2 and "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight (8, 128) float32" in both
+
+
+def test_nearest_tokens_are_the_nearest():
+    base = tiny()
+    words = base.wte.weight.detach()
+    prompt = torch.stack([3 * words[7], words[20]])
+    (first, *_), (second, *_) = nearest_tokens(base, prompt)
+    assert first[0] == 7 and second[0] == 20
+    assert first[1:] == pytest.approx((1.0, 2 * float(words[7].norm())), rel=1e-4)
+    assert second[1:] == pytest.approx((1.0, 0.0), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["generate"], "required: --prompt"),
+        (["sing"], "invalid choice: 'sing'"),
+        ([], "required: generate|inspect"),
+        (["inspect", "nowhere"], "no adapter at nowhere"),
+        (["inspect", "."], "adapter_config.json is missing"),
+        (["generate", "--adapter", "nowhere", "--prompt", "x"], "no adapter at nowhere"),
+        (["generate", "--prompt", ""], "at least one token to go on from"),
+        (["generate", "--prompt", "x", "--top-p", "2"], "at most 1"),
+        (["generate", "--prompt", "x", "--max-new-tokens", "600"], "block size of 512"),
+        (["generate", "--prompt", "x", "--device", "tpu"], "cannot be used"),
+        (["generate", "--prompt", "x", "--base", "nowhere"], "no base at nowhere"),
+    ],
+)
+def test_wrong_input_gets_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *argv)
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1
+
+
+def test_a_torn_adapter_or_another_bases_gets_one_line(adapters, capsys, tmp_path):
+    torn = shutil.copytree(adapters / "lora", tmp_path / "torn")
+    for f in torn.glob("adapter_model.*"):
+        f.write_bytes(f.read_bytes()[:-100])
+    other = tmp_path / "base"
+    GPT(GPT.from_pretrained(NANO).config).save_pretrained(other)
+    for argv in (["generate", "--adapter", torn, "--prompt", "x"], ["inspect", torn]):
+        code, _, err = call(capsys, *argv)
+        assert code == 2 and "torn" in err and len(err.splitlines()) == 1
+    code, _, err = call(capsys, "generate", "--base", other, "--adapter", adapters / "lora", "--prompt", "x")
+    assert code == 2 and "tuned for another base" in err and len(err.splitlines()) == 1
+    code, out, _ = call(capsys, "inspect", "--base", other, adapters / "prompt")
+    assert code == 0 and f", not {other}\n" in out and "nearest" not in out
+
+
+def test_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "minipeft", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m minipeft")
