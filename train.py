@@ -33,7 +33,7 @@ from minipeft.data.batches import FileData, TaskData, draw, encode, question
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, find_task, skill_example
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
 from minipeft.methods import hyperparameters_of
-from minipeft.methods.base import Adapted, virtual_tokens
+from minipeft.methods.base import Adapted
 from minipeft.methods.hard_prompt import search
 from minipeft.training import evaluate, train
 
@@ -98,14 +98,22 @@ def arguments(argv) -> argparse.Namespace:
     for flag in HYPERPARAMETERS:
         if getattr(args, flag) is not None and PARAMETER.get(flag, flag) not in known:
             raise Error(f"--{flag.replace('_', '-')} does not go with {'--climb' if args.climb else '--method ' + args.method}")
-    if args.climb and (args.eval_only or args.resume or args.init or args.init_from or args.init_from_text):
-        raise Error("--climb starts every rung from the one before, from the beginning: no --init, --resume or --eval-only")
+    if args.climb and (args.eval_only or args.resume or any(getattr(args, flag) for flag in STARTS)):
+        raise Error("--climb starts every rung from the one before, from the beginning: no --init, --num-virtual-tokens, "
+            "--prefix-projection, --resume or --eval-only")  # fmt: skip
+    if args.resume and args.method == "hard-prompt":
+        raise Error("nothing to resume: hard-prompt trains nothing")
+    if args.wordings and "" in args.wordings:
+        raise Error("--wordings must be texts of at least one letter")
+    if args.search is not None and args.search < 1:
+        raise Error(f"--search must be at least 1 token, not {args.search}")
     if "full" in args.methods and args.base_dtype == "bfloat16":
         raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, in float32 (--dtype bfloat16 works in both)")
     name = "climb" if args.climb else args.method
     args.out = Path(args.out or f"runs/{name}-{Path(args.data).stem if args.data else args.task}")
     if not args.eval_only:
-        check_place(args.out, adapter="full" not in args.methods)
+        for folder in [args.out / rung for rung in LADDER] if args.climb else [args.out]:
+            check_place(folder, "a combination" if len(args.methods) > 1 else "a base" if args.method == "full" else "an adapter")
     return args
 
 
@@ -113,6 +121,7 @@ LADDER = ("hard-prompt", "prompt", "prefix")  # the rungs that --climb takes
 HYPERPARAMETERS = ("num_virtual_tokens", "space", "prefix_projection", "encoder_hidden_size", "init", "init_from_text", "init_from",
     "wordings", "search", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
     "adapter_layers")  # fmt: skip
+STARTS = ("num_virtual_tokens", "prefix_projection", "init", "init_from_text", "init_from")  # what --climb settles itself
 PARAMETER = {"init_from_text": "init", "init_from": "init", "wordings": "tokens", "search": "tokens"}  # where adapt() calls it otherwise
 
 
@@ -138,8 +147,10 @@ def hyperparameters(args, base) -> dict:
         lower = minipeft.load_adapter(base, args.init_from)
         if not hasattr(lower.method, "rung"):
             raise Error(f"--init-from {args.init_from} is {lower.method.name}, no rung of the ladder: only {', '.join(LADDER)} are")
-        h["init"] = lower.method.rung().detach().clone()
+        h["init"], P = lower.method.rung().detach().clone(), lower.method.num_virtual_tokens
         lower.detach()
+        if args.num_virtual_tokens not in (None, P):
+            raise Error(f"--init-from {args.init_from} has {P} virtual tokens, so --num-virtual-tokens cannot be {args.num_virtual_tokens}")
     if args.climb:  # a flag of one rung is none of the others
         known = hyperparameters_of(args.method)
         h = {name: value for name, value in h.items() if name in known}
@@ -160,20 +171,20 @@ def attach(args, base) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
         return model, open_data(args, base, model.method.num_virtual_tokens), []
     if args.wordings is None and args.data is not None and not args.search:
         raise Error("hard-prompt on your own data needs --wordings to choose from, or --search P")
-    if args.search is not None and args.search < 1:
-        raise Error(f"--search must be at least 1 token, not {args.search}")
     instructions = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings] if args.data is None else []
     candidates = [ids(text) for text in args.wordings or instructions]
-    lengths = [*map(len, candidates), *([args.search] if args.search else [])]
-    data = open_data(args, base, max(virtual_tokens(base, P, "") for P in lengths))  # raises Error for one that is empty or too long
+    random = torch.randint(base.config.vocab_size, (args.search or 0,))
+    longest = max([*candidates, random], key=len)
+    minipeft.adapt(base, "hard-prompt", tokens=longest).detach()  # it fits, or this says why not
+    data = open_data(args, base, len(longest))
     if args.search:
-        random = torch.randint(base.config.vocab_size, (args.search,))
         candidates.append(search(base, random, lambda step: encode(data.batch(step), TOKENIZER), args.steps))
-    scores, tokens = choose(base, candidates, encode(data.development(DEVELOPMENT), TOKENIZER))
-    return minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base)), data, scores
+    scores, tokens = choose_wording(base, candidates, encode(data.development(DEVELOPMENT), TOKENIZER))
+    model = minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base))
+    return model, open_data(args, base, model.method.num_virtual_tokens), scores
 
 
-def choose(base, candidates: list[Tensor], development: tuple[Tensor, Tensor]) -> tuple[list[dict], Tensor]:
+def choose_wording(base, candidates: list[Tensor], development: tuple[Tensor, Tensor]) -> tuple[list[dict], Tensor]:
     """Score hard prompts by exact match, and where that is equal by loss: all scores, best first, and the best one's tokens."""
     scored = []
     for tokens in tqdm(candidates, unit="wording", desc="choosing", dynamic_ncols=True):
@@ -224,7 +235,8 @@ def skill_scores(model) -> dict[str, dict[str, float]]:
 
 
 def size_kb(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.name.startswith(("adapter_", "model", "pytorch_model", "config"))) / 1000
+    files = [f for place in (folder, *(folder / name for name in METHODS)) if place.is_dir() for f in place.iterdir()]
+    return sum(f.stat().st_size for f in files if f.name.startswith(("adapter_", "model", "pytorch_model", "config", "combination"))) / 1000
 
 
 def main(argv=None) -> None:
@@ -303,8 +315,7 @@ def report(r: dict) -> str:
     lines = []
     if r["wordings"]:
         lines.append(f"wordings, best first, on {DEVELOPMENT} other examples: exact match, loss")
-        lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"][:8]]
-        lines += [f"  … and {len(r['wordings']) - 8} more"] if len(r["wordings"]) > 8 else []
+        lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"]]
     lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
     for s in r["samples"]:
         lines += [f"  {s['input']}", f"    wanted {s['wanted']}", f"    base   {s['base']}", f"    tuned  {s['tuned']}"]

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from minipeft.bench import attention, cost, peers  # noqa: E402
+from minipeft import METHODS  # noqa: E402
+from minipeft.bench import attention, cost, peers, serving  # noqa: E402
 from minipeft.checkpoint import write_atomically  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
 from minipeft.data.tasks import find_task  # noqa: E402
@@ -40,11 +41,26 @@ def scores_table() -> str:
         "| method | trained | " + " | ".join(f"{task} ({find_task(task).kind})" for task in TASKS) + " |",
         "|---|---|" + "---|" * len(TASKS),
     ]
-    for method in ("full", "prompt", "prefix"):
+    for method in METHODS:
         results = [read(RESULTS / f"train-{method}-{task}.json") for task in TASKS]
         cells = ["{:.2f} → {:.2f}".format(*r["exact_match"]) for r in results]
         rows.append(f"| `{method}` | {results[0]['trained']:,} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def wordings() -> str:
+    """What a hard prompt was chosen from, and what the search found, on the default task."""
+    rows = ["| hard prompt | exact match | loss |", "|---|---|---|"]
+    cell = "| `{wording}` | {exact_match:.3f} | {loss:.3f} |"
+    chosen = read(RESULTS / "train-hard-prompt-reverse.json")["wordings"]
+    rows += [cell.format(**w) for w in chosen[:5]] + [f"| … {len(chosen) - 6} more, the worst of them: | | |", cell.format(**chosen[-1])]
+    texts = {w["wording"] for w in chosen}
+    found = [w for w in read(RESULTS / "search-reverse.json")["wordings"] if w["wording"] not in texts]
+    return "\n".join(rows + ["| found by the search: " + cell.format(**w)[2:] for w in found])
+
+
+def climb() -> str:
+    return fenced(train.climb_table([read(RESULTS / f"climb-{rung}.json") for rung in train.LADDER]))
 
 
 def short_attention() -> str:
@@ -75,6 +91,9 @@ def e2e_table() -> str:
 BLOCKS = {
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
     "scores": scores_table,
+    "wordings": wordings,
+    "climb": climb,
+    "serving": lambda: fenced(serving.table(read(RESULTS / "serving.json"))),
     "bench-nano": lambda: fenced(cost.table(read(RESULTS / "bench-nano.json"))),
     "bench-gpt2": lambda: fenced(cost.table(read(RESULTS / "bench-gpt2.json"))),
     "attention": lambda: fenced(attention.table(read(RESULTS / "attention.json"))),

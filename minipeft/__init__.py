@@ -8,7 +8,7 @@ from .generation import generate
 from .ladder import hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
 from .methods import METHODS, adapt
 from .model import GPT, Prefix
-from .task_bank import TaskBank
+from .task_bank import TaskBank, vote
 
 __all__ = [
     "GPT",
@@ -28,4 +28,5 @@ __all__ = [
     "prefix_from_hidden",
     "prefix_from_prompt",
     "prompt_from_tokens",
+    "vote",
 ]

@@ -21,7 +21,7 @@ from .data.tokenizer import tokenizer_for
 from .generation import generate, stream
 from .methods import METHODS
 from .model import GPT
-from .task_bank import REFUSED, TaskBank
+from .task_bank import TaskBank, why_not
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -66,15 +66,14 @@ def answer(args) -> None:
     names = [Path(folder).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
-    answers = dict(zip(names, side_by_side(base, args.adapter, asked, settings), strict=True))
-    for name, row in answers.items():
+    for name, row in zip(names, side_by_side(base, args.adapter, asked, settings), strict=True):
         print(f"{name:<{max(map(len, names))}}  {shown_as(tokenizer.decode(row))}")
 
 
 def side_by_side(base: GPT, folders: list[str], asked: Tensor, settings: tuple) -> list[list[int]]:
     """The new tokens of every adapter: from one batch when all of them mix, else one after the other."""
     models = [load_adapter(base, folder) for folder in folders]
-    if any(part.name in REFUSED for model in models for part in model.method.parts()):
+    if any(why_not(model) for model in models):
         rows = [generate(model, asked, *settings)[0] for model in models]
     else:
         bank = TaskBank(base, dict(enumerate(models)))
@@ -87,6 +86,10 @@ def inspect(args) -> None:
     folder, base = Path(args.adapter), open_base(args)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
+    if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        tuned = GPT.from_pretrained(folder)
+        print(f"{folder}\n  {'method':<20}full, or a base: {sum(p.numel() for p in tuned.parameters()):,} parameters, {tuned.config}")
+        return
     for part in parts_in(folder) or [""]:
         inspect_one(args, folder / part, base)
 
@@ -112,7 +115,7 @@ def inspect_one(args, folder: Path, base: GPT) -> None:
         print(f"    {name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
-    if method in ("prompt", "hard-prompt") and theirs in (None, here):
+    if method in ("prompt", "hard-prompt") and theirs in (None, here) and config.get("token_dim") == base.config.n_embd:
         print("\n".join(in_words(args, folder, base)))
 
 

@@ -3,7 +3,7 @@
 import inspect
 from typing import NamedTuple
 
-from .config import Error, GPTConfig
+from .config import LINEARS, Error, GPTConfig, linears_named
 
 
 class Count(NamedTuple):
@@ -54,7 +54,10 @@ def _hard_prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
 
 def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] = ("c_attn",)) -> Count:
     """L · r · (in + out), summed over the edited linears of a block."""
-    n = c.n_layer * sum(r * c.n_embd * sum(LINEAR_SHAPES[place]) for place in targeted(target_modules))
+    places = linears_named(target_modules)
+    if r > (most := c.n_embd * min(min(LINEARS[place]) for place in places)):
+        raise Error(f"r {r} is larger than a matrix of {', '.join(places)} has ranks: {most}")
+    n = c.n_layer * sum(r * c.n_embd * sum(LINEARS[place]) for place in places)
     return Count(n, n)
 
 
@@ -69,29 +72,14 @@ def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby")
 def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | None = None) -> Count:
     """n · (K·C + nh); by default n is 30 of 32 layers."""
     n = top_layers(c) if adapter_layers is None else adapter_layers
+    if n > c.n_layer:
+        raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
     return Count(n * (adapter_len * c.n_embd + c.n_head), n * (adapter_len * c.n_embd + c.n_head))
 
 
 def top_layers(c: GPTConfig) -> int:
     """How many layers LLaMA-Adapter takes by default: the paper's share, 30 of 32 (2303.16199 §4.1)."""
     return max(1, round(c.n_layer * 30 / 32))
-
-
-LINEAR_SHAPES = {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}  # of a block: in, out, in C
-
-
-def targeted(target_modules: "str | tuple[str, ...]") -> list[str]:
-    """The linears of a block that these names mean, each a whole name or its end after a dot.
-
-    Raises Error for a name that means none, with those there are.
-    """
-    names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
-    if not names:
-        raise Error(f"no target module given: there are {', '.join(LINEAR_SHAPES)}")
-    for name in names:
-        if not any(place == name or place.endswith(f".{name}") for place in LINEAR_SHAPES):
-            raise Error(f"target module {name!r} matches nothing: there are {', '.join(LINEAR_SHAPES)} (or their ends, such as c_proj)")
-    return [place for place in LINEAR_SHAPES if any(place == name or place.endswith(f".{name}") for name in names)]
 
 
 _COUNTS = {
@@ -128,11 +116,12 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
 
         linear     2 · B·S · 12·C²                each block's four weights
         attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
-        prefix     4 · C · B·T·P                  (llama-adapter: in its layers)
+        prefix     4 · C · B·T·P                  (llama-adapter: in its layers); and what makes it: the projection of hidden
+                                                  vectors to keys and values, the MLP
         edits      2 · B·T · parameters           lora, adapter: each number meets each position once
         head       2 · B·T·supervised · V·C
 
-    Backward: each product of a weight once more for the gradient of its input, and (full, edits) once more for its own; attention and
+    Backward: each product of a weight once more for the gradient of its input, and (full, edits, MLP) once more for its own; attention and
     prefix twice over. What lies before the first trained number needs no gradient, so it is spared: under a prefix of keys and values,
     in the first block that has one, the projection, the causal products and the gradient of the query; before an edit, what leads there.
 
@@ -154,20 +143,25 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         n = L if method == "prefix" else hyperparameters.get("adapter_layers") or top_layers(c)
         P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
         prefix = 4 * C * batch_size * T * P
-        makes = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
-        make = n * 2 * P * 2 * C**2 if makes else 0  # keys and values of the hidden vectors
+        hidden = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
+        make = n * 2 * P * 2 * C**2 if hidden else 0  # keys and values of the hidden vectors
+        if hyperparameters.get("prefix_projection"):
+            m = hyperparameters.get("encoder_hidden_size") or C
+            make_mlp = 2 * P * m * (C + L * (1 if hidden else 2) * C)
+        else:
+            make_mlp = 0
         spared = (L - n) * (linear + 2 * attention) + linear * 3 // 12 + 2 * attention + prefix // 2
-        return both + 3 * n * prefix + 2 * make - spared
+        return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
     if method in ("lora", "adapter"):
         edits = 2 * batch_size * T * (trained // L)  # in one block; biases are counted with the weights they stand beside
         if method == "lora":
-            r, place = hyperparameters.get("r", 8), targeted(hyperparameters.get("target_modules", ("c_attn",)))[0]
-            entry = 2 * batch_size * T * r * C * LINEAR_SHAPES[place][0]
-            before = list(LINEAR_SHAPES).index(place) + 1  # its own weight's input gradient is spared, too
+            r, place = hyperparameters.get("r", 8), linears_named(hyperparameters.get("target_modules", ("c_attn",)))[0]
+            entry = 2 * batch_size * T * r * C * LINEARS[place][0]
+            before = list(LINEARS).index(place) + 1  # its own weight's input gradient is spared, too
         else:
             entry = 2 * batch_size * T * hyperparameters.get("bottleneck_size", 8) * C
             before = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
-        sizes = [into * out for into, out in LINEAR_SHAPES.values()]
+        sizes = [into * out for into, out in LINEARS.values()]
         spared = sum(sizes[:before]) * linear // 12 + (2 * attention if before > 1 else 0) + entry
         return both + 3 * L * edits - spared
     return both

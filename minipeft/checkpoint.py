@@ -167,37 +167,46 @@ def fingerprint(base: GPT) -> str:
     return hashlib.sha256(f"{shape} {c.position} {digest(base.state_dict(), torch.bfloat16)}".encode()).hexdigest()
 
 
-def check_place(folder, adapter: bool) -> None:
-    """Raise Error when an adapter would be written into a base's folder, or a base into an adapter's."""
+KINDS = {"a base": "config.json", "an adapter": "adapter_config.json", "a combination": "combination.json"}
+
+
+def check_place(folder, kind: str) -> None:
+    """Raise Error when one of KINDS would be written into a folder that already holds another of them."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise Error(f"{folder} is a file: what is saved needs a folder")
-    if (folder / ("config.json" if adapter else "adapter_config.json")).exists():
-        kinds = ("a base", "an adapter") if adapter else ("an adapter", "a base")
-        raise Error(f"{folder} already holds {kinds[0]}: save {kinds[1]} in a folder of its own")
+    for other, marker in KINDS.items():
+        if other != kind and (folder / marker).exists():
+            raise Error(f"{folder} already holds {other}: save {kind} in a folder of its own")
 
 
-def parts_in(folder: Path) -> list[str]:
-    """The parts of a combination that this folder holds, one adapter folder each."""
-    return [name for name in METHODS if (folder / name / "adapter_config.json").exists()]
+def parts_in(folder: Path) -> dict[str, str]:
+    """{name of a part: checksum of its tensors} of the combination that this folder holds; {} when it holds none."""
+    if not (folder / "combination.json").exists():
+        return {}
+    parts = read_json(folder / "combination.json").get("parts")
+    if not isinstance(parts, dict) or not parts or not all(name in METHODS for name in parts):
+        raise Error(f"{folder / 'combination.json'} must name the parts, of {', '.join(METHODS)}")
+    return parts
 
 
-def check_parts(folder, names: list[str]) -> None:
-    """Raise Error when a combination would be written over a base, a single adapter or other parts, which would then be read with it."""
-    folder = Path(folder)
-    check_place(folder, adapter=True)
-    if (folder / "adapter_config.json").exists():
-        raise Error(f"{folder} already holds an adapter: save a combination in a folder of its own")
-    if other := [name for name in parts_in(folder) if name not in names]:
-        raise Error(f"{folder} already holds {', '.join(other)}: save {'+'.join(names)} in a folder of its own")
+def save_combination(parts, base: GPT, folder) -> None:
+    """Write one adapter folder a part, and then combination.json, which says which parts belong together.
+
+    parts: name -> Method. Raises Error when the folder holds something else.
+    """
+    check_place(folder, "a combination")
+    for name, part in parts.items():
+        part.save(base, Path(folder) / name)
+    write_json(Path(folder) / "combination.json", {"parts": {name: digest(part.tensors()) for name, part in parts.items()}})
 
 
 def save_adapter(method: Method, base: GPT, folder) -> None:
     """Write the adapter folder, tensors first; tensors that a stop in between leaves beside an older config do not fit it.
 
-    Raises Error when the folder holds a base.
+    Raises Error when the folder holds something else.
     """
-    check_place(folder, adapter=True)
+    check_place(folder, "an adapter")
     folder, tensors = Path(folder), method.tensors()
     notes = {"base": fingerprint(base), "sha256": digest(tensors)}
     safe = write_tensors(folder, "adapter_model", tensors, None, notes)
@@ -205,35 +214,40 @@ def save_adapter(method: Method, base: GPT, folder) -> None:
     write_json(folder / "adapter_config.json", config if safe else config | {"minipeft": notes})
 
 
-def load_adapter(base: GPT, folder) -> Adapted:
-    """Open what `model.save(folder)` wrote and attach it to the base; a combination's folder holds one adapter folder a part.
+def load_adapter(base: GPT, folder, base_fingerprint: str | None = None) -> Adapted:
+    """Open what `model.save(folder)` wrote and attach it to the base, in eval mode.
 
     A fully tuned model is a base of its own: it is opened beside the one given, which stays as it is.
+    base_fingerprint: fingerprint(base) where it is known already; it takes a pass over all weights.
     Raises Error when files are missing, torn or changed, or belong to another base.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
-    if not (folder / "adapter_config.json").exists():
-        if (folder / "config.json").exists():
-            tuned = GPT.from_pretrained(folder)
-            if tuned.config != base.config:
-                raise Error(f"{folder} holds a fully tuned model of another shape than the base's")
-            return Adapted(tuned.to(base.wte.weight.device), Full(tuned))
-        if names := parts_in(folder):
-            return Adapted(base, Combined(base, [load_method(base, folder / name) for name in names]))
-    return Adapted(base, load_method(base, folder))
+    if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        tuned = GPT.from_pretrained(folder)
+        if tuned.config != base.config:
+            raise Error(f"{folder} holds a fully tuned model of another shape than the base's")
+        return Adapted(tuned.to(base.wte.weight.device), Full(tuned)).eval()
+    here = base_fingerprint or fingerprint(base)
+    if parts := parts_in(folder):
+        methods = [load_method(base, folder / name, here) for name in METHODS if name in parts]
+        for method in methods:
+            if digest(method.tensors()) != parts[method.name]:
+                raise Error(f"{folder}: its {method.name} is not the one it was saved with")
+        return Adapted(base, Combined(base, methods)).eval()
+    return Adapted(base, load_method(base, folder, here)).eval()
 
 
-def load_method(base: GPT, folder: Path) -> Method:
-    """One adapter folder's method, not attached to the base yet; load_adapter says what is checked."""
+def load_method(base: GPT, folder: Path, here: str) -> Method:
+    """One adapter folder's method, not attached to the base yet; load_adapter says what is checked. here: the base's fingerprint."""
     config = read_json(folder / "adapter_config.json")
     methods = {peft_type: method for method in METHODS.values() for peft_type in method.peft_types}
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in methods:
         raise Error(f"{folder / 'adapter_config.json'}: peft_type must be one of {', '.join(methods)}, not {kind!r}")
     tensors, notes, path = read_tensors(folder, "adapter_model", config)
-    if "base" in notes and notes["base"] != (here := fingerprint(base)):
+    if "base" in notes and notes["base"] != here:
         raise Error(f"{folder} was tuned for another base (fingerprint {str(notes['base'])[:12]}, this one is {here[:12]})")
 
     method = methods[kind](base, **methods[kind].hyperparameters(config))

@@ -46,6 +46,24 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
+# The linears of a block: what they read and put out, in channels C.
+LINEARS = {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}
+
+
+def linears_named(names: "str | list[str] | tuple[str, ...]") -> list[str]:
+    """The linears of a block that these names mean, each a whole name ("mlp.c_proj") or its end ("c_proj": both of them).
+
+    Raises Error for a name that means none, with those there are.
+    """
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple, set)) or not names:
+        raise Error(f"target modules must be names of linears: there are {', '.join(LINEARS)}; not {names!r}")
+    for name in names:
+        if not any(linear == name or linear.endswith(f".{name}") for linear in LINEARS):
+            raise Error(f"target module {name!r} matches nothing: there are {', '.join(LINEARS)} (or their ends, such as c_proj)")
+    return [linear for linear in LINEARS if any(linear == name or linear.endswith(f".{name}") for name in names)]
+
+
 GPT2 = GPTConfig()
 
 # nano is the shape of the base that ships with the package: byte-level text (256 bytes and one end mark), rotary positions.

@@ -22,7 +22,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_token: int | None = None,
+    stop_token: "int | list[int] | None" = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
     """idx (B, T) int64 -> (B, <= T + max_new_tokens): every row followed by what the model says next.
@@ -31,7 +31,8 @@ def generate(
     temperature   0: the most likely token; above: drawn from softmax(logits / temperature), by torch's random numbers
     top_k         draw from the k most likely alone
     top_p         draw from the fewest most likely that have this probability together (nucleus, 1904.09751)
-    stop_token    ends a row; it ends when all rows have it, and rows that had it first are filled up with it
+    stop_token    ends a row, or each of several does; all ends when every row has one, and rows that had it sooner are filled up
+                  with it (the first of several)
     lengths       (B,) int64 where rows are of different lengths: row b is idx[b, :lengths[b]], what follows it comes right behind,
                   and the row is filled up with stop_token (0 without one)
 
@@ -45,7 +46,7 @@ def generate(
         return torch.cat([idx, new], dim=1)
     (B, T), n = idx.shape, new.size(1)
     column = torch.arange(T + n, device=idx.device)
-    out = idx.new_full((B, T + n), 0 if stop_token is None else stop_token)
+    out = idx.new_full((B, T + n), 0 if stop_token is None else int(torch.tensor(stop_token).view(-1)[0]))
     given, end = column < lengths[:, None], lengths[:, None] + n
     out[given] = F.pad(idx, (0, n))[given]
     out[~given & (column < end)] = new.flatten()
@@ -60,7 +61,7 @@ def stream(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_token: int | None = None,
+    stop_token: "int | list[int] | None" = None,
     lengths: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """What `generate` appends, as it comes: (B,) int64 at a time."""
@@ -70,6 +71,7 @@ def stream(
     if max_new_tokens == 0:
         return
     cache, slots = read_slots(base, slots, B, T + max_new_tokens - 1)  # the last token is not read again
+    stops = None if stop_token is None else torch.tensor(stop_token, device=idx.device).view(-1)
     training = model.training
     model.eval()
     try:
@@ -81,12 +83,12 @@ def stream(
             cache = cache._replace(length=lengths + cache.read - T)
         slots.pop("prompt", None)  # read
         for step in range(max_new_tokens):
-            token = choose(F.linear(x, base.wte.weight), temperature, top_k, top_p)  # (B,)
-            if stop_token is not None:
-                token = torch.where(done, stop_token, token)
-                done = done | (token == stop_token)
+            token = sample(F.linear(x, base.wte.weight), temperature, top_k, top_p)  # (B,)
+            if stops is not None:
+                token = torch.where(done, stops[0], token)
+                done = done | torch.isin(token, stops)
             yield token
-            if done.all() or step == max_new_tokens - 1:
+            if step == max_new_tokens - 1 or (stops is not None and done.all()):
                 return
             x = base.hidden(token[:, None], **slots, cache=cache)[:, -1]  # (B, C)
             cache = cache.after(1)
@@ -99,25 +101,27 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[Cache, dict]:
 
     Raises Error when that is more than the block size.
     """
+    slots = dict(slots)
     if isinstance(slots.get("prefix"), Tensor):
-        slots = slots | {"prefix": Prefix.of(slots["prefix"])}
+        slots["prefix"] = Prefix.of(slots["prefix"])
     prefix, prompt = slots.get("prefix"), slots.get("prompt")
     before = prefix.k.size(3) if prefix is not None and prefix.gate is None else 0
     in_cache = T + (0 if prompt is None else prompt.size(1))
     c = base.config
     if before + in_cache > c.block_size:
         raise Error(f"{before + in_cache - T} virtual tokens and {T} to read do not fit the base's block size of {c.block_size}")
-    k, v = base.wte.weight.new_empty(2, c.n_layer, B, c.n_head, in_cache, c.head_size)
-    return Cache(k, v), slots
+    k, v = base.wte.weight.new_zeros(2, c.n_layer, B, c.n_head, in_cache, c.head_size)
+    return Cache(k, v), slots  # zeros: a shorter row looks, with weight 0, at places that only longer ones have written
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """logits (B, V) -> one token a row (B,)."""
-    if temperature == 0:
+    if temperature < 1e-6:  # as good as 0, and no divisor for float32
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+        best = logits.topk(top_k)
+        logits = torch.full_like(logits, -math.inf).scatter(1, best.indices, best.values)
     if top_p is not None:
         ordered, place = logits.softmax(dim=-1).sort(descending=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # those before it have the probability already

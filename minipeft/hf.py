@@ -83,7 +83,7 @@ def _config_from_json(c: dict, where: Path) -> GPTConfig:
 
 def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None:
     """GPT.save_pretrained: see there."""
-    check_place(folder, adapter=False)
+    check_place(folder, "a base")
     folder, tensors = Path(folder), _to_folder(base.state_dict())
     notes = {"sha256": digest(tensors)}
     safe = write_tensors(folder, "model", tensors, safe_serialization, notes)

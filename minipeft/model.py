@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
 from .compiling import can_compile, compiled
-from .config import Error, GPTConfig
+from .config import LINEARS, Error, GPTConfig
 
 
 class Prefix(NamedTuple):
@@ -76,7 +76,7 @@ class Cache(NamedTuple):
                 buffer[:, :, read : read + T] = new
             else:
                 rows, places = torch.arange(len(k), device=k.device)[:, None], torch.arange(T, device=k.device)
-                buffer[rows, :, self.length[:, None] + places] = new.transpose(1, 2)
+                buffer[rows, :, self.length[:, None] + places] = new.transpose(1, 2).to(buffer.dtype)
         return self.k[:, :, : read + T], self.v[:, :, : read + T], self.after(T).length
 
 
@@ -95,8 +95,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
-# Where a block can be edited: its linears, and what is added to the residual stream.
-PLACES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "attn", "mlp")
+PLACES = (*LINEARS, "attn", "mlp")  # where a block can be edited: its linears, and what is added to the residual stream
 
 
 def edited(edits: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
@@ -225,7 +224,7 @@ class GPT(nn.Module):
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
-        self._check_slots(idx, prompt, prefix, cache)
+        self._check_slots(idx, prompt, prefix, edits, cache)
         (B, T), L = idx.shape, len(self.h)
         first = 0  # the position where what is new starts
         if prefix is not None and prefix.gate is None:
@@ -260,7 +259,7 @@ class GPT(nn.Module):
             return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=edits is not None)  # an edit may drop out
         return run(*inputs)
 
-    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None, cache: Cache | None) -> None:
+    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None, edits: list | None, cache: Cache | None) -> None:
         """Raise Error unless the shapes are those that `hidden` names and all tokens find a position."""
         c = self.config
         if idx.dim() != 2:
@@ -279,6 +278,8 @@ class GPT(nn.Module):
             if gate is not None and gate.shape != (k.size(0), c.n_head):
                 raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({k.size(0)}, {c.n_head})")
             P += k.size(3) if gate is None else 0
+        if edits is not None and (len(edits) != c.n_layer or not all(place in PLACES for its_own in edits for place in its_own)):
+            raise Error(f"edits must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(PLACES)}")
         if P + T > c.block_size:
             raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import load_adapter
+from .checkpoint import fingerprint, load_adapter
 from .config import Error
 from .generation import generate
 from .ladder import prefix_from_prompt
@@ -55,11 +55,12 @@ class TaskBank:
         self.base = base
         self.names = list(tasks)
         loaded: list[Adapted] = []
+        here = None if all(isinstance(task, Adapted) for task in tasks.values()) else fingerprint(base)  # once for all folders
         try:
             slots = []
             for name, task in tasks.items():
                 if not isinstance(task, Adapted):
-                    loaded.append(task := load_adapter(base, task))
+                    loaded.append(task := load_adapter(base, task, here))
                 slots.append(self._mixable(name, task))
             self.prefix = self._prefix_table([s["prefix"] for s in slots])
             self.lora = self._lora_table([s["edits"] for s in slots])
@@ -69,15 +70,16 @@ class TaskBank:
 
     def _mixable(self, name: str, model: Adapted) -> dict:
         """{"prefix": (L, 2, 1, n_kv, P, hs) or None, "edits": [{place: LowRank}] or None} of one task."""
-        for part in model.method.parts():
-            if part.name in REFUSED:
-                raise Error(f"task {name!r}: {part.name} cannot be mixed in one batch: {REFUSED[part.name]}")
+        if reason := why_not(model):
+            raise Error(f"task {name!r}: {reason}")
         if model.base is not self.base:
             raise Error(f"task {name!r} was tuned on another base than the bank's")
-        slots = model.slots()
+        training = model.training
+        slots = model.eval().slots()  # nothing is dropped out on the way up the ladder
         prefix, edits = slots.get("prefix"), slots.get("edits")
         if "prompt" in slots:
             prefix = prefix_from_prompt(self.base, slots["prompt"], edits)
+        model.train(training)
         return {"prefix": prefix, "edits": edits}
 
     def _prefix_table(self, prefixes: list[Tensor | None]) -> "tuple[Tensor, Tensor] | None":
@@ -124,16 +126,14 @@ class TaskBank:
     def rows(self, tasks: list[str | None]) -> Rows:
         """What the rows of a batch need, gathered once; when all rows have one task its prefix is shared instead of gathered."""
         ids = self.task_ids(tasks)
-        shared = len(set(tasks)) == 1 and not self.base.through_compile  # compiled, one form serves every mixture
+        shared = len(set(tasks)) == 1 and not self.base.through_compile  # compiled, one shape serves every mixture
         slots = {}
         if self.prefix is not None:
             table, lengths = self.prefix
-            if not shared:
-                k, v = table[:, :, ids]
-                slots["prefix"] = Prefix(k, v, length=lengths[ids])
-            elif P := int(lengths[ids[0]]):
-                k, v = table[:, :, ids[:1], :, :P]
-                slots["prefix"] = Prefix(k, v)
+            P = table.size(4) if self.base.through_compile else int(lengths[ids].max())  # the longest of the batch
+            if P:
+                k, v = table[:, :, ids[:1] if shared else ids, :, :P]
+                slots["prefix"] = Prefix(k, v, length=None if shared else lengths[ids])
         if self.lora is not None and not (shared and tasks[0] is None):
             chosen = ids[0] if shared else ids
             slots["edits"] = [{place: LowRank(A[chosen], B[chosen], 1.0) for place, (A, B) in layer.items()} for layer in self.lora]
@@ -154,11 +154,24 @@ REFUSED = {
 }
 
 
-def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int, stop_token: int | None = None) -> Tensor:
+def why_not(model: Adapted) -> str | None:
+    """Why rows of one batch cannot have this task among others; None when they can."""
+    names = [part.name for part in model.method.parts()]
+    for name in names:
+        if name in REFUSED:
+            return f"{name} cannot be mixed in one batch: {REFUSED[name]}"
+    if "prefix" in names and len(names) > len({"prefix", "lora"} & set(names)):
+        return f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind its prefix, not in the place of one"
+    return "it is merged into the base, where all rows would have it: unmerge it first" if model.merged else None
+
+
+def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int, stop_token: "int | list[int] | None" = None) -> Tensor:
     """Several prompts for one task, asked in one batch: the answer that most of them give (Lester et al. §6, prompt ensembling).
 
     idx (1, T) -> (1, <= T + max_new_tokens); of answers given equally often the one that came first in `tasks`.
     """
+    if idx.size(0) != 1 or not tasks:
+        raise Error(f"a vote is on one input by at least one task, not on {idx.size(0)} by {len(tasks)}")
     answers = generate(bank.rows(tasks), idx.expand(len(tasks), -1), max_new_tokens, stop_token=stop_token)
     (answer, _), *_ = Counter(map(tuple, answers.tolist())).most_common(1)
     return torch.tensor([answer], device=idx.device)

@@ -65,16 +65,17 @@ def train(
                     raise Error(f"training came apart at step {step + 1} (loss {value:.3g}): try a learning rate below {peak:g}")
                 bar.set_postfix(loss=f"{value:.3f}")
                 if state is not None:
-                    _save(state, parameters, optimizer, step + 1, settings)
+                    _save(state, parameters, optimizer, step + 1, settings, device)
 
 
-def _save(path: Path, parameters: dict[str, Tensor], optimizer, step: int, settings: dict | None) -> None:
+def _save(path: Path, parameters: dict[str, Tensor], optimizer, step: int, settings: dict | None, device: torch.device) -> None:
     state = {
         "step": step,
         "settings": settings,
         "trained": {name: p.detach() for name, p in parameters.items()},
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
+        "random_on_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
     write_torch(path, state)
 
@@ -83,7 +84,7 @@ def _load(path: Path | None, parameters: dict[str, Tensor], optimizer, settings:
     if path is None or not path.exists():
         raise Error(f"nothing to resume: {path} does not exist (a finished run leaves none)")
     state = read_torch(path)
-    if state.keys() != {"step", "settings", "trained", "optimizer", "random"}:
+    if state.keys() != {"step", "settings", "trained", "optimizer", "random", "random_on_device"}:
         raise Error(f"{path} is not a training state")
     theirs, ours = state["settings"] or {}, settings or {}
     for name in sorted(theirs.keys() | ours.keys()):
@@ -95,6 +96,8 @@ def _load(path: Path | None, parameters: dict[str, Tensor], optimizer, settings:
             p.copy_(state["trained"][name])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
+    if state["random_on_device"] is not None:
+        torch.cuda.set_rng_state(state["random_on_device"], next(iter(parameters.values())).device)
     return state["step"]
 
 

@@ -187,7 +187,7 @@ def test_without_the_extras_peers_says_what_to_install(monkeypatch):
 
 
 def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
-    """A prefix shared by the rows and its copies in their caches; mixed tasks and each alone."""
+    """A prefix shared by the rows, and its copies in their caches."""
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
     s = serving.Settings("tiny", config, 6, 4, (1, 3), 5, (20,), 3, 0, "cpu")
     base = serving.new_base(s)
@@ -203,6 +203,8 @@ def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
     assert torch.equal(tokens[serving.Row("shared", P=20)], tokens[serving.Row("copied", P=20)])
     assert not torch.equal(tokens[serving.Row("shared", P=20)], tokens[serving.Row("base")])
     assert len({tuple(t.flatten().tolist()) for t in tokens.values()}) > 3  # and the tasks do differ
+    copies = serving.build(s, serving.Row("full copies", n=4))
+    assert len(copies) == 4 and sum(len(d.idx) for d in copies) == 6
 
 
 def test_the_serving_bench(capsys, monkeypatch):

@@ -6,7 +6,7 @@ from conftest import tiny
 from test_methods import COMBINED, FROZEN, moved
 
 from minipeft import Error, Prefix, adapt, attention, generate
-from minipeft.generation import choose, stream
+from minipeft.generation import sample, stream
 
 HARD = ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7])))
 
@@ -33,6 +33,25 @@ def test_token_for_token_as_without_a_cache(name, h, base, idx):
         assert not row[n + 9 :].any()
 
 
+def test_no_row_reads_memory_that_nobody_wrote(base, idx):
+    """Every empty tensor comes filled with NaN."""
+    lengths = torch.tensor([11, 1, 6])
+    want = generate(base, idx, 9, lengths=lengths)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        assert torch.equal(generate(base, idx, 9, lengths=lengths), want)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_under_autocast(base, idx):
+    """The cache keeps the base's own type, whatever the products are in."""
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = generate(adapt(base, "prefix"), idx, 5, lengths=torch.tensor([11, 4, 6]))
+    assert rows.shape == (3, 16)
+
+
 def test_it_goes_on_from_one_step_to_the_next(base, idx):
     whole = generate(base, idx, 6)
     assert [t.tolist() for t in stream(base, idx, 6)] == whole[:, 11:].T.tolist()
@@ -46,6 +65,8 @@ def test_a_stop_token_ends_a_row_and_fills_it_up(base, idx):
     for row, whole in zip(rows.tolist(), free.tolist(), strict=True):
         end = whole.index(stop) + 1 if stop in whole else 8
         assert row == (whole[:end] + [stop] * 8)[: len(row)]
+    either = generate(base, idx[:1], 8, stop_token=[96, stop])[:, 11:]  # one of several
+    assert either[0].tolist()[: len(either[0])] == rows[0][: len(either[0])].tolist()
     short = generate(base, idx[:1], 8, stop_token=stop)
     assert short[0, 11:].tolist() == free[0, : free[0].tolist().index(stop) + 1].tolist()  # nothing is computed past the end
 
@@ -137,7 +158,7 @@ def test_sampling_follows_the_distribution_it_is_asked_for():
 
     def frequencies(**settings):
         settings = {"temperature": 1.0, "top_k": None, "top_p": None} | settings
-        return torch.bincount(choose(logits.expand(20_000, 5), **settings), minlength=5) / 20_000
+        return torch.bincount(sample(logits.expand(20_000, 5), **settings), minlength=5) / 20_000
 
     p = logits[0].softmax(0)
     assert (frequencies() - p).abs().max() < 0.015
@@ -148,7 +169,9 @@ def test_sampling_follows_the_distribution_it_is_asked_for():
         some = torch.where(torch.arange(5) < kept, p, 0.0)
         got = frequencies(top_p=top_p)
         assert (got - some / some.sum()).abs().max() < 0.015 and not got[kept:].any()
-    assert choose(logits, 0.0, None, None).tolist() == [0]
+    assert sample(logits, 0.0, None, None).tolist() == sample(logits, 1e-39, None, None).tolist() == [0]
+    equal = torch.zeros(2000, 5)
+    assert len(set(sample(equal, 1.0, 2, None).tolist())) == 2  # of equal ones, too, no more than k
 
 
 def test_the_same_seed_draws_the_same_text(base, idx):

@@ -55,6 +55,8 @@ def test_several_adapters_answer_side_by_side_mixed_or_in_turn(adapters, capsys)
     _, mixed, _ = call(capsys, "generate", *flags, "--prompt", "58213764 -> ")
     assert mixed.splitlines()[:2] == ["reverse  46731285", "sort     12345678"]
     _, in_turn, _ = call(capsys, "generate", *flags, "--adapter", adapters / "adapter", "--prompt", "58213764 -> ")
+    _, twice, _ = call(capsys, "generate", *flags[:2], *flags[:2], "--prompt", "58213764 -> ")
+    assert len(twice.splitlines()) == 2
     assert in_turn.splitlines()[:3] == mixed.splitlines() and in_turn.splitlines()[3].startswith("adapter  ")
 
 
@@ -64,6 +66,8 @@ def test_inspect_tells_what_a_folder_holds(adapters, capsys):
     _, prompt, _ = call(capsys, "inspect", adapters / "prompt")
     assert "  parameters          1,024\n" in prompt and ", which is nano\n" in prompt and len(prompt.splitlines()) == 10 + 7
     _, both, _ = call(capsys, "inspect", adapters / "both")
+    _, whole, _ = call(capsys, "inspect", NANO)
+    assert "full, or a base: 826,240 parameters" in whole
     assert both.count("method ") == 2 and "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight (8, 128) float32" in both
 
 

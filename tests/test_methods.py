@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import warnings
 
 import pytest
@@ -197,6 +198,8 @@ def test_lora_is_a_low_rank_change_of_the_weights(h, base, idx):
         model.merge()
     with pytest.raises(Error, match="unmerge"):
         model.save("nowhere")
+    with pytest.raises(Error, match="unmerge.. before training"):
+        model.loss(idx, idx)
     with pytest.raises(Error, match="unmerge it first"):
         adapt(base, "prompt")
     model.unmerge()
@@ -204,6 +207,8 @@ def test_lora_is_a_low_rank_change_of_the_weights(h, base, idx):
     assert torch.equal(model(idx), tuned)
     model.merge()
     model.detach()  # takes the change back out, too
+    with pytest.raises(Error, match="must be attached"):
+        model.merge()
     assert all(torch.equal(t, before[k]) for k, t in base.state_dict().items())
 
 
@@ -212,11 +217,11 @@ def test_only_a_change_of_weights_on_a_base_of_its_own_is_merged(base):
     two = adapt(base, "adapter")
     with pytest.raises(Error, match="adapter cannot be merged"):
         two.merge()
-    with pytest.raises(Error, match="other adapters share"):
+    with pytest.raises(Error, match="attached to the base, and alone"):
         one.merge()
 
 
-def test_lora_drops_out_in_training_alone(base, idx):
+def test_lora_drops_out_in_training_alone(base, idx, tmp_path):
     model = moved(adapt(base, "lora", lora_dropout=0.5))
     assert not torch.equal(model(idx), model(idx))
     model.gradient_checkpointing(True)  # the second run of a block must drop the same
@@ -227,6 +232,9 @@ def test_lora_drops_out_in_training_alone(base, idx):
     torch.manual_seed(1)
     for a, b in zip(kept, torch.autograd.grad(model.loss(idx, idx), list(model.trainable_parameters())), strict=True):
         torch.testing.assert_close(a, b)
+    model.save(tmp_path)
+    loaded = load_adapter(base, tmp_path)  # to be used, until somebody trains it
+    assert not loaded.training and torch.equal(loaded(idx), loaded(idx))
     model.eval()
     plain = moved(adapt(base, "lora"))
     plain.method.load_state_dict(model.method.state_dict())
@@ -304,14 +312,27 @@ def test_methods_combine(base, idx, tmp_path):
     rates = {part.name: part.learning_rate for part in (lora, prefix)}
     assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [(1, rates["prefix"]), (6, rates["lora"])]
     model.save(tmp_path)
-    assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix"}
+    assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix", "combination.json"}
+    for part in (prefix, lora):
+        assert read_tensors(tmp_path / part.name, "adapter_model", {})[0].keys() == part.tensors().keys()
     again = load_adapter(base, tmp_path)
     torch.testing.assert_close(again(idx), together, rtol=0, atol=1e-5)
     assert again.method.name == model.method.name
-    with pytest.raises(Error, match="already holds prefix: save prompt.lora in a folder of its own"):
-        adapt(base, ["lora", "prompt"]).save(tmp_path)
-    with pytest.raises(Error, match="already holds an adapter"):
+    with pytest.raises(Error, match="already holds a combination: save an adapter in a folder of its own"):
+        adapt(base, "prompt").save(tmp_path)
+    with pytest.raises(Error, match="already holds an adapter: save a combination"):
         model.save(tmp_path / "lora")
+    adapt(base, "lora", r=2).save(tmp_path / "lora")  # as if a second run had been stopped between its parts
+    with pytest.raises(Error, match="its lora is not the one it was saved with"):
+        load_adapter(base, tmp_path)
+    shutil.rmtree(tmp_path / "lora")
+    with pytest.raises(Error, match="lora.adapter_config.json is missing"):
+        load_adapter(base, tmp_path)
+    (tmp_path / "combination.json").write_text('{"parts": {"magic": ""}}')
+    with pytest.raises(Error, match="must name the parts, of full"):
+        load_adapter(base, tmp_path)
+    adapt(base, ["lora", "prompt"]).save(tmp_path)  # the whole again, of other parts
+    assert load_adapter(base, tmp_path).method.name == "prompt+lora"
     both = moved(adapt(base, ["adapter", "lora", "prompt"]))  # two kinds of edits, and a prompt
     both.save(tmp_path / "three")
     torch.testing.assert_close(load_adapter(base, tmp_path / "three")(idx), both(idx), rtol=0, atol=1e-5)
@@ -340,9 +361,10 @@ def test_peft_opens_our_lora_and_we_open_pefts(tmp_path):
         made.save_pretrained(tmp_path / "theirs")
         torch.testing.assert_close(load_adapter(base, tmp_path / "theirs")(idx), made(idx).logits, rtol=0, atol=1e-4)
     config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
-    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(Error, match="use_dora True is not supported"):
-        load_adapter(base, tmp_path / "theirs")
+    for name, value in {"use_dora": True, "init_lora_weights": "pissa", "rank_pattern": {"c_attn": 4}}.items():
+        (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(Error, match=f"{name} .* is not supported"):
+            load_adapter(base, tmp_path / "theirs")
 
 
 def test_the_summary_is_pefts_line(base):
@@ -414,7 +436,9 @@ def test_several_methods_share_a_frozen_base(base, idx):
         ("lora", dict(r=33), "r 33 is larger than attn.c_attn has ranks: its matrix is 96 × 32"),
         ("lora", dict(r=0), "at least 1, not 0"),
         ("lora", dict(target_modules=["q_proj"]), "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"),
-        ("lora", dict(target_modules=[]), "no target module given"),
+        ("lora", dict(target_modules=[]), "must be names of linears"),
+        ("lora", dict(target_modules=5), "must be names of linears: there are attn.c_attn"),
+        ("adapter", dict(placement=["mlp"]), "'houlsby' or 'pfeiffer'"),
         ("lora", dict(lora_alpha=0), "above 0"),
         ("lora", dict(lora_dropout=1.0), "below 1"),
         ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),

@@ -108,6 +108,17 @@ def test_far_positions_keep_their_angles_in_a_bfloat16_base():
     torch.testing.assert_close(sin[0, 0, 46, 0], torch.tensor(46.0).sin())
 
 
+def test_edits_have_places(base, idx):
+    def double(x, y):
+        return 2 * y
+
+    layers = [{"mlp": double}] * 3
+    assert (base(idx, edits=layers) - base(idx)).abs().max() > 0.1
+    for wrong in (layers[:2], [{"c_attn": double}] * 3):
+        with pytest.raises(Error, match="each of 3 layers, with places of attn.c_attn"):
+            base(idx, edits=wrong)
+
+
 def test_initial_weights_are_gpt2s():
     """N(0, 0.02²), and 0.02/sqrt(2L) where a block adds to the residual stream (Radford et al. 2019 §2.3)."""
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ class Contestant:
             self.model: Adapted = adapt(base, method, **hyperparameters)
             self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
         else:
-            self.model = adapt(base, method, tokens=torch.arange(hyperparameters["num_virtual_tokens"]))
+            self.model = adapt(base, method, tokens=torch.zeros(hyperparameters["num_virtual_tokens"], dtype=torch.int64))
         self.model.compile_blocks(s.compile)
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)

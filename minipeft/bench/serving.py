@@ -85,12 +85,12 @@ def build(s: Settings, row: Row, base: GPT | None = None) -> list[Decoder]:
     """The decoders of a row: one, or as many as there are copies of the base."""
     torch.manual_seed(s.seed)
     c, steps = s.config, s.steps + 2
-    base = new_base(s) if base is None else base
     idx = torch.randint(c.vocab_size, (s.batch_size, s.seq_len), device=s.device)
+    if row.kind == "full copies":
+        return [Decoder(new_base(s), part, {}, steps) for part in idx.tensor_split(row.n)]
+    base = new_base(s) if base is None else base
     if row.kind == "base":
         return [Decoder(base, idx, {}, steps)]
-    if row.kind == "full copies":
-        return [Decoder(new_base(s), part, {}, steps) for part in idx.chunk(row.n)]
     if row.kind in ("shared", "copied"):
         k, v = torch.randn(2, c.n_layer, 1, c.n_head, row.P, c.head_size, device=s.device)
         if row.kind == "copied":

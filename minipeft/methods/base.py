@@ -85,7 +85,12 @@ class Adapted(nn.Module):
         return self.base(idx, **self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised positions: targets (B, T) int64 holds the next token of each, or -100."""
+        """Mean cross-entropy over supervised positions: targets (B, T) int64 holds the next token of each, or -100.
+
+        Raises Error while merged, when what is tuned has no part in it.
+        """
+        if self.merged:
+            raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, **self.slots())  # (B, T, C)
         return linear_cross_entropy(x.flatten(0, 1), self.base.wte.weight, targets.flatten())
 
@@ -102,8 +107,10 @@ class Adapted(nn.Module):
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights (lora is)")
-        if self.merged or len(_ATTACHED.get(self.base, ([], ()))[1]) > 1:
-            raise Error("already merged" if self.merged else "a base that other adapters share cannot have one merged into it")
+        if self.merged:
+            raise Error("already merged")
+        if list(_ATTACHED.get(self.base, ([], ()))[1]) != [self]:
+            raise Error("what is merged must be attached to the base, and alone: detach the others first")
         for name, change in changes().items():
             weight = self.base.get_parameter(name)
             self._unmerged[name] = weight.clone()

@@ -5,11 +5,12 @@
     placement="houlsby"     after attention and after the MLP     trained = stored = 2·L·(2·C·m + m + C)     Houlsby et al. 2019,
                                                                                                              1902.00751 §2.1
     placement="pfeiffer"    after the MLP alone                   trained = stored =   L·(2·C·m + m + C)     Pfeiffer et al. 2020,
-                                                                                                             2005.00247 §3
+                                                                                                             2005.00247
 W_up starts at zero, so step 0 is exactly the base. Unlike LoRA's, this change is not linear: it cannot be merged into the base's weights.
 
 Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too; here the base is pre-LayerNorm and
 wholly frozen. They start from N(0, σ) with a small σ, near the identity.
+gelu is the exact one, whatever form the base's own MLP has.
 """
 
 import torch
@@ -47,7 +48,7 @@ class BottleneckAdapter(Method):
 
     def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):
         super().__init__()
-        if placement not in PLACEMENTS:
+        if placement not in tuple(PLACEMENTS):
             raise Error(f"placement must be {' or '.join(map(repr, PLACEMENTS))}, not {placement!r}")
         self.bottleneck_size, self.placement = at_least_one("bottleneck_size", bottleneck_size), placement
         places = PLACEMENTS[placement]

@@ -1,9 +1,8 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
-Each fills its own slot, or edits its own places, and is trained at its own learning rate; what is saved is one adapter folder a part.
+Each fills its own slot, or edits its own places, and is trained at its own learning rate; what is saved is one adapter folder a part
+and a list of them.
 """
-
-from pathlib import Path
 
 from torch import nn
 
@@ -46,6 +45,4 @@ class Combined(Method):
     def save(self, base: GPT, folder) -> None:
         from .. import checkpoint
 
-        checkpoint.check_parts(folder, list(self.by_name))
-        for name, part in self.by_name.items():
-            part.save(base, Path(folder) / name)
+        checkpoint.save_combination(self.by_name, base, folder)

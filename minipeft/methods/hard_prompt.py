@@ -22,7 +22,7 @@ from ..config import Error
 from ..ladder import prompt_from_tokens
 from ..loss import linear_cross_entropy
 from ..model import GPT
-from .base import Method, virtual_tokens
+from .base import Adapted, Method, virtual_tokens
 
 
 class HardPrompt(Method):
@@ -72,6 +72,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
 
     device = base.wte.weight.device
     tokens = start.to(device)
+    frozen = Adapted(base, HardPrompt(base, start))  # no gradient of any weight
     with tqdm(total=steps, unit="step", desc="search", dynamic_ncols=True) as bar:
         for step in range(steps):
             prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
@@ -85,4 +86,5 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
             tokens = tries[int(losses.argmin())]
             bar.update()
             bar.set_postfix(loss=f"{losses.min():.3f}")
+    frozen.detach()
     return tokens

@@ -17,8 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..accounting import targeted
-from ..config import Error
+from ..config import Error, linears_named
 from ..model import GPT
 from .base import Method, at_least_one, new_parameter
 
@@ -47,7 +46,12 @@ class LoRA(Method):
     peft_types = ("LORA",)
 
     def __init__(
-        self, base: GPT, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0, target_modules: tuple[str, ...] = ("c_attn",)
+        self,
+        base: GPT,
+        r: int = 8,
+        lora_alpha: float = 8,
+        lora_dropout: float = 0.0,
+        target_modules: "str | list[str] | tuple[str, ...]" = ("c_attn",),
     ):
         super().__init__()
         if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
@@ -55,8 +59,8 @@ class LoRA(Method):
         if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
             raise Error(f"lora_dropout must be at least 0 and below 1, not {lora_dropout!r}")
         self.r, self.lora_alpha, self.lora_dropout = at_least_one("r", r), lora_alpha, lora_dropout
-        self.target_modules = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
-        self.places = targeted(self.target_modules)
+        self.places = linears_named(target_modules)
+        self.target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
         self.layers = nn.ModuleList()
         for block in base.h:
             pairs = nn.ModuleList()
@@ -96,7 +100,7 @@ class LoRA(Method):
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": list(self.target_modules),
+            "target_modules": self.target_modules,
             "fan_in_fan_out": True,  # GPT-2's linears are stored (in, out) in transformers
             "bias": "none",
         }
@@ -123,4 +127,7 @@ _PLAIN = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
     "exclude_modules": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
 }
