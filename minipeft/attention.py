@@ -53,7 +53,8 @@ def prefix_attention(
     prefix_k, prefix_v   (1|B, n_kv, P, hs): one prefix for the batch or one a row, cast to q's dtype; P = 0 and None: no prefix
     gate      (nh,) or None
     backend   "reference": the textbook in float32 or above, the specification; "sdpa": torch's scaled_dot_product_attention;
-              "fused": our own kernel through torch.compile; "halves": the same run eagerly; "auto": whichever measured faster
+              "fused": our own kernel through torch.compile; "halves": the same run eagerly; "auto": the one that measured
+              faster, and in inference the halves where concatenating would copy a cache or a shared prefix
     prefix_length   (B,) int64: of the P prefix positions, row b has the first prefix_length[b]; None: all. Not with a gate
     length    (B,) int64: of the Tk positions, row b has the first length[b], and its queries are the last Tq of those; None: all
     returns   (B, nh, Tq, hs) in q's dtype
