@@ -7,7 +7,8 @@ from .config import PRESETS, Error, GPTConfig
 from .generation import generate
 from .ladder import hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
 from .methods import METHODS, adapt
-from .model import GPT, Prefix
+from .model import GPT
+from .slots import Prefix
 from .task_bank import TaskBank, vote
 
 __all__ = [

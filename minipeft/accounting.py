@@ -3,7 +3,7 @@
 import inspect
 from typing import NamedTuple
 
-from .config import LINEARS, Error, GPTConfig, linears_named
+from .config import Error, GPTConfig, linears, linears_named
 
 
 class Count(NamedTuple):
@@ -12,12 +12,20 @@ class Count(NamedTuple):
 
 
 def base_parameters(c: GPTConfig) -> int:
-    """V·C + block_size·C (learned positions only) + L·(12·C² + 13·C) + 2·C; the tied head adds none.
+    """V·C, once more for a head of its own + block_size·C (learned positions only) + L · a block + a norm.
 
-    A block: attention C·3C + 3C and C·C + C, MLP C·4C + 4C and 4C·C + C, two LayerNorms of 2C.
+    A block: its linears (config.linears) with their biases, and two norms; a norm has 2C ("layer") or C ("rms").
+    GPT-2: V·C + block_size·C + L·(12·C² + 13·C) + 2·C.
     """
-    positions = c.block_size * c.n_embd if c.position == "learned" else 0
-    return c.vocab_size * c.n_embd + positions + c.n_layer * (12 * c.n_embd**2 + 13 * c.n_embd) + 2 * c.n_embd
+    tables = c.vocab_size * c.n_embd * (1 if c.tied else 2) + (c.block_size * c.n_embd if c.position == "learned" else 0)
+    norm = (2 if c.norm == "layer" else 1) * c.n_embd
+    block = 2 * norm
+    for place, (into, out) in linears(c).items():
+        block += into * out + (out if c.bias == "all" or (c.bias == "qkv" and place in READ_FIRST) else 0)
+    return tables + c.n_layer * block + norm
+
+
+READ_FIRST = ("attn.c_attn", "attn.q_proj", "attn.k_proj", "attn.v_proj")  # linears that make queries, keys and values
 
 
 def _full(c: GPTConfig) -> Count:
@@ -36,10 +44,13 @@ def _prefix(
     prefix_projection: bool = False,
     encoder_hidden_size: int | None = None,
 ) -> Count:
-    """Stored: P·W with W = 2·L·C (space "kv") or L·C ("hidden"). Trained through the MLP: P·C + (C + 1)·m + (m + 1)·W."""
+    """Stored: P·W with W = 2·L·n_kv·hs (space "kv"; 2·L·C where heads are not grouped) or L·C ("hidden").
+
+    Trained through the MLP: P·C + (C + 1)·m + (m + 1)·W.
+    """
     if space not in ("kv", "hidden"):
         raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
-    W = (2 if space == "kv" else 1) * c.n_layer * c.n_embd
+    W = c.n_layer * (2 * c.n_kv * c.head_size if space == "kv" else c.n_embd)
     stored = num_virtual_tokens * W
     if not prefix_projection:
         return Count(stored, stored)
@@ -52,13 +63,18 @@ def _hard_prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
     return Count(0, num_virtual_tokens)
 
 
-def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] = ("c_attn",)) -> Count:
+def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] | None = None) -> Count:
     """L · r · (in + out), summed over the edited linears of a block."""
-    places = linears_named(target_modules)
-    if r > (most := c.n_embd * min(min(LINEARS[place]) for place in places)):
+    places = linears_named(c, lora_targets(c) if target_modules is None else target_modules)
+    if r > (most := min(min(linears(c)[place]) for place in places)):
         raise Error(f"r {r} is larger than a matrix of {', '.join(places)} has ranks: {most}")
-    n = c.n_layer * sum(r * c.n_embd * sum(LINEARS[place]) for place in places)
+    n = c.n_layer * sum(r * sum(linears(c)[place]) for place in places)
     return Count(n, n)
+
+
+def lora_targets(c: GPTConfig) -> tuple[str, ...]:
+    """What LoRA edits by default: the attention's input projection; where that is three matrices, the two that the paper edits."""
+    return ("c_attn",) if c.projections == "joined" else ("q_proj", "v_proj")
 
 
 def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby") -> Count:
@@ -69,12 +85,15 @@ def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby")
     return Count(n, n)
 
 
-def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | None = None) -> Count:
-    """n · (K·C + nh); by default n is 30 of 32 layers."""
+def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | None = None, gate: str = "head") -> Count:
+    """n · (K·C + nh), or n · (K·C + 1) with gate "layer"; by default n is 30 of 32 layers."""
+    if gate not in ("head", "layer"):
+        raise Error(f"gate must be 'head' or 'layer', not {gate!r}")
     n = top_layers(c) if adapter_layers is None else adapter_layers
     if n > c.n_layer:
         raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
-    return Count(n * (adapter_len * c.n_embd + c.n_head), n * (adapter_len * c.n_embd + c.n_head))
+    each = adapter_len * c.n_embd + (c.n_head if gate == "head" else 1)
+    return Count(n * each, n * each)
 
 
 def top_layers(c: GPTConfig) -> int:
@@ -114,7 +133,7 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
 
     B·S positions in the blocks (S = P + T for a prompt, else T), of which B·T·supervised meet the head. Forward:
 
-        linear     2 · B·S · 12·C²                each block's four weights
+        linear     2 · B·S · 12·C²                each block's weights (12·C² in GPT-2's shape)
         attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
         prefix     4 · C · B·T·P                  (llama-adapter: in its layers); and what makes it: the projection of hidden
                                                   vectors to keys and values, the MLP
@@ -130,10 +149,11 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
     trained = count(c, method, **hyperparameters).trained  # raises Error for what the method does not know
     if method == "hard-prompt":
         raise Error("hard-prompt has no training step: nothing is trained")
-    L, C, T = c.n_layer, c.n_embd, seq_len
+    L, C, kv, T = c.n_layer, c.n_embd, c.n_kv * c.head_size, seq_len
     P = 0 if method == "full" else hyperparameters.get("num_virtual_tokens", 8)
     S = T + P if method == "prompt" else T
-    linear = 2 * batch_size * S * 12 * C**2
+    sizes = {place: 2 * batch_size * S * into * out for place, (into, out) in linears(c).items()}
+    linear = sum(sizes.values())
     attention = 4 * C * batch_size * (S * (S + 1) // 2)
     head = round(2 * batch_size * T * supervised * c.vocab_size * C)
     both = 2 * (L * linear + head) + 3 * L * attention  # forward, and backward to the input
@@ -144,24 +164,38 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
         prefix = 4 * C * batch_size * T * P
         hidden = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
-        make = n * 2 * P * 2 * C**2 if hidden else 0  # keys and values of the hidden vectors
+        make = n * 2 * P * C * 2 * kv if hidden else 0  # keys and values of the hidden vectors
         if hyperparameters.get("prefix_projection"):
             m = hyperparameters.get("encoder_hidden_size") or C
-            make_mlp = 2 * P * m * (C + L * (1 if hidden else 2) * C)
+            make_mlp = 2 * P * m * (C + L * (C if hidden else 2 * kv))
         else:
             make_mlp = 0
-        spared = (L - n) * (linear + 2 * attention) + linear * 3 // 12 + 2 * attention + prefix // 2
+        spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
         return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
     if method in ("lora", "adapter"):
         edits = 2 * batch_size * T * (trained // L)  # in one block; biases are counted with the weights they stand beside
         if method == "lora":
-            r, place = hyperparameters.get("r", 8), linears_named(hyperparameters.get("target_modules", ("c_attn",)))[0]
-            entry = 2 * batch_size * T * r * C * LINEARS[place][0]
-            before = list(LINEARS).index(place) + 1  # its own weight's input gradient is spared, too
+            targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
+            stage = _stage(targets[0])
+            first = [place for place in targets if _stage(place) == stage]  # those that read the same, which has no gradient
+            entry = 2 * batch_size * T * hyperparameters.get("r", 8) * sum(linears(c)[place][0] for place in first)
+            if stage == 1 and c.projections == "apart":  # without q or k: no gradient of the scores; each has its own product
+                untouched = [name for name in "qkv" if f"attn.{name}_proj" not in first]
+                entry += attention // 2 * (len(untouched) + ({"q", "k"} <= set(untouched)))
         else:
             entry = 2 * batch_size * T * hyperparameters.get("bottleneck_size", 8) * C
-            before = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
-        sizes = [into * out for into, out in LINEARS.values()]
-        spared = sum(sizes[:before]) * linear // 12 + (2 * attention if before > 1 else 0) + entry
+            stage = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
+        spared = _up_to(sizes, stage) + (2 * attention if stage > 1 else 0) + entry
         return both + 3 * L * edits - spared
     return both
+
+
+def _stage(place: str) -> int:
+    """Which of a block's four steps a linear belongs to: what attention reads, what it puts out, what the MLP reads, what it puts out."""
+    if place in READ_FIRST:
+        return 1
+    return {"attn.c_proj": 2, "attn.o_proj": 2, "mlp.c_proj": 4, "mlp.down_proj": 4}.get(place, 3)
+
+
+def _up_to(sizes: dict[str, int], stage: int) -> int:
+    return sum(size for place, size in sizes.items() if _stage(place) <= stage)

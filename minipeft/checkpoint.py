@@ -93,44 +93,87 @@ def write_torch(path: Path, value: dict) -> None:
     write_atomically(path, write)
 
 
-def read_tensors(folder: Path, stem: str, config: dict) -> tuple[dict[str, Tensor], dict, Path]:
-    """Tensors, the notes that travel with them (in their metadata or the config), and the file.
+def stored_files(folder: Path, stem: str) -> list[Path]:
+    """The file that holds a folder's tensors, or the several that an index lists (shards). Raises Error when one is missing."""
+    kinds = tensor_paths(folder, stem)
+    for path in kinds:
+        index = path.with_name(f"{path.name}.index.json")
+        if path.exists():
+            return [path]
+        if index.exists():
+            names = read_json(index).get("weight_map")
+            if not isinstance(names, dict) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+                raise Error(f"{index} must list the file of every tensor under weight_map")
+            shards = sorted({folder / name for name in names.values()})
+            for shard in shards:
+                if not shard.exists():
+                    raise Error(f"{shard} is missing: it is one of the {len(shards)} shards that {index.name} lists")
+            return shards
+    raise Error(f"{folder} holds neither {kinds[0].name} nor {kinds[1].name}")
 
-    Raises Error when there is no file, or one that is torn, holds anything but named tensors, or does not match its checksum.
+
+class StoredTensors:
+    """The named tensors of a folder, one at a time, so that what converts them never holds a file twice.
+
+    notes: what travels with them (in their metadata, or the config beside a .bin); path: the (first) file. Raises Error when there is no
+    file, or while it is read for one that is torn, holds anything but named tensors, or does not match its checksum.
     """
-    path, other = tensor_paths(folder, stem)
-    if path.exists():
-        if not have_safetensors():
-            raise Error(f"reading {path} needs: pip install safetensors")
-        from safetensors import safe_open
 
-        def load(path: Path) -> dict:
-            with safe_open(path, "pt") as f:
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
-                return {"tensors": tensors, "notes": json.loads((f.metadata() or {}).get("minipeft", "{}"))}
+    def __init__(self, folder: Path, stem: str, config: dict):
+        self.files = stored_files(folder, stem)
+        self.path, self.notes = self.files[0], config.get("minipeft", {})
+        if self.path.suffix == ".safetensors":
+            if not have_safetensors():
+                raise Error(f"reading {self.path} needs: pip install safetensors")
+            self.notes = _guarded(self.path, lambda f: json.loads((f.metadata() or {}).get("minipeft", "{}")))
+        if not isinstance(self.notes, dict):
+            raise Error(f"{self.path} is damaged: its notes are no JSON object")
 
-        read = _read(path, load)
-        tensors, notes = read["tensors"], read["notes"]
-    elif other.exists():
-        path, tensors, notes = other, read_torch(other), config.get("minipeft", {})
-    else:
-        raise Error(f"{folder} holds neither {path.name} nor {other.name}")
-    if not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in tensors.items()):
-        raise Error(f"{path} holds something else than named tensors")
-    if not isinstance(notes, dict) or ("sha256" in notes and notes["sha256"] != digest(tensors)):
-        raise Error(f"{path} is damaged: its tensors do not match their checksum")
-    return tensors, notes, path
+    def __iter__(self):
+        checksum = hashlib.sha256()
+        for path in self.files:
+            for name, t in self._of(path):
+                if not isinstance(name, str) or not isinstance(t, Tensor):
+                    raise Error(f"{path} holds something else than named tensors")
+                if "sha256" in self.notes:
+                    _hash(checksum, name, t)
+                yield name, t
+        if self.notes.get("sha256", checksum.hexdigest()) != checksum.hexdigest():
+            raise Error(f"{self.path} is damaged: its tensors do not match their checksum")
+
+    def _of(self, path: Path):
+        if path.suffix == ".safetensors":
+            for name in sorted(_guarded(path, lambda f: list(f.keys()))):
+                # opened anew for each: a tensor is a view of its mapping, which goes with it
+                yield name, _guarded(path, lambda f, name=name: f.get_tensor(name))
+        else:
+            tensors = read_torch(path)
+            for name in sorted(tensors, key=str):
+                yield name, tensors.pop(name)
+
+
+def read_tensors(folder: Path, stem: str, config: dict) -> tuple[dict[str, Tensor], dict, Path]:
+    """All of StoredTensors at once: tensors, notes, and the file."""
+    stored = StoredTensors(folder, stem, config)
+    return dict(stored), stored.notes, stored.path
+
+
+def _guarded(path: Path, load: Callable):
+    """load(an open safetensors file). Raises Error when it is torn."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as f:
+            return load(f)
+    except Exception as e:  # the reader raises many kinds for what is one thing here: not a whole file
+        raise Error(f"{path} is torn or not a file of tensors ({type(e).__name__})") from None
 
 
 def read_torch(path: Path) -> dict:
     """A dictionary written by torch.save, read without running code. Raises Error when it is torn or anything else."""
-    return _read(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
-
-
-def _read(path: Path, load: Callable) -> dict:
     try:
-        value = load(path)
-    except Exception as e:  # the readers raise many kinds for what is one thing here: not a whole file
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # as above
         raise Error(f"{path} is torn or not a file of tensors ({type(e).__name__})") from None
     if not isinstance(value, dict):
         raise Error(f"{path} must hold named tensors, not a {type(value).__name__}")
@@ -153,10 +196,14 @@ def digest(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes, types and bytes; with dtype, over the values rounded to it."""
     h = hashlib.sha256()
     for name, t in sorted(tensors.items()):
-        t = t.detach().to("cpu", dtype).contiguous()
-        h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
-        h.update(t.view(torch.uint8).numpy().data if t.numel() else b"")
+        _hash(h, name, t, dtype)
     return h.hexdigest()
+
+
+def _hash(h, name: str, t: Tensor, dtype: torch.dtype | None = None) -> None:
+    t = t.detach().to("cpu", dtype).contiguous()
+    h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
+    h.update(t.view(torch.uint8).numpy().data if t.numel() else b"")
 
 
 def fingerprint(base: GPT) -> str:
@@ -164,6 +211,8 @@ def fingerprint(base: GPT) -> str:
     c = base.config
     shape = [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, float(c.layer_norm_epsilon)]
     shape += [float(c.rope_theta)] if c.position == "rotary" else []
+    shape += [c.n_kv] if c.n_kv != c.n_head else []  # the weights' own names and shapes tell the other choices apart
+    shape += [tuple(map(float, c.rope_scaling))] if c.rope_scaling else []
     return hashlib.sha256(f"{shape} {c.position} {digest(base.state_dict(), torch.bfloat16)}".encode()).hexdigest()
 
 
@@ -254,8 +303,13 @@ def load_method(base: GPT, folder: Path, here: str) -> Method:
     for name, ours in method.peft_config(base).items():  # what PEFT wrote has no fingerprint, but names the base's shape
         if name in ("token_dim", "num_layers", "num_attention_heads") and config.get(name, ours) != ours:
             raise Error(f"{folder} was tuned for another base: {name} is {config[name]!r}, this one has {ours}")
+    if (named := method.peft_config(base)["peft_type"]) != kind:
+        raise Error(f"{folder} is {kind}, which on this base is another function than {method.name} ({named})")
+    check_tensors(tensors, method.tensors(), path)
+    stored = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(stored) == 1:
+        method.to(stored.pop())  # as the file has it, so that what is saved again is the same
     ours = method.tensors()
-    check_tensors(tensors, ours, path)
     for name, t in ours.items():
         t.copy_(tensors[name])
     return method

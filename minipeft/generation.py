@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Error
-from .model import GPT, Cache, Prefix
+from .model import GPT
+from .slots import Cache, Prefix
 
 
 def generate(
@@ -83,7 +84,7 @@ def stream(
             cache = cache._replace(length=lengths + cache.read - T)
         slots.pop("prompt", None)  # read
         for step in range(max_new_tokens):
-            token = sample(F.linear(x, base.wte.weight), temperature, top_k, top_p)  # (B,)
+            token = sample(F.linear(x, base.head), temperature, top_k, top_p)  # (B,)
             if stops is not None:
                 token = torch.where(done, stops[0], token)
                 done = done | torch.isin(token, stops)
@@ -110,7 +111,7 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[Cache, dict]:
     c = base.config
     if before + in_cache > c.block_size:
         raise Error(f"{before + in_cache - T} virtual tokens and {T} to read do not fit the base's block size of {c.block_size}")
-    k, v = base.wte.weight.new_zeros(2, c.n_layer, B, c.n_head, in_cache, c.head_size)
+    k, v = base.wte.weight.new_zeros(2, c.n_layer, B, c.n_kv, in_cache, c.head_size)
     return Cache(k, v), slots  # zeros: a shorter row looks, with weight 0, at places that only longer ones have written
 
 

@@ -6,16 +6,15 @@
     slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts  (Lester et al. 2021, 2104.08691)
     slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (Li & Liang 2021, 2101.00190)
 
-What is no virtual token is an *edit*: a function of what a place in a block reads and puts out (PLACES), which gives what it puts
+What is no virtual token is an *edit*: a function of what a place in a block reads and puts out (`places`), which gives what it puts
 out from then on. LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) are edits.
 
-The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names; `position="rotary"` swaps the learned position
-table for rotary positions (RoPE, Su et al. 2021, 2104.09864). The model knows no tuning method by name: it only has the slots.
-Read from leaf to root.
+The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. What the Llama family (2302.13971) does otherwise
+are named choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm, SwiGLU, grouped heads, linears without biases, a head
+of its own. The model knows no tuning method by name: it only has the slots. Read from leaf to root.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -25,64 +24,19 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
 from .compiling import can_compile, compiled
-from .config import LINEARS, Error, GPTConfig
+from .config import Error, GPTConfig, RopeScaling, linears
+from .slots import Cache, Prefix
 
 
-class Prefix(NamedTuple):
-    """What slot 2 takes when keys and values of every layer do not say it all.
-
-    A gated prefix has its own softmax: it stands beside the sequence, not before it, and takes no positions.
-    """
-
-    k: Tensor  # (n, 1|B, n_kv, P, hs) of the top n layers, n <= L
-    v: Tensor  # (n, 1|B, n_kv, P, hs)
-    gate: Tensor | None = None  # (n, nh)
-    length: Tensor | None = None  # (B,) int64: how many of the P positions each row has; None: all of them
-
-    @classmethod
-    def of(cls, prefix: Tensor) -> "Prefix":
-        """Keys and values (L, 2, 1|B, n_kv, P, hs) taken apart."""
-        if prefix.dim() != 6 or prefix.size(1) != 2:
-            raise Error(f"prefix {tuple(prefix.shape)} must be (L, 2, 1|B, n_kv, P, hs)")
-        return cls(prefix[:, 0], prefix[:, 1])
-
-    def layers(self, L: int) -> "list[Prefix | None]":
-        """Every layer's own part, without the first dimension."""
-        gates = self.gate if self.gate is not None else [None] * len(self.k)
-        parts = [Prefix(k, v, gate, self.length) for k, v, gate in zip(self.k, self.v, gates, strict=True)]
-        return [None] * (L - len(parts)) + parts
-
-
-class Cache(NamedTuple):
-    """Keys and values of the positions read so far, in buffers with room for S; what is read next is written behind them."""
-
-    k: Tensor  # (L, B, n_kv, S, hs)
-    v: Tensor  # (L, B, n_kv, S, hs)
-    read: int = 0  # positions in use
-    length: Tensor | None = None  # (B,) int64: positions in use in each row, where rows differ; `read` is the longest's
-
-    def layers(self, L: int) -> "list[Cache]":
-        return [Cache(k, v, self.read, self.length) for k, v in zip(self.k, self.v, strict=True)]
-
-    def after(self, T: int) -> "Cache":
-        """The same buffers, T positions later."""
-        return self._replace(read=self.read + T, length=None if self.length is None else self.length + T)
-
-    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of one layer: write k, v (B, n_kv, T, hs) behind what is there; returns all keys, all values, and each row's length."""
-        T, read = k.size(2), self.read
-        for buffer, new in ((self.k, k), (self.v, v)):
-            if self.length is None:
-                buffer[:, :, read : read + T] = new
-            else:
-                rows, places = torch.arange(len(k), device=k.device)[:, None], torch.arange(T, device=k.device)
-                buffer[rows, :, self.length[:, None] + places] = new.transpose(1, 2).to(buffer.dtype)
-        return self.k[:, :, : read + T], self.v[:, :, : read + T], self.after(T).length
-
-
-def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    positions: Tensor, head_size: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every position's angles: positions (T,) or (B, T) -> two tensors (1|B, 1, T, hs) (RoPE §3.2.2)."""
     frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=dtype) / head_size)  # (hs/2,)
+    if scaling is not None:  # keep what turns fast, slow down what turns slowly
+        turns = scaling.original * frequency / (2 * math.pi)  # within the positions first trained on
+        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        frequency = frequency * torch.lerp(torch.full_like(keep, 1 / scaling.factor), torch.ones_like(keep), keep.clamp(0, 1))
     angle = positions.to(dtype)[..., None] * frequency  # (1|B, T, hs/2)
     angle = torch.cat([angle, angle], dim=-1).view(-1, 1, positions.size(-1), head_size)
     return angle.cos(), angle.sin()
@@ -95,7 +49,9 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
-PLACES = (*LINEARS, "attn", "mlp")  # where a block can be edited: its linears, and what is added to the residual stream
+def places(config: GPTConfig) -> list[str]:
+    """Where a block can be edited: its linears, and what is added to the residual stream."""
+    return [*linears(config), "attn", "mlp"]
 
 
 def edited(edits: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
@@ -106,15 +62,26 @@ def edited(edits: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        C, kv = config.n_embd, config.n_kv * config.head_size
+        self.head_size, self.widths, self.joined = config.head_size, (C, kv, kv), config.projections == "joined"
+        if self.joined:  # one matrix makes queries, keys and values
+            self.c_attn = nn.Linear(C, sum(self.widths), bias=config.bias != "none")
+            self.c_proj = nn.Linear(C, C, bias=config.bias == "all")
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=config.bias != "none") for width in self.widths)
+            self.o_proj = nn.Linear(C, C, bias=config.bias == "all")
+
+    def linear(self, name: str, x: Tensor, edits) -> Tensor:
+        return edited(edits, f"attn.{name}", x, getattr(self, name)(x))
 
     def qkv(self, x: Tensor, rope=None, edits=None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> queries, keys and values, each (B, nh, T, hs); rotary positions are already in q and k."""
+        """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); rotary positions are already in q and k."""
         B, T, C = x.shape
-        y = edited(edits, "attn.c_attn", x, self.c_attn(x))
-        q, k, v = y.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 × (B, nh, T, hs)
+        if self.joined:
+            q, k, v = self.linear("c_attn", x, edits).split(self.widths, dim=-1)
+        else:
+            q, k, v = (self.linear(name, x, edits) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv | n_kv, T, hs)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v
@@ -127,7 +94,7 @@ class CausalSelfAttention(nn.Module):
         # slot 2: keys and values from outside
         y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, "auto", prefix_length, length)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return edited(edits, "attn.c_proj", y, self.c_proj(y))  # (B, T, C)
+        return self.linear("c_proj" if self.joined else "o_proj", y, edits)  # (B, T, C)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -143,22 +110,36 @@ def gelu(x: Tensor) -> Tensor:
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        C, M, bias = config.n_embd, config.inner, config.bias == "all"
+        self.gated = config.mlp == "swiglu"
+        if self.gated:  # SwiGLU (Shazeer 2020, 2002.05202, eq. 6)
+            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+        else:
+            self.c_fc, self.c_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+
+    def linear(self, name: str, x: Tensor, edits) -> Tensor:
+        return edited(edits, f"mlp.{name}", x, getattr(self, name)(x))
 
     def forward(self, x: Tensor, edits=None) -> Tensor:
-        y = gelu(edited(edits, "mlp.c_fc", x, self.c_fc(x)))  # (B, T, 4C)
-        return edited(edits, "mlp.c_proj", y, self.c_proj(y))
+        if self.gated:
+            y = F.silu(self.linear("gate_proj", x, edits)) * self.linear("up_proj", x, edits)  # (B, T, inner)
+            return self.linear("down_proj", y, edits)
+        return self.linear("c_proj", gelu(self.linear("c_fc", x, edits)), edits)  # (B, T, 4C) between
+
+
+def norm(config: GPTConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.n_embd, eps=config.layer_norm_epsilon)
 
 
 class Block(nn.Module):
-    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-LayerNorm)."""
+    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: Cache | None = None, edits=None) -> Tensor:
@@ -180,15 +161,22 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.through_compile = self.checkpointed = False  # how blocks are run, see run_block
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the head: GPT-2 ties the two
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        for name, p in self.named_parameters():  # GPT-2's initialisation; LayerNorm keeps ones and zeros
+        self.ln_f = norm(config)
+        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        for name, p in self.named_parameters():  # GPT-2's initialisation; norms keep ones and zeros
             if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.dim() == 2:  # what adds to the residual stream starts smaller: 2 additions a layer
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02)
+                adds = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if adds else 0.02)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, C): what turns the last block's output into logits; GPT-2 ties it to the embeddings."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def add_positions(self, x: Tensor, first: "int | Tensor" = 0):
         """Place x (B, T, C) at positions first … first+T-1, first one number or (B,): returns x and the rotary tables (None with
@@ -197,11 +185,12 @@ class GPT(nn.Module):
         if self.wpe is not None:
             return x + self.wpe(positions), None
         dtype = torch.promote_types(x.dtype, torch.float32)  # angles of far positions need the digits
-        return x, rotary_tables(positions, self.config.head_size, self.config.rope_theta, dtype)
+        c = self.config
+        return x, rotary_tables(positions, c.head_size, c.rope_theta, dtype, c.rope_scaling)
 
     def forward(self, idx: Tensor, prompt=None, prefix=None, edits=None) -> Tensor:
         """idx (B, T) int64 -> logits of the real tokens (B, T, V); the slots and edits are those of `hidden`."""
-        return F.linear(self.hidden(idx, prompt, prefix, edits), self.wte.weight)
+        return F.linear(self.hidden(idx, prompt, prefix, edits), self.head)
 
     def hidden(
         self,
@@ -272,26 +261,29 @@ class GPT(nn.Module):
         if prefix is not None:
             k, v, gate, _ = prefix
             fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and k.size(0) <= c.n_layer
-            if not fits or (k.size(2), k.size(4)) != (c.n_head, c.head_size):
-                want = f"({c.n_layer}, 1|B, {c.n_head}, P, {c.head_size}) with B {B}"
+            if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
+                want = f"({c.n_layer}, 1|B, {c.n_kv}, P, {c.head_size}) with B {B}"
                 raise Error(f"a prefix's keys and values must each be {want}, not {tuple(k.shape)} and {tuple(v.shape)}")
             if gate is not None and gate.shape != (k.size(0), c.n_head):
                 raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({k.size(0)}, {c.n_head})")
             P += k.size(3) if gate is None else 0
-        if edits is not None and (len(edits) != c.n_layer or not all(place in PLACES for its_own in edits for place in its_own)):
-            raise Error(f"edits must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(PLACES)}")
+        if edits is not None and (len(edits) != c.n_layer or not set().union(*edits) <= set(places(c))):
+            raise Error(f"edits must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(places(c))}")
         if P + T > c.block_size:
             raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 
     @classmethod
-    def from_pretrained(cls, folder) -> "GPT":
-        """Open a Hugging Face folder. Raises Error for one that is not, or whose architecture this file does not have."""
+    def from_pretrained(cls, folder, dtype: torch.dtype | None = None) -> "GPT":
+        """Open a Hugging Face folder, or a hub id where huggingface_hub is installed; the weights keep their type, or take `dtype`.
+
+        Raises Error for a folder that is none, or an architecture this file does not have.
+        """
         from . import hf  # the file formats live above the model, so that this file stands alone
 
-        return hf.load_base(folder)
+        return hf.load_base(folder, dtype)
 
     def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
-        """Write config.json and the weights as Hugging Face does; GPT-2 shapes open in transformers.
+        """Write config.json and the weights as Hugging Face does; GPT-2, Llama and Qwen2 shapes open in transformers.
 
         safe_serialization: True writes safetensors, False pytorch_model.bin; None takes safetensors when it is installed.
         """

@@ -21,7 +21,8 @@ from .generation import generate
 from .ladder import prefix_from_prompt
 from .methods.base import Adapted
 from .methods.lora import LowRank
-from .model import GPT, Prefix
+from .model import GPT
+from .slots import Prefix
 
 
 class Rows:
@@ -88,7 +89,7 @@ class TaskBank:
         if not longest:
             return None
         c, weight = self.base.config, self.base.wte.weight
-        table = weight.new_zeros(2, c.n_layer, len(prefixes) + 1, c.n_head, longest, c.head_size)
+        table = weight.new_zeros(2, c.n_layer, len(prefixes) + 1, c.n_kv, longest, c.head_size)
         for i, p in enumerate(prefixes, start=1):
             if p is not None:
                 table[:, :, i, :, : p.size(4)] = p[:, :, 0].transpose(0, 1)

@@ -1,17 +1,23 @@
 """Tasks, files, and the tensors made of them."""
 
+import json
+import sys
 from random import Random
 
 import pytest
 import torch
 
 from minipeft import Error
-from minipeft.data.batches import FileData, TaskData, draw, encode, fit
-from minipeft.data.jsonl import read_jsonl
+from minipeft.data import NANO
+from minipeft.data.batches import FileData, TaskData, Template, draw, encode, fit, question, references
+from minipeft.data.files import read_examples
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
-from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
 
 TOKENIZER = ByteTokenizer()
+PLAIN = Template()
+CHAT_MARKS = ["<|im_start|>", "<|im_end|>"]
+WORDS = ["the cat sat on the mat", "a cat and a hat", "über the naïve hat, 提示 £30", "name[Blue Spice], eatType[coffee shop]"]
 ANSWERS = {
     "copy": "58213764",
     "reverse": "46731285",
@@ -25,6 +31,12 @@ ANSWERS = {
     "running-max": "58888888",
     "differences": "53492498",
 }
+
+
+def lines(path, *rows):
+    """A JSONL file of these rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def test_every_skill_and_novel_task_by_hand():
@@ -84,10 +96,32 @@ def test_task_batches_depend_on_seed_and_step_and_leave_the_held_out_apart():
 def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(f'{{"input": "q{i}", "target": "a{i}"}}\n\n' for i in range(40)))
-    data = FileData(path, TOKENIZER, seed=0, batch_size=9, block_size=64, virtual=8)
-    assert [e.input for e in data.held_out] == ["q36", "q37", "q38", "q39"]
+    data = FileData(path, TOKENIZER, PLAIN, seed=0, batch_size=10, block_size=64, virtual=8)
+    assert [e.input for e in data.held_out] == ["q36", "q37", "q38", "q39"] and data.steps_per_epoch == 4
     epochs = [[e.input for step in range(4 * n, 4 * n + 4) for e in data.batch(step)] for n in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"q{i}" for i in range(36)) and epochs[0] != epochs[1]
+    assert data.batch(2) == FileData(path, TOKENIZER, PLAIN, 0, 10, 64, 8).batch(2)  # not a matter of what was asked before
+    assert sorted(len(data.batch(step)) for step in range(4)) == [6, 10, 10, 10]
+
+
+def test_batches_of_about_one_length_hold_little_padding_and_differ_every_epoch(tmp_path):
+    rng = Random(0)
+    rows = [{"input": f"{i} " + "x" * rng.randrange(100), "target": "y" * rng.randrange(1, 100)} for i in range(1000)]
+    path = lines(tmp_path / "data.jsonl", *rows)
+    data = FileData(path, TOKENIZER, PLAIN, 0, 8, 512, 0)
+
+    def padding(batches: list[list[Example]]) -> float:
+        rows = [[len(question(e, TOKENIZER)) + len(e.target) for e in batch] for batch in batches]
+        return 1 - sum(map(sum, rows)) / sum(max(row) * len(row) for row in rows)
+
+    first, second = ([data.batch(step) for step in range(n, n + data.steps_per_epoch)] for n in (0, data.steps_per_epoch))
+    order = [data.examples[i] for i in range(900)]
+    assert padding([order[i : i + 8] for i in range(0, 900, 8)]) > 0.3 and padding(first) < 0.1
+    assert sorted(e for b in first for e in b) == sorted(data.examples)
+    assert not {frozenset(b) for b in first} & {frozenset(b) for b in second}
+    longest = [max(map(len, (e.input + e.target for e in b))) for b in first]
+    descents = sum(b < a for a, b in zip(longest, longest[1:], strict=False))
+    assert descents > len(first) / 4  # the batches themselves come in any order, not window by window
 
 
 @pytest.mark.parametrize(
@@ -96,35 +130,49 @@ def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):
         (b"", "holds no examples"),
         (b"\n \n", "holds no examples"),
         (b'{"input": "a", "target": "b"}\n{"input": \n', "line 2 is not JSON"),
-        (b'{"input": "a", "target": "b"}\n\n{"input": "a"}\n', "line 3 must be"),
-        (b'["a", "b"]\n', "line 1 must be"),
-        (b'{"input": "a", "target": 3}\n', "line 1 must be"),
+        (b'{"input": "a", "target": "b"}\n\n{"input": "a"}\n', 'line 3 has no "target": there is "input"'),
+        (b'["a", "b"]\n', "line 1 must be a JSON object, not list"),
+        (b'{"input": "a", "target": 3}\n', 'line 1: "target" must be a string, not int'),
         (b'{"input": "a", "target": ""}\n', "line 1 has an empty target"),
         (b'{"input": "\xff", "target": "b"}\n', "not UTF-8"),
         (b"[" * 100000, "line 1 is not JSON"),
         (b'{"input": "a", "target": "b"}\n{"input": "\\ud800", "target": "b"}\n', "line 2 holds half a surrogate"),
+        (b'{"question": "a", "answer": "b"}', 'line 1 has neither .*"target", nor "text", nor "messages": there is "question", "answer"'),
+        (b'{"text": "a"}\n{"input": "a", "target": "b"}', 'line 2 holds "input", "target", but the lines before it "text"'),
+        (b'{"text": ""}', "line 1 has an empty text"),
+        (b'{"text": ["a"]}', 'line 1: "text" must be a string, not list'),
+        (b'\n{"messages": {"role": "user"}}', 'line 2: "messages" must be a list'),
+        (b'{"messages": []}', "line 1: messages must end with .*, not with nothing"),
+        (b'{"messages": [{"role": "assistant", "content": "b"}]}', "line 1: messages must end with .*, not with 'assistant'"),
+        (b'{"messages": [{"role": "user"}]}', 'line 1 has no "content": there is "role"'),
+        (b'{"messages": [{"role": "user", "content": ["a"]}]}', 'line 1: "content" must be a string, not list'),
+        (
+            b'{"messages": [{"role": "a", "content": "\\ud800"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            "line 1 holds half a surrogate",
+        ),
     ],
 )
 def test_files_that_cannot_be_read_are_refused_in_one_line(content, message, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(Error, match=message) as e:
-        read_jsonl(path)
+        read_examples(path)
     assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"input": "a", "target": "b"}')
-    assert read_jsonl(tmp_path / "bom.jsonl") == [Example("a", "b")]
+    assert read_examples(tmp_path / "bom.jsonl") == [Example("a", "b")]
 
 
 def test_a_missing_file_and_a_single_example(tmp_path):
     with pytest.raises(Error, match="no such file"):
-        read_jsonl(tmp_path / "nowhere.jsonl")
-    (tmp_path / "one.jsonl").write_text('{"input": "a", "target": "b"}')
+        read_examples(tmp_path / "nowhere.jsonl")
+    one = lines(tmp_path / "one.jsonl", {"input": "a", "target": "b"})
     with pytest.raises(Error, match="at least two"):
-        FileData(tmp_path / "one.jsonl", TOKENIZER, 0, 1, 64, 8)
-    assert torch.is_tensor(encode(read_jsonl(tmp_path / "one.jsonl"), TOKENIZER)[0])
+        FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8)
+    assert torch.is_tensor(encode(read_examples(one), TOKENIZER)[0])
+    assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, test=one).batch(7) == [Example("a", "b")]
 
 
 def test_buckets_round_the_length_up_and_change_nothing_that_counts():
@@ -137,3 +185,272 @@ def test_buckets_round_the_length_up_and_change_nothing_that_counts():
     assert encode(examples, tokenizer, bucket=32, longest=T - 5)[0].shape == (2, T)  # what must fit always does
     assert torch.equal(wide_idx[:, :T], idx) and torch.equal(wide_targets[:, :T], targets)
     assert (wide_targets[:, T:] == -100).all()
+
+
+def test_the_three_kinds_of_line_and_names_of_your_own(tmp_path):
+    said = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"), ("assistant", "4")]
+    chat = lines(tmp_path / "chat.jsonl", {"messages": [{"role": role, "content": content} for role, content in said]})
+    assert read_examples(chat) == [Example("2+2?", "4", tuple(said[:3]))]
+    assert read_examples(lines(tmp_path / "text.json", {"text": "once"})) == [Example(None, "once")]
+    other = lines(tmp_path / "other.jsonl", {"question": "q", "answer": "a", "text": "no matter"})
+    assert read_examples(other, ("question", "answer")) == [Example("q", "a")]
+    with pytest.raises(Error, match='line 1 has no "reply"'):
+        read_examples(other, ("question", "reply"))
+
+
+def test_tables_keep_quotes_commas_and_line_breaks_and_count_lines(tmp_path):
+    table = tmp_path / "e2e.csv"
+    table.write_bytes('\ufeffid,mr,ref\r\n1,"name[A], area[x]","It is ""A"",\r\nby £"\r\n\r\n2,b,c\r\n'.encode())
+    assert read_examples(table) == [Example("name[A], area[x]", 'It is "A",\r\nby £'), Example("b", "c")]
+    assert read_examples(table, ("ref", "id"))[1] == Example("c", "2")
+    tabs = tmp_path / "own.TSV"
+    tabs.write_text('target\tinput\nb, c\ta\n"x\ty"\tz\n')
+    assert read_examples(tabs) == [Example("a", "b, c"), Example("z", "x\ty")]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "", "holds no examples"),
+        ("a.csv", "input,target\n", "holds no examples"),
+        ("a.csv", "input;target\na;b\n", 'line 1 has no column "input": there is "input;target"'),
+        ("a.csv", "mr,output\na,b\n", 'line 1 has no column "input": there is "mr", "output"'),
+        ("a.csv", "input,target,target\na,b,c\n", 'line 1 has more than one column "target"'),
+        ("a.csv", 'input,target\n"a\n1",b\n\nc\n', 'line 5 has 1 of the 2 columns "input", "target"'),
+        ("a.csv", "input,target\na,b, and more\n", "line 2 has 3 of the 2 columns"),
+        ("a.csv", "input,target\na,b\na,\n", "line 3 has an empty target"),
+        ("a.csv", 'input,target\na,b\n"a,b\nc,d\n', "line 3 is not CSV"),
+        ("a.tsv", 'input\ttarget\n"a" b\tc\n', "line 2 is not TSV"),
+        ("a.txt", "input,target\na,b\n", "must be .jsonl .*, .csv or .tsv"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_refused_in_one_line(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Error, match=message) as e:
+        read_examples(tmp_path / name)
+    assert str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_what_is_asked_several_times_stays_on_one_side_and_is_scored_once(tmp_path):
+    rows = [{"input": f"q{i % 20}", "target": f"a{i}"} for i in range(60)]
+    data = FileData(lines(tmp_path / "data.jsonl", *rows), TOKENIZER, PLAIN, 0, 8, 64, 8)
+    assert {e.input for e in data.held_out} == {"q18", "q19"} and len(data.held_out) == 6 and len(data.examples) == 54
+    assert not {e.input for e in data.held_out} & {e.input for e in data.examples}
+    once = references(data.held_out)
+    assert [(e.input, known) for e, known in once] == [("q18", ["a18", "a38", "a58"]), ("q19", ["a19", "a39", "a59"])]
+    turns = (("user", "hi"),)
+    assert len(references([Example("q", "a"), Example("q", "b", turns), Example(None, "c"), Example(None, "d")])) == 4
+    two = lines(tmp_path / "two.jsonl", *[{"input": f"q{i // 10}", "target": f"a{i}"} for i in range(20)])
+    assert {e.input for e in FileData(two, TOKENIZER, PLAIN, 0, 8, 64, 8).held_out} == {"q1"}  # more than a tenth, but whole
+    same = lines(tmp_path / "same.jsonl", *[{"input": "q", "target": t} for t in "abc"])
+    with pytest.raises(Error, match="holds one input: at least two"):
+        FileData(same, TOKENIZER, PLAIN, 0, 8, 64, 8)
+
+
+def test_files_to_choose_by_and_to_report_on_and_a_limit(tmp_path):
+    train, dev, test = (lines(tmp_path / f"{n}.jsonl", *[{"input": f"{n}{i}", "target": "a"} for i in range(30)]) for n in ("a", "b", "c"))
+    args = (TOKENIZER, PLAIN, 0, 8, 64, 8)
+    both, one, other = FileData(train, *args, dev=dev, test=test), FileData(train, *args, dev=dev), FileData(train, *args, test=test)
+    assert [e[0].input for e in (both.examples, both.chosen_by, both.held_out)] == ["a0", "b0", "c0"] and len(both.examples) == 30
+    assert one.held_out == one.chosen_by == both.chosen_by and other.chosen_by == other.examples and other.held_out == both.held_out
+    assert both.development(5) == both.chosen_by[:5] and len({both.digest, one.digest, other.digest}) == 3
+    few, same, another = (FileData(train, TOKENIZER, PLAIN, seed, 8, 64, 8, limit=5) for seed in (0, 0, 1))
+    assert few.examples == same.examples != another.examples and len({e.input for e in few.examples}) == 5
+    assert few.held_out == another.held_out == FileData(train, *args).held_out and few.batch(0) != few.batch(1)
+    assert len(FileData(train, *args, test=test, limit=99).examples) == 30
+    with pytest.raises(Error, match="at least 1, not 0"):
+        FileData(train, *args, limit=0)
+
+
+def test_templates_put_the_input_and_what_was_said_before_into_words():
+    e = Example("2+2? {x}", "4", (("system", "Be brief."), ("user", "{1}")))
+    plain = Template("Q{0}: {input}\nA:")
+    assert TOKENIZER.decode(question(e, TOKENIZER, plain)) == "system: Be brief.\nuser: {1}\nQ{0}: 2+2? {x}\nA:"
+    assert Template("chat").fill(e) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{1}<|im_end|>\n"
+        "<|im_start|>user\n2+2? {x}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert TOKENIZER.decode(question(Example("a", "b"), TOKENIZER)) == "a -> "
+    for wrong in ("no place", "{input} {input}", ""):
+        with pytest.raises(Error, match="with {input} in it once, not"):
+            Template(wrong)
+    plain.check(TOKENIZER)
+    with pytest.raises(Error, match=r"needs a base whose tokenizer has <\|im_start\|>"):
+        Template("chat").check(TOKENIZER)
+
+
+def test_a_text_of_its_own_is_learnt_from_its_first_letter_and_a_piece_does_not_end():
+    idx, targets = encode([Example(None, "abc"), Example(None, "ab", ends=False), Example("", "x")], TOKENIZER, Template("{input}"))
+    assert idx.tolist() == [[256, *b"abc"], [256, *b"a", 256, 256], [256, *b"x", 256, 256]]
+    assert targets.tolist() == [[*b"abc", 256], [*b"ab", -100, -100], [*b"x", 256, -100, -100]]
+
+
+def test_long_texts_become_pieces_and_nothing_is_lost():
+    text = Example(None, "äb" * 50 + "c")
+    fitted, cut = fit([text, Example(None, "short")], TOKENIZER, block_size=30, virtual=10)
+    assert cut == 1 and fitted[-1] == Example(None, "short") and "".join(e.target for e in fitted[:-1]) == text.target
+    assert [e.ends for e in fitted[:-1]] == [False] * (len(fitted) - 2) + [True] and len(fitted) == 10
+    assert all(encode([e], TOKENIZER)[0].size(1) <= 20 for e in fitted)
+    with pytest.raises(Error, match="29 virtual tokens and 3 of .* do not fit the block size of 30"):
+        fit([text], TOKENIZER, block_size=30, virtual=29)
+
+
+def test_turns_go_before_the_input_is_cut_and_characters_stay_whole():
+    turns = tuple(("user", c * 9) for c in "abc")
+    fitted, cut = fit([Example("input", "out", turns)], TOKENIZER, block_size=64, virtual=20)
+    assert cut == 1 and fitted == [Example("input", "out", turns[1:])]  # 2·16 of turns, 9 of input and arrow, 3 of the target: 44
+    fitted, cut = fit([Example("ä" * 50, "out", turns)], TOKENIZER, block_size=64, virtual=20, template=Template("say {input}."))
+    assert cut == 1 and fitted == [Example("ä" * 18, "out")] and TOKENIZER.decode(question(fitted[0], TOKENIZER)) == "ä" * 18 + " -> "
+
+
+def test_what_is_asked_several_times_is_cut_alike():
+    several = [Example("x" * 30, "y"), Example("x" * 30, "y" * 10), Example("x" * 30, "yy")]
+    fitted, cut = fit(several, TOKENIZER, block_size=32, virtual=0)
+    assert cut == 3 and len(references(fitted)) == 1 and len(fitted[0].input) == 32 - 4 - 10
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A base's folder with a small byte-level BPE that knows the chat's marks."""
+    tokenizers = pytest.importorskip("tokenizers")
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", *CHAT_MARKS], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(WORDS * 3, trainer)
+    bpe.enable_truncation(4)  # what somebody's batches needed once, and must not cut our text
+    bpe.enable_padding(length=20)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    return tmp_path
+
+
+def with_bos(folder, after: bool = False):
+    """The same tokenizer, but its own post-processor puts <|endoftext|> before every text, and perhaps after it."""
+    from tokenizers import Tokenizer, processors
+
+    bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    single = "<|endoftext|> $A <|im_end|>" if after else "<|endoftext|> $A"
+    bpe.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)])
+    bpe.save(str(folder / "tokenizer.json"))
+
+
+def test_a_tokenizer_file_is_read_as_transformers_reads_it(folder):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    ours = tokenizer_for(320, folder)
+    assert isinstance(ours, FileTokenizer) and (ours.vocab_size, ours.end, ours.stops, ours.begin) == (320, 2, [2], [])
+    for text in [*WORDS, "", " two  spaces\n", Template("chat").fill(Example("the cat", "sat", (("system", "hat"),)))]:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode([*ids, 2]) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.encode("<|im_start|>user") == [1, *ours.encode("user")] and ours.decode([1, *ours.encode("user"), 2, 310]) == "user"
+    with pytest.raises(Error, match="half a surrogate pair"):
+        ours.encode("a\ud800")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_every_text_begins_with_what_the_file_says(folder, after):
+    with_bos(folder, after)
+    tokenizer = tokenizer_for(300, folder)
+    assert tokenizer.begin == [0] and tokenizer.encode("the cat")[0] != 0
+    assert question(Example("the", "cat"), tokenizer) == [0, *tokenizer.encode("the -> ")]
+    assert question(Example(None, "the cat"), tokenizer) == [0]
+
+
+def test_question_and_answer_are_tokenised_apart(folder):
+    tokenizer = tokenizer_for(300, folder)
+    assert len(tokenizer.encode("the")) < len(tokenizer.encode("t") + tokenizer.encode("he"))  # together they would merge
+    idx, targets = encode([Example("t", "he")], tokenizer, Template("{input}"))
+    row = [*tokenizer.encode("t"), *tokenizer.encode("he"), 2]
+    assert idx.tolist() == [row[:-1]] and targets.tolist() == [row[1:]]
+
+
+def test_cut_inputs_fit_when_they_are_tokenised_again(folder):
+    with_bos(folder)
+    tokenizer, template = tokenizer_for(300, folder), Template("chat")
+    long = [Example(" ".join(Random(i).choices(WORDS, k=9)), "the hat", (("system", "cat"),)) for i in range(20)]
+    for block_size in (44, 45, 46, 70):
+        fitted, cut = fit(long, tokenizer, block_size, 8, template)
+        lengths = [encode([e], tokenizer, template)[0].size(1) for e in fitted]
+        assert cut == 20 and block_size - 8 - 3 <= max(lengths) <= block_size - 8
+        for e, whole in zip(fitted, long, strict=True):
+            assert e.input and whole.input.endswith(e.input) and not e.turns and e.target == whole.target
+    text = Example(None, " ".join(WORDS * 5))
+    pieces, cut = fit([text], tokenizer, 30, 8, template)
+    assert cut == 1 and len(pieces) > 3 and "".join(e.target for e in pieces) == text.target
+    assert all(encode([e], tokenizer, template)[0].size(1) <= 22 for e in pieces)
+
+
+@pytest.mark.parametrize(
+    "files, end, stops",
+    [
+        ({"generation_config.json": {"eos_token_id": [2, 0]}}, 2, [2, 0]),  # goes before config.json
+        ({"generation_config.json": {}, "config.json": {"eos_token_id": 0}}, 0, [0]),
+        ({"config.json": {"eos_token_id": None}, "tokenizer_config.json": {"eos_token": "<|im_end|>"}}, 2, [2]),
+        ({"config.json": {}, "tokenizer_config.json": {"eos_token": {"content": "<|endoftext|>"}}}, 0, [0]),
+    ],
+)
+def test_the_end_of_an_answer_is_what_the_folder_says(folder, files, end, stops):
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    tokenizer = tokenizer_for(300, folder)
+    assert tokenizer.end == end and tokenizer.stops == stops
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"config.json": "{}"}, "does not say what ends an answer"),
+        ({"config.json": '{"eos_token_id": 300}'}, "eos_token_id must be an id below 300 .*, not 300"),
+        ({"config.json": '{"eos_token_id": "</s>"}'}, "eos_token_id must be an id below 300"),
+        ({"config.json": "{}", "tokenizer_config.json": '{"eos_token": "</s>"}'}, "its eos_token '</s>' is no token"),
+        ({"generation_config.json": "{"}, "generation_config.json is not a readable JSON file"),
+        ({"tokenizer.json": '{"version": "1.0", '}, "tokenizer.json is torn or no tokenizer"),
+        ({"tokenizer.json": "{}"}, "tokenizer.json is torn or no tokenizer"),
+    ],
+)
+def test_folders_that_are_no_tokenizer_are_refused_in_one_line(folder, files, message):
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with pytest.raises(Error, match=message) as e:
+        tokenizer_for(300, folder)
+    assert str(folder) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(folder):
+    assert tokenizer_for(300 + 1024, folder).vocab_size == 1324
+    for vocab_size in (299, 300 + 1025):
+        with pytest.raises(Error, match=f"tokenizer.json has 300 ids and the model {vocab_size}"):
+            tokenizer_for(vocab_size, folder)
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(Error, match="pip install tokenizers$"):
+        tokenizer_for(300, folder)
+
+
+def test_without_a_file_text_is_bytes(tmp_path):
+    for folder in (None, "nano", NANO, tmp_path):
+        assert isinstance(tokenizer_for(257, folder), ByteTokenizer)
+        with pytest.raises(Error, match="has 97 ids and no tokenizer.json.* needs 257"):
+            tokenizer_for(97, folder)
+    assert TOKENIZER.begin == [] and TOKENIZER.stops == [TOKENIZER.end]
+
+
+def test_a_chat_in_a_file_becomes_batches(folder):
+    said = [("system", "the hat"), ("user", "cat"), ("assistant", "mat")]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    path = lines(folder / "chat.jsonl", *[row] * 3)
+    tokenizer = tokenizer_for(300, folder)
+    data = FileData(path, tokenizer, Template("chat"), 0, 2, 64, 0, test=path)
+    idx, targets = encode(data.batch(0), tokenizer, Template("chat"))
+    written = "<|im_start|>system\nthe hat<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\nmat"
+    assert idx[0].tolist() == tokenizer.encode(written.removesuffix("mat")) + tokenizer.encode("mat")
+    assert targets[0][targets[0] >= 0].tolist() == [*tokenizer.encode("mat"), 2]
+    with pytest.raises(Error, match="chat template needs"):
+        FileData(path, TOKENIZER, Template("chat"), 0, 2, 64, 0, test=path)

@@ -216,7 +216,7 @@ def test_dropout_is_off_while_generating_and_on_again_after(base, idx):
 def test_a_cache_keeps_what_it_is_given():
     """Two calls with a cache see what one call without it sees."""
     base = tiny("rotary")
-    from minipeft.model import Cache
+    from minipeft.slots import Cache
 
     idx = torch.randint(97, (2, 9))
     k, v = torch.zeros(2, 3, 2, 4, 12, 8)

@@ -23,7 +23,8 @@ from ..attention import prefix_attention
 from ..config import GPTConfig
 from ..generation import read_slots
 from ..methods import adapt
-from ..model import GPT, Cache, Prefix
+from ..model import GPT
+from ..slots import Cache, Prefix
 from ..task_bank import TaskBank
 from .measure import card, card_line, columns, milliseconds, peak_bytes, spread, synchronize
 
@@ -69,7 +70,7 @@ class Decoder:
         if copied is not None:  # the prefix lies in every row's cache, before what is read
             P = copied.k.size(3)
             c = base.config
-            k, v = base.wte.weight.new_empty(2, c.n_layer, B, c.n_head, P + T + steps, c.head_size)
+            k, v = base.wte.weight.new_empty(2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
             k[:, :, :, :P], v[:, :, :, :P] = copied.k, copied.v
             self.cache = Cache(k, v, read=P)
         self.idx = idx
@@ -78,7 +79,7 @@ class Decoder:
     def step(self) -> None:
         x = self.base.hidden(self.idx, **self.slots, cache=self.cache)[:, -1]
         self.cache = self.cache.after(self.idx.size(1))
-        self.idx = F.linear(x, self.base.wte.weight).argmax(dim=-1, keepdim=True)  # (B, 1)
+        self.idx = F.linear(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
 
 
 def build(s: Settings, row: Row, base: GPT | None = None) -> list[Decoder]:
@@ -92,7 +93,7 @@ def build(s: Settings, row: Row, base: GPT | None = None) -> list[Decoder]:
     if row.kind == "base":
         return [Decoder(base, idx, {}, steps)]
     if row.kind in ("shared", "copied"):
-        k, v = torch.randn(2, c.n_layer, 1, c.n_head, row.P, c.head_size, device=s.device)
+        k, v = torch.randn(2, c.n_layer, 1, c.n_kv, row.P, c.head_size, device=s.device)
         if row.kind == "copied":
             return [Decoder(base, idx, {}, steps, copied=Prefix(k, v))]
         return [Decoder(base, idx, {"prefix": Prefix(k, v)}, steps)]
@@ -187,8 +188,8 @@ def attention_alone(s: Settings, prefixes: list[int], device: torch.device) -> l
     T = s.seq_len + s.steps // 2
     for P in prefixes:
         q = torch.randn(s.batch_size, c.n_head, 1, c.head_size, device=device)
-        cached = [torch.randn(2, s.batch_size, c.n_head, T, c.head_size, device=device) for _ in range(c.n_layer)]
-        shared = [torch.randn(2, 1, c.n_head, P, c.head_size, device=device) for _ in range(c.n_layer)]
+        cached = [torch.randn(2, s.batch_size, c.n_kv, T, c.head_size, device=device) for _ in range(c.n_layer)]
+        shared = [torch.randn(2, 1, c.n_kv, P, c.head_size, device=device) for _ in range(c.n_layer)]
         k, v = (torch.cat([x.expand(s.batch_size, -1, -1, -1), y], dim=2) for x, y in zip(shared[0], cached[0], strict=True))
         times: dict[str, list[float]] = {"shared": [], "copied": []}
         for i in range(2 + 3 * s.steps):

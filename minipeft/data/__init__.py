@@ -1,4 +1,4 @@
-"""Data: tasks made in code, JSONL files, the byte tokenizer, and the base that ships with the package."""
+"""Data: tasks made in code, files of examples, tokenizers, and the base that ships with the package."""
 
 from pathlib import Path
 

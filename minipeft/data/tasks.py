@@ -19,8 +19,10 @@ TOLD = 0.8  # share of the pretraining examples that carry their instruction
 
 
 class Example(NamedTuple):
-    input: str
+    input: str | None  # None: a text of its own, which answers nothing
     target: str
+    turns: tuple[tuple[str, str], ...] = ()  # (role, content) of what was said before, oldest first
+    ends: bool = True  # False: a piece of a longer text, which goes on
 
 
 class Skill(NamedTuple):

@@ -1,28 +1,117 @@
-"""Text as bytes: the tokenizer of the embedded base. No vocabulary file, nothing unknown, 257 ids."""
+"""Text to ids and back: bytes for the embedded base, `tokenizer.json` for a base that brings one.
 
+Both give the same names:
+
+    encode(text)   ids; nothing is added, but special tokens written out in the text (<|im_start|>) are recognised
+    decode(ids)    text; special tokens are dropped
+    begin          the ids that go before every text ([] for most)
+    end, stops     the id put after every answer; all ids that end one
+    vocab_size     how many ids there are
+"""
+
+from pathlib import Path
+
+from ..checkpoint import read_json
 from ..config import Error
+
+PADDING = 1024  # published models round their vocabulary up: so many ids may belong to no token
 
 
 class ByteTokenizer:
-    """Ids 0–255 are the bytes of UTF-8, 256 marks the end of an answer."""
+    """Ids 0–255 are the bytes of UTF-8, 256 marks the end of an answer. No vocabulary file, nothing unknown."""
 
+    begin = []
     end = 256
+    stops = [256]
     vocab_size = 257
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
-        try:
-            return list(text.encode("utf-8"))
-        except UnicodeEncodeError:
-            raise Error(f"{ascii(text[:40])} holds half a surrogate pair, which is no character") from None
+        return list(_utf8(text))
 
     def decode(self, ids) -> str:
         """Ids -> text; the end mark is dropped, and bytes that are no UTF-8 show as the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
-def tokenizer_for(vocab_size: int, base) -> ByteTokenizer:
-    """The tokenizer of a base with this many tokens. Raises Error for any but a byte-level one."""
+class FileTokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, and the end marks that the configurations beside it name.
+
+    vocab_size is the model's: ids that no token has count too. Raises Error when the package is missing, a file is torn, the
+    model's vocabulary is another one, or no file says what ends an answer.
+    """
+
+    def __init__(self, folder, vocab_size: int):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise Error(f"reading {Path(folder) / 'tokenizer.json'} needs: pip install tokenizers") from None
+        path = Path(folder) / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as e:  # the package raises nothing narrower
+            raise Error(f"{path} is torn or no tokenizer: {' '.join(str(e).split())}") from None
+        self._tokenizer.no_truncation()  # what a file asks for here is about somebody else's batches
+        self._tokenizer.no_padding()
+        ids = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        if not vocab_size - PADDING <= ids <= vocab_size:
+            raise Error(f"{path} has {ids} ids and the model {vocab_size}: it must be the model's own (as many, or up to {PADDING} fewer)")
+        self.vocab_size = vocab_size
+        self.stops = self._read_stops(Path(folder))
+        self.end = self.stops[0]
+        marked = self._tokenizer.encode("a")
+        self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
+        _utf8(text)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        """Ids -> text; special tokens, and ids that no token has, are dropped."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _read_stops(self, folder: Path) -> list[int]:
+        for name in ("generation_config.json", "config.json"):
+            found = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+            stops = found if isinstance(found, list) else [] if found is None else [found]
+            for i in stops:
+                if type(i) is not int or not 0 <= i < self.vocab_size:
+                    raise Error(f"{folder / name}: eos_token_id must be an id below {self.vocab_size} or a list of them, not {found!r}")
+            if stops:
+                return stops
+        path = folder / "tokenizer_config.json"
+        token = read_json(path).get("eos_token") if path.exists() else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str):
+            raise Error(
+                f"{folder} does not say what ends an answer: no eos_token_id in generation_config.json or config.json, "
+                "no eos_token in tokenizer_config.json"
+            )
+        end = self._tokenizer.token_to_id(token)
+        if end is None:
+            raise Error(f"{path}: its eos_token {ascii(token)} is no token of tokenizer.json")
+        return [end]
+
+
+Tokenizer = ByteTokenizer | FileTokenizer
+
+
+def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
+    """The tokenizer of a base with this many ids: the tokenizer.json of its folder, or bytes where there is none.
+
+    folder: a path; None or "nano" for the embedded base. Raises Error when there is none and the ids are not 257.
+    """
+    if folder not in (None, "nano") and (Path(folder) / "tokenizer.json").exists():
+        return FileTokenizer(folder, vocab_size)
     if vocab_size != ByteTokenizer.vocab_size:
-        raise Error(f"--base {base} has {vocab_size} tokens, but text is read as bytes here: it needs {ByteTokenizer.vocab_size}")
+        raise Error(f"{folder or 'the base'} has {vocab_size} ids and no tokenizer.json: without one text is bytes, which needs "
+            f"{ByteTokenizer.vocab_size}")  # fmt: skip
     return ByteTokenizer()
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Error(f"{ascii(text[:40])} holds half a surrogate pair, which is no character") from None

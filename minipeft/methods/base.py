@@ -92,7 +92,7 @@ class Adapted(nn.Module):
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, **self.slots())  # (B, T, C)
-        return linear_cross_entropy(x.flatten(0, 1), self.base.wte.weight, targets.flatten())
+        return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
 
     @property
     def merged(self) -> bool:
@@ -231,3 +231,10 @@ def prompt_learning_config(base: GPT, num_virtual_tokens: int) -> dict:
         "num_attention_heads": base.config.n_head,
         "num_layers": base.config.n_layer,
     }
+
+
+def peft_module(base: GPT, i: int, place: str = "") -> str:
+    """How PEFT calls a place of block i: as transformers does in its GPT-2 or its Llama."""
+    if base.config.projections == "joined":
+        return f"base_model.model.transformer.h.{i}.{place}"
+    return f"base_model.model.model.layers.{i}.{place.replace('attn.', 'self_attn.')}"

@@ -68,7 +68,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
     def loss(prompt: Tensor, step: int) -> Tensor:
         idx, targets = (t.to(device) for t in batch(step))
         x = base.hidden(idx, prompt=prompt)
-        return linear_cross_entropy(x.flatten(0, 1), base.wte.weight, targets.flatten())
+        return linear_cross_entropy(x.flatten(0, 1), base.head, targets.flatten())
 
     device = base.wte.weight.device
     tokens = start.to(device)

@@ -3,52 +3,70 @@
     in each of the top n blocks:   o = softmax(q Kᵀ / sqrt(hs)) V + g · softmax(q Pkᵀ / sqrt(hs)) Pv
 
     Pk, Pv = the block's own key and value projections of H (K, C), learnt; g, one number a head, learnt, starts at 0
+                                                 (gate="layer": one number for all heads, as PEFT's ADAPTION_PROMPT has it)
 
 Prefix tuning's slot with a gate: what the prompts say has a softmax of its own, so that at g = 0 step 0 is exactly the base, where a
 prefix of any values takes weight away from the text. The prompts stand beside the sequence and take no positions.
 
-trained = stored = n·(K·C + nh)
+trained = stored = n·(K·C + nh)                  gate="layer": n·(K·C + 1)
 
 Departs from the paper: a gate multiplies as it is (eq. 6), where the released code takes its tanh. By default n is the paper's share of
-the layers, 30 of 32.
+the layers, 30 of 32. A query turned by its position meets keys that have none, as in PEFT.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..accounting import top_layers
 from ..config import Error
-from ..model import GPT, Prefix
-from .base import Method, at_least_one, new_parameter, noise
+from ..model import GPT
+from ..slots import Prefix
+from .base import Method, at_least_one, new_parameter, noise, peft_module
 
 
 class LlamaAdapter(Method):
-    """adapt(base, "llama-adapter", adapter_len=10, adapter_layers=None (the top 30 of 32 of them))."""
+    """adapt(base, "llama-adapter", adapter_len=10, adapter_layers=None (the top 30 of 32 of them), gate="head" | "layer")."""
 
     name = "llama-adapter"
     learning_rate = 0.1
-    peft_types = ("LLAMA_ADAPTER",)  # PEFT's ADAPTION_PROMPT has one gate a layer instead of one a head
+    peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # PEFT's, the second, has one gate a layer
 
-    def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None):
+    def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None, gate: str = "head"):
         super().__init__()
         L, C = base.config.n_layer, base.config.n_embd
+        if gate not in ("head", "layer"):
+            raise Error(f"gate must be 'head' or 'layer', not {gate!r}")
+        self.gate = gate
         self.adapter_len = at_least_one("adapter_len", adapter_len)
         self.adapter_layers = n = top_layers(base.config) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
         if n > L:
             raise Error(f"adapter_layers {n} is more than the base's {L} layers")
         self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, C).view(n, adapter_len, C))
-        self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, base.config.n_head))
+        self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, base.config.n_head if gate == "head" else 1))
+        # PEFT's names; its ADAPTION_PROMPT is this function in transformers' Llama alone (in its GPT-2 the output projection is left out)
+        llama = base.config.projections == "apart" and base.config.bias == "none"
+        self.module_names = [peft_module(base, i, "attn") for i in range(L - n, L)] if llama and gate == "layer" else None
 
     def slots(self, base: GPT) -> dict:
         top = list(base.h)[-self.adapter_layers :]
         prompts = self.adaption_prompt.to(base.wte.weight.dtype)
         pairs = [block.attn.qkv(x.unsqueeze(0))[1:] for block, x in zip(top, prompts, strict=True)]  # n × 2 × (1, nh, K, hs)
         k, v = (torch.stack(x) for x in zip(*pairs, strict=True))
-        return {"prefix": Prefix(k, v, self.adaption_gate)}
+        return {"prefix": Prefix(k, v, self.adaption_gate.expand(-1, base.config.n_head))}
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.module_names is None:
+            return super().tensors()
+        prompts = {f"{name}.adaption_prompt": x.detach()[None] for name, x in zip(self.module_names, self.adaption_prompt, strict=True)}
+        return prompts | {f"{name}.adaption_gate": x.detach() for name, x in zip(self.module_names, self.adaption_gate, strict=True)}
 
     def peft_config(self, base: GPT) -> dict:
-        return {"peft_type": self.peft_types[0], "adapter_len": self.adapter_len, "adapter_layers": self.adapter_layers}
+        config = {"adapter_len": self.adapter_len, "adapter_layers": self.adapter_layers}
+        if self.module_names is None:
+            return {"peft_type": "LLAMA_ADAPTER", **config, "gate": self.gate}
+        return {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:
-        return {name: config.get(name) for name in ("adapter_len", "adapter_layers")}
+        gate = "layer" if config["peft_type"] == "ADAPTION_PROMPT" else config.get("gate", "head")
+        return {name: config.get(name) for name in ("adapter_len", "adapter_layers")} | {"gate": gate}

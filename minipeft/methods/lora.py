@@ -5,10 +5,10 @@
 A starts random and B at zero, so step 0 is exactly the base. What is learnt is a change of W: once learnt, merge() adds it to W, and
 a forward pass costs what the base's does.
 
-trained = stored = r·(in + out) for every edited linear: with the default, the attention's input projection, L·r·4C.
+trained = stored = r·(in + out) for every edited linear: with the default, the attention's input projection, L·r·4C in GPT-2's shape.
 
-Departs from the paper: q, k and v are one projection here as in GPT-2, edited together, where the paper edits q and v apart. A starts
-as its released code and PEFT have it (uniform, Kaiming) rather than Gaussian.
+Departs from the paper: where q, k and v are one projection, as in GPT-2, they are edited together; the paper edits q and v apart, and so
+does this where they are two (the Llama family). A starts as its released code and PEFT have it (uniform, Kaiming) rather than Gaussian.
 """
 
 import math
@@ -17,9 +17,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..accounting import lora_targets
 from ..config import Error, linears_named
 from ..model import GPT
-from .base import Method, at_least_one, new_parameter
+from .base import Method, at_least_one, new_parameter, peft_module
 
 
 class LowRank(nn.Module):
@@ -36,7 +37,7 @@ class LowRank(nn.Module):
 
 
 class LoRA(Method):
-    """adapt(base, "lora", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=("c_attn",)).
+    """adapt(base, "lora", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=None (c_attn, or q_proj and v_proj)).
 
     target_modules: names of linears, each a whole one ("mlp.c_proj") or its end ("c_proj": both that the block has).
     """
@@ -51,7 +52,7 @@ class LoRA(Method):
         r: int = 8,
         lora_alpha: float = 8,
         lora_dropout: float = 0.0,
-        target_modules: "str | list[str] | tuple[str, ...]" = ("c_attn",),
+        target_modules: "str | list[str] | tuple[str, ...] | None" = None,
     ):
         super().__init__()
         if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
@@ -59,8 +60,10 @@ class LoRA(Method):
         if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
             raise Error(f"lora_dropout must be at least 0 and below 1, not {lora_dropout!r}")
         self.r, self.lora_alpha, self.lora_dropout = at_least_one("r", r), lora_alpha, lora_dropout
-        self.places = linears_named(target_modules)
+        target_modules = lora_targets(base.config) if target_modules is None else target_modules
+        self.places = linears_named(base.config, target_modules)
         self.target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        self.module_names = [[peft_module(base, i, place) for place in self.places] for i in range(base.config.n_layer)]
         self.layers = nn.ModuleList()
         for block in base.h:
             pairs = nn.ModuleList()
@@ -86,11 +89,11 @@ class LoRA(Method):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """PEFT's own names, for its GPT-2."""
+        """PEFT's own names."""
         return {
-            f"base_model.model.transformer.h.{i}.{place}.lora_{name}.weight": getattr(pair, name).detach()
-            for i, pairs in enumerate(self.layers)
-            for place, pair in zip(self.places, pairs, strict=True)
+            f"{module}.lora_{name}.weight": getattr(pair, name).detach()
+            for modules, pairs in zip(self.module_names, self.layers, strict=True)
+            for module, pair in zip(modules, pairs, strict=True)
             for name in ("A", "B")
         }
 
@@ -101,7 +104,7 @@ class LoRA(Method):
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": self.target_modules,
-            "fan_in_fan_out": True,  # GPT-2's linears are stored (in, out) in transformers
+            "fan_in_fan_out": base.config.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
             "bias": "none",
         }
 

@@ -4,19 +4,21 @@
 
 in one of two spaces:
 
-    space="kv"       Pk, Pv (P, nh, hs) are what is learnt: any keys and values                   stored = 2·L·P·C   (Li & Liang)
+    space="kv"       Pk, Pv (P, n_kv, hs) are what is learnt: any keys and values                 stored = 2·L·P·n_kv·hs   (Li & Liang)
     space="hidden"   H (P, C) a block is learnt, as if concatenated to the block's input:         stored =   L·P·C
                      Pk, Pv = the block's own ln_1 and projection of H; H's outputs are dropped
 
 either directly (trained = stored) or through the paper's two-layer MLP (§4.3), which smooths training and is folded away when saved:
 
-    row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·C or L·C, m = encoder_hidden_size
+    row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C, m = encoder_hidden_size
     trained = P·C + (C + 1)·m + (m + 1)·W
 
 Departs from the paper: the direct form is the default. "random" draws from N(0, σ²) with σ the spread of the base's embeddings;
 a text may start it as well (§7.4), and then step 0 answers as if the text stood before the input; "vocab" does that with tokens
 drawn from the vocabulary.
 """
+
+import math
 
 import torch
 import torch.nn as nn
@@ -53,8 +55,9 @@ class PrefixTuning(Method):
             raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         L, C = base.config.n_layer, base.config.n_embd
-        self.space, self.shape = space, (L, base.config.n_head, base.config.head_size)
-        W = 2 * L * C if space == "kv" else L * C
+        n_kv, hs = base.config.n_kv, base.config.head_size
+        self.space, self.shape = space, (L, 2, n_kv, hs) if space == "kv" else (L, C)
+        W = math.prod(self.shape)
         if prefix_projection:
             if isinstance(init, Tensor) or init != "random":
                 raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
@@ -78,11 +81,9 @@ class PrefixTuning(Method):
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
 
     def rung(self) -> Tensor:
-        """What is learnt, as the ladder has it: (L, 1, P, C) or (L, 2, 1, nh, P, hs)."""
-        L, nh, hs = self.shape
-        if self.space == "hidden":
-            return self.rows().view(-1, L, nh * hs).transpose(0, 1).unsqueeze(1)
-        return self.rows().view(-1, L, 2, nh, hs).permute(1, 2, 3, 0, 4).unsqueeze(2)
+        """What is learnt, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs)."""
+        rows = self.rows().view(-1, *self.shape)
+        return rows.transpose(0, 1).unsqueeze(1) if self.space == "hidden" else rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
         return {"prefix": prefix_from_hidden(base, self.rung()) if self.space == "hidden" else self.rung()}
@@ -96,7 +97,12 @@ class PrefixTuning(Method):
             "prefix_projection": False,
             "encoder_hidden_size": base.config.n_embd,
             **prompt_learning_config(base, self.num_virtual_tokens),
-        }
+            **(
+                {"token_dim": base.config.n_kv * base.config.head_size, "num_attention_heads": base.config.n_kv}
+                if self.space == "kv"
+                else {}
+            ),
+        }  # with grouped heads PEFT counts those of the keys and values
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:
