@@ -8,12 +8,16 @@ python train.py --method lora+prefix                         two methods togethe
 python train.py --method full --task reverse+increment       full fine-tuning on two skills in a row
 python train.py --method hard-prompt                         try wordings, keep the best: nothing is trained
 python train.py --climb                                      hard prompt -> soft prompt -> prefix, each started from the one before
-python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines
+python train.py --data pairs.jsonl                           your own {"input": …, "target": …} lines, or CSV
+python train.py --base SmolLM2-135M --base-dtype bfloat16 --data train.csv --test test.csv --method lora --epochs 3 --answers 100
+                                                             a real model: a Hugging Face folder of the GPT-2 or Llama family
 python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
 python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3     pretrain a base
 """
 
 import argparse
+import importlib.util
+import json
 import shlex
 import sys
 import time
@@ -25,19 +29,21 @@ from tqdm import tqdm
 
 import minipeft
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench.measure import card
-from minipeft.checkpoint import check_place, fingerprint, write_json
+from minipeft.bench.measure import card, resident_peak
+from minipeft.checkpoint import check_place, fingerprint, write_atomically, write_json
 from minipeft.console import Parser, device, run, seed, shown_as
 from minipeft.data import NANO
-from minipeft.data.batches import FileData, TaskData, draw, encode, question
-from minipeft.data.tasks import KINDS, NOVEL, SKILLS, find_task, skill_example
-from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
+from minipeft.data.batches import FileData, TaskData, draw, encode, references
+from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
+from minipeft.data.template import DEFAULT, Template
+from minipeft.data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_for
+from minipeft.evaluation import answer, batches, evaluate, perplexity
+from minipeft.hf import find_base
 from minipeft.methods import hyperparameters_of
 from minipeft.methods.base import Adapted
 from minipeft.methods.hard_prompt import search
-from minipeft.training import evaluate, train
-
-TOKENIZER = ByteTokenizer()
+from minipeft.scores import text_scores
+from minipeft.training import train
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -49,9 +55,19 @@ def arguments(argv) -> argparse.Namespace:
     which.add_argument("--climb", action="store_true", help="hard-prompt, prompt and prefix in turn, each started from the one before")
     add("--task", default="reverse", help=f"a skill ({', '.join(SKILLS)}), two joined by '+', novel ({', '.join(NOVEL)}), or skills: "
         "the mixture that a base is pretrained on")  # fmt: skip
-    add("--data", metavar="FILE.jsonl", help='train on a file instead of a task: one {"input": "…", "target": "…"} a line')
-    add("--base", default="nano", metavar="FOLDER|scratch", help="a folder with a byte-level GPT, the embedded nano, "
-        "or scratch: random weights in nano's shape")  # fmt: skip
+    add("--data", metavar="FILE", help='train on a file instead of a task: .jsonl with {"input": "…", "target": "…"}, {"text": "…"} or '
+        '{"messages": […]} on every line, or .csv or .tsv with the columns input,target or mr,ref')  # fmt: skip
+    add("--dev", metavar="FILE", help="to choose by (default: a tenth of --data)")
+    add("--test", metavar="FILE", help="to report on (default: --dev, or that tenth)")
+    add("--columns", nargs=2, metavar=("INPUT", "TARGET"), help="what input and target are called in the files")
+    add("--limit", type=int, metavar="N", help="train on N examples of --data alone, drawn by --seed")
+    add(
+        "--template", metavar="TEXT", help=f'how an input is put to the base: a text with {{input}} in it, or "chat" (default: "{DEFAULT}")'
+    )
+    add("--answers", type=int, metavar="N", help="also answer the first N held-out inputs in full, into OUT/answers.jsonl, and score them "
+        "by BLEU and chrF (needs sacrebleu)")  # fmt: skip
+    add("--base", default="nano", metavar="FOLDER|scratch", help="a Hugging Face folder (or hub id) of the GPT-2 or Llama family, the "
+        "embedded nano, or scratch: random weights in nano's shape")  # fmt: skip
     add("--num-virtual-tokens", type=int, metavar="P", help="prompt, prefix: its length (default: what it starts from has, else 8)")
     add("--space", choices=["kv", "hidden"], help="prefix: learn keys and values, or the hidden vectors they are made of (default: kv)")
     add("--prefix-projection", action="store_true", default=None, help="prefix: produce it by a two-layer MLP, folded away when saved")
@@ -68,14 +84,18 @@ def arguments(argv) -> argparse.Namespace:
     add("--r", type=int, help="lora: rank (default: 8)")
     add("--lora-alpha", type=float, metavar="A", help="lora: the change is multiplied by A / r (default: 8)")
     add("--lora-dropout", type=float, metavar="SHARE", help="lora: of its input, dropped in training (default: 0)")
-    add("--target-modules", nargs="+", metavar="LINEAR", help="lora: of c_attn, attn.c_proj, c_fc, mlp.c_proj (default: c_attn)")
+    add("--target-modules", nargs="+", metavar="LINEAR", help="lora: of c_attn, attn.c_proj, c_fc, mlp.c_proj in GPT-2's shape, "
+        "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in Llama's (default: c_attn; q_proj v_proj)")  # fmt: skip
     add("--bottleneck-size", type=int, metavar="M", help="adapter: width of its small networks (default: 8)")
     add("--placement", choices=["houlsby", "pfeiffer"], help="adapter: after attention and MLP, or MLP alone (default: houlsby)")
     add("--adapter-len", type=int, metavar="K", help="llama-adapter: prompts a layer (default: 10)")
     add("--adapter-layers", type=int, metavar="N", help="llama-adapter: in the top N layers (default: 30 of 32 of them)")
+    add("--gate", choices=["head", "layer"], help="llama-adapter: a gate a head, or one a layer, which PEFT can open (default: head)")
     add("--lr", type=float, help=f"peak learning rate (default: the method's own: {rates}; 0.01 with --prefix-projection)")
-    add("--batch-size", type=int, default=64, metavar="B", help="examples a step")
-    add("--steps", type=int, default=300, help="optimizer steps")
+    add("--batch-size", type=int, metavar="B", help="examples a step (default: 64 of a task, 8 of --data)")
+    long = p.add_mutually_exclusive_group()
+    long.add_argument("--steps", type=int, help="optimizer steps (default: 300 on a task)")
+    long.add_argument("--epochs", type=int, metavar="E", help="times through --data (default: 3)")
     add("--seed", type=seed, default=0, help="of initial values and data order; held-out examples do not depend on it")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products; what is trained stays float32")
@@ -87,9 +107,16 @@ def arguments(argv) -> argparse.Namespace:
     kind.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out")
     kind.add_argument("--eval-only", action="store_true", help="train nothing: evaluate the adapter in --out")
     args = p.parse_args(argv)
-    for name in ("batch_size", "steps"):
-        if getattr(args, name) < 1:
-            raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    for name in ("batch_size", "steps", "epochs", "limit", "answers"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise Error(f"--{name} must be at least 1, not {getattr(args, name)}".replace("_", "-"))
+    for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
+        if args.data is None and getattr(args, name) is not None:
+            raise Error(f"--{name} goes with --data: a task makes its own examples")
+    args.template = Template(DEFAULT if args.template is None else args.template.replace("\\n", "\n"))  # a shell has no line breaks
+    args.batch_size = args.batch_size or (64 if args.data is None else 8)
+    if args.answers and importlib.util.find_spec("sacrebleu") is None:
+        raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
     args.methods = args.method.split("+")
@@ -120,29 +147,28 @@ def arguments(argv) -> argparse.Namespace:
 LADDER = ("hard-prompt", "prompt", "prefix")  # the rungs that --climb takes
 HYPERPARAMETERS = ("num_virtual_tokens", "space", "prefix_projection", "encoder_hidden_size", "init", "init_from_text", "init_from",
     "wordings", "search", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
-    "adapter_layers")  # fmt: skip
+    "adapter_layers", "gate")  # fmt: skip
 STARTS = ("num_virtual_tokens", "prefix_projection", "init", "init_from_text", "init_from")  # what --climb settles itself
 PARAMETER = {"init_from_text": "init", "init_from": "init", "wordings": "tokens", "search": "tokens"}  # where adapt() calls it otherwise
 
 
-def open_base(args) -> minipeft.GPT:
-    if args.base == "scratch":
-        base = minipeft.GPT(PRESETS["nano"])
-    else:
-        base = minipeft.GPT.from_pretrained(NANO if args.base == "nano" else args.base)
-    tokenizer_for(base.config.vocab_size, args.base)  # text is read as bytes, or this says that it cannot be
+def open_base(args) -> tuple[minipeft.GPT, Tokenizer]:
+    dtype = getattr(torch, args.base_dtype) if args.base_dtype else None
     if "full" in args.methods:
-        base = base.float()  # what is trained is float32, whatever the file holds
-    elif args.base_dtype:
-        base = base.to(getattr(torch, args.base_dtype))
-    return base.to(device(args.device))
+        dtype = torch.float32  # what is trained, whatever the file holds
+    if args.base == "scratch":
+        base, folder = minipeft.GPT(PRESETS["nano"]).to(dtype), None
+    else:
+        folder = find_base(NANO if args.base == "nano" else args.base)
+        base = minipeft.GPT.from_pretrained(folder, dtype)
+    return base.to(device(args.device)), tokenizer_for(base.config.vocab_size, folder)
 
 
-def hyperparameters(args, base) -> dict:
+def hyperparameters(args, base, tokenizer) -> dict:
     """What adapt() is given: the flags that were, by the names they have there; all but a hard prompt's tokens."""
     h = {name: getattr(args, name) for name in HYPERPARAMETERS if name not in PARAMETER and getattr(args, name) is not None}
     if args.init_from_text is not None:
-        h["init"] = ids(args.init_from_text)
+        h["init"] = ids(tokenizer, args.init_from_text)
     if args.init_from is not None:
         lower = minipeft.load_adapter(base, args.init_from)
         if not hasattr(lower.method, "rung"):
@@ -157,71 +183,78 @@ def hyperparameters(args, base) -> dict:
     return h
 
 
-def ids(text: str) -> Tensor:
-    return torch.tensor(TOKENIZER.encode(text), dtype=torch.int64)
+def ids(tokenizer: Tokenizer, text: str) -> Tensor:
+    return torch.tensor(tokenizer.encode(text.replace("\\n", "\n")), dtype=torch.int64)
 
 
-def attach(args, base) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
+def attach(args, base, tokenizer) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
     """The adapted model, the data (inputs are cut to fit beside virtual tokens), and what hard-prompt had to choose from."""
     if args.eval_only:
         model = minipeft.load_adapter(base, args.out)
-        return model, open_data(args, base, model.method.num_virtual_tokens), []
+        return model, open_data(args, base, tokenizer, model.method.num_virtual_tokens), []
     if "hard-prompt" not in args.methods:
-        model = minipeft.adapt(base, args.methods, **hyperparameters(args, base))
-        return model, open_data(args, base, model.method.num_virtual_tokens), []
+        model = minipeft.adapt(base, args.methods, **hyperparameters(args, base, tokenizer))
+        return model, open_data(args, base, tokenizer, model.method.num_virtual_tokens), []
     if args.wordings is None and args.data is not None and not args.search:
         raise Error("hard-prompt on your own data needs --wordings to choose from, or --search P")
     instructions = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings] if args.data is None else []
-    candidates = [ids(text) for text in args.wordings or instructions]
+    candidates = [ids(tokenizer, text) for text in args.wordings or instructions]
     random = torch.randint(base.config.vocab_size, (args.search or 0,))
     longest = max([*candidates, random], key=len)
     minipeft.adapt(base, "hard-prompt", tokens=longest).detach()  # it fits, or this says why not
-    data = open_data(args, base, len(longest))
+    data = open_data(args, base, tokenizer, len(longest))
     if args.search:
-        candidates.append(search(base, random, lambda step: encode(data.batch(step), TOKENIZER), args.steps))
-    scores, tokens = choose_wording(base, candidates, encode(data.development(DEVELOPMENT), TOKENIZER))
-    model = minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base))
-    return model, open_data(args, base, model.method.num_virtual_tokens), scores
+        candidates.append(search(base, random, lambda step: encode(data.batch(step), tokenizer, args.template), steps(args, data)))
+    scores, tokens = choose_wording(base, candidates, batches(data.development(DEVELOPMENT), tokenizer, args.template), tokenizer)
+    model = minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base, tokenizer))
+    return model, open_data(args, base, tokenizer, model.method.num_virtual_tokens), scores
 
 
-def choose_wording(base, candidates: list[Tensor], development: tuple[Tensor, Tensor]) -> tuple[list[dict], Tensor]:
+def choose_wording(base, candidates: list[Tensor], development: list, tokenizer: Tokenizer) -> tuple[list[dict], Tensor]:
     """Score hard prompts by exact match, and where that is equal by loss: all scores, best first, and the best one's tokens."""
     scored = []
     for tokens in tqdm(candidates, unit="wording", desc="choosing", dynamic_ncols=True):
         model = minipeft.adapt(base, "hard-prompt", tokens=tokens)
-        loss, exact = evaluate(model, *development)
+        loss, exact = evaluate(model, development)
         model.detach()
-        scored.append(({"wording": shown_as(TOKENIZER.decode(tokens.tolist())), "exact_match": exact, "loss": loss}, tokens))
+        scored.append(({"wording": in_words(tokenizer, tokens), "exact_match": exact, "loss": loss}, tokens))
     scored.sort(key=lambda x: (-x[0]["exact_match"], x[0]["loss"]))
     return [score for score, _ in scored], scored[0][1]
 
 
+def in_words(tokenizer: Tokenizer, tokens: Tensor) -> str:
+    """A hard prompt as one line: marks that decoding drops are shown by their ids."""
+    text, shown = tokenizer.decode(tokens.tolist()), tokens.tolist()
+    return shown_as(text) if tokenizer.encode(text) == shown else shown_as("".join(tokenizer.decode([t]) or f"<{t}>" for t in shown))
+
+
 DEVELOPMENT = 200  # examples that hard prompts are chosen by
+REPORTED = 200  # held-out examples of a file that the loss is reported on, at most
 
 
-def open_data(args, base, virtual: int) -> "FileData | TaskData":
+def open_data(args, base, tokenizer, virtual: int) -> "FileData | TaskData":
     if args.data is None:
         return TaskData(find_task(args.task), args.seed, args.batch_size)
-    return FileData(args.data, TOKENIZER, args.seed, args.batch_size, base.config.block_size, virtual)
+    files = dict(dev=args.dev, test=args.test, columns=args.columns and tuple(args.columns), limit=args.limit)
+    return FileData(args.data, tokenizer, args.template, args.seed, args.batch_size, base.config.block_size, virtual, **files)
+
+
+def steps(args, data) -> int:
+    if args.steps is not None:
+        return args.steps
+    return 300 if args.data is None else (args.epochs or 3) * data.steps_per_epoch
 
 
 def describe(args, base, data) -> str:
     if args.data is None:
         return f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
     text = f"data {args.data} ({len(data.examples)} to train on, {len(data.held_out)} held out)"
-    return text + (f", {data.cut} inputs cut from the left to the block size of {base.config.block_size}" if data.cut else "")
+    return text + (f", {data.cut} cut from the left to the block size of {base.config.block_size}" if data.cut else "")
 
 
-def answers(model, examples, virtual: int = 0) -> list[str]:
-    """Greedy answers, one example at a time, as far as the block size goes."""
-    texts = []
-    for e in examples:
-        asked = torch.tensor([question(e, TOKENIZER)], device=next(model.parameters()).device)
-        room = getattr(model, "base", model).config.block_size - virtual - asked.size(1) + 1  # the last token is not read again
-        longest = min(len(TOKENIZER.encode(e.target)) + 8, room)
-        tokens = minipeft.generate(model, asked, longest, stop_token=TOKENIZER.end)[0, asked.size(1) :]
-        texts.append(TOKENIZER.decode(tokens.tolist()))
-    return texts
+def longest(examples: list[Example], tokenizer: Tokenizer) -> int:
+    """Tokens that are enough for an answer to any of them."""
+    return max(len(tokenizer.encode(e.target)) for e in examples) + 8
 
 
 def skill_scores(model) -> dict[str, dict[str, float]]:
@@ -229,7 +262,7 @@ def skill_scores(model) -> dict[str, dict[str, float]]:
 
     def score(name: str, told: bool) -> float:
         examples = draw(lambda rng: skill_example(rng, name, told), f"held-out {name}", 500)
-        return evaluate(model, *encode(examples, TOKENIZER))[1]
+        return evaluate(model, batches(examples, ByteTokenizer()))[1]
 
     return {name: {"told": score(name, True), "not told": score(name, False)} for name in SKILLS}
 
@@ -271,42 +304,63 @@ def climb_table(results: list[dict]) -> str:
 def tune_and_score(args) -> dict:
     """One run: attach the method, train, save, evaluate before and after. Returns what its scores.json holds."""
     torch.manual_seed(args.seed)
-    base = open_base(args)
-    model, data, wordings = attach(args, base)
-    held_out, shown = encode(data.held_out, TOKENIZER), data.held_out[:3]
-    model(held_out[0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
+    base, tokenizer = open_base(args)
+    model, data, wordings = attach(args, base, tokenizer)
+    reported = data.held_out if args.data is None else data.held_out[:: -(-len(data.held_out) // REPORTED)]
+    held_out, shown = batches(reported, tokenizer, args.template), data.held_out[:3]
+    with torch.no_grad():
+        model(held_out[-1][0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
     head = [
         f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}",
         model.trainable_summary(),
     ]
-    print("\n".join(head))
+    print("\n".join(head), flush=True)
 
-    before, base_answers = evaluate(base, *held_out), answers(base, shown)
-    start_loss = evaluate(model, *held_out)[0] if args.init_from else None
-    seconds = None if args.eval_only else tune(args, base, model, data)
-    after, tuned_answers = evaluate(model, *held_out), answers(model, shown, model.method.num_virtual_tokens)
+    def samples(of) -> list[str]:
+        return answer(of, shown, tokenizer, args.template, longest(shown, tokenizer))
+
+    before, base_answers = evaluate(base, held_out), samples(base)
+    start_loss = evaluate(model, held_out)[0] if args.init_from else None
+    seconds = None if args.eval_only else tune(args, base, tokenizer, model, data)
+    after, tuned_answers = evaluate(model, held_out), samples(model)
     result = {
         "command": args.command,
         "card": card(torch.device(args.device)),
         "head": head,
         "seconds": seconds,
         "trained": sum(p.numel() for p in model.trainable_parameters()),
-        "examples": len(data.held_out),
+        "examples": len(reported),
         "exact_match": [before[1], after[1]],
         "loss": [before[0], after[0]],
         "start_loss": start_loss,
         "wordings": wordings,
         "samples": [
-            {"input": shown_as(e.input), "wanted": shown_as(e.target), "base": shown_as(untuned), "tuned": shown_as(tuned)}
+            {"input": shown_as(e.input or ""), "wanted": shown_as(e.target), "base": shown_as(untuned), "tuned": shown_as(tuned)}
             for e, untuned, tuned in zip(shown, base_answers, tuned_answers, strict=True)
         ],
+        "answers": write_answers(args, model, data, tokenizer) if args.answers else None,
         "skills": skill_scores(model) if args.task == "skills" and args.data is None else {},
         "out": str(args.out),
         "kb": [size_kb(args.out), sum(p.numel() * p.element_size() for p in base.parameters()) / 1000],
+        "peak_bytes": resident_peak(),
     }
+    if args.data is not None:
+        result["dev_loss"] = evaluate(model, batches(data.development(DEVELOPMENT), tokenizer, args.template))[0]
     if not args.eval_only:
         write_json(args.out / "scores.json", result)
     return result
+
+
+def write_answers(args, model, data, tokenizer) -> dict:
+    """Answer held-out inputs in full: OUT/answers.jsonl beside its scores, against all references that each input has."""
+    asked = references(data.held_out)[: args.answers]
+    examples, known = [e for e, _ in asked], [targets for _, targets in asked]
+    enough = max(longest([e._replace(target=t) for t in targets], tokenizer) for e, targets in asked)
+    given = answer(model, examples, tokenizer, args.template, enough)
+    rows = [{"input": e.input, "answer": a, "references": r} for e, a, r in zip(examples, given, known, strict=True)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(args.out / "answers.jsonl", lambda to: to.write_text(text, encoding="utf-8"))
+    return {"inputs": len(rows), **text_scores(given, known)}
 
 
 def report(r: dict) -> str:
@@ -317,6 +371,10 @@ def report(r: dict) -> str:
         lines.append(f"wordings, best first, on {DEVELOPMENT} other examples: exact match, loss")
         lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"]]
     lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
+    if "dev_loss" in r:
+        lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; loss on what is chosen by: {r['dev_loss']:.3f}")
+    if r.get("answers"):
+        lines.append("{inputs} inputs answered: BLEU {bleu:.2f}, chrF {chrf:.2f}, exact match {exact_match:.3f}".format(**r["answers"]))
     for s in r["samples"]:
         lines += [f"  {s['input']}", f"    wanted {s['wanted']}", f"    base   {s['base']}", f"    tuned  {s['tuned']}"]
     if r["skills"]:
@@ -326,25 +384,39 @@ def report(r: dict) -> str:
     return "\n".join(lines)
 
 
-def tune(args, base, model, data) -> float | None:
+def tune(args, base, tokenizer, model, data) -> float | None:
     """Train (what can be trained) and save; returns the seconds it took."""
     if not any(True for _ in model.trainable_parameters()):
         model.save(args.out)
         return None
-    names = ("method", *HYPERPARAMETERS, "task", "data", "batch_size", "steps", "seed", "dtype", "base_dtype", "lr")
+    names = (
+        "method",
+        *HYPERPARAMETERS,
+        "task",
+        "data",
+        "dev",
+        "test",
+        "columns",
+        "limit",
+        "batch_size",
+        "seed",
+        "dtype",
+        "base_dtype",
+        "lr",
+    )
     settings = {name: str(v) if isinstance(v := getattr(args, name), Path) else v for name in names}
-    settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(base)}
-    settings["examples"] = data.digest if args.data else None
+    settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(base), "template": args.template.text}
+    settings |= {"examples": data.digest if args.data else None, "steps": steps(args, data)}
     state = args.out / "training_state.pt"
-    longest = base.config.block_size - model.method.num_virtual_tokens
+    most = base.config.block_size - model.method.num_virtual_tokens
     bucket = 32 if args.compile else 1
     model.compile_blocks(args.compile)
     model.gradient_checkpointing(args.gradient_checkpointing)
     start = time.perf_counter()
     train(
         model,
-        lambda step: encode(data.batch(step), TOKENIZER, bucket, longest),
-        args.steps,
+        lambda step: encode(data.batch(step), tokenizer, args.template, bucket, most),
+        steps(args, data),
         args.lr,
         state=state,
         settings=settings,
@@ -354,6 +426,8 @@ def tune(args, base, model, data) -> float | None:
     model.compile_blocks(False)  # answers grow token by token: every length would be compiled
     model.gradient_checkpointing(False)
     model.save(args.out)
+    if "full" in args.methods:
+        tokenizer.save(args.out)  # what was saved is a base of its own
     state.unlink()  # only now that the result is safe
     return round(time.perf_counter() - start, 1)
 

@@ -99,25 +99,3 @@ def _load(path: Path | None, parameters: dict[str, Tensor], optimizer, settings:
     if state["random_on_device"] is not None:
         torch.cuda.set_rng_state(state["random_on_device"], next(iter(parameters.values())).device)
     return state["step"]
-
-
-@torch.no_grad()
-def evaluate(model, idx: Tensor, targets: Tensor, batch_size: int = 100) -> tuple[float, float]:
-    """(mean loss per supervised token, exact match) of model(idx) -> logits, over N examples: idx, targets (N, T).
-
-    Exact match is the share of examples whose every supervised token is the most likely one given those before it: the very
-    examples that greedy decoding answers exactly.
-    """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    loss, tokens, exact = 0.0, 0, 0
-    for i in range(0, len(idx), batch_size):
-        x, y = idx[i : i + batch_size].to(device), targets[i : i + batch_size].to(device)
-        logits = model(x).float()  # (B, T, V)
-        supervised = y != -100
-        loss += torch.nn.functional.cross_entropy(logits[supervised], y[supervised], reduction="sum").item()
-        tokens += int(supervised.sum())
-        exact += int(((logits.argmax(dim=-1) == y) | ~supervised).all(dim=1).sum())
-    model.train(training)
-    return loss / tokens, exact / len(idx)

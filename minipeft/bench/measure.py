@@ -161,7 +161,7 @@ def restart_peak(device: torch.device) -> None:
 def _measure_peak(sender, device: torch.device, threads: int, work: Callable, arguments: tuple) -> None:
     torch.set_num_threads(threads)
     restart_peak(device)  # without what importing took
-    before = _resident_peak()
+    before = resident_peak()
     try:
         work(*arguments)
     except Exception as e:  # told in the parent's one line
@@ -169,10 +169,10 @@ def _measure_peak(sender, device: torch.device, threads: int, work: Callable, ar
     if device.type == "cuda":
         sender.send(torch.cuda.max_memory_allocated(device))
     else:
-        sender.send(None if before is None else _resident_peak() - before)
+        sender.send(None if before is None else resident_peak() - before)
 
 
-def _resident_peak() -> int | None:
+def resident_peak() -> int | None:
     """Bytes this process has held at most. On Linux not from getrusage, which starts at what the parent process held."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -148,8 +148,9 @@ def draw(example: Callable[[Random], Example], seed: str, n: int) -> list[Exampl
 class FileData:
     """Examples of a file, in batches of about one length, every example once an epoch.
 
-    dev, test: files to choose by and to report on. Without test, dev is held out; without either, the last tenth of the examples
-    (500 at most), none of which asks what a training example asks. limit: train on so many only, drawn by the seed.
+    dev, test: files to choose by and to report on. What is missing of the two is the last tenth of the examples (500 at most), none
+    of which asks what a training example asks: without test it, or dev, is held out to report on; without dev it is chosen by, or,
+    with neither file, the training examples are. limit: train on so many only, drawn by the seed.
     Attributes: examples (trained on), held_out, chosen_by, cut (how many of all were cut to the block size), digest (of all).
     """
 
@@ -179,16 +180,14 @@ class FileData:
             return examples
 
         examples, apart = read_examples(path, columns), None
-        if dev is None and test is None:
+        if dev is None:
             examples, apart = split(examples, path)
         if limit is not None:
             examples = Random(f"{seed}/limit").sample(examples, min(limit, len(examples)))
         self.examples = fitted(examples)
-        self.chosen_by = self.examples if dev is None else fitted(read_examples(dev, columns))
-        if apart is None:
-            self.held_out = self.chosen_by if test is None else fitted(read_examples(test, columns))
-        else:
-            self.held_out = fitted(apart)
+        spare = fitted(apart if dev is None else read_examples(dev, columns))
+        self.held_out = spare if test is None else fitted(read_examples(test, columns))
+        self.chosen_by = self.examples if dev is None and test is None else spare
         self.digest = hashlib.sha256(repr((self.examples, self.held_out, self.chosen_by)).encode()).hexdigest()
         self.lengths = [length(e, tokenizer, template) for e in self.examples]
         self.seed, self.batch_size = seed, min(batch_size, len(self.examples))

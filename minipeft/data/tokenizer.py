@@ -7,11 +7,13 @@ Both give the same names:
     begin          the ids that go before every text ([] for most)
     end, stops     the id put after every answer; all ids that end one
     vocab_size     how many ids there are
+    save(folder)   what a base saved there needs to read text
 """
 
+import shutil
 from pathlib import Path
 
-from ..checkpoint import read_json
+from ..checkpoint import read_json, write_atomically, write_json
 from ..config import Error
 
 PADDING = 1024  # published models round their vocabulary up: so many ids may belong to no token
@@ -32,6 +34,9 @@ class ByteTokenizer:
     def decode(self, ids) -> str:
         """Ids -> text; the end mark is dropped, and bytes that are no UTF-8 show as the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def save(self, folder) -> None:
+        """Nothing: bytes need no file."""
 
 
 class FileTokenizer:
@@ -56,7 +61,7 @@ class FileTokenizer:
         ids = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         if not vocab_size - PADDING <= ids <= vocab_size:
             raise Error(f"{path} has {ids} ids and the model {vocab_size}: it must be the model's own (as many, or up to {PADDING} fewer)")
-        self.vocab_size = vocab_size
+        self.folder, self.vocab_size = Path(folder), vocab_size
         self.stops = self._read_stops(Path(folder))
         self.end = self.stops[0]
         marked = self._tokenizer.encode("a")
@@ -70,6 +75,13 @@ class FileTokenizer:
     def decode(self, ids) -> str:
         """Ids -> text; special tokens, and ids that no token has, are dropped."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder) -> None:
+        """Put the tokenizer into another base's folder: its files as they are, and what ends an answer."""
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (self.folder / name).exists() and not (Path(folder) / name).exists():
+                write_atomically(Path(folder) / name, lambda to, name=name: shutil.copyfile(self.folder / name, to))
+        write_json(Path(folder) / "generation_config.json", {"eos_token_id": self.stops})
 
     def _read_stops(self, folder: Path) -> list[int]:
         for name in ("generation_config.json", "config.json"):
