@@ -65,7 +65,7 @@ def attention_arguments(argv) -> argparse.Namespace:
 def peers_arguments(argv) -> argparse.Namespace:
     p = Parser(peers.__doc__)
     add = p.add_argument
-    add("--preset", default="gpt2", help=f"shape of the base, with learned positions: one of {', '.join(PRESETS)}")
+    add("--preset", default="gpt2", help=f"shape of the base (nano with learned positions): one of {', '.join(PRESETS)}")
     add("--methods", nargs="+", default=list(peers.METHODS), metavar="METHOD", help=f"of {', '.join(peers.METHODS)}, which both have")
     add("--num-virtual-tokens", type=int, default=20, metavar="P", help="length of prompt and prefix")
     add("--batch-size", type=int, default=4, metavar="B", help="sequences a step")
@@ -149,7 +149,9 @@ def measure_peers(argv) -> tuple[dict, str, str | None]:
             raise Error(f"--methods must be of {', '.join(peers.METHODS)}, which both libraries have, not {method!r}")
     if not 0 < args.supervised <= 1:
         raise Error(f"--supervised must be above 0 and at most 1, not {args.supervised:g}")
-    config = replace(PRESETS[args.preset], position="learned")
+    config = PRESETS[args.preset]
+    if config.projections == "joined":
+        config = replace(config, position="learned")  # transformers' GPT-2 has no other
     P = args.num_virtual_tokens
     if P < 1 or P + args.seq_len > config.block_size:
         raise Error(f"{P} virtual + {args.seq_len} real tokens do not fit the block size of {config.block_size}")

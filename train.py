@@ -33,21 +33,24 @@ from minipeft.bench.measure import card, resident_peak
 from minipeft.checkpoint import check_place, fingerprint, write_atomically, write_json
 from minipeft.console import Parser, device, run, seed, shown_as
 from minipeft.data import NANO
-from minipeft.data.batches import FileData, TaskData, draw, encode, references
+from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import DEFAULT, Template
-from minipeft.data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_for
+from minipeft.data.tokenizer import Tokenizer, in_letters, tokenizer_for
 from minipeft.evaluation import answer, batches, evaluate, perplexity
 from minipeft.hf import find_base
 from minipeft.methods import hyperparameters_of
-from minipeft.methods.base import Adapted
+from minipeft.methods.base import WIDE, Adapted
 from minipeft.methods.hard_prompt import search
 from minipeft.scores import text_scores
 from minipeft.training import train
 
+DEVELOPMENT = 200  # examples that hard prompts are chosen by
+REPORTED = 200  # held-out examples of a file that the loss is reported on, at most
+
 
 def arguments(argv) -> argparse.Namespace:
-    rates = ", ".join(f"{name} {method.learning_rate:g}" for name, method in METHODS.items() if method.learning_rate)
+    rates = ", ".join(f"{name} {m.learning_rate:g} | {m.learning_rate_wide:g}" for name, m in METHODS.items() if m.learning_rate)
     p = Parser(__doc__)
     add = p.add_argument
     which = p.add_mutually_exclusive_group()
@@ -57,10 +60,12 @@ def arguments(argv) -> argparse.Namespace:
         "the mixture that a base is pretrained on")  # fmt: skip
     add("--data", metavar="FILE", help='train on a file instead of a task: .jsonl with {"input": "…", "target": "…"}, {"text": "…"} or '
         '{"messages": […]} on every line, or .csv or .tsv with the columns input,target or mr,ref')  # fmt: skip
-    add("--dev", metavar="FILE", help="to choose by (default: a tenth of --data)")
-    add("--test", metavar="FILE", help="to report on (default: --dev, or that tenth)")
+    add("--dev", metavar="FILE", help=f"to choose by: at most {DEVELOPMENT} of it (default: a tenth of --data)")
+    add("--test", metavar="FILE", help=f"to report on: at most {REPORTED} of it, and --answers (default: --dev, or that tenth)")
     add("--columns", nargs=2, metavar=("INPUT", "TARGET"), help="what input and target are called in the files")
     add("--limit", type=int, metavar="N", help="train on N examples of --data alone, drawn by --seed")
+    add("--max-length", type=int, default=1024, metavar="T", help="longer examples of --data are cut from the left of their input, as "
+        "the base's block size cuts them anyway; virtual tokens count")  # fmt: skip
     add(
         "--template", metavar="TEXT", help=f'how an input is put to the base: a text with {{input}} in it, or "chat" (default: "{DEFAULT}")'
     )
@@ -91,7 +96,8 @@ def arguments(argv) -> argparse.Namespace:
     add("--adapter-len", type=int, metavar="K", help="llama-adapter: prompts a layer (default: 10)")
     add("--adapter-layers", type=int, metavar="N", help="llama-adapter: in the top N layers (default: 30 of 32 of them)")
     add("--gate", choices=["head", "layer"], help="llama-adapter: a gate a head, or one a layer, which PEFT can open (default: head)")
-    add("--lr", type=float, help=f"peak learning rate (default: the method's own: {rates}; 0.01 with --prefix-projection)")
+    add("--lr", type=float, help=f"peak learning rate (default: the method's own; on the embedded base | with {WIDE} channels or more: "
+        f"{rates}; a tenth of it with --prefix-projection)")  # fmt: skip
     add("--batch-size", type=int, metavar="B", help="examples a step (default: 64 of a task, 8 of --data)")
     long = p.add_mutually_exclusive_group()
     long.add_argument("--steps", type=int, help="optimizer steps (default: 300 on a task)")
@@ -107,7 +113,7 @@ def arguments(argv) -> argparse.Namespace:
     kind.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out")
     kind.add_argument("--eval-only", action="store_true", help="train nothing: evaluate the adapter in --out")
     args = p.parse_args(argv)
-    for name in ("batch_size", "steps", "epochs", "limit", "answers"):
+    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Error(f"--{name} must be at least 1, not {getattr(args, name)}".replace("_", "-"))
     for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
@@ -184,7 +190,8 @@ def hyperparameters(args, base, tokenizer) -> dict:
 
 
 def ids(tokenizer: Tokenizer, text: str) -> Tensor:
-    return torch.tensor(tokenizer.encode(text.replace("\\n", "\n")), dtype=torch.int64)
+    """A wording's tokens, which start as every text does (and so does the input behind them)."""
+    return torch.tensor(tokenizer.begin + tokenizer.encode(text.replace("\\n", "\n")), dtype=torch.int64)
 
 
 def attach(args, base, tokenizer) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
@@ -217,26 +224,21 @@ def choose_wording(base, candidates: list[Tensor], development: list, tokenizer:
         model = minipeft.adapt(base, "hard-prompt", tokens=tokens)
         loss, exact = evaluate(model, development)
         model.detach()
-        scored.append(({"wording": in_words(tokenizer, tokens), "exact_match": exact, "loss": loss}, tokens))
+        scored.append(({"wording": in_letters(tokenizer, tokens.tolist()), "exact_match": exact, "loss": loss}, tokens))
     scored.sort(key=lambda x: (-x[0]["exact_match"], x[0]["loss"]))
     return [score for score, _ in scored], scored[0][1]
-
-
-def in_words(tokenizer: Tokenizer, tokens: Tensor) -> str:
-    """A hard prompt as one line: marks that decoding drops are shown by their ids."""
-    text, shown = tokenizer.decode(tokens.tolist()), tokens.tolist()
-    return shown_as(text) if tokenizer.encode(text) == shown else shown_as("".join(tokenizer.decode([t]) or f"<{t}>" for t in shown))
-
-
-DEVELOPMENT = 200  # examples that hard prompts are chosen by
-REPORTED = 200  # held-out examples of a file that the loss is reported on, at most
 
 
 def open_data(args, base, tokenizer, virtual: int) -> "FileData | TaskData":
     if args.data is None:
         return TaskData(find_task(args.task), args.seed, args.batch_size)
     files = dict(dev=args.dev, test=args.test, columns=args.columns and tuple(args.columns), limit=args.limit)
-    return FileData(args.data, tokenizer, args.template, args.seed, args.batch_size, base.config.block_size, virtual, **files)
+    return FileData(args.data, tokenizer, args.template, args.seed, args.batch_size, longest_example(args, base), virtual, **files)
+
+
+def longest_example(args, base) -> int:
+    """Positions that an example may take, virtual tokens included."""
+    return min(args.max_length, base.config.block_size)
 
 
 def steps(args, data) -> int:
@@ -249,7 +251,7 @@ def describe(args, base, data) -> str:
     if args.data is None:
         return f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
     text = f"data {args.data} ({len(data.examples)} to train on, {len(data.held_out)} held out)"
-    return text + (f", {data.cut} cut from the left to the block size of {base.config.block_size}" if data.cut else "")
+    return text + (f", {data.cut} cut from the left (texts: divided) to {longest_example(args, base)} tokens" if data.cut else "")
 
 
 def longest(examples: list[Example], tokenizer: Tokenizer) -> int:
@@ -257,12 +259,12 @@ def longest(examples: list[Example], tokenizer: Tokenizer) -> int:
     return max(len(tokenizer.encode(e.target)) for e in examples) + 8
 
 
-def skill_scores(model) -> dict[str, dict[str, float]]:
+def skill_scores(model, tokenizer) -> dict[str, dict[str, float]]:
     """What a pretrained base can do: exact match on 500 held-out examples of every skill, told the instruction and not."""
 
     def score(name: str, told: bool) -> float:
         examples = draw(lambda rng: skill_example(rng, name, told), f"held-out {name}", 500)
-        return evaluate(model, batches(examples, ByteTokenizer()))[1]
+        return evaluate(model, batches(examples, tokenizer))[1]
 
     return {name: {"told": score(name, True), "not told": score(name, False)} for name in SKILLS}
 
@@ -306,10 +308,12 @@ def tune_and_score(args) -> dict:
     torch.manual_seed(args.seed)
     base, tokenizer = open_base(args)
     model, data, wordings = attach(args, base, tokenizer)
-    reported = data.held_out if args.data is None else data.held_out[:: -(-len(data.held_out) // REPORTED)]
-    held_out, shown = batches(reported, tokenizer, args.template), data.held_out[:3]
-    with torch.no_grad():
-        model(held_out[-1][0][:1].to(args.device))  # virtual and real tokens fit the block size, or this says why not
+    reported = data.held_out if args.data is None else thinned(data.held_out, REPORTED)
+    held_out, shown = batches(reported, tokenizer, args.template), [e for e, _ in references(data.held_out)[:3] if e.input is not None]
+    if args.answers and not shown:
+        raise Error("--answers answers inputs, and texts have none")
+    with torch.no_grad():  # virtual and real tokens fit the block size, or this says why not
+        model.base.hidden(held_out[-1][0][:1].to(args.device), **model.slots())
     head = [
         f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}",
         model.trainable_summary(),
@@ -317,7 +321,7 @@ def tune_and_score(args) -> dict:
     print("\n".join(head), flush=True)
 
     def samples(of) -> list[str]:
-        return answer(of, shown, tokenizer, args.template, longest(shown, tokenizer))
+        return answer(of, shown, tokenizer, args.template, longest(shown, tokenizer)) if shown else []
 
     before, base_answers = evaluate(base, held_out), samples(base)
     start_loss = evaluate(model, held_out)[0] if args.init_from else None
@@ -335,11 +339,11 @@ def tune_and_score(args) -> dict:
         "start_loss": start_loss,
         "wordings": wordings,
         "samples": [
-            {"input": shown_as(e.input or ""), "wanted": shown_as(e.target), "base": shown_as(untuned), "tuned": shown_as(tuned)}
+            {"input": shown_as(e.input), "wanted": shown_as(e.target), "base": shown_as(untuned), "tuned": shown_as(tuned)}
             for e, untuned, tuned in zip(shown, base_answers, tuned_answers, strict=True)
         ],
         "answers": write_answers(args, model, data, tokenizer) if args.answers else None,
-        "skills": skill_scores(model) if args.task == "skills" and args.data is None else {},
+        "skills": skill_scores(model, tokenizer) if args.task == "skills" and args.data is None else {},
         "out": str(args.out),
         "kb": [size_kb(args.out), sum(p.numel() * p.element_size() for p in base.parameters()) / 1000],
         "peak_bytes": resident_peak(),
@@ -357,7 +361,10 @@ def write_answers(args, model, data, tokenizer) -> dict:
     examples, known = [e for e, _ in asked], [targets for _, targets in asked]
     enough = max(longest([e._replace(target=t) for t in targets], tokenizer) for e, targets in asked)
     given = answer(model, examples, tokenizer, args.template, enough)
-    rows = [{"input": e.input, "answer": a, "references": r} for e, a, r in zip(examples, given, known, strict=True)]
+    rows = [
+        {"input": e.input, **({"turns": e.turns} if e.turns else {}), "answer": a, "references": r}
+        for e, a, r in zip(examples, given, known, strict=True)
+    ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomically(args.out / "answers.jsonl", lambda to: to.write_text(text, encoding="utf-8"))
     return {"inputs": len(rows), **text_scores(given, known)}
@@ -408,7 +415,7 @@ def tune(args, base, tokenizer, model, data) -> float | None:
     settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(base), "template": args.template.text}
     settings |= {"examples": data.digest if args.data else None, "steps": steps(args, data)}
     state = args.out / "training_state.pt"
-    most = base.config.block_size - model.method.num_virtual_tokens
+    most = longest_example(args, base) - model.method.num_virtual_tokens
     bucket = 32 if args.compile else 1
     model.compile_blocks(args.compile)
     model.gradient_checkpointing(args.gradient_checkpointing)

@@ -17,6 +17,7 @@ Prompt and prefix start from the hard prompt (the ladder), the others from the b
 import argparse
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -72,14 +73,24 @@ def split(e2e: Path, out: Path) -> None:
 
 
 def tune(args, name: str, *flags) -> dict:
-    """One run of train.py; returns its scores.json."""
-    data = args.out / "data"
-    out = args.out / name
-    if not (out / "scores.json").exists():  # what is there was run before
-        command = ["train.py", "--base", args.base, "--data", data / "train.csv", "--dev", data / "dev.csv", *flags, "--out", out]
+    """One run of train.py, or what it left when it was run before; returns its scores.json, without paths of this machine."""
+    data, out = args.out / "data", args.out / name
+    flags = ["--base", args.base, "--data", data / "train.csv", "--dev", data / "dev.csv", *flags, "--out", out, "--template", TEMPLATE]
+    command = ["train.py", *map(str, flags)]
+    scores = out / "scores.json"
+    if not scores.exists() or json.loads(scores.read_text(encoding="utf-8"))["command"] != shlex.join(["python", *command]):
         print(f"\n{name}", flush=True)
-        subprocess.run([sys.executable, *map(str, command), "--template", TEMPLATE], cwd=ROOT, check=True)
-    return json.loads((out / "scores.json").read_text(encoding="utf-8"))
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    text = scores.read_text(encoding="utf-8")
+    for path, shown in ((str(args.out), "runs/e2e"), (str(args.base), "SMOLLM2_FOLDER")):
+        text = text.replace(json.dumps(path)[1:-1], shown)
+    return json.loads(text)
+
+
+def samples(out: Path) -> list[dict]:
+    """The first three answers of a run."""
+    with open(out / "answers.jsonl", encoding="utf-8") as f:
+        return [{key: row[key] for key in ("input", "answer")} for row in map(json.loads, list(f)[:3])]
 
 
 def main() -> None:
@@ -91,6 +102,7 @@ def main() -> None:
     p.add_argument("--result", type=Path, default=ROOT / "docs" / "results" / "e2e-smollm2.json")
     args = p.parse_args()
     args.out = args.out.resolve()
+    args.base = Path(args.base).resolve() if Path(args.base).is_dir() else args.base
     split(args.e2e, args.out / "data")
 
     report = ["--test", args.out / "data" / "test.csv", "--answers", 200]
@@ -104,8 +116,17 @@ def main() -> None:
         probes[method] = {lr: tune(args, f"{method}-{lr:g}", *flags, "--lr", lr, "--epochs", 1)["dev_loss"] for lr in rates}
         best = min(probes[method], key=probes[method].get)
         results[method] = tune(args, method, *flags, "--lr", best, "--epochs", args.epochs, *report)
-    write_json(args.result, {"command": "python docs/e2e.py --base SMOLLM2_FOLDER --e2e E2E_FOLDER", "epochs": args.epochs,
-        "card": results["full"]["card"], "probes": probes, "runs": results})  # fmt: skip
+    result = {
+        "command": "python docs/e2e.py --base SMOLLM2_FOLDER --e2e E2E_FOLDER",
+        "epochs": args.epochs,
+        "wordings": WORDINGS,
+        "template": TEMPLATE,
+        "card": results["full"]["card"],
+        "probes": probes,
+        "runs": results,
+        "samples": {method: samples(args.out / method) for method in results},
+    }
+    write_json(args.result, result)
 
 
 if __name__ == "__main__":

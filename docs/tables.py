@@ -16,6 +16,7 @@ import train  # noqa: E402
 from minipeft import METHODS  # noqa: E402
 from minipeft.bench import attention, cost, peers, serving  # noqa: E402
 from minipeft.checkpoint import write_atomically  # noqa: E402
+from minipeft.console import shown_as  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
 from minipeft.data.tasks import find_task  # noqa: E402
 
@@ -81,10 +82,22 @@ def skills_table() -> str:
 
 
 def e2e_table() -> str:
-    rows = ["| method | trained | held-out loss | minutes |", "|---|---|---|---|"]
-    for method in ("full", "prompt", "prefix"):
-        r = read(RESULTS / f"e2e-{method}.json")
-        rows.append("| `{}` | {:,} | {:.2f} → {:.2f} | {:.1f} |".format(method, r["trained"], *r["loss"], r["seconds"] / 60))
+    """The methods on SmolLM2 and E2E, and what they write."""
+    result = read(RESULTS / "e2e-smollm2.json")
+    rows = [
+        "| method | rate | trained | adapter | BLEU | chrF | loss | minutes | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, r in result["runs"].items():
+        rate = min(result["probes"][method], key=result["probes"][method].get) if method in result["probes"] else "-"
+        minutes = f"{r['seconds'] / 60:.1f}" if r["seconds"] else "-"
+        size = f"{r['kb'][0]:,.0f} KB" if r["kb"][0] < 1e4 else f"{r['kb'][0] / 1000:,.0f} MB"
+        scores = "{bleu:.1f} | {chrf:.1f}".format(**r["answers"])
+        peak = f"{r['peak_bytes'] / 1e9:.1f} GB"
+        rows.append(f"| `{method}` | {rate} | {r['trained']:,} | {size} | {scores} | {r['loss'][1]:.3f} | {minutes} | {peak} |")
+    rows += ["", "What they write:", ""]
+    for i, sample in enumerate(result["samples"]["full"]):
+        rows += [f"- `{sample['input']}`"] + [f"  - {method}: {shown_as(s[i]['answer'])}" for method, s in result["samples"].items()]
     return "\n".join(rows)
 
 
@@ -109,9 +122,9 @@ BLOCKS = {
 def filled(readme: str) -> str:
     """The README with everything between `<!-- name -->` and `<!-- /name -->` made anew."""
     for name, block in BLOCKS.items():
-        place = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        place = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = block()
-        readme, n = place.subn(lambda m, text=text: m[1] + text + m[2], readme)
+        readme, n = place.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", readme)
         assert n == 1, f"README.md has {n} places for {name}"
     return readme
 

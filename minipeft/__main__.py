@@ -1,12 +1,14 @@
-"""Use what was tuned.
+"""Use what was tuned, and take it to PEFT and back.
 
 python -m minipeft generate --adapter runs/prefix-reverse --prompt "58213764 -> "
 python -m minipeft generate --adapter runs/prefix-reverse --adapter runs/prompt-sort --prompt "58213764 -> "
 python -m minipeft inspect runs/prompt-sort
+python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "name[Zizzi], area[riverside]"
+python -m minipeft export runs/prefix for-peft --base SmolLM2-135M      what peft.PeftModel.from_pretrained opens
+python -m minipeft import from-peft runs/theirs --base SmolLM2-135M     what PEFT saved, checked against the base
 """
 
 import argparse
-import codecs
 import sys
 from pathlib import Path
 
@@ -17,62 +19,80 @@ from .checkpoint import fingerprint, load_adapter, parts_in, read_json, read_ten
 from .config import Error
 from .console import Parser, device, run, seed, shown_as
 from .data import NANO
-from .data.tokenizer import tokenizer_for
+from .data.tasks import Example
+from .data.template import Template
+from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
 from .generation import generate, stream
+from .hf import export_adapter, find_base
 from .methods import METHODS
+from .methods.base import Adapted
 from .model import GPT
 from .task_bank import TaskBank, why_not
 
 
 def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m minipeft")
-    commands = p.add_subparsers(dest="command", metavar="generate|inspect", required=True, parser_class=argparse.ArgumentParser)
+    commands = p.add_subparsers(
+        dest="command", metavar="generate|inspect|export|import", required=True, parser_class=argparse.ArgumentParser
+    )
     g = commands.add_parser("generate", help="go on from a text; several adapters answer side by side, in one batch where they mix")
     i = commands.add_parser("inspect", help="what an adapter folder holds, and the words nearest to a soft prompt's vectors")
-    for command in (g, i):
+    e = commands.add_parser("export", help="write an adapter as PEFT has it: hard prompts as soft ones, prefixes as keys and values")
+    m = commands.add_parser("import", help="check what PEFT saved against its base, and write it with checksum and fingerprint")
+    for command in (g, i, e, m):
         command.error = p.error
-        command.add_argument("--base", default="nano", metavar="FOLDER", help="a folder with a GPT, or the embedded nano (the default)")
+        command.add_argument("--base", default="nano", metavar="FOLDER", help="a Hugging Face folder or hub id of the GPT-2 or Llama "
+            "family, or the embedded nano (the default)")  # fmt: skip
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     g.add_argument("--adapter", action="append", default=[], metavar="FOLDER", help="may be given several times; none: the bare base")
     g.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
+    g.add_argument("--template", default="{input}", metavar="TEXT", help='how the prompt is put: a text with {input}, or "chat"')
     g.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="stop after so many (default: 64)")
     g.add_argument("--temperature", type=float, default=0.0, help="0 (the default): the most likely token; 1: as the model weighs them")
     g.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens alone")
     g.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that are P likely together")
     g.add_argument("--seed", type=seed, default=0, help="of what is drawn")
-    i.add_argument("adapter", metavar="FOLDER")
+    for command in (i, e, m):
+        command.add_argument("adapter", metavar="ADAPTER", help="its folder")
+    for command in (e, m):
+        command.add_argument("out", metavar="OUT", help="the folder to write")
     return p.parse_args(argv)
 
 
-def open_base(args) -> GPT:
-    return GPT.from_pretrained(NANO if args.base == "nano" else args.base).to(device(args.device))
+def open_base(args) -> tuple[GPT, Path]:
+    folder = find_base(NANO if args.base == "nano" else args.base)
+    return GPT.from_pretrained(folder).to(device(args.device)), folder
 
 
 def answer(args) -> None:
     """Stream one answer, or print those of several adapters side by side."""
-    base = open_base(args)
-    tokenizer = tokenizer_for(base.config.vocab_size, args.base)
-    torch.manual_seed(args.seed)
-    asked = torch.tensor([tokenizer.encode(args.prompt)], dtype=torch.int64, device=base.wte.weight.device)
-    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.end)
-    if len(args.adapter) <= 1:
-        model = load_adapter(base, args.adapter[0]) if args.adapter else base
-        letters = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a letter may be several bytes
-        for token in stream(model, asked, *settings):
-            if (byte := int(token)) < 256:
-                print(letters.decode(bytes([byte])), end="", flush=True)
-        print(letters.decode(b"", final=True))
+    base, folder = open_base(args)
+    tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(args.template.replace("\\n", "\n"))
+    template.check(tokenizer)
+    text = template.fill(Example(args.prompt, ""))
+    asked = torch.tensor([tokenizer.begin + tokenizer.encode(text)], dtype=torch.int64, device=base.wte.weight.device)
+    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.stops)
+    models = [load_adapter(base, folder) for folder in args.adapter]
+    torch.manual_seed(args.seed)  # what is loaded has drawn numbers, too
+    if len(models) <= 1:
+        new, shown = [], ""
+        for token in stream(models[0] if models else base, asked, *settings):
+            new.append(int(token))
+            text = tokenizer.decode(new)
+            if not text.endswith("\ufffd"):  # a letter may be several tokens
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+        print(tokenizer.decode(new)[len(shown) :])
         return
     names = [Path(folder).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
-    for name, row in zip(names, side_by_side(base, args.adapter, asked, settings), strict=True):
+    for name, row in zip(names, side_by_side(base, models, asked, settings), strict=True):
         print(f"{name:<{max(map(len, names))}}  {shown_as(tokenizer.decode(row))}")
 
 
-def side_by_side(base: GPT, folders: list[str], asked: Tensor, settings: tuple) -> list[list[int]]:
+def side_by_side(base: GPT, models: list[Adapted], asked: Tensor, settings: tuple) -> list[list[int]]:
     """The new tokens of every adapter: from one batch when all of them mix, else one after the other."""
-    models = [load_adapter(base, folder) for folder in folders]
     if any(why_not(model) for model in models):
         rows = [generate(model, asked, *settings)[0] for model in models]
     else:
@@ -83,7 +103,8 @@ def side_by_side(base: GPT, folders: list[str], asked: Tensor, settings: tuple) 
 
 def inspect(args) -> None:
     """What the folder says about itself, then (on the right base) what a prompt's vectors are near to."""
-    folder, base = Path(args.adapter), open_base(args)
+    folder = Path(args.adapter)
+    base, base_folder = open_base(args)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
     if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
@@ -91,10 +112,10 @@ def inspect(args) -> None:
         print(f"{folder}\n  {'method':<20}full, or a base: {sum(p.numel() for p in tuned.parameters()):,} parameters, {tuned.config}")
         return
     for part in parts_in(folder) or [""]:
-        inspect_one(args, folder / part, base)
+        inspect_one(args, folder / part, base, base_folder)
 
 
-def inspect_one(args, folder: Path, base: GPT) -> None:
+def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     config = read_json(folder / "adapter_config.json")
     tensors, notes, path = read_tensors(folder, "adapter_model", config)
     kind, theirs, here = config.get("peft_type"), notes.get("base"), fingerprint(base)
@@ -116,23 +137,22 @@ def inspect_one(args, folder: Path, base: GPT) -> None:
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
     if method in ("prompt", "hard-prompt") and theirs in (None, here) and config.get("token_dim") == base.config.n_embd:
-        print("\n".join(in_words(args, folder, base)))
+        print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
 SIZES = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
-    "adapter_layers")  # fmt: skip
+    "adapter_layers", "gate")  # fmt: skip
 
 
-def in_words(args, folder: Path, base: GPT) -> list[str]:
+def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
     """A hard prompt's text; the tokens that a soft prompt's vectors are nearest to."""
-    tokenizer = tokenizer_for(base.config.vocab_size, args.base)
     rung = load_adapter(base, folder).method.rung().detach()
     if rung.dim() == 1:
-        return [f"  {'text':<20}{shown_as(tokenizer.decode(rung.tolist()))!r}"]
+        return [f"  {'text':<20}{in_letters(tokenizer, rung.tolist())!r}"]
     lines = ["  nearest tokens of each vector: cosine, distance (tokens lie about "
              f"{typical_distance(base):.2f} from the token nearest to them)"]  # fmt: skip
     for i, row in enumerate(nearest_tokens(base, rung[0])):
-        words = "   ".join(f"{shown_as(tokenizer.decode([t])) or 'end'!r} {cosine:.2f} {distance:.2f}" for t, cosine, distance in row)
+        words = "   ".join(f"{in_letters(tokenizer, [t])!r} {cosine:.2f} {distance:.2f}" for t, cosine, distance in row)
         lines.append(f"    {i:>3}  {words}")
     return lines
 
@@ -148,14 +168,33 @@ def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int
 
 def typical_distance(base: GPT) -> float:
     """The median over (at most 1,000) tokens of the distance to the nearest other token."""
-    words = base.wte.weight.detach().float()[:1000]
-    distance = torch.cdist(words, words).fill_diagonal_(torch.inf)
-    return float(distance.amin(dim=1).median())
+    words = base.wte.weight.detach()
+    some = words[:1000].float()
+    nearest = torch.full((len(some),), torch.inf, device=words.device)
+    for first in range(0, len(words), 8192):
+        distance = torch.cdist(some, words[first : first + 8192].float())
+        if first == 0:
+            distance.fill_diagonal_(torch.inf)  # itself
+        nearest = torch.minimum(nearest, distance.amin(dim=1))
+    return float(nearest.median())
+
+
+def export(args) -> None:
+    base, _ = open_base(args)
+    kind = export_adapter(base, args.adapter, args.out)
+    print(f"{args.out}: {kind}, which peft.PeftModel.from_pretrained(base, {args.out!r}) opens")
+
+
+def import_(args) -> None:
+    base, _ = open_base(args)
+    model = load_adapter(base, args.adapter)
+    model.save(args.out)
+    print(f"{args.out}: {model.method.name}, {sum(t.numel() for t in model.method.tensors().values()):,} parameters, fits {args.base}")
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    {"generate": answer, "inspect": inspect}[args.command](args)
+    {"generate": answer, "inspect": inspect, "export": export, "import": import_}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
         prefix     4 · C · B·T·P                  (llama-adapter: in its layers); and what makes it: the projection of hidden
                                                   vectors to keys and values, the MLP
-        edits      2 · B·T · parameters           lora, adapter: each number meets each position once
+        edits      2 · B·T · weights              lora, adapter: each number meets each position once
         head       2 · B·T·supervised · V·C
 
     Backward: each product of a weight once more for the gradient of its input, and (full, edits, MLP) once more for its own; attention and
@@ -173,7 +173,7 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
         return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
     if method in ("lora", "adapter"):
-        edits = 2 * batch_size * T * (trained // L)  # in one block; biases are counted with the weights they stand beside
+        edits = 2 * batch_size * T * (trained // L)  # in one block
         if method == "lora":
             targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
             stage = _stage(targets[0])
@@ -183,7 +183,9 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
                 untouched = [name for name in "qkv" if f"attn.{name}_proj" not in first]
                 entry += attention // 2 * (len(untouched) + ({"q", "k"} <= set(untouched)))
         else:
-            entry = 2 * batch_size * T * hyperparameters.get("bottleneck_size", 8) * C
+            m, both_places = hyperparameters.get("bottleneck_size", 8), hyperparameters.get("placement", "houlsby") == "houlsby"
+            edits = 2 * batch_size * T * (2 if both_places else 1) * 2 * C * m  # biases take part in no product
+            entry = 2 * batch_size * T * m * C
             stage = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
         spared = _up_to(sizes, stage) + (2 * attention if stage > 1 else 0) + entry
         return both + 3 * L * edits - spared

@@ -80,6 +80,8 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: boo
     else:
         write_torch(path, tensors)
     other.unlink(missing_ok=True)
+    for leftover in (path, other):
+        leftover.with_name(f"{leftover.name}.index.json").unlink(missing_ok=True)  # of shards that are no longer the tensors
     return safe
 
 
@@ -275,7 +277,7 @@ def load_adapter(base: GPT, folder, base_fingerprint: str | None = None) -> Adap
         raise Error(f"no adapter at {folder}: there is no such folder")
     if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         tuned = GPT.from_pretrained(folder)
-        if tuned.config != base.config:
+        if tuned.config.resolved() != base.config.resolved():
             raise Error(f"{folder} holds a fully tuned model of another shape than the base's")
         return Adapted(tuned.to(base.wte.weight.device), Full(tuned)).eval()
     here = base_fingerprint or fingerprint(base)

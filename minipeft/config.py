@@ -94,6 +94,10 @@ class GPTConfig:
         """Width of the MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    def resolved(self) -> "GPTConfig":
+        """The same shape with nothing left to a default: two configs mean one shape when these are equal."""
+        return replace(self, n_kv_head=self.n_kv, n_inner=self.inner)
+
 
 def _positive(name: str, value) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:

@@ -59,19 +59,23 @@ def perplexity(loss: float) -> float:
 def answer(
     model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW, max_new_tokens: int = 64, batch_size: int = 32
 ) -> list[str]:
-    """The greedy answer to every example, in their order: up to a stop token, max_new_tokens, or the end of the block size."""
+    """The greedy answer to every example, in their order: up to a stop token, max_new_tokens, or the end of the block size.
+
+    Questions of about one length share a batch, unless one is so long that it would leave the others less room.
+    """
     base, virtual = (model, 0) if isinstance(model, GPT) else (model.base, model.method.num_virtual_tokens)
     device, texts = base.head.device, [""] * len(examples)
     asked = [question(e, tokenizer, template) for e in examples]
     order = sorted(range(len(examples)), key=lambda i: len(asked[i]))
     with tqdm(total=len(examples), desc="answering", unit="answer", dynamic_ncols=True, leave=False, delay=1) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        while order:
+            room = [base.config.block_size - virtual - len(asked[i]) + 1 for i in order]  # the last token is not read again
+            n = max(1, sum(r >= max_new_tokens for r in room[:batch_size]))  # shorter questions come first
+            rows, order = order[:n], order[n:]
             lengths = torch.tensor([len(asked[i]) for i in rows], device=device)
             T = int(lengths.max())
             idx = torch.tensor([asked[i] + [tokenizer.end] * (T - len(asked[i])) for i in rows], device=device)
-            room = min(max_new_tokens, base.config.block_size - virtual - T + 1)  # the last token is not read again
-            out = generate(model, idx, room, stop_token=tokenizer.stops, lengths=lengths)
+            out = generate(model, idx, min(max_new_tokens, room[0]), stop_token=tokenizer.stops, lengths=lengths)
             for i, row, n in zip(rows, out.tolist(), lengths.tolist(), strict=True):
                 new = row[n:]
                 ends = [place for place, token in enumerate(new) if token in tokenizer.stops]

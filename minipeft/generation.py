@@ -1,7 +1,7 @@
 """Turning logits into text, one token at a time, with a cache of the keys and values already made.
 
 A prefix never enters the cache: it stands beside it, once for all rows that share it, and attention joins the two (fused.py; Hydragen,
-2402.05099). So P shared virtual tokens take P·2·L·C numbers, not B times as many.
+2402.05099). So P shared virtual tokens take P·2·L·n_kv·hs numbers, not B times as many.
 """
 
 import math

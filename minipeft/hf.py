@@ -15,17 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import StoredTensors, check_place, check_tensors, digest, read_json, write_json, write_tensors
-from .config import LLAMA, Error, GPTConfig, RopeScaling
+from .checkpoint import StoredTensors, check_place, check_tensors, digest, load_adapter, read_json, write_json, write_tensors
+from .config import CHOICES, LLAMA, Error, GPTConfig, RopeScaling
+from .ladder import climb
+from .methods import METHODS
 from .model import GPT
 
 
 def architecture(c: GPTConfig) -> str:
     """The model_type of a base: "gpt2", "llama" or "qwen2" where transformers has it, else "minipeft"."""
-    if c.position == "learned" and not c.rope_scaling and GPTConfig(
-        c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, n_inner=c.n_inner, rope_theta=c.rope_theta,
-        layer_norm_epsilon=c.layer_norm_epsilon, n_kv_head=c.n_kv_head if c.n_kv == c.n_head else None,
-    ) == c:  # fmt: skip
+    if all(getattr(c, name) == choices[0] for name, choices in CHOICES.items()) and c.n_kv == c.n_head:
         return "gpt2"
     if all(getattr(c, name) == value for name, value in LLAMA.items() if name != "bias") and c.bias != "all":
         return "llama" if c.bias == "none" else "qwen2"
@@ -57,48 +56,22 @@ def _no_weight(name: str) -> bool:
     return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
 
 
-def _config_to_json(c: GPTConfig) -> dict:
-    kind = architecture(c)
-    if kind == "minipeft":
-        return {"model_type": "minipeft", "architectures": ["GPT"], **asdict(c)}
-    shared = {"vocab_size": c.vocab_size, "tie_word_embeddings": c.tied, "bos_token_id": None, "eos_token_id": None}
-    if kind == "gpt2":
-        return {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": c.block_size,
-            "n_layer": c.n_layer,
-            "n_head": c.n_head,
-            "n_embd": c.n_embd,
-            "n_inner": c.n_inner,
-            "layer_norm_epsilon": c.layer_norm_epsilon,
-            "activation_function": "gelu_new",
-            **shared,
-        }
-    s = c.rope_scaling
-    scaling = s and {
-        "rope_type": "llama3",
-        "factor": s.factor,
-        "low_freq_factor": s.low_freq_factor,
-        "high_freq_factor": s.high_freq_factor,
-        "original_max_position_embeddings": s.original,
-    }
-    return {
-        "model_type": kind,
-        "architectures": ["LlamaForCausalLM" if kind == "llama" else "Qwen2ForCausalLM"],
-        "max_position_embeddings": c.block_size,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "num_key_value_heads": c.n_kv,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.inner,
-        "rms_norm_eps": c.layer_norm_epsilon,
-        "hidden_act": "silu",
-        "rope_theta": c.rope_theta,
-        "rope_scaling": scaling,
-        **shared,
-    }
-
+# What the sizes are called: theirs -> ours.
+_SIZES = {
+    "gpt2": {"n_positions": "block_size"} | {n: n for n in ("vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "layer_norm_epsilon")},
+    "llama": {
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "num_key_value_heads": "n_kv_head",
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "rms_norm_eps": "layer_norm_epsilon",
+        "rope_theta": "rope_theta",
+    },
+}
+_SIZES["qwen2"] = _SIZES["llama"]
 
 # Settings that would need another model.py, and the values that this one has.
 _FIXED = {
@@ -113,59 +86,73 @@ _FIXED = {
     "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
 }
 
+_STRETCH = {  # rotary positions of type "llama3": theirs -> ours
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original",
+}
+
+
+def _config_to_json(c: GPTConfig) -> dict:
+    kind = architecture(c)
+    if kind == "minipeft":
+        return {"model_type": "minipeft", "architectures": ["GPT"], **asdict(c)}
+    full = c if kind == "gpt2" else c.resolved()
+    return {
+        "model_type": kind,
+        "architectures": [{"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]],
+        **{theirs: getattr(full, ours) for theirs, ours in _SIZES[kind].items()},
+        **({} if kind == "gpt2" else {"rope_scaling": _stretch_to_json(c.rope_scaling)}),
+        **{name: allowed[0] for name, allowed in _FIXED[kind].items()},
+        "tie_word_embeddings": c.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _stretch_to_json(scaling: RopeScaling | None) -> dict | None:
+    return scaling and {"rope_type": "llama3"} | {theirs: getattr(scaling, ours) for theirs, ours in _STRETCH.items()}
+
 
 def _config_from_json(c: dict, where: Path) -> GPTConfig:
     kind = c.get("model_type")
-    if kind == "minipeft":
-        known = {f.name: c[f.name] for f in fields(GPTConfig) if f.name in c}
-        if isinstance(known.get("rope_scaling"), list) and len(known["rope_scaling"]) == 4:
-            known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
-        return GPTConfig(**known)
-    if not isinstance(kind, str) or kind not in _FIXED:
-        raise Error(f"{where}: model_type {kind!r} is not supported, only {', '.join(_FIXED)} and minipeft")
-    for name, allowed in _FIXED[kind].items():
-        if name in c and c[name] not in allowed:
-            raise Error(f"{where}: {name} {c[name]!r} is not supported, only {' or '.join(map(repr, allowed))}")
-    if kind == "gpt2":
-        names = {"n_positions": "block_size"} | {
-            n: n for n in ("vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "layer_norm_epsilon")
-        }
-        return GPTConfig(**{ours: c[theirs] for theirs, ours in names.items() if theirs in c})
-
-    names = {
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "hidden_size": "n_embd",
-        "intermediate_size": "n_inner",
-        "rms_norm_eps": "layer_norm_epsilon",
-    }
-    for name in names:
-        if name not in c:
-            raise Error(f"{where} has no {name}")
-    rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta", 10000.0), **(c.get("rope_scaling") or {})}
-    config = GPTConfig(
-        **{ours: c[theirs] for theirs, ours in names.items()},
-        n_kv_head=c.get("num_key_value_heads"),
-        rope_theta=rope.get("rope_theta", 10000.0),
-        rope_scaling=_rope_scaling(rope, where),
-        tied=c.get("tie_word_embeddings", False),
-        **(LLAMA | {"bias": "none" if kind == "llama" else "qkv"}),
-    )
-    if c.get("head_dim") not in (None, config.head_size):
-        raise Error(f"{where}: head_dim {c['head_dim']!r} is not supported, only hidden_size / num_attention_heads ({config.head_size})")
-    return config
+    try:
+        if kind == "minipeft":
+            known = {f.name: c[f.name] for f in fields(GPTConfig) if f.name in c}
+            if isinstance(known.get("rope_scaling"), list) and len(known["rope_scaling"]) == 4:
+                known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
+            return GPTConfig(**known)
+        if not isinstance(kind, str) or kind not in _SIZES:
+            raise Error(f"model_type {kind!r} is not supported, only {', '.join(_SIZES)} and minipeft")
+        for name, allowed in _FIXED[kind].items():
+            if name in c and c[name] not in allowed:
+                raise Error(f"{name} {c[name]!r} is not supported, only {' or '.join(map(repr, allowed))}")
+        rope = {} if kind == "gpt2" else c.get("rope_parameters") or c.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise Error(f"rope_scaling must be a JSON object or null, not {rope!r}")
+        sizes = {ours: value for theirs, ours in _SIZES[kind].items() if (value := rope.get(theirs, c.get(theirs))) is not None}
+        if kind == "gpt2":
+            return GPTConfig(**sizes)
+        for theirs, ours in _SIZES[kind].items():
+            if ours not in sizes and ours not in ("n_kv_head", "rope_theta"):
+                raise Error(f"it has no {theirs}")
+        choices = LLAMA | {"bias": "none" if kind == "llama" else "qkv", "tied": bool(c.get("tie_word_embeddings"))}
+        config = GPTConfig(**sizes, rope_scaling=_stretch_from_json(rope), **choices)
+        if c.get("head_dim") not in (None, config.head_size):
+            raise Error(f"head_dim {c['head_dim']!r} is not supported, only hidden_size / num_attention_heads ({config.head_size})")
+        return config
+    except Error as e:
+        raise Error(f"{where}: {e}") from None
 
 
-def _rope_scaling(rope: dict, where: Path) -> RopeScaling | None:
+def _stretch_from_json(rope: dict) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind != "llama3" or not all(name in rope for name in names):
-        raise Error(f"{where}: rotary positions of type {kind!r} are not supported, only 'default' and 'llama3' (with {', '.join(names)})")
-    return RopeScaling(*(rope[name] for name in names))
+    if kind != "llama3" or not all(name in rope for name in _STRETCH):
+        raise Error(f"rotary positions of type {kind!r} are not supported, only 'default' and 'llama3' (with {', '.join(_STRETCH)})")
+    return RopeScaling(*(rope[name] for name in _STRETCH))
 
 
 def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None:
@@ -191,7 +178,7 @@ def find_base(folder) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
     except Exception as e:  # no network, no such model, no permission: many kinds
         reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise Error(f"no base at {folder}: there is no such folder, and fetching a model of that name failed ({reason})") from None
@@ -231,3 +218,32 @@ def _weights(files: StoredTensors, base: GPT, kind: str, dtype: torch.dtype | No
     if head is not None and not ("wte.weight" in state and torch.equal(head, state["wte.weight"])):
         raise Error(f"{files.path}: lm_head.weight differs from the embeddings, but the config says that the head is tied to them")
     return state
+
+
+@torch.no_grad()
+def export_adapter(base: GPT, folder, out) -> str:
+    """Write the adapter in `folder` to `out` as one that PEFT opens on this base in transformers; returns its peft_type.
+
+    What PEFT has no name for climbs the ladder: a hard prompt becomes a soft prompt, a hidden prefix keys and values, exactly.
+    Raises Error for what PEFT cannot do, by name and reason.
+    """
+    if Path(folder).resolve() == Path(out).resolve():
+        raise Error(f"{out} is the adapter itself: export it into another folder")
+    model = load_adapter(base, folder)
+    method, kind = model.method, architecture(base.config)
+    if kind == "minipeft":
+        raise Error("PEFT works on transformers' models, and none has this base's shape (GPT-2, Llama and Qwen2 shapes can be exported)")
+    if len(method.parts()) > 1:
+        raise Error(f"{folder} is a combination: export its parts, each a folder of its own, one by one")
+    if method.name == "full":
+        raise Error(f"{folder} is a whole model, which transformers opens as it is")
+    if method.name == "adapter":
+        raise Error("PEFT has no bottleneck adapters")
+    if method.name == "llama-adapter" and method.module_names is None:
+        raise Error("PEFT's ADAPTION_PROMPT is LLaMA-Adapter with one gate a layer on transformers' Llama: tune with gate='layer' there")
+    if method.name == "hard-prompt":
+        method = METHODS["prompt"](base, init=method.rung())
+    elif method.name == "prefix" and method.space == "hidden":
+        method = METHODS["prefix"](base, init=climb(base, method.rung(), "kv"))
+    method.save(base, out)
+    return method.peft_config(base)["peft_type"]

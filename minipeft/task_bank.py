@@ -110,7 +110,7 @@ class TaskBank:
                 A, B = (self.base.wte.weight.new_zeros(len(edits) + 1, *shape) for shape in ((r, into), (out, r)))
                 for n, pair in enumerate(pairs, start=1):
                     if pair is not None:
-                        A[n, : pair.A.size(0)], B[n, :, : pair.A.size(0)] = pair.A, pair.scale * pair.B
+                        A[n, : pair.A.size(0)], B[n, :, : pair.A.size(0)] = pair.A, pair.scaled_B()
                 layer[place] = (A, B)
             layers.append(layer)
         return layers

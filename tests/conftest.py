@@ -2,23 +2,49 @@ import pytest
 import torch
 
 from minipeft import GPT, GPTConfig
+from minipeft.config import LLAMA, RopeScaling, linears
+
+SHAPES = {  # GPT-2's, the embedded base's, and Llama's with grouped heads, stretched positions and a head of its own
+    "learned": {},
+    "rotary": {"position": "rotary"},
+    "llama": {"n_kv_head": 2, "n_inner": 40, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "tied": False, **LLAMA},
+}
+
+LLAMA_NAMES = {  # of what GPT-2's names of linears mean
+    "c_attn": ["q_proj", "k_proj", "v_proj"],
+    "c_proj": ["o_proj", "down_proj"],
+    "mlp.c_fc": ["gate_proj", "up_proj"],
+    "mlp.c_proj": ["mlp.down_proj"],
+}
 
 torch.set_num_threads(2)
 
 
-def tiny(position: str = "learned", dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:
-    """A small base whose weights are large enough for every part to matter."""
+def in_shape(config: GPTConfig, h: dict) -> dict:
+    """The hyper-parameters, with target_modules in GPT-2's names as this shape calls the same linears."""
+    if "target_modules" not in h or "attn.c_attn" in linears(config):
+        return h
+    return h | {"target_modules": [name for gpt2s in h["target_modules"] for name in LLAMA_NAMES[gpt2s]]}
+
+
+def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:
+    """A small base of one of SHAPES whose weights are large enough for every part to matter."""
     torch.manual_seed(seed)
-    base = GPT(GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, position=position))
+    base = GPT(GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, **SHAPES[shape]))
     with torch.no_grad():
         for p in base.parameters():
             p.normal_(std=0.3) if p.dim() == 2 else p.add_(0.1 * torch.randn_like(p))
     return base.to(dtype)
 
 
-@pytest.fixture(params=["learned", "rotary"])
-def base(request) -> GPT:
-    return tiny(request.param)
+@pytest.fixture(params=list(SHAPES))
+def shape(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(shape) -> GPT:
+    return tiny(shape)
 
 
 @pytest.fixture

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from conftest import SHAPES as BASES
+from conftest import in_shape
 from torch.utils.flop_counter import FlopCounterMode
 
-from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt, model
+from minipeft.config import LLAMA, linears
 
 SHAPES = [
     GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32),
     GPTConfig(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8, position="rotary"),
     GPTConfig(vocab_size=257, block_size=64, n_layer=5, n_head=6, n_embd=48),
+    GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, **BASES["llama"]),
+    GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56, **LLAMA | {"bias": "qkv"}),  # Qwen2's
 ]
 SETTINGS = [
     ("full", {}),
@@ -31,7 +36,7 @@ DEFAULTS = [(method, {}) for method in ("prompt", "prefix", "lora", "adapter", "
 @pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("method, h", SETTINGS + DEFAULTS)
 def test_trained_and_stored_are_what_the_tensors_hold(config, method, h):
-    base = GPT(config)
+    base, h = GPT(config), in_shape(config, h)
     total = sum(p.numel() for p in base.parameters())
     assert accounting.base_parameters(config) == total
     model = adapt(base, method, **h)
@@ -54,10 +59,16 @@ def test_a_hard_prompt_trains_nothing_and_stores_its_tokens():
         ("gpt2-medium", 354_823_168),
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
+        ("smollm2-135m", 134_515_008),
+        ("tinyllama-1.1b", 1_100_048_384),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("qwen2.5-0.5b", 494_032_768),
     ],
 )
-def test_gpt2s_published_totals(preset, published):
+def test_published_totals(preset, published):
     assert accounting.base_parameters(PRESETS[preset]) == published
+    with torch.device("meta"):
+        assert sum(p.numel() for p in GPT(PRESETS[preset]).parameters()) == published
 
 
 def test_counts_that_peft_prints_for_gpt2():
@@ -105,22 +116,28 @@ def test_what_cannot_be_counted_is_refused(method, h, message):
 
 
 def attention_flops(c, method, B, T, h):
-    """The part of a step's operations that lies in the attention's products, by the docstring of step_flops."""
+    """The part of a step's operations that lies in the attention's products, by the docstring of step_flops.
+
+    Of the first block's four backward products LoRA spares those that lead to no edit: where queries and values are edited apart,
+    as by default, the one of the keys.
+    """
     P = h.get("num_virtual_tokens", h.get("adapter_len", 0))
     S = T + P if method == "prompt" else T
     causal = 4 * c.n_embd * B * S * (S + 1) // 2
     if method in ("prefix", "llama-adapter"):
         n, prefix = h.get("adapter_layers", c.n_layer), 4 * c.n_embd * B * T * P
         return 3 * c.n_layer * causal + 3 * n * prefix - (c.n_layer - n) * 2 * causal - 2 * causal - prefix // 2
-    first_block = 2 * causal if method == "adapter" or (method == "lora" and "target_modules" in h) else 0
-    return 3 * c.n_layer * causal - first_block
+    spared = 4 if method == "adapter" or (method == "lora" and "target_modules" in h) else 0
+    if method == "lora" and "target_modules" not in h and "attn.c_attn" not in linears(c):
+        spared = 1
+    return 3 * c.n_layer * causal - spared * causal // 2
 
 
 @pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("method, h", [s for s in SETTINGS if "space" not in s[1]])
 def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
     """torch's own counter sees every mm of weights, edits and head; attention, which it counts with the masked half, is left out."""
-    B, T = 2, 9
+    B, T, h = 2, 9, in_shape(config, h)
     if method == "llama-adapter":
         h = {"adapter_layers": config.n_layer} | h
     model = adapt(GPT(config), method, **h)
@@ -132,12 +149,36 @@ def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
         torch.nn.functional.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
     flops = accounting.step_flops(config, method, B, T, **h) - attention_flops(config, method, B, T, h)
-    if method == "adapter":  # biases are counted with the weights they stand beside, three products each
-        places = 1 if h.get("placement") == "pfeiffer" else 2
-        flops -= 3 * 2 * B * T * config.n_layer * places * (h["bottleneck_size"] + config.n_embd)
-    if method == "llama-adapter":  # the projection of the prompts makes queries, too, which nobody reads
-        counted -= h["adapter_layers"] * 2 * h["adapter_len"] * config.n_embd**2 * 2
+    if method == "llama-adapter":  # the projection of the prompts makes queries, too, which nobody reads (joined: and goes back)
+        counted -= h["adapter_layers"] * 2 * h["adapter_len"] * config.n_embd**2 * (2 if "attn.c_attn" in linears(config) else 1)
     assert flops == counted
+
+
+@pytest.mark.parametrize("names", ["q", "k", "v", "q k", "k v", "q v", "q k v", "o", "v o", "gate", "up", "gate up", "down", "q down"])
+@pytest.mark.parametrize("config", SHAPES[3:])
+def test_lora_apart_spares_the_products_that_lead_to_no_edit(config, names, monkeypatch):
+    """Weights' products as torch counts them; those of the attention, written out, as many as there are, each a causal half."""
+
+    def written_out(q, k, v, *_):
+        k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+        future = torch.ones(q.size(2), q.size(2), dtype=torch.bool).triu(1)
+        return (q @ k.mT / q.size(3) ** 0.5).masked_fill(future, -torch.inf).softmax(-1) @ v
+
+    monkeypatch.setattr(model, "prefix_attention", written_out)
+    B, T, C = 2, 9, config.n_embd
+    h = dict(r=3, target_modules=[f"{name}_proj" for name in names.split()])
+    adapted = adapt(GPT(config), "lora", **h)
+    with torch.no_grad():
+        for p in adapted.trainable_parameters():
+            p.add_(0.1)
+    idx = torch.randint(config.vocab_size, (B, T))
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.cross_entropy(adapted(idx).flatten(0, 1), idx.flatten()).backward()
+    counts = counter.get_flop_counts()["Global"]
+    weights = counts[torch.ops.aten.mm] + counts.get(torch.ops.aten.addmm, 0)
+    squares, rest = divmod(counts[torch.ops.aten.bmm], 2 * C * B * T * T)
+    assert rest == 0
+    assert accounting.step_flops(config, "lora", B, T, **h) == weights + squares * 2 * C * B * (T * (T + 1) // 2)
 
 
 def test_fewer_supervised_tokens_spare_the_head():

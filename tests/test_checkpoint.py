@@ -9,6 +9,7 @@ import torch
 from conftest import tiny
 
 from minipeft import GPT, Error, adapt, checkpoint, fingerprint, load_adapter
+from minipeft.config import RopeScaling, linears
 
 
 @pytest.fixture(params=["safetensors", "bin"])
@@ -51,26 +52,29 @@ def refused(base, folder, message):
     assert "\n" not in str(e.value)
 
 
-def test_an_adapter_for_another_base_is_refused(base, folder):
-    refused(tiny(base.config.position, seed=5), folder, "another base")
-    nudged = tiny(base.config.position)
-    with torch.no_grad():
-        nudged.h[1].mlp.c_fc.bias[3] += 0.01
-    refused(nudged, folder, "another base")
+def test_an_adapter_for_another_base_is_refused(shape, base, folder):
+    refused(tiny(shape, seed=5), folder, "another base")
+    *_, last = linears(base.config)
+    for name in (f"h.1.{last}.weight", "h.1.ln_2.weight" if base.config.bias == "none" else "h.1.mlp.c_fc.bias"):
+        nudged = tiny(shape)
+        with torch.no_grad():
+            nudged.get_parameter(name).view(-1)[3] += 0.01
+        refused(nudged, folder, "another base")
 
 
-def test_the_fingerprint_is_of_shape_and_weights_not_of_their_type(base):
-    other_heads = GPT(replace(base.config, n_head=2))
-    other_heads.load_state_dict(base.state_dict())
-    assert fingerprint(other_heads) != fingerprint(base)
-    other_epsilon = GPT(replace(base.config, layer_norm_epsilon=1e-6))
-    other_epsilon.load_state_dict(base.state_dict())
-    assert fingerprint(other_epsilon) != fingerprint(base)
+def test_the_fingerprint_is_of_shape_and_weights_not_of_their_type(shape, base):
+    others = [dict(n_head=2, n_kv_head=base.config.n_kv // 2), dict(layer_norm_epsilon=1e-6)]
+    if base.config.position == "rotary":
+        others += [dict(rope_theta=20000.0), dict(rope_scaling=RopeScaling(4.0, 1.0, 4.0, 16))]
+    for change in others:  # the same weights, another function
+        other = GPT(replace(base.config, **change))
+        other.load_state_dict(base.state_dict())
+        assert fingerprint(other) != fingerprint(base), change
     same = GPT(replace(base.config, layer_norm_epsilon=0.00001))
     same.load_state_dict(base.state_dict())
     assert fingerprint(same) == fingerprint(base)
-    assert fingerprint(tiny(base.config.position)) == fingerprint(base)
-    assert fingerprint(tiny(base.config.position).bfloat16()) == fingerprint(base)
+    assert fingerprint(tiny(shape)) == fingerprint(base)
+    assert fingerprint(tiny(shape).bfloat16()) == fingerprint(base)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
@@ -90,11 +94,11 @@ def test_a_changed_number_is_noticed(base, folder):
 
 def test_other_keys_and_shapes_are_refused(base, folder):
     tensors, safe = without_checksum(folder)
-    t = tensors["prompt_embeddings"]
+    t, W = tensors["prompt_embeddings"], 3 * 2 * base.config.n_kv * 8
     for wrong, message in [
         ({}, "missing .'prompt_embeddings'"),
         ({"prompt_embeddings": t, "more": t.clone()}, "not expected .'more'"),
-        ({"prompt_embeddings": t[:4]}, r"is \(4, 192\), but \(5, 192\)"),
+        ({"prompt_embeddings": t[:4]}, rf"is \(4, {W}\), but \(5, {W}\)"),
         ({"prompt_embeddings": t.long()}, "does not fit"),
     ]:
         checkpoint.write_tensors(folder, "adapter_model", wrong, safe)
@@ -113,8 +117,8 @@ def test_peft_adapters_name_the_shape_of_their_base(base, folder):
     tensors, safe = without_checksum(folder)
     checkpoint.write_tensors(folder, "adapter_model", tensors, safe)
     load_adapter(base, folder)
-    edit(folder, lambda c: c.update(num_layers=6, token_dim=16))
-    refused(base, folder, "another base: token_dim is 16, this one has 32")
+    edit(folder, lambda c: c.update(num_layers=6, token_dim=24))
+    refused(base, folder, f"another base: token_dim is 24, this one has {base.config.n_kv * 8}")
 
 
 def test_an_adapter_and_a_base_do_not_share_a_folder(base, folder):
@@ -197,7 +201,7 @@ def test_a_changed_number_in_a_base_is_noticed(base, safe, tmp_path):
     base.save_pretrained(tmp_path, safe_serialization=safe)
     config = json.loads((tmp_path / "config.json").read_text())
     tensors, notes, _ = checkpoint.read_tensors(tmp_path, "model", config)
-    tensors["transformer.ln_f.bias"][3] += 1e-6
+    tensors["model.norm.weight" if config["model_type"] == "llama" else "transformer.ln_f.bias"][3] += 1e-6
     checkpoint.write_tensors(tmp_path, "model", tensors, safe, notes)
     with pytest.raises(Error, match="do not match their checksum"):
         GPT.from_pretrained(tmp_path)
@@ -213,10 +217,9 @@ def test_saving_twice_gives_the_same_bytes(base, tmp_path):
     "change, message",
     [
         (dict(layer_norm_epsilon="small"), "layer_norm_epsilon must be a positive number"),
-        (dict(layer_norm_epsilon=None), "layer_norm_epsilon must be a positive number"),
-        (dict(model_type="bert"), "gpt2 or minipeft, not 'bert'"),
+        (dict(model_type="bert"), "model_type 'bert' is not supported, only gpt2, llama, qwen2 and minipeft"),
         (dict(activation_function="relu"), "activation_function 'relu' is not supported"),
-        (dict(n_inner=7), "n_inner 7 is not supported"),
+        (dict(n_inner=7), "does not fit"),
         (dict(n_layer="three"), "n_layer must be"),
         (dict(n_layer=4), "missing"),
         (dict(n_embd=16), "does not fit"),

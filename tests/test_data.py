@@ -172,7 +172,9 @@ def test_a_missing_file_and_a_single_example(tmp_path):
     with pytest.raises(Error, match="at least two"):
         FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8)
     assert torch.is_tensor(encode(read_examples(one), TOKENIZER)[0])
-    assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, test=one).batch(7) == [Example("a", "b")]
+    with pytest.raises(Error, match="at least two"):
+        FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, test=one)  # nothing to choose by
+    assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, dev=one).batch(7) == [Example("a", "b")]
 
 
 def test_buckets_round_the_length_up_and_change_nothing_that_counts():
@@ -252,12 +254,16 @@ def test_files_to_choose_by_and_to_report_on_and_a_limit(tmp_path):
     args = (TOKENIZER, PLAIN, 0, 8, 64, 8)
     both, one, other = FileData(train, *args, dev=dev, test=test), FileData(train, *args, dev=dev), FileData(train, *args, test=test)
     assert [e[0].input for e in (both.examples, both.chosen_by, both.held_out)] == ["a0", "b0", "c0"] and len(both.examples) == 30
-    assert one.held_out == one.chosen_by == both.chosen_by and other.chosen_by == other.examples and other.held_out == both.held_out
+    assert one.held_out == one.chosen_by == both.chosen_by and other.held_out == both.held_out
+    neither = FileData(train, *args)  # without dev a tenth is split off: chosen by beside a test file, else held out
+    assert [e.input for e in other.chosen_by] == ["a27", "a28", "a29"] and other.chosen_by == neither.held_out
+    assert other.examples == neither.examples == neither.chosen_by == both.examples[:27]
     assert both.development(5) == both.chosen_by[:5] and len({both.digest, one.digest, other.digest}) == 3
     few, same, another = (FileData(train, TOKENIZER, PLAIN, seed, 8, 64, 8, limit=5) for seed in (0, 0, 1))
     assert few.examples == same.examples != another.examples and len({e.input for e in few.examples}) == 5
-    assert few.held_out == another.held_out == FileData(train, *args).held_out and few.batch(0) != few.batch(1)
-    assert len(FileData(train, *args, test=test, limit=99).examples) == 30
+    assert few.held_out == another.held_out == neither.held_out and few.batch(0) != few.batch(1)
+    assert len(FileData(train, *args, dev=dev, test=test, limit=99).examples) == 30
+    assert len(FileData(train, *args, test=test, limit=99).examples) == 27
     with pytest.raises(Error, match="at least 1, not 0"):
         FileData(train, *args, limit=0)
 
@@ -447,7 +453,7 @@ def test_a_chat_in_a_file_becomes_batches(folder):
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
     path = lines(folder / "chat.jsonl", *[row] * 3)
     tokenizer = tokenizer_for(300, folder)
-    data = FileData(path, tokenizer, Template("chat"), 0, 2, 64, 0, test=path)
+    data = FileData(path, tokenizer, Template("chat"), 0, 2, 64, 0, dev=path)
     idx, targets = encode(data.batch(0), tokenizer, Template("chat"))
     written = "<|im_start|>system\nthe hat<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\nmat"
     assert idx[0].tolist() == tokenizer.encode(written.removesuffix("mat")) + tokenizer.encode("mat")

@@ -5,10 +5,10 @@ import torch
 
 from minipeft import GPT, PRESETS, fingerprint
 from minipeft.data import NANO
-from minipeft.data.batches import draw, encode
+from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.training import evaluate
+from minipeft.evaluation import batches, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_its_fingerprint_stays_so_that_adapters_saved_for_it_stay_good(nano):
 def test_a_skill_is_known_when_told_and_a_guess_when_not(name, nano):
     def exact_match(told: bool) -> float:
         examples = draw(lambda rng: skill_example(rng, name, told), f"test {name}", 200)
-        return evaluate(nano, *encode(examples, ByteTokenizer()))[1]
+        return evaluate(nano, batches(examples, ByteTokenizer()))[1]
 
     assert exact_match(told=True) >= 0.95
     assert exact_match(told=False) <= 0.25

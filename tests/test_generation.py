@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import in_shape
 from test_methods import COMBINED, FROZEN, moved
 
 from minipeft import Error, Prefix, adapt, attention, generate
@@ -21,7 +21,7 @@ def without_a_cache(model, idx, n):
 @pytest.mark.parametrize("name, h", [(None, {}), ("full", {}), *FROZEN, COMBINED, HARD])
 @torch.no_grad()
 def test_token_for_token_as_without_a_cache(name, h, base, idx):
-    model = base if name is None else adapt(base, name, **h)
+    model = base if name is None else adapt(base, name, **in_shape(base.config, h))
     if name not in (None, "full", "hard-prompt"):
         moved(model, 0.3)
     assert torch.equal(generate(model, idx, 12), without_a_cache(model, idx, 12))
@@ -76,8 +76,8 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
     """Decoding reads the one prefix for all rows: nothing of the size of a copy for each of them is ever made."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    B, P = 8, 32
-    prefix = torch.randn(3, 2, 1, 4, P, 8)
+    B, P, n_kv = 8, 32, base.config.n_kv
+    prefix = torch.randn(3, 2, 1, n_kv, P, 8)
 
     class Largest(TorchDispatchMode):
         numel = 0
@@ -105,16 +105,16 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
     idx = torch.randint(97, (B, 2))
     with Largest() as largest:
         shared = generate(model, idx, 3)
-    copies = B * P * 4 * 8  # one layer's keys for every row
+    copies = B * P * n_kv * 8  # one layer's keys for every row
     assert largest.numel < copies
-    prefix = prefix.expand(3, 2, B, 4, P, 8).contiguous()  # a prefix a row gives the same answers
+    prefix = prefix.expand(3, 2, B, n_kv, P, 8).contiguous()  # a prefix a row gives the same answers
     assert torch.equal(generate(model, idx, 3), shared)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @torch.no_grad()
 def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
-    k, v = torch.randn(2, 3, 3, 4, 6, 8)
+    k, v = torch.randn(2, 3, 3, base.config.n_kv, 6, 8)
     length = torch.tensor([6, 0, 2])
     mixed = base(idx, prefix=Prefix(k, v, length=length))
     for i, n in enumerate(length.tolist()):
@@ -213,13 +213,12 @@ def test_dropout_is_off_while_generating_and_on_again_after(base, idx):
     assert model.training and model.method.training
 
 
-def test_a_cache_keeps_what_it_is_given():
+def test_a_cache_keeps_what_it_is_given(base):
     """Two calls with a cache see what one call without it sees."""
-    base = tiny("rotary")
     from minipeft.slots import Cache
 
     idx = torch.randint(97, (2, 9))
-    k, v = torch.zeros(2, 3, 2, 4, 12, 8)
+    k, v = torch.zeros(2, 3, 2, base.config.n_kv, 12, 8)
     with torch.no_grad():
         first = base.hidden(idx[:, :5], cache=Cache(k, v))
         second = base.hidden(idx[:, 5:], cache=Cache(k, v).after(5))

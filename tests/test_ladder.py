@@ -10,16 +10,15 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("position", ["learned", "rotary"])
 @pytest.mark.parametrize("P", [1, 6])
-def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(position, dtype, P, idx):
-    base = tiny(position, dtype)
+def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(shape, dtype, P, idx):
+    base = tiny(shape, dtype)
     tokens = torch.randint(97, (P,))
     prompt = prompt_from_tokens(base, tokens)
     hidden = hidden_from_prompt(base, prompt)
     assert prompt.shape == (1, P, 32) and hidden.shape == (3, 1, P, 32)
     prefix = prefix_from_hidden(base, hidden)
-    assert prefix.shape == (3, 2, 1, 4, P, 8)
+    assert prefix.shape == (3, 2, 1, base.config.n_kv, P, 8)
     read = base(torch.cat([tokens.expand(3, -1), idx], dim=1))[:, P:]  # the text read aloud before the input
     close = dict(rtol=0, atol=TOLERANCE[dtype])
     torch.testing.assert_close(base(idx, prompt=prompt), read, **close)
@@ -29,16 +28,15 @@ def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(position
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("position", ["learned", "rotary"])
-def test_a_hidden_prefix_is_what_the_article_draws(position, dtype, idx):
+def test_a_hidden_prefix_is_what_the_article_draws(shape, dtype, idx):
     """Concatenate any vectors to every block's input, drop the outputs there: the same as their keys and values in the slot."""
-    base, P, T = tiny(position, dtype), 5, idx.size(1)
+    base, P, T = tiny(shape, dtype), 5, idx.size(1)
     hidden = torch.randn(3, 1, P, 32, dtype=dtype)
     x, _ = base.add_positions(base.wte(idx), first=P)
     _, rope = base.add_positions(torch.zeros(1, P + T, 32, dtype=dtype))
     for block, h in zip(base.h, hidden, strict=True):
         x = block(torch.cat([h.expand(3, -1, -1), x], dim=1), rope)[:, P:]
-    literal = base.ln_f(x) @ base.wte.weight.T
+    literal = base.ln_f(x) @ base.head.T
     torch.testing.assert_close(base(idx, prefix=prefix_from_hidden(base, hidden)), literal, rtol=0, atol=TOLERANCE[dtype])
 
 
@@ -59,9 +57,8 @@ def test_a_rung_starts_with_the_loss_of_the_one_below(base, idx):
         rungs.append(above[-1])
 
 
-def test_the_way_through_with_edits(idx):
+def test_the_way_through_with_edits(base, idx):
     """A prompt tuned together with LoRA climbs through the edited blocks."""
-    base = tiny("rotary")
     model = adapt(base, ["prompt", "lora"])
     with torch.no_grad():
         for p in model.trainable_parameters():
@@ -74,7 +71,7 @@ def test_the_way_through_with_edits(idx):
 
 def test_a_zero_prefix_is_not_nothing(base, idx):
     """Keys of zeros score 0, and so take exp(0) of every softmax: with P of them a text of equal scores keeps T / (P + T)."""
-    zero = torch.zeros(3, 2, 1, 4, 5, 8)
+    zero = torch.zeros(3, 2, 1, base.config.n_kv, 5, 8)
     assert (base(idx, prefix=zero) - base(idx)).abs().max() > 0.1
     v = torch.randn(1, 1, 6, 8)
     q = k = torch.zeros(1, 1, 6, 8)  # all scores 0

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import tiny
 from test_methods import moved
+from test_scripts import real_base
 
 from minipeft import GPT, __main__, adapt, generate
 from minipeft.__main__ import nearest_tokens
 from minipeft.console import run
 from minipeft.data import NANO
-from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +49,48 @@ def test_it_streams_what_generate_says(adapters, capsys):
     torch.manual_seed(4)
     drawn = generate(base, asked, 7, temperature=1.0, top_k=9, top_p=0.9, stop_token=tokenizer.end)
     assert printed == tokenizer.decode(drawn[0, asked.size(1) :].tolist()) + "\n"
+
+
+def test_a_base_with_a_tokenizer_streams_what_it_decodes(tmp_path, capsys):
+    """Also letters that are several tokens, in a template, and after an adapter."""
+    folder = real_base(tmp_path / "llama")
+    base, tokenizer = GPT.from_pretrained(folder), tokenizer_for(300, folder)
+    model = moved(adapt(base, "lora"), 0.3)
+    model.save(tmp_path / "lora")
+    seen = set()
+    for say, flags, tuned in [
+        ("{}", [], base),
+        ("Say: {}\n", ["--template", "Say: {input}\\n"], base),
+        ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", ["--template", "chat", "--adapter", tmp_path / "lora"], model),
+    ]:
+        asked = torch.tensor([tokenizer.encode(say.format("name[Zizzi] 提示"))])
+        for seed in range(4):
+            drawn = ["--temperature", "1.5", "--seed", seed, "--max-new-tokens", "30"]
+            code, printed, err = call(capsys, "generate", "--base", folder, "--prompt", "name[Zizzi] 提示", *flags, *drawn)
+            torch.manual_seed(seed)
+            new = generate(tuned, asked, 30, temperature=1.5, stop_token=tokenizer.stops)[0, asked.size(1) :]
+            assert (code, printed) == (0, tokenizer.decode(new.tolist()) + "\n"), err
+            seen.add(printed)
+    assert len(seen) > 8
+    flags = ["--adapter", tmp_path / "lora", "--adapter", tmp_path / "lora"]
+    code, printed, _ = call(capsys, "generate", "--base", folder, "--prompt", "name", *flags, "--max-new-tokens", "9")
+    assert code == 0 and len({line.split("  ", 1)[1] for line in printed.splitlines()}) == 1
+    code, printed, _ = call(capsys, "inspect", "--base", folder, tmp_path / "lora")
+    assert code == 0 and f", which is {folder}\n" in printed
+
+
+def test_a_letter_of_several_tokens_comes_whole_and_is_never_taken_back(tmp_path, capsys, monkeypatch):
+    """Tokens that are bytes of 提 one by one: nothing is printed before the letter is whole; what stays broken shows at the end."""
+    folder = real_base(tmp_path / "llama")
+    tokenizer = tokenizer_for(300, folder)
+    letter = [tokenizer.encode(text) for text in ("é", "🙂")]
+    assert min(map(len, letter)) > 1
+    said = [*tokenizer.encode("a"), *letter[0], *letter[1], *tokenizer.encode("z"), letter[1][0]]
+    monkeypatch.setattr(__main__, "stream", lambda *a: (torch.tensor([token]) for token in said))
+    pieces = []
+    monkeypatch.setattr("builtins.print", lambda *text, end="\n", **kwargs: pieces.append("".join(text) + end))
+    __main__.main(["generate", "--base", str(folder), "--prompt", "x"])
+    assert "".join(pieces) == "aé🙂z\ufffd\n" and [p for p in pieces if p] == ["a", "é", "🙂", "z", "\ufffd\n"]
 
 
 def test_several_adapters_answer_side_by_side_mixed_or_in_turn(adapters, capsys):
@@ -86,7 +129,13 @@ def test_nearest_tokens_are_the_nearest():
     [
         (["generate"], "required: --prompt"),
         (["sing"], "invalid choice: 'sing'"),
-        ([], "required: generate|inspect"),
+        ([], "required: generate|inspect|export|import"),
+        (["export", "somewhere"], "required: OUT"),
+        (["import"], "required: ADAPTER, OUT"),
+        (["export", "nowhere", "out"], "no adapter at nowhere"),
+        (["import", "nowhere", "out"], "no adapter at nowhere"),
+        (["generate", "--prompt", "x", "--template", "Say it:"], 'a template is "chat" or a text with {input} in it once, not 0 times'),
+        (["generate", "--prompt", "x", "--template", "chat"], "the chat template needs a base whose tokenizer has <|im_start|>"),
         (["inspect", "nowhere"], "no adapter at nowhere"),
         (["inspect", "."], "adapter_config.json is missing"),
         (["generate", "--adapter", "nowhere", "--prompt", "x"], "no adapter at nowhere"),

@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import in_shape, tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.checkpoint import read_tensors
+from minipeft.config import linears
 from minipeft.methods.hard_prompt import search
 
 FROZEN = [  # everything that leaves the base alone
@@ -32,10 +33,10 @@ IDENTITY = [(name, h) for name, h in FROZEN if name in ("lora", "adapter", "llam
 COMBINED = (["lora", "prefix"], dict(r=2, num_virtual_tokens=3))
 
 
-def saved_as(name, h):
-    """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32): {name: shape}."""
+def saved_as(name, h, config):
+    """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32, hs 8): {name: shape}."""
     if name in ("prompt", "prefix"):
-        return {"prompt_embeddings": (5, {"prompt": 32}.get(name, 3 * 32 * (1 if h.get("space") == "hidden" else 2)))}
+        return {"prompt_embeddings": (5, {"prompt": 32}.get(name, 3 * (32 if h.get("space") == "hidden" else 2 * config.n_kv * 8)))}
     if name == "llama-adapter":
         n = h.get("adapter_layers", 3)
         return {"adaption_prompt": (n, h["adapter_len"], 32), "adaption_gate": (n, 4)}
@@ -43,10 +44,16 @@ def saved_as(name, h):
         places = ["mlp"] if h.get("placement") == "pfeiffer" else ["attn", "mlp"]
         shapes = {"down": (5, 32), "b_down": (5,), "up": (32, 5), "b_up": (32,)}
         return {f"layers.{i}.{place}.{part}": shape for i in range(3) for place in places for part, shape in shapes.items()}
-    sizes = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
-    places = ["attn.c_attn"] if "target_modules" not in h else ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    if "attn.c_attn" in linears(config):
+        sizes = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
+        places = ["attn.c_attn"] if "target_modules" not in h else ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+        key = "base_model.model.transformer.h.{}.{}.lora_{}.weight"
+    else:  # the paper's two, or what in_shape says
+        sizes = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (32, 16), "self_attn.o_proj": (32, 32)}
+        sizes |= {"mlp.gate_proj": (32, 40), "mlp.up_proj": (32, 40), "mlp.down_proj": (40, 32)}
+        places = list(sizes)[:2] if "target_modules" not in h else list(sizes)[2:]
+        key = "base_model.model.model.layers.{}.{}.lora_{}.weight"
     pairs = {place: {"A": (h["r"], sizes[place][0]), "B": (sizes[place][1], h["r"])} for place in places}
-    key = "base_model.model.transformer.h.{}.{}.lora_{}.weight"
     return {key.format(i, place, x): shape for i in range(3) for place, pair in pairs.items() for x, shape in pair.items()}
 
 
@@ -62,7 +69,7 @@ def tune(model, idx, steps=3):
 @pytest.mark.parametrize("name, h", [*FROZEN, COMBINED])
 def test_tuning_learns_and_leaves_the_base_bit_for_bit(name, h, base, idx):
     before = {k: t.clone() for k, t in base.state_dict().items()}
-    model = adapt(base, name, **h)
+    model = adapt(base, name, **in_shape(base.config, h))
     start = {k: p.clone() for k, p in model.named_trainable_parameters()}
     first = model.loss(idx, idx.roll(-1, 1)).item()
     with torch.no_grad():  # a validation pass first must not cost the gradients
@@ -81,12 +88,12 @@ def test_tuning_learns_and_leaves_the_base_bit_for_bit(name, h, base, idx):
 
 @pytest.mark.parametrize("name, h", FROZEN)
 def test_a_saved_adapter_is_exactly_its_folded_tensors_and_loads_to_the_same_model(name, h, base, idx, tmp_path):
-    model = adapt(base, name, **h)
+    model = adapt(base, name, **in_shape(base.config, h))
     tune(model, idx)
     model.save(tmp_path)
     tensors = model.method.tensors()
-    assert {k: tuple(t.shape) for k, t in tensors.items()} == saved_as(name, h)
-    assert {k: tuple(t.shape) for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == saved_as(name, h)
+    assert {k: tuple(t.shape) for k, t in tensors.items()} == saved_as(name, h, base.config)
+    assert {k: tuple(t.shape) for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == saved_as(name, h, base.config)
     again = load_adapter(base, tmp_path)
     torch.testing.assert_close(again(idx), model(idx), rtol=0, atol=1e-5)
     assert sum(p.numel() for p in again.trainable_parameters()) == sum(t.numel() for t in tensors.values())
@@ -94,12 +101,12 @@ def test_a_saved_adapter_is_exactly_its_folded_tensors_and_loads_to_the_same_mod
     tune(again, idx)  # what was loaded can be trained on
 
 
-def test_full_trains_everything_and_saves_a_base(base, idx, tmp_path):
+def test_full_trains_everything_and_saves_a_base(shape, base, idx, tmp_path):
     model = adapt(base, "full")
     assert sum(p.numel() for p in model.trainable_parameters()) == sum(p.numel() for p in base.parameters())
     tune(model, idx)
     model.save(tmp_path)
-    fresh = tiny(base.config.position)
+    fresh = tiny(shape)
     assert (fresh(idx) - model(idx)).abs().max() > 1e-2
     loaded = load_adapter(fresh, tmp_path)
     torch.testing.assert_close(loaded(idx), model(idx))
@@ -136,13 +143,14 @@ def test_the_projection_is_li_and_liangs_mlp(base):
     torch.testing.assert_close(method.rows(), torch.tanh(method.embedding @ w1.T + b1) @ w2.T + b2)
 
 
+@pytest.mark.parametrize("shape", ["learned", "llama"])
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 @pytest.mark.parametrize("projection", [False, True])
-def test_peft_opens_what_we_save_and_we_open_what_peft_saves(name, projection, tmp_path):
+def test_peft_opens_what_we_save_and_we_open_what_peft_saves(name, projection, shape, tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     if name == "prompt" and projection:
         pytest.skip("a prompt has no projection")
-    base = tiny("learned")
+    base = tiny(shape)
     idx = torch.randint(97, (2, 9))
     base.save_pretrained(tmp_path / "base")
     h = dict(prefix_projection=True, encoder_hidden_size=16) if projection else {}
@@ -151,7 +159,7 @@ def test_peft_opens_what_we_save_and_we_open_what_peft_saves(name, projection, t
     ours.save(tmp_path / "ours")
 
     def theirs():
-        return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Unexpected keyword")
@@ -169,7 +177,7 @@ def test_peft_opens_what_we_save_and_we_open_what_peft_saves(name, projection, t
 
 @pytest.mark.parametrize("name, h", IDENTITY)
 def test_what_starts_as_the_identity_answers_as_the_base(name, h, base, idx):
-    torch.testing.assert_close(adapt(base, name, **h)(idx), base(idx), rtol=0, atol=1e-5)
+    torch.testing.assert_close(adapt(base, name, **in_shape(base.config, h))(idx), base(idx), rtol=0, atol=1e-5)
 
 
 def moved(model, by=0.1):
@@ -182,7 +190,7 @@ def moved(model, by=0.1):
 
 @pytest.mark.parametrize("h", [h for name, h in FROZEN if name == "lora"])
 def test_lora_is_a_low_rank_change_of_the_weights(h, base, idx):
-    model = moved(adapt(base, "lora", **h))
+    model = moved(adapt(base, "lora", **in_shape(base.config, h)))
     before = {k: t.clone() for k, t in base.state_dict().items()}
     tuned = model(idx)
     changed = copy.deepcopy(base)
@@ -251,7 +259,7 @@ def test_adapters_are_houlsbys_equation(base, idx):
 
         x = x + adapter(block.attn(block.ln_1(x), rope), layer["attn"])
         x = x + adapter(block.mlp(block.ln_2(x)), layer["mlp"])
-    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.wte.weight.T, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.head.T, rtol=0, atol=1e-5)
 
 
 def test_llama_adapter_is_its_equation(base, idx):
@@ -263,14 +271,20 @@ def test_llama_adapter_is_its_equation(base, idx):
         y = block.attn(a, rope)
         if i > 0:
             prompt, gate = model.method.adaption_prompt[i - 1], model.method.adaption_gate[i - 1]
-            weight, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
-            k, v = (z.view(4, 4, 8).transpose(0, 1) for z in (prompt @ weight.T + bias)[:, 32:].chunk(2, dim=1))  # (nh, K, hs)
+            if "attn.c_attn" in linears(base.config):
+                k, v = (prompt @ block.attn.c_attn.weight.T + block.attn.c_attn.bias)[:, 32:].chunk(2, dim=1)
+                out = block.attn.c_proj.weight
+            else:
+                k, v = prompt @ block.attn.k_proj.weight.T, prompt @ block.attn.v_proj.weight.T
+                out = block.attn.o_proj.weight
+            n_kv = base.config.n_kv  # each for nh / n_kv heads of queries
+            k, v = (z.view(4, n_kv, 8).transpose(0, 1).repeat_interleave(4 // n_kv, dim=0) for z in (k, v))  # (nh, K, hs)
             q, _, _ = block.attn.qkv(a, rope)
             o = gate.view(4, 1, 1) * ((q @ k.mT / 8**0.5).softmax(-1) @ v)
-            y = y + o.transpose(1, 2).reshape(x.shape) @ block.attn.c_proj.weight.T
+            y = y + o.transpose(1, 2).reshape(x.shape) @ out.T
         x = x + y
         x = x + block.mlp(block.ln_2(x))
-    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.wte.weight.T, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(idx), base.ln_f(x) @ base.head.T, rtol=0, atol=1e-5)
 
 
 def test_a_hard_prompt_is_its_text_and_trains_nothing(base, idx, tmp_path):
@@ -310,7 +324,10 @@ def test_methods_combine(base, idx, tmp_path):
     together = base(idx, **lora.slots(base), **prefix.slots(base))
     assert torch.equal(model(idx), together) and model.method.name == "prefix+lora"
     rates = {part.name: part.learning_rate for part in (lora, prefix)}
-    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [(1, rates["prefix"]), (6, rates["lora"])]
+    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [
+        (1, rates["prefix"]),
+        (3 * 2 * len(lora.places), rates["lora"]),
+    ]
     model.save(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix", "combination.json"}
     for part in (prefix, lora):
@@ -338,23 +355,24 @@ def test_methods_combine(base, idx, tmp_path):
     torch.testing.assert_close(load_adapter(base, tmp_path / "three")(idx), both(idx), rtol=0, atol=1e-5)
 
 
-def test_peft_opens_our_lora_and_we_open_pefts(tmp_path):
+@pytest.mark.parametrize("shape", ["learned", "llama"])
+def test_peft_opens_our_lora_and_we_open_pefts(shape, tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    base, idx = tiny("learned"), torch.randint(97, (2, 9))
+    base, idx = tiny(shape), torch.randint(97, (2, 9))
     base.save_pretrained(tmp_path / "base")
-    h = dict(r=3, lora_alpha=12, target_modules=["c_attn", "mlp.c_proj"])
+    h = in_shape(base.config, dict(r=3, lora_alpha=12, target_modules=["c_attn", "mlp.c_proj"]))
     ours = moved(adapt(base, "lora", **h))
     ours.save(tmp_path / "ours")
 
     def theirs():
-        return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Unexpected keyword")
         opened = peft.PeftModel.from_pretrained(theirs(), tmp_path / "ours").eval()
     with torch.no_grad():
         torch.testing.assert_close(opened(idx).logits, ours(idx), rtol=0, atol=1e-4)
-        made = peft.get_peft_model(theirs(), peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **h)).eval()
+        made = peft.get_peft_model(theirs(), peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=shape == "learned", **h)).eval()
         for name, p in made.named_parameters():
             if "lora_" in name:
                 p.normal_(std=0.1)
@@ -433,11 +451,11 @@ def test_several_methods_share_a_frozen_base(base, idx):
         ("prefix", dict(prefix_projection=True, encoder_hidden_size=1.5), "whole number"),
         ("prompt", dict(num_virtual_tokens=4, init=torch.zeros(1, 3, 32)), "has 3 virtual tokens, so num_virtual_tokens cannot be 4"),
         ("prompt", dict(init=torch.zeros(3, 1, 4, 32)), "above the rung 'prompt'"),
-        ("lora", dict(r=33), "r 33 is larger than attn.c_attn has ranks: its matrix is 96 × 32"),
+        ("lora", dict(r=33), "r 33 is larger than {first} has ranks: its matrix is {out} × 32"),
         ("lora", dict(r=0), "at least 1, not 0"),
-        ("lora", dict(target_modules=["q_proj"]), "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"),
+        ("lora", dict(target_modules=["query"]), "'query' matches nothing: there are {places} "),
         ("lora", dict(target_modules=[]), "must be names of linears"),
-        ("lora", dict(target_modules=5), "must be names of linears: there are attn.c_attn"),
+        ("lora", dict(target_modules=5), "must be names of linears: there are {places}; not 5"),
         ("adapter", dict(placement=["mlp"]), "'houlsby' or 'pfeiffer'"),
         ("lora", dict(lora_alpha=0), "above 0"),
         ("lora", dict(lora_dropout=1.0), "below 1"),
@@ -456,7 +474,9 @@ def test_several_methods_share_a_frozen_base(base, idx):
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name, h, message, base):
-    with pytest.raises(Error, match=message) as e:
+    sizes = linears(base.config)
+    first, (_, out) = next(iter(sizes.items()))
+    with pytest.raises(Error, match=message.format(first=first, out=out, places=", ".join(sizes))) as e:
         adapt(base, name, **h)
     assert "\n" not in str(e.value)
 

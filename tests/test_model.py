@@ -7,6 +7,7 @@ import torch
 from conftest import tiny
 
 from minipeft import GPT, Error, GPTConfig, Prefix, prefix_from_prompt, prompt_from_tokens
+from minipeft.config import LLAMA, RopeScaling, linears
 
 HF_SHAPES = [  # vocab_size, block_size, n_layer, n_head, n_embd
     (97, 32, 1, 1, 16),
@@ -114,34 +115,37 @@ def test_edits_have_places(base, idx):
 
     layers = [{"mlp": double}] * 3
     assert (base(idx, edits=layers) - base(idx)).abs().max() > 0.1
-    for wrong in (layers[:2], [{"c_attn": double}] * 3):
-        with pytest.raises(Error, match="each of 3 layers, with places of attn.c_attn"):
+    first, *_, last = linears(base.config)
+    for wrong in (layers[:2], [{first.removeprefix("attn."): double}] * 3):
+        with pytest.raises(Error, match=f"each of 3 layers, with places of {first}, .*, {last}, attn, mlp"):
             base(idx, edits=wrong)
 
 
-def test_initial_weights_are_gpt2s():
+@pytest.mark.parametrize("shape, adds", [({}, ("c_proj",)), (LLAMA | {"bias": "qkv", "tied": False}, ("o_proj", "down_proj"))])
+def test_initial_weights_are_gpt2s(shape, adds):
     """N(0, 0.02²), and 0.02/sqrt(2L) where a block adds to the residual stream (Radford et al. 2019 §2.3)."""
     torch.manual_seed(0)
-    for name, p in GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128)).named_parameters():
+    for name, p in GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128, **shape)).named_parameters():
         if p.dim() == 2:
-            assert p.std().item() == pytest.approx(0.02 / 4 if "c_proj" in name else 0.02, rel=0.05), name
+            assert p.std().item() == pytest.approx(0.02 / 4 if any(place in name for place in adds) else 0.02, rel=0.05), name
         else:
             assert torch.equal(p, torch.ones_like(p) if "ln" in name and "weight" in name else torch.zeros_like(p)), name
 
 
-def test_rotary_logits_do_not_depend_on_where_the_text_stands(idx):
-    base = tiny("rotary", torch.float64)
-    gated = Prefix(torch.randn(3, 1, 4, 5, 8).double(), torch.randn(3, 1, 4, 5, 8).double(), gate=torch.zeros(3, 4))
+@pytest.mark.parametrize("shape", ["rotary", "llama"])
+def test_rotary_logits_do_not_depend_on_where_the_text_stands(shape, idx):
+    base = tiny(shape, torch.float64)
+    gated = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, 8).double(), gate=torch.zeros(3, 4))
     x, rope = base.add_positions(base.wte(idx), first=17)
     for block in base.h:
         x = block(x, rope)
-    torch.testing.assert_close(base.ln_f(x) @ base.wte.weight.T, base(idx))
+    torch.testing.assert_close(base.ln_f(x) @ base.head.T, base(idx))
     torch.testing.assert_close(base(idx, prefix=gated), base(idx))
 
 
 def test_a_gated_prefix_takes_no_positions(base, idx):
     """With its gate at zero it is exactly absent, also where positions are a learned table."""
-    prefix = Prefix(torch.randn(3, 1, 4, 5, 8), torch.randn(3, 1, 4, 5, 8), gate=torch.zeros(3, 4))
+    prefix = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, 8), gate=torch.zeros(3, 4))
     torch.testing.assert_close(base(idx, prefix=prefix), base(idx))
     outputs = [base(idx)]
     for layer in range(3):  # every layer has its own
@@ -168,7 +172,7 @@ def test_no_real_token_no_logits(base):
 
 
 def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
-    prompt, prefix = torch.randn(3, 4, 32), torch.randn(3, 2, 3, 4, 5, 8)
+    prompt, prefix = torch.randn(3, 4, 32), torch.randn(3, 2, 3, base.config.n_kv, 5, 8)
     together = base(idx, prompt=prompt, prefix=prefix)
     assert together.shape == (3, 11, 97)
     for row in range(3):
@@ -179,7 +183,7 @@ def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
 def test_no_real_token_sees_a_later_one(base, idx):
     changed = idx.clone()
     changed[:, 7] = (idx[:, 7] + 1) % 97
-    prefix = torch.randn(3, 2, 1, 4, 5, 8)
+    prefix = torch.randn(3, 2, 1, base.config.n_kv, 5, 8)
     a, b = base(idx, prefix=prefix), base(changed, prefix=prefix)
     torch.testing.assert_close(a[:, :7], b[:, :7])
     assert (a[:, 7:] - b[:, 7:]).abs().amax(dim=(0, 2)).min() > 1e-3
@@ -187,7 +191,7 @@ def test_no_real_token_sees_a_later_one(base, idx):
 
 @pytest.mark.parametrize("P", [37, 38])
 def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
-    prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, 4, P, 8)
+    prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, base.config.n_kv, P, 8)
     if P + 11 <= 48:
         assert base(idx, prompt=prompt).shape == base(idx, prefix=prefix).shape == (3, 11, 97)
     else:
@@ -197,23 +201,24 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
 
 
 @pytest.mark.parametrize(
-    "slot, message",
+    "slot, message",  # n: heads of keys and values
     [
-        (dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
-        (dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
-        (dict(prompt=torch.zeros(2, 4, 32)), "with B 3"),
-        (dict(prefix=torch.zeros(4, 2, 1, 4, 5, 8)), r"\(3, 1\|B, 4, P, 8\)"),
-        (dict(prefix=torch.zeros(3, 2, 1, 4, 5, 7)), r"\(3, 1\|B, 4, P, 8\)"),
-        (dict(prefix=torch.zeros(3, 2, 2, 4, 5, 8)), "with B 3"),
-        (dict(prefix=torch.zeros(3, 3, 1, 4, 5, 8)), r"\(L, 2, 1\|B"),
-        (dict(prefix=torch.zeros(3, 1, 4, 5, 8)), r"\(L, 2, 1\|B"),
-        (dict(prefix=Prefix(torch.zeros(3, 1, 4, 5, 8), torch.zeros(4, 1, 4, 5, 8))), "keys and values"),
-        (dict(prefix=Prefix(torch.zeros(3, 1, 4, 5, 8), torch.zeros(3, 1, 4, 5, 8), torch.zeros(1, 4))), "gate"),
+        (lambda n: dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
+        (lambda n: dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
+        (lambda n: dict(prompt=torch.zeros(2, 4, 32)), "with B 3"),
+        (lambda n: dict(prefix=torch.zeros(4, 2, 1, n, 5, 8)), r"\(3, 1\|B, {n}, P, 8\)"),
+        (lambda n: dict(prefix=torch.zeros(3, 2, 1, n, 5, 7)), r"\(3, 1\|B, {n}, P, 8\)"),
+        (lambda n: dict(prefix=torch.zeros(3, 2, 1, n + 2, 5, 8)), r"\(3, 1\|B, {n}, P, 8\)"),
+        (lambda n: dict(prefix=torch.zeros(3, 2, 2, n, 5, 8)), "with B 3"),
+        (lambda n: dict(prefix=torch.zeros(3, 3, 1, n, 5, 8)), r"\(L, 2, 1\|B"),
+        (lambda n: dict(prefix=torch.zeros(3, 1, n, 5, 8)), r"\(L, 2, 1\|B"),
+        (lambda n: dict(prefix=Prefix(torch.zeros(3, 1, n, 5, 8), torch.zeros(4, 1, n, 5, 8))), "keys and values"),
+        (lambda n: dict(prefix=Prefix(*torch.zeros(2, 3, 1, n, 5, 8), torch.zeros(1, 4))), "gate"),
     ],
 )
 def test_slots_of_another_shape_are_refused(slot, message, base, idx):
-    with pytest.raises(Error, match=message):
-        base(idx, **slot)
+    with pytest.raises(Error, match=message.replace("{n}", str(base.config.n_kv))):
+        base(idx, **slot(base.config.n_kv))
     with pytest.raises(Error, match="idx"):
         base(idx[0])
 
@@ -225,6 +230,14 @@ def test_slots_of_another_shape_are_refused(slot, message, base, idx):
         (dict(n_layer=0), "n_layer must be"),
         (dict(position="alibi"), "'learned' or 'rotary'"),
         (dict(n_embd=12, n_head=4, position="rotary"), "must be even"),
+        (dict(n_kv_head=5), "n_head 12 does not divide into groups over n_kv_head 5"),
+        (dict(n_kv_head=0), "n_kv_head must be"),
+        (dict(n_inner=0), "n_inner must be"),
+        (dict(norm="batch"), "'layer' or 'rms'"),
+        (dict(bias=True), "'all' or 'qkv' or 'none'"),
+        (dict(rope_scaling=8.0), "must be a RopeScaling or None"),
+        (dict(rope_scaling=RopeScaling(0.0, 1.0, 4.0, 16)), "rope_scaling's factor must be a positive number"),
+        (dict(rope_scaling=RopeScaling(8.0, 4.0, 4.0, 16)), "below its high_freq_factor"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, message):

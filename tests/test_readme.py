@@ -4,12 +4,9 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from minipeft.data.jsonl import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,15 +25,6 @@ def test_the_default_run_reaches_what_it_should():
     before, after = result["exact_match"]
     assert result["command"] == "python train.py --method prefix --task reverse" and result["seconds"] < 180
     assert before <= 0.25 and after >= 0.90
-
-
-def test_the_conversion_of_e2e_makes_what_train_reads(tmp_path):
-    rows = "".join(f'"name[A{i}], area[riverside]","There is a place, ""A{i}"", by the river – £{i}."\n' for i in range(30))
-    (tmp_path / "devset.csv").write_text("mr,ref\n" + rows, encoding="utf-8")
-    command = next(line for line in README.splitlines() if line.startswith('python -c "import csv'))
-    subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], cwd=tmp_path, check=True)
-    examples = read_jsonl(tmp_path / "pairs.jsonl")
-    assert len(examples) == 3 and examples[1] == ("name[A12], area[riverside]", 'There is a place, "A12", by the river – £12.')
 
 
 @pytest.mark.parametrize("place", ["model.py", "attention.py", "fused.py"])

@@ -1,6 +1,7 @@
 """train.py and bench.py as a person uses them: what they reach, and what they say to wrong input."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -14,8 +15,11 @@ from conftest import tiny
 
 import bench
 import train
-from minipeft import GPT, PRESETS, adapt, console, load_adapter
+from minipeft import GPT, PRESETS, GPTConfig, adapt, console, generate, load_adapter
+from minipeft.config import LLAMA
 from minipeft.data import NANO
+from minipeft.data.tokenizer import tokenizer_for
+from minipeft.scores import text_scores
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,6 +37,11 @@ def call(capsys, script, *argv) -> tuple[int, str, str]:
 def refusal(err: str) -> list[str]:
     """What stderr says beside progress bars."""
     return [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+
+
+def scored(printed: str) -> list[str]:
+    """What a run reached, as it was printed."""
+    return [line for line in printed.splitlines() if line.startswith(("held-out exact match", "perplexity", "    tuned"))]
 
 
 @pytest.fixture
@@ -58,8 +67,7 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
     assert not (out / "training_state.pt").exists()
     code, again, _ = call(capsys, train, "--eval-only", "--out", out)
     assert code == 0
-    same = [line for line in printed.splitlines() if "held-out" in line or "tuned" in line]
-    assert same == [line for line in again.splitlines() if "held-out" in line or "tuned" in line]
+    assert scored(printed) == scored(again) != []
 
 
 @pytest.mark.parametrize("method", [["prefix"], ["prompt", "--lr", "0.3"], ["full", "--lr", "3e-3"]])
@@ -75,13 +83,16 @@ def test_your_own_data_lowers_the_held_out_loss(method, capsys, tmp_path, pairs)
 def test_long_inputs_are_cut_counted_and_answered(capsys, tmp_path):
     """Also with an adapter longer than the default, whose length --eval-only reads from the adapter."""
     path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps({"input": "w" * 600, "target": f"{i}" * 3}) + "\n" for i in range(6)))
+    path.write_text("".join(json.dumps({"input": f"{i}" + "w" * 600, "target": f"{i}" * 3}) + "\n" for i in range(6)))
     for flags in (["--method", "full"], ["--num-virtual-tokens", 300]):
         run = ["--data", path, *flags, "--steps", 1, "--batch-size", 2, "--out", tmp_path / flags[0]]
         code, printed, err = call(capsys, train, *run)
-        assert code == 0 and "6 inputs cut from the left" in printed, err
+        assert code == 0 and "(5 to train on, 1 held out), 6 cut from the left (texts: divided) to 512 tokens" in printed, err
     code, _, err = call(capsys, train, "--eval-only", "--data", path, "--out", tmp_path / "--num-virtual-tokens")
     assert code == 0, err
+    run = ["--data", path, "--max-length", 64, "--steps", 1, "--batch-size", 2, "--out", tmp_path / "short"]
+    code, printed, err = call(capsys, train, *run)
+    assert code == 0 and "6 cut from the left (texts: divided) to 64 tokens" in printed, err
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_hard_prompts_are_scored_and_the_best_is_kept(capsys, tmp_path, pairs):
     assert code == 0, err
     assert len(json.loads((tmp_path / "own" / "scores.json").read_text())["wordings"]) == 2  # the wording, and what was found
     code, again, _ = call(capsys, train, "--eval-only", "--data", pairs, "--out", tmp_path / "own")
-    assert code == 0 and printed.splitlines()[-10:-1] == again.splitlines()[-10:-1]
+    assert code == 0 and scored(printed) == scored(again) != []
 
 
 def test_the_climb_loses_nothing_from_rung_to_rung(capsys, tmp_path):
@@ -191,6 +202,10 @@ def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path):
 def wrong_inputs(tmp_path, pairs):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "torn.jsonl").write_text(pairs.read_text()[:-20])
+    (tmp_path / "field.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "a", "output": "b"}\n')
+    (tmp_path / "one.jsonl").write_text('{"input": "a", "target": "b"}\n' * 3)
+    (tmp_path / "pairs.txt").write_text("a\tb\n")
+    (tmp_path / "e2e.csv").write_text("mr,ref\na,b\nc,d\n")
     tiny("rotary").save_pretrained(tmp_path / "other")
     adapter = tmp_path / "torn"
     adapt(GPT.from_pretrained(NANO), "prefix").save(adapter)
@@ -205,10 +220,28 @@ def wrong_inputs(tmp_path, pairs):
         ("--data", tmp_path / "nowhere.jsonl"): "no such file",
         ("--data", tmp_path / "torn.jsonl"): "line 45 is not JSON",
         ("--data", tmp_path / "empty.jsonl"): "holds no examples",
+        ("--data", tmp_path / "field.jsonl"): 'field.jsonl line 2 has no "target": there is "input", "output"',
+        ("--data", tmp_path / "one.jsonl"): "holds one input: at least two are needed, one of them held out",
+        ("--data", tmp_path / "pairs.txt"): "must be .jsonl (or .json, one object a line), .csv or .tsv",
+        ("--data", tmp_path / "e2e.csv", "--columns", "meaning", "text"): 'e2e.csv line 1 has no column "meaning": there is "mr", "ref"',
+        ("--data", tmp_path / "e2e.csv", "--test", tmp_path / "nowhere.csv"): "no data at ",
+        ("--dev", pairs): "--dev goes with --data: a task makes its own examples",
+        ("--test", pairs): "--test goes with --data",
+        ("--columns", "mr", "ref"): "--columns goes with --data",
+        ("--limit", "4"): "--limit goes with --data",
+        ("--template", "{input}"): "--template goes with --data",
+        ("--answers", "4"): "--answers goes with --data",
+        ("--epochs", "2"): "--epochs goes with --data",
+        ("--data", pairs, "--epochs", "2", "--steps", "9"): "not allowed with",
+        ("--data", pairs, "--epochs", "0"): "--epochs must be at least 1",
+        ("--data", pairs, "--batch-size", "0"): "--batch-size must be at least 1",
+        ("--data", pairs, "--template", "Say it:"): 'a template is "chat" or a text with {input} in it once, not 0 times',
+        ("--data", pairs, "--template", "{input} is {input}"): "not 2 times",
+        ("--data", pairs, "--template", "chat"): "the chat template needs a base whose tokenizer has <|im_start|> and <|im_end|>",
         ("--method", "magic"): "method must be one of full, hard-prompt, prompt, prefix, lora",
         ("--task", "magic"): "task must be one of copy, reverse",
         ("--base", tmp_path / "nowhere"): "no such folder",
-        ("--base", tmp_path / "other"): "it needs 257",
+        ("--base", tmp_path / "other"): "has 97 ids and no tokenizer.json: without one text is bytes, which needs 257",
         ("--num-virtual-tokens", "500"): "500 virtual + 20 real tokens do not fit the base's block size of 512",
         ("--num-virtual-tokens", "0"): "num_virtual_tokens must be 1 … 511",
         ("--num-virtual-tokens", "500", "--data", pairs): "500 virtual tokens and ",
@@ -255,6 +288,140 @@ def wrong_inputs(tmp_path, pairs):
         ("--resume", "--out", tmp_path / "nowhere"): "nothing to resume",
         ("--resume", "--out", tmp_path / "state"): "torn",
     }
+
+
+def test_answers_are_not_begun_without_what_scores_them(capsys, tmp_path, pairs, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sacrebleu" else found(name, *a))
+    code, _, err = call(capsys, train, "--data", pairs, "--answers", 3, "--out", tmp_path / "out")
+    assert code == 2 and refusal(err) == ["train.py: --answers scores by BLEU and chrF, which needs: pip install sacrebleu"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_of_their_own_are_learnt_but_not_answered(capsys, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{i} is {i}"}) + "\n" for i in range(10)))
+    code, printed, err = call(capsys, train, "--data", path, "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out")
+    assert code == 0 and "    wanted" not in printed, err
+    pytest.importorskip("sacrebleu")
+    code, _, err = call(capsys, train, "--data", path, "--answers", 3, "--out", tmp_path / "answers")
+    assert code == 2 and refusal(err) == ["train.py: --answers answers inputs, and texts have none"]
+
+
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def real_base(folder: Path, marks=MARKS, vocab_size: int = 300) -> Path:
+    """A tiny Llama with a byte-pair tokenizer of 300 ids beside it, as such folders come from the hub."""
+    tokenizers = pytest.importorskip("tokenizers")
+    torch.manual_seed(0)
+    sizes = dict(block_size=128, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, n_inner=48)
+    base = GPT(GPTConfig(vocab_size=vocab_size, **sizes, **LLAMA))
+    with torch.no_grad():
+        base.wte.weight.mul_(10)  # so that it says something
+    base.save_pretrained(folder)
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(["name[Zizzi], food[Thai]", "Zizzi serves Thai food, at a price of £20.", "naïve 提示"] * 3, trainer)
+    bpe.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": marks[-1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return real_base(tmp_path_factory.mktemp("bases") / "llama")
+
+
+def e2e_csv(path: Path, names) -> Path:
+    """Inputs with two ways of saying each, as the E2E data has them."""
+    rows = "".join(f'"name[{n}], food[Thai]","{say}, ""{n}"" serves Thai food."\n' for n in names for say in ("Here", "By the river"))
+    path.write_text("mr,ref\n" + rows, encoding="utf-8")
+    return path
+
+
+def test_a_real_model_is_tuned_on_a_csv_and_its_answers_are_scored(capsys, tmp_path, llama):
+    pytest.importorskip("sacrebleu")
+    data = e2e_csv(tmp_path / "train.csv", ["Zizzi", "Aromi", "Wildwood", "Loch Fyne", "Cotto", "Giraffe"])
+    held_out = e2e_csv(tmp_path / "test.csv", ["Strada", "Travellers", "Blue Spice", "Clowns"])
+    files = ["--base", llama, "--data", data, "--test", held_out, "--template", "Say: {input}\\n", "--answers", 3]
+    run = [*files, "--method", "lora", "--lr", 0.05, "--epochs", 20, "--batch-size", 4]
+    code, printed, err = call(capsys, train, *run, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert f"data {data} (10 to train on, 8 held out)" in printed  # one input of the six, both ways of saying it, is chosen by
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["loss"][1] < 0.8 * scores["loss"][0] and scores["dev_loss"] < scores["loss"][0] and scores["examples"] == 8
+    assert [s["input"] for s in scores["samples"]] == [f"name[{n}], food[Thai]" for n in ("Strada", "Travellers", "Blue Spice")]
+
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["input"] for r in rows] == [s["input"] for s in scores["samples"]]
+    assert rows[2]["references"] == ['Here, "Blue Spice" serves Thai food.', 'By the river, "Blue Spice" serves Thai food.']
+    assert scores["answers"] == {"inputs": 3, **text_scores([r["answer"] for r in rows], [r["references"] for r in rows])}
+    assert scores["answers"]["bleu"] > 1 and f"3 inputs answered: BLEU {scores['answers']['bleu']:.2f}, chrF" in printed
+
+    tokenizer = tokenizer_for(300, llama)
+    base = GPT.from_pretrained(llama)
+    model = load_adapter(base, tmp_path / "out")
+    asked = torch.tensor([tokenizer.encode(f"Say: {rows[0]['input']}\n")])
+    new = generate(model, asked, 64, stop_token=tokenizer.stops)[0, asked.size(1) :]
+    assert tokenizer.decode(new.tolist()).startswith(rows[0]["answer"]) and rows[0]["answer"]
+
+    code, again, err = call(capsys, train, *files, "--eval-only", "--out", tmp_path / "out")
+    assert code == 0 and scored(again) == scored(printed) != [], err
+
+
+def test_training_on_a_limit_of_the_examples_or_chosen_columns(capsys, tmp_path, llama):
+    data = e2e_csv(tmp_path / "train.csv", ["Zizzi", "Aromi", "Cotto"])
+    run = ["--base", llama, "--data", data, "--dev", data, "--method", "prompt", "--epochs", 1]
+    code, printed, err = call(capsys, train, *run, "--limit", 3, "--out", tmp_path / "limited")
+    assert code == 0 and "(3 to train on, 6 held out)" in printed, err
+    code, printed, err = call(capsys, train, *run, "--columns", "ref", "mr", "--template", "chat", "--out", tmp_path / "turned")
+    assert code == 0 and 'By the river, "Zizzi" serves Thai food.' in printed and "    wanted name[Zizzi], food[Thai]" in printed, err
+    settings = ["--limit", 3, "--columns", "mr", "ref"]
+    code, _, err = call(capsys, train, *run, *settings, "--resume", "--out", tmp_path / "limited")
+    assert code == 2 and "nothing to resume" in err
+
+
+def test_a_fully_tuned_model_is_a_base_with_its_tokenizer(capsys, tmp_path, llama):
+    """It opens here and in transformers, reads the same ids, and stops where it did."""
+    data = e2e_csv(tmp_path / "train.csv", ["Zizzi", "Aromi", "Cotto"])
+    run = ["--data", data, "--template", "chat", "--epochs", 1, "--lr", 0.01]
+    code, _, err = call(capsys, train, "--base", llama, *run, "--method", "full", "--out", tmp_path / "full")
+    assert code == 0, err
+    assert (tmp_path / "full" / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
+    ours, text = tokenizer_for(300, tmp_path / "full"), "name[Zizzi], naïve 提示 £20"
+    assert ours.stops == tokenizer_for(300, llama).stops == [2] and ours.decode(ours.encode(text)) == text
+    code, printed, err = call(capsys, train, "--base", tmp_path / "full", *run, "--method", "prefix", "--out", tmp_path / "adapter")
+    assert code == 0 and f"base {tmp_path / 'full'} || method prefix" in printed, err
+
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "full")
+    assert theirs(text)["input_ids"] == ours.encode(text) and theirs.eos_token == "<|im_end|>"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    idx = torch.tensor([ours.encode(text)])
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx).logits, GPT.from_pretrained(tmp_path / "full")(idx), rtol=0, atol=1e-4)
+    assert model.generation_config.eos_token_id in (2, [2])
+
+
+def test_a_tokenizer_that_does_not_go_with_the_base_is_refused_in_one_line(capsys, tmp_path, llama, pairs):
+    small = real_base(tmp_path / "small", vocab_size=97)
+    unmarked = real_base(tmp_path / "unmarked", marks=MARKS[:1])
+    wide = real_base(tmp_path / "wide", vocab_size=2000)
+    for argv, message in {
+        ("--base", small, "--data", pairs): "tokenizer.json has 300 ids and the model 97: it must be the model's own",
+        ("--base", wide, "--data", pairs): "tokenizer.json has 300 ids and the model 2000",
+        ("--base", unmarked, "--data", pairs, "--template", "chat"): "the chat template needs a base whose tokenizer has <|im_start|>",
+        ("--base", llama, "--data", pairs, "--num-virtual-tokens", 125): "125 virtual tokens and ",
+    }.items():
+        code, _, err = call(capsys, train, *argv, "--out", tmp_path / "out")
+        lines = refusal(err)
+        assert code == 2 and len(lines) == 1 and message in lines[0], (argv, err)
+        assert not (tmp_path / "out").exists()
 
 
 def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pairs):

@@ -5,7 +5,8 @@ import torch
 from conftest import tiny
 
 from minipeft import Error, adapt, generate
-from minipeft.training import evaluate, learning_rate, train
+from minipeft.evaluation import evaluate
+from minipeft.training import learning_rate, train
 
 
 def batch(step):
@@ -156,7 +157,7 @@ def test_exact_match_is_what_greedy_decoding_answers(idx):
     answers[1, 13] = (answers[1, 13] + 1) % 97  # one of three is made wrong
     targets = answers[:, 1:].clone()
     targets[:, :10] = -100
-    loss, exact = evaluate(base, answers[:, :-1], targets, batch_size=2)
+    loss, exact = evaluate(base, zip(answers[:, :-1].split(2), targets.split(2), strict=True))
     assert exact == pytest.approx(2 / 3)
     logp = base(answers[:, :-1])[:, 10:].log_softmax(-1)
     assert loss == pytest.approx(-logp.gather(2, answers[:, 11:, None]).mean().item(), rel=1e-4)

@@ -27,9 +27,9 @@ def gradients(model, idx, targets):
     return [loss.detach(), *torch.autograd.grad(loss, list(model.trainable_parameters()), allow_unused=True)]
 
 
-def attached(name, h, dtype=torch.float32):
+def attached(name, h, dtype=torch.float32, shape="learned"):
     torch.manual_seed(0)
-    return adapt(tiny(dtype=dtype), name, **h)
+    return adapt(tiny(shape, dtype), name, **h)
 
 
 def close(got, want, bound):
@@ -61,19 +61,27 @@ def kernel(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h", METHODS)
-def test_every_method_is_one_graph_without_breaks(name, h, kernel):
-    model = attached(name, h)
+@pytest.mark.parametrize(
+    "name, h, shape", [*((*method, "learned") for method in METHODS), *((*METHODS[i], "llama") for i in (0, 3, 8, 12))]
+)
+def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
+    model = attached(name, h, shape=shape)
     explained = torch._dynamo.explain(model.loss)(*batch(0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "name, h, dtype", [("full", {}, torch.float32), *((*FROZEN[i], torch.float32) for i in (0, 2, 4, 8, 12)), (*FROZEN[2], torch.bfloat16)]
+    "name, h, dtype, shape",
+    [
+        ("full", {}, torch.float32, "learned"),
+        *((*FROZEN[i], torch.float32, "learned") for i in (0, 2, 4, 8, 12)),
+        (*FROZEN[2], torch.bfloat16, "learned"),
+        (*FROZEN[2], torch.float32, "llama"),
+    ],
 )
-def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dtype, kernel):
-    model, eager = attached(name, h, dtype), attached(name, h, dtype)
+def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dtype, shape, kernel):
+    model, eager = attached(name, h, dtype, shape), attached(name, h, dtype, shape)
     model.compile_blocks()
     bound = 1e-5 if dtype == torch.float32 else 0.1
     close(gradients(model, *batch(0)), gradients(eager, *batch(0)), bound)

@@ -126,8 +126,8 @@ def check_attention(s: Settings) -> dict[str, float]:
     P = max(h.get("num_virtual_tokens", 0) for _, h in rows_of(s))
     g = torch.Generator().manual_seed(s.seed)
     B = min(2, s.batch_size)
-    sizes = [(B, s.seq_len)] * 3 + [(1, P)] * 2
-    given = [torch.randn(b, c.n_head, T, c.head_size, generator=g).to(dtype) for b, T in sizes]
+    sizes = [(B, c.n_head, s.seq_len), *[(B, c.n_kv, s.seq_len)] * 2, *[(1, c.n_kv, P)] * 2]
+    given = [torch.randn(*size, c.head_size, generator=g).to(dtype) for size in sizes]
     upstream = torch.randn(given[0].shape, generator=g).to(dtype)
 
     def run(backend: str, where: torch.device, as_dtype: torch.dtype) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..accounting import step_flops
+from ..accounting import lora_targets, step_flops
 from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt
@@ -82,7 +82,9 @@ class Theirs:
         base.config.use_cache = False  # as its Trainer has it: no copies of keys and values for a generation that does not come
         kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig, "lora": peft.LoraConfig}
         if method in kinds:
-            h = hyperparameters(s, method) | ({"target_modules": ["c_attn"], "fan_in_fan_out": True} if method == "lora" else {})
+            h = hyperparameters(s, method)
+            if method == "lora":
+                h |= {"target_modules": list(lora_targets(s.config)), "fan_in_fan_out": s.config.projections == "joined"}
             base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
         self.model = base.train()
         for module in base.modules():

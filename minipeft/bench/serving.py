@@ -123,7 +123,7 @@ def bytes_needed(s: Settings, row: Row) -> int:
     """What the row holds for certain beside the base: what would not fit is not tried."""
     if row.kind == "full copies":
         return 4 * row.n * base_parameters(s.config)
-    return 4 * 2 * s.config.n_layer * s.config.n_embd * row.P * (s.batch_size if row.kind == "copied" else max(1, row.n))
+    return 4 * 2 * s.config.n_layer * s.config.n_kv * s.config.head_size * row.P * (s.batch_size if row.kind == "copied" else max(1, row.n))
 
 
 def bytes_free(device: torch.device) -> float:

@@ -10,10 +10,8 @@ from torch import Tensor
 from ..config import Error
 from .files import read_examples
 from .tasks import Example, Task
-from .template import ARROW, DEFAULT, Template
+from .template import ARROW, Template
 from .tokenizer import Tokenizer
-
-__all__ = ["DEFAULT", "FileData", "TaskData", "Template", "draw", "encode", "fit", "question", "references"]
 
 IGNORED = -100  # the target of a position that is not supervised
 WINDOW = 16  # batches that are sorted by length together: enough for little padding, few enough for every epoch to differ
@@ -217,8 +215,13 @@ class FileData:
         return batches
 
     def development(self, n: int) -> list[Example]:
-        """Examples to choose by: of the dev file, or of those that are trained on."""
-        return self.chosen_by[:n]
+        """At most n examples to choose by, evenly over the dev file, or over those that are trained on."""
+        return thinned(self.chosen_by, n)
+
+
+def thinned(examples: list[Example], n: int) -> list[Example]:
+    """At most n of them, evenly over the whole list."""
+    return examples[:: -(-len(examples) // n)]
 
 
 def split(examples: list[Example], path) -> tuple[list[Example], list[Example]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..checkpoint import read_json, write_atomically, write_json
 from ..config import Error
+from ..console import shown_as
 
 PADDING = 1024  # published models round their vocabulary up: so many ids may belong to no token
 
@@ -79,9 +80,10 @@ class FileTokenizer:
     def save(self, folder) -> None:
         """Put the tokenizer into another base's folder: its files as they are, and what ends an answer."""
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-            if (self.folder / name).exists() and not (Path(folder) / name).exists():
+            if (self.folder / name).exists() and self.folder.resolve() != Path(folder).resolve():
                 write_atomically(Path(folder) / name, lambda to, name=name: shutil.copyfile(self.folder / name, to))
-        write_json(Path(folder) / "generation_config.json", {"eos_token_id": self.stops})
+        settings = Path(folder) / "generation_config.json"
+        write_json(settings, (read_json(settings) if settings.exists() else {}) | {"eos_token_id": self.stops})
 
     def _read_stops(self, folder: Path) -> list[int]:
         for name in ("generation_config.json", "config.json"):
@@ -120,6 +122,14 @@ def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
         raise Error(f"{folder or 'the base'} has {vocab_size} ids and no tokenizer.json: without one text is bytes, which needs "
             f"{ByteTokenizer.vocab_size}")  # fmt: skip
     return ByteTokenizer()
+
+
+def in_letters(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Ids as one line that a terminal can show; marks that decoding drops are shown by their ids."""
+    text = tokenizer.decode(ids)
+    if tokenizer.encode(text) != ids:
+        text = "".join(tokenizer.decode([i]) or f"<{i}>" for i in ids)
+    return shown_as(text)
 
 
 def _utf8(text: str) -> bytes:

@@ -10,6 +10,8 @@ from ..config import Error
 from ..loss import linear_cross_entropy
 from ..model import GPT
 
+WIDE = 512  # channels from which on a base takes the smaller learning rates
+
 
 class Method(nn.Module):
     """One way of tuning. Its parameters are what is trained; `tensors()` is what the adapter file holds.
@@ -20,9 +22,14 @@ class Method(nn.Module):
 
     name: str  # as in minipeft.METHODS
     learning_rate: float  # a default that works on the embedded base (AdamW, warm-up, cosine)
+    learning_rate_wide: float  # and one for pretrained models of hundreds of channels, found on SmolLM2-135M (docs/e2e.py)
     peft_types: tuple[str, ...] = ()  # what adapter_config.json may call it
     freezes_base = True
     num_virtual_tokens = 0  # positions it takes before the real tokens
+
+    def rate(self, base: GPT) -> float:
+        """The default learning rate on this base."""
+        return self.learning_rate if base.config.n_embd < WIDE else self.learning_rate_wide
 
     def slots(self, base: GPT) -> dict:
         """The `prompt`, `prefix` and `edits` arguments for base(idx, …)."""
@@ -143,8 +150,8 @@ class Adapted(nn.Module):
     def parameter_groups(self, lr: float | None = None) -> list[dict]:
         """For an optimizer: what every part of the method trains, at the part's own learning rate unless one is given."""
         if not self.method.freezes_base:
-            return [{"params": list(self.base.parameters()), "lr": lr or self.method.learning_rate}]
-        groups = [{"params": list(part.parameters()), "lr": lr or part.learning_rate} for part in self.method.parts()]
+            return [{"params": list(self.base.parameters()), "lr": lr or self.method.rate(self.base)}]
+        groups = [{"params": list(part.parameters()), "lr": lr or part.rate(self.base)} for part in self.method.parts()]
         return [group for group in groups if group["params"]]
 
     def trainable_summary(self) -> str:
@@ -233,8 +240,12 @@ def prompt_learning_config(base: GPT, num_virtual_tokens: int) -> dict:
     }
 
 
-def peft_module(base: GPT, i: int, place: str = "") -> str:
-    """How PEFT calls a place of block i: as transformers does in its GPT-2 or its Llama."""
-    if base.config.projections == "joined":
-        return f"base_model.model.transformer.h.{i}.{place}"
-    return f"base_model.model.model.layers.{i}.{place.replace('attn.', 'self_attn.')}"
+def peft_name(base: GPT, place: str) -> str:
+    """How transformers calls a place of a block in its GPT-2 or its Llama, and so PEFT."""
+    return f"self_{place}" if base.config.projections == "apart" and place.startswith("attn") else place
+
+
+def peft_module(base: GPT, i: int, place: str) -> str:
+    """How PEFT calls a place of block i."""
+    blocks = "transformer.h" if base.config.projections == "joined" else "model.layers"
+    return f"base_model.model.{blocks}.{i}.{peft_name(base, place)}"

@@ -44,6 +44,7 @@ class BottleneckAdapter(Method):
 
     name = "adapter"
     learning_rate = 1e-2
+    learning_rate_wide = 2e-3
     peft_types = ("BOTTLENECK_ADAPTER",)  # PEFT has none of them
 
     def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):

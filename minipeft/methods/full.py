@@ -13,6 +13,7 @@ from .base import Method
 class Full(Method):
     name = "full"
     learning_rate = 1e-3
+    learning_rate_wide = 1e-4
     freezes_base = False
 
     def __init__(self, base: GPT):

@@ -29,7 +29,7 @@ class HardPrompt(Method):
     """adapt(base, "hard-prompt", tokens=token ids (P,) int64)."""
 
     name = "hard-prompt"
-    learning_rate = 0.0  # nothing learns
+    learning_rate = learning_rate_wide = 0.0  # nothing learns
     peft_types = ("HARD_PROMPT",)  # PEFT has none
 
     def __init__(self, base: GPT, tokens: Tensor):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..accounting import lora_targets
 from ..config import Error, linears_named
 from ..model import GPT
-from .base import Method, at_least_one, new_parameter, peft_module
+from .base import Method, at_least_one, new_parameter, peft_module, peft_name
 
 
 class LowRank(nn.Module):
@@ -33,7 +33,11 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self.dropout and self.training:
             x = nn.functional.dropout(x, self.dropout)
-        return y + (x @ self.A.to(x.dtype).mT) @ (self.scale * self.B).to(x.dtype).mT
+        return y + (x @ self.A.to(x.dtype).mT) @ self.scaled_B().to(x.dtype).mT
+
+    def scaled_B(self) -> Tensor:
+        """scale·B in float32 or above: what was stored in bfloat16 is not rounded once more."""
+        return self.scale * self.B.to(torch.promote_types(self.B.dtype, torch.float32))
 
 
 class LoRA(Method):
@@ -44,6 +48,7 @@ class LoRA(Method):
 
     name = "lora"
     learning_rate = 2e-2
+    learning_rate_wide = 2e-3
     peft_types = ("LORA",)
 
     def __init__(
@@ -83,7 +88,7 @@ class LoRA(Method):
     def weight_changes(self) -> dict[str, Tensor]:
         """{name of a weight of the base: what to add to it}."""
         return {
-            f"h.{i}.{place}.weight": pair.scale * pair.B @ pair.A
+            f"h.{i}.{place}.weight": (B := pair.scaled_B()) @ pair.A.to(B.dtype)
             for i, pairs in enumerate(self.layers)
             for place, pair in zip(self.places, pairs, strict=True)
         }
@@ -103,7 +108,7 @@ class LoRA(Method):
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": self.target_modules,
+            "target_modules": [peft_name(base, name) for name in self.target_modules],
             "fan_in_fan_out": base.config.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
             "bias": "none",
         }
@@ -114,7 +119,10 @@ class LoRA(Method):
             if config.get(name, plain[0]) not in plain:
                 raise Error(f"LoRA with {name} {config[name]!r} is not supported, only {plain[0]!r}")
         names = ("r", "lora_alpha", "lora_dropout", "target_modules")
-        return {name: config[name] for name in names if config.get(name) is not None}
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        if isinstance(targets := given.get("target_modules"), list):
+            given["target_modules"] = [t.replace("self_attn.", "attn.") if isinstance(t, str) else t for t in targets]
+        return given
 
 
 # what PEFT's LoraConfig may also ask for, and its values that ask for nothing

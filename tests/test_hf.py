@@ -1,0 +1,357 @@
+"""Hugging Face folders: transformers computes what the GPT computes, files are streamed, and what is no base is refused."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minipeft import GPT, Error, GPTConfig, generate
+from minipeft.config import LLAMA, RopeScaling
+from minipeft.hf import architecture
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(vocab_size=97, block_size=64, n_layer=3, n_head=4, n_embd=32)
+GROUPED = SMALL | LLAMA | dict(n_kv_head=2, n_inner=40)
+SHAPES = {
+    "gpt2": GPTConfig(**SMALL),
+    "gpt2-inner": GPTConfig(**SMALL, n_inner=40, layer_norm_epsilon=1e-3),
+    "llama": GPTConfig(**GROUPED, tied=False, rope_theta=500.0),
+    "llama-tied": GPTConfig(**GROUPED | dict(n_kv_head=None), layer_norm_epsilon=1e-3),
+    "llama3": GPTConfig(**GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),  # 64 positions, of which it was first trained on 16
+    "qwen2": GPTConfig(**GROUPED | dict(bias="qkv")),
+    "qwen2-untied": GPTConfig(**GROUPED | dict(bias="qkv", n_kv_head=1), tied=False),
+}
+KINDS = ["gpt2", "llama", "qwen2"]
+
+
+def random_(model, std=0.2):
+    """The model with weights that are large enough for every one of them, biases and norms too, to matter."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=std) if p.dim() == 2 else p.add_(std * torch.randn_like(p))
+    return model.eval()
+
+
+def base_of(shape: str) -> GPT:
+    return random_(GPT(SHAPES[shape]))
+
+
+def theirs_of(shape: str):
+    """transformers' own model of one of SHAPES."""
+    transformers = pytest.importorskip("transformers")
+    c = SHAPES[shape]
+    shared = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, bos_token_id=None, eos_token_id=None)
+    if shape.startswith("gpt2"):
+        sizes = dict(n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_inner=c.n_inner)
+        config = transformers.GPT2Config(**sizes, layer_norm_epsilon=c.layer_norm_epsilon, **shared)
+        return random_(transformers.GPT2LMHeadModel(config))
+    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if s := c.rope_scaling:
+        rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
+        rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original}
+    make, model = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    }[shape[:5]]
+    config = make(
+        max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv,
+        hidden_size=c.n_embd, intermediate_size=c.inner, rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **shared,
+    )  # fmt: skip
+    return random_(model(config))
+
+
+def opened_by_transformers(folder):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def same_logits(ours, theirs, T=64):
+    idx = torch.randint(97, (2, T), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = theirs(idx).logits
+        torch.testing.assert_close(ours(idx), want, rtol=0, atol=1e-4)
+    assert want.std() > 0.1
+
+
+def same_answers(ours, theirs):
+    """20 tokens, greedily, after a few prompts."""
+    for T in (1, 5, 17):
+        idx = torch.randint(97, (1, T), generator=torch.Generator().manual_seed(T))
+        want = theirs.generate(idx, attention_mask=torch.ones_like(idx), do_sample=False, max_new_tokens=20, pad_token_id=0)
+        assert want.shape == (1, T + 20) and torch.equal(generate(ours, idx, 20), want)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_opens_what_we_save(shape, tmp_path):
+    ours = base_of(shape)
+    assert architecture(ours.config) == shape[:5].rstrip("-3")
+    ours.save_pretrained(tmp_path)
+    theirs = opened_by_transformers(tmp_path)
+    same_logits(ours, theirs)
+    same_answers(ours, theirs)
+    again = GPT.from_pretrained(tmp_path)
+    assert again.config.resolved() == ours.config.resolved() and again.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(t, ours.state_dict()[name]) for name, t in again.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_we_open_what_transformers_saves(shape, tmp_path):
+    theirs = theirs_of(shape)
+    theirs.save_pretrained(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    assert ours.config.resolved() == SHAPES[shape].resolved()  # however the file spells it
+    same_logits(ours, theirs)
+    same_answers(ours, theirs)
+
+
+def test_past_the_first_positions_the_stretched_ones_differ(tmp_path):
+    """What the comparison above would not see if both left the stretching out."""
+    ours = base_of("llama3")
+    plain = GPT(GPTConfig(**GROUPED))
+    plain.load_state_dict(ours.state_dict())
+    idx = torch.randint(97, (2, 64))
+    assert (ours(idx) - plain(idx))[:, 40:].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["rope_parameters", "rope_scaling", "type"])
+def test_positions_are_read_as_old_and_new_files_name_them(form, tmp_path):
+    base_of("llama3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    scaling = config.pop("rope_scaling")
+    if form == "type":  # before "rope_type"
+        scaling["type"] = scaling.pop("rope_type")
+    if form == "rope_parameters":
+        scaling["rope_theta"] = config.pop("rope_theta")
+    config["rope_scaling" if form == "type" else form] = scaling
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert GPT.from_pretrained(tmp_path).config.rope_scaling == SHAPES["llama3"].rope_scaling
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_shards_are_read(shape, tmp_path):
+    theirs = theirs_of(shape)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2 and not (tmp_path / "model.safetensors").exists()
+    same_logits(GPT.from_pretrained(tmp_path), theirs)
+
+
+def in_bin_shards(base: GPT, folder: Path) -> None:
+    """The base's own folder with its weights in two pytorch_model.bin shards."""
+    base.save_pretrained(folder, safe_serialization=False)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    names, files = sorted(state), [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    places = {name: files[i % 2] for i, name in enumerate(names)}
+    for file in files:
+        torch.save({name: state[name].clone() for name in names if places[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "pytorch_model.bin").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("minipeft")  # the checksum, which what others save has not
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_shards_in_torchs_own_format_are_read(shape, tmp_path):
+    base = base_of(shape)
+    in_bin_shards(base, tmp_path)
+    again = GPT.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(t, again[name]) for name, t in base.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", KINDS)
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_type_of_the_weights_is_kept_or_converted(shape, safe, tmp_path):
+    if safe:
+        pytest.importorskip("safetensors")
+    base = base_of(shape)
+    base.save_pretrained(tmp_path / "float32", safe_serialization=safe)
+    half = GPT.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "bfloat16", safe_serialization=safe)
+    for folder, dtype, want in [
+        ("float32", None, torch.float32),
+        ("float32", torch.bfloat16, torch.bfloat16),
+        ("bfloat16", None, torch.bfloat16),
+        ("bfloat16", torch.float32, torch.float32),
+    ]:
+        again = GPT.from_pretrained(tmp_path / folder, dtype=dtype).state_dict()
+        for name, t in base.state_dict().items():
+            rounded = t if (folder, dtype) == ("float32", None) else t.bfloat16().to(want)
+            assert again[name].dtype == want and torch.equal(again[name], rounded), (folder, dtype, name)
+
+
+def test_transformers_opens_a_bfloat16_base_as_one(tmp_path):
+    base_of("llama").bfloat16().save_pretrained(tmp_path)
+    assert {p.dtype for p in opened_by_transformers(tmp_path).parameters()} == {torch.bfloat16}
+
+
+MEASURE = """
+import sys
+import torch
+from minipeft import GPT
+from minipeft.bench.measure import resident_peak, restart_peak
+torch.set_num_threads(1)
+for dtype in (None, torch.float32, torch.bfloat16):
+    GPT.from_pretrained(sys.argv[1], dtype)  # everything that is imported on the way
+for folder in sys.argv[2:]:
+    dtype = torch.bfloat16 if folder.endswith("converted") else None
+    restart_peak(torch.device("cpu"))
+    before = resident_peak()
+    base = GPT.from_pretrained(folder, dtype)
+    print((resident_peak() - before) / sum(p.numel() * p.element_size() for p in base.parameters()))
+    del base
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is Linux's VmHWM")
+def test_loading_takes_little_more_than_the_weights(tmp_path):
+    """In a fresh process, no file is held twice: not GPT-2's, whose weights are transposed, nor one that is converted on the way."""
+    pytest.importorskip("safetensors")
+    sizes = dict(vocab_size=4000, block_size=64, n_layer=5, n_head=8, n_embd=512)
+    bases = {"gpt2": GPT(GPTConfig(**sizes)), "llama": GPT(GPTConfig(**sizes | LLAMA, n_inner=1400, tied=False))}
+    folders = [tmp_path / name for name in ("gpt2", "gpt2.bin", "llama", "llama.bin", "llama.converted")]
+    for folder in folders:  # some 70 MB each
+        bases[folder.stem].save_pretrained(folder, safe_serialization=folder.suffix != ".bin")
+    base_of("gpt2").save_pretrained(tmp_path / "tiny")
+    command = [sys.executable, "-c", MEASURE, tmp_path / "tiny", *folders]
+    # what is freed goes back to the system at once, so that every folder starts from the same
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    assert done.returncode == 0, done.stderr
+    rises = dict(zip([f.name for f in folders], map(float, done.stdout.split()), strict=True))
+    assert all(0.8 < rise <= 1.2 for rise in rises.values()), rises
+
+
+@pytest.fixture
+def llama_folder(tmp_path):
+    base_of("llama").save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def refused(folder, message):
+    with pytest.raises(Error, match=message) as e:
+        GPT.from_pretrained(folder)
+    assert "\n" not in str(e.value)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    refused(tmp_path, "holds no config.json: a base is a Hugging Face model folder")
+    refused(tmp_path / "nowhere", "no base at .*nowhere: there is no such folder$")
+    (tmp_path / "config.json").write_text("{torn")
+    refused(tmp_path, "config.json is not a readable JSON file")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    refused(tmp_path, "holds neither model.safetensors nor pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral' is not supported, only gpt2, llama, qwen2 and minipeft"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"model_type": ["llama"]}, "is not supported, only gpt2, llama, qwen2"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn' are not supported"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "only 'default' and 'llama3' .with factor, low_freq_factor"),
+        ({"rope_scaling": "yarn"}, "rope_scaling must be a JSON object or null, not 'yarn'"),
+        ({"head_dim": 16}, r"head_dim 16 is not supported, only hidden_size / num_attention_heads \(8\)"),
+        ({"attention_bias": True}, "attention_bias True is not supported, only False"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only 'silu'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ({"model_type": "qwen2"}, "missing .*q_proj.bias|missing .*k_proj.bias"),
+        ({"num_key_value_heads": 3}, "does not divide into groups"),
+        ({"hidden_size": 64}, "does not fit"),
+        ({"num_hidden_layers": "three"}, "n_layer must be a whole number"),
+        ({"tie_word_embeddings": True}, "lm_head.weight differs from the embeddings, but the config says that the head is tied"),
+    ],
+)
+def test_a_config_that_is_not_ours_is_refused(change, message, llama_folder):
+    config = json.loads((llama_folder / "config.json").read_text())
+    (llama_folder / "config.json").write_text(json.dumps(config | change))
+    refused(llama_folder, message)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "max_position_embeddings", "rms_norm_eps"])
+def test_a_config_without_a_size_is_refused(name, llama_folder):
+    config = json.loads((llama_folder / "config.json").read_text())
+    del config[name]
+    (llama_folder / "config.json").write_text(json.dumps(config))
+    refused(llama_folder, f"config.json: it has no {name}$")
+
+
+def test_gpt2_with_an_activation_of_its_own_is_refused(tmp_path):
+    base_of("gpt2").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    refused(tmp_path, "activation_function 'relu' is not supported, only 'gelu_new' or 'gelu_pytorch_tanh'")
+
+
+def test_shards_that_are_missing_torn_or_elsewhere_are_refused(tmp_path):
+    folder = tmp_path / "base"
+    in_bin_shards(base_of("llama"), folder)
+    first, second = sorted(folder.glob("*.bin"))
+    whole, index = second.read_bytes(), folder / "pytorch_model.bin.index.json"
+    second.unlink()
+    refused(folder, "pytorch_model-00002-of-00002.bin is missing: it is one of the 2 shards that pytorch_model.bin.index.json lists")
+    second.write_bytes(whole[: len(whole) // 2])
+    refused(folder, "pytorch_model-00002-of-00002.bin is torn or not a file of tensors")
+    second.write_bytes(whole)
+    GPT.from_pretrained(folder)
+
+    names = json.loads(index.read_text())["weight_map"]
+    (tmp_path / second.name).write_bytes(whole)  # it is there, but not in the folder
+    for outside in (f"../{second.name}", str(tmp_path / second.name), f"sub/../{second.name}", "..", ""):
+        index.write_text(json.dumps({"weight_map": names | {"lm_head.weight": outside}}))
+        refused(folder, "must list the file of every tensor|torn or not a file of tensors")
+    for wrong in ([], {}, {"lm_head.weight": 3}, None):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        refused(folder, "must list the file of every tensor under weight_map")
+    index.write_text(json.dumps({"weight_map": {name: file for name, file in names.items() if file == first.name}}))
+    refused(folder, "does not fit: missing")
+
+
+def test_a_torn_shard_of_safetensors_is_refused(tmp_path):
+    theirs_of("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    last = sorted(tmp_path.glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    refused(tmp_path, f"{last.name} is torn or not a file of tensors")
+
+
+def hub(monkeypatch, fetch):
+    """As if huggingface_hub were installed, with this as its snapshot_download; None: as if it were not."""
+    found = importlib.util.find_spec
+    spec = object() if fetch else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: spec if name == "huggingface_hub" else found(name, *a))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch) if fetch else None)
+
+
+def test_a_hub_id_is_fetched_where_huggingface_hub_is_installed(monkeypatch, llama_folder):
+    asked = []
+
+    def fetch(name, **settings):
+        asked.append(name)
+        return str(llama_folder)
+
+    hub(monkeypatch, fetch)
+    assert GPT.from_pretrained("someone/tiny").config == GPT.from_pretrained(llama_folder).config
+    assert asked == ["someone/tiny"]
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def fetch(name, **settings):
+        raise ConnectionError("no route to host\nand a page of advice")
+
+    hub(monkeypatch, fetch)
+    refused("someone/tiny", r"no base at someone/tiny: .* fetching a model of that name failed \(no route to host\)$")
+    for path in ("nowhere", "../nowhere/base", "./base", "/nowhere/base", "a/b/c"):  # no name of a model: nothing is asked
+        refused(path, "there is no such folder$")
+    hub(monkeypatch, None)
+    refused("someone/tiny", "no such folder .and to fetch a model of that name: pip install huggingface_hub.$")
