@@ -59,6 +59,11 @@ def edited(edits: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
     return edits[place](x, y) if edits and place in edits else y
 
 
+def linear(part: nn.Module, place: str, x: Tensor, edits: dict | None) -> Tensor:
+    """The linear at this place, which lies in this part of the block, and what an edit makes of it."""
+    return edited(edits, place, x, getattr(part, place.split(".")[1])(x))
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -71,16 +76,13 @@ class CausalSelfAttention(nn.Module):
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=config.bias != "none") for width in self.widths)
             self.o_proj = nn.Linear(C, C, bias=config.bias == "all")
 
-    def linear(self, name: str, x: Tensor, edits) -> Tensor:
-        return edited(edits, f"attn.{name}", x, getattr(self, name)(x))
-
     def qkv(self, x: Tensor, rope=None, edits=None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); rotary positions are already in q and k."""
         B, T, C = x.shape
         if self.joined:
-            q, k, v = self.linear("c_attn", x, edits).split(self.widths, dim=-1)
+            q, k, v = linear(self, "attn.c_attn", x, edits).split(self.widths, dim=-1)
         else:
-            q, k, v = (self.linear(name, x, edits) for name in ("q_proj", "k_proj", "v_proj"))
+            q, k, v = (linear(self, place, x, edits) for place in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
         q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv | n_kv, T, hs)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
@@ -94,7 +96,7 @@ class CausalSelfAttention(nn.Module):
         # slot 2: keys and values from outside
         y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, "auto", prefix_length, length)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return self.linear("c_proj" if self.joined else "o_proj", y, edits)  # (B, T, C)
+        return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, edits)  # (B, T, C)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -117,14 +119,12 @@ class MLP(nn.Module):
         else:
             self.c_fc, self.c_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
 
-    def linear(self, name: str, x: Tensor, edits) -> Tensor:
-        return edited(edits, f"mlp.{name}", x, getattr(self, name)(x))
-
     def forward(self, x: Tensor, edits=None) -> Tensor:
         if self.gated:
-            y = F.silu(self.linear("gate_proj", x, edits)) * self.linear("up_proj", x, edits)  # (B, T, inner)
-            return self.linear("down_proj", y, edits)
-        return self.linear("c_proj", gelu(self.linear("c_fc", x, edits)), edits)  # (B, T, 4C) between
+            y = F.silu(linear(self, "mlp.gate_proj", x, edits)) * linear(self, "mlp.up_proj", x, edits)  # (B, T, M)
+            return linear(self, "mlp.down_proj", y, edits)
+        y = gelu(linear(self, "mlp.c_fc", x, edits))  # (B, T, M), M = 4C in GPT-2
+        return linear(self, "mlp.c_proj", y, edits)
 
 
 def norm(config: GPTConfig) -> nn.Module:

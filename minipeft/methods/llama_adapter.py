@@ -29,7 +29,7 @@ class LlamaAdapter(Method):
 
     name = "llama-adapter"
     learning_rate = 0.1
-    learning_rate_wide = 3e-3
+    learning_rate_wide = 3e-2
     peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # PEFT's, the second, has one gate a layer
 
     def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None, gate: str = "head"):

@@ -39,7 +39,7 @@ class PrefixTuning(Method):
 
     name = "prefix"
     learning_rate = 0.1
-    learning_rate_wide = 3e-3
+    learning_rate_wide = 3e-2
     peft_types = ("PREFIX_TUNING", "HIDDEN_PREFIX_TUNING")  # PEFT knows keys and values only; "hidden" says it is something else
 
     def __init__(
@@ -62,7 +62,7 @@ class PrefixTuning(Method):
         if prefix_projection:
             if isinstance(init, Tensor) or init != "random":
                 raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
-            self.learning_rate, self.learning_rate_wide = 0.01, 3e-4  # the MLP's weights move every row at once: 0.1 breaks it
+            self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # the MLP's weights move every row at once: 0.1 breaks it
             m = C if encoder_hidden_size is None else at_least_one("encoder_hidden_size", encoder_hidden_size)
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)

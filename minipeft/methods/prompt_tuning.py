@@ -25,7 +25,7 @@ class PromptTuning(Method):
 
     name = "prompt"
     learning_rate = 0.1
-    learning_rate_wide = 3e-3
+    learning_rate_wide = 3e-2
     peft_types = ("PROMPT_TUNING",)
 
     def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: "str | Tensor" = "vocab"):
