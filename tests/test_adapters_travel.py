@@ -262,6 +262,14 @@ def test_export_and_import_do_not_write_over_something_else(folders, tmp_path, c
         assert code == 2 and "already holds a base: save an adapter in a folder of its own" in err and len(err.splitlines()) == 1
 
 
+def test_an_adapter_is_not_exported_over_itself(folders, tmp_path, capsys):
+    base = GPT.from_pretrained(folders["gpt2"])
+    adapt(base, "hard-prompt", tokens=torch.tensor([1, 2, 3])).save(tmp_path / "words")
+    code, _, err = command(capsys, "export", tmp_path / "words", tmp_path / "words", "--base", folders["gpt2"])
+    assert code == 2 and "export it into another folder" in err and len(err.splitlines()) == 1
+    assert load_adapter(base, tmp_path / "words").method.name == "hard-prompt"
+
+
 def import_refused(capsys, tmp_path, base_folder, message):
     code, out, err = command(capsys, "import", tmp_path / "theirs", tmp_path / "out", "--base", base_folder)
     assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1, err

@@ -9,9 +9,10 @@ import torch
 
 from minipeft import Error
 from minipeft.data import NANO
-from minipeft.data.batches import FileData, TaskData, Template, draw, encode, fit, question, references
+from minipeft.data.batches import FileData, TaskData, draw, encode, fit, question, references, thinned
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
+from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
 
 TOKENIZER = ByteTokenizer()
@@ -460,3 +461,22 @@ def test_a_chat_in_a_file_becomes_batches(folder):
     assert targets[0][targets[0] >= 0].tolist() == [*tokenizer.encode("mat"), 2]
     with pytest.raises(Error, match="chat template needs"):
         FileData(path, TOKENIZER, Template("chat"), 0, 2, 64, 0, test=path)
+
+
+def test_thinning_is_even():
+    examples = [Example(str(i), "a") for i in range(10)]
+    assert [e.input for e in thinned(examples, 4)] == ["0", "3", "6", "9"] and thinned(examples, 10) == thinned(examples, 99) == examples
+
+
+def test_a_saved_base_takes_its_own_tokenizer_over_an_older_one(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "generation_config.json").write_text('{"top_p": 0.9}')
+    for name, end in (("a", 3), ("b", 4)):
+        tokenizer = FileTokenizer.__new__(FileTokenizer)
+        tokenizer.folder, tokenizer.stops = tmp_path / name, [end]
+        tokenizer.save(tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "b"
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"top_p": 0.9, "eos_token_id": [4]}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minipeft import GPT, Error, GPTConfig, generate
+from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
 from minipeft.config import LLAMA, RopeScaling
 from minipeft.hf import architecture
 
@@ -155,6 +155,22 @@ def in_bin_shards(base: GPT, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.pop("minipeft")  # the checksum, which what others save has not
     (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_saving_over_shards_leaves_no_index_that_would_win(safe, tmp_path):
+    pytest.importorskip("safetensors")
+    in_bin_shards(base_of("llama"), tmp_path)
+    other = random_(GPT(SHAPES["llama"]), std=0.3)
+    other.save_pretrained(tmp_path, safe_serialization=safe)
+    again = GPT.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], t) for name, t in other.state_dict().items())
+
+
+def test_a_tuned_model_is_of_its_bases_shape_whatever_the_config_left_out(tmp_path):
+    base = GPT(GPTConfig(**SMALL, **LLAMA))  # no n_kv_head, no n_inner; the saved file names both
+    adapt(base, "full").save(tmp_path)
+    assert load_adapter(base, tmp_path).base.config.n_inner == 128
 
 
 @pytest.mark.parametrize("shape", KINDS)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import tiny
 
-from minipeft import Error, adapt, generate
+import minipeft
+from minipeft import GPT, Error, GPTConfig, adapt, generate
 from minipeft.evaluation import evaluate
 from minipeft.training import learning_rate, train
 
@@ -129,6 +130,17 @@ def test_every_part_of_a_combination_learns_at_its_own_rate():
         steps = torch.cat([(p.detach() - x).abs().flatten() for p, x in zip(part.parameters(), before[part.name], strict=True)])
         assert steps.max() == pytest.approx(part.learning_rate, rel=1e-2)
     assert prefix.learning_rate != lora.learning_rate
+
+
+def test_a_wide_base_is_tuned_at_its_own_default_rate():
+    def rate(C: int, name: str, *lr) -> float:
+        base = GPT(GPTConfig(vocab_size=11, block_size=16, n_layer=1, n_head=2, n_embd=C))
+        return adapt(base, name).parameter_groups(*lr)[0]["lr"]
+
+    for name, method in minipeft.METHODS.items():
+        if name != "hard-prompt":
+            assert (rate(32, name), rate(512, name)) == (method.learning_rate, method.learning_rate_wide)
+            assert method.learning_rate > method.learning_rate_wide > 0 and rate(512, name, 0.5) == 0.5
 
 
 def test_a_resumed_run_draws_the_same_random_numbers(tmp_path):
