@@ -259,7 +259,7 @@ def test_files_to_choose_by_and_to_report_on_and_a_limit(tmp_path):
     neither = FileData(train, *args)  # without dev a tenth is split off: chosen by beside a test file, else held out
     assert [e.input for e in other.chosen_by] == ["a27", "a28", "a29"] and other.chosen_by == neither.held_out
     assert other.examples == neither.examples == neither.chosen_by == both.examples[:27]
-    assert both.development(5) == both.chosen_by[:5] and len({both.digest, one.digest, other.digest}) == 3
+    assert both.development(5) == thinned(both.chosen_by, 5) and len({both.digest, one.digest, other.digest}) == 3
     few, same, another = (FileData(train, TOKENIZER, PLAIN, seed, 8, 64, 8, limit=5) for seed in (0, 0, 1))
     assert few.examples == same.examples != another.examples and len({e.input for e in few.examples}) == 5
     assert few.held_out == another.held_out == neither.held_out and few.batch(0) != few.batch(1)
