@@ -113,6 +113,17 @@ def e2e_table() -> str:
     return "\n".join(rows)
 
 
+def profile_table() -> str:
+    """Where the steps of the nano shape go, and how much of PEFT's whole step our products alone are."""
+    rows = read(RESULTS / "profile-nano.json")["rows"]
+    lines = ["| method | | products | fused attention | the rest |", "|---|---|---|---|---|"]
+    lines += ["| `{method}` | {rival} | {products:.1f} ms | {attention:.1f} ms | {rest:.1f} ms |".format(**r) for r in rows]
+    shares = []
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        shares.append(f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}")
+    return "\n".join([*lines, "", f"minipeft's products alone are {', '.join(shares)} of PEFT's whole eager step."])
+
+
 BLOCKS = {
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
     "scores": scores_table,
@@ -126,6 +137,7 @@ BLOCKS = {
     "peers-gpt2-float32": lambda: fenced(peers.table(read(RESULTS / "peers-gpt2-float32.json"))),
     "peers-gpt2-bfloat16": lambda: fenced(peers.table(read(RESULTS / "peers-gpt2-bfloat16.json"))),
     "peers-nano": lambda: fenced(peers.table(read(RESULTS / "peers-nano.json"))),
+    "profile-nano": profile_table,
     "skills": skills_table,
     "e2e": e2e_table,
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minipeft import Error, prefix_attention
-from minipeft.attention import causal_mask
+from minipeft.attention import apart, causal_mask
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 4, 4, 7, 7, 3, 8, 1),
@@ -123,3 +123,17 @@ def test_keys_and_values_of_a_prefix_go_together():
 def test_an_unknown_backend_is_refused_with_the_list():
     with pytest.raises(Error, match="auto, reference, sdpa"):
         prefix_attention(*tensors(*SHAPES[0])[:3], backend="magic")
+
+
+def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
+    """The choice of `auto`: beside a cache, or as long as the text and shared; never in training."""
+
+    def chosen(B: int, Tq: int, Tk: int, shared: bool, P: int) -> bool:
+        q, k = torch.empty(B, 2, Tq, 8), torch.empty(B, 2, Tk, 8)
+        return apart(q, k, torch.empty(1 if shared else B, 2, P, 8))
+
+    with torch.no_grad():
+        assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied
+        assert chosen(3, 5, 5, True, 5) and not chosen(3, 5, 5, True, 4) and not chosen(3, 5, 5, False, 9) and not chosen(1, 5, 5, True, 9)
+        assert not chosen(3, 1, 9, True, 0)
+    assert not chosen(3, 1, 9, True, 4)
