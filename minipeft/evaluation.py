@@ -18,7 +18,7 @@ from .model import GPT
 CHUNK = 256  # positions whose logits are in memory at once
 
 
-def batches(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW, batch_size: int = 50) -> list[tuple[Tensor, Tensor]]:
+def batches(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
     """idx, targets (B, T) of all examples, those of about one length together."""
     examples = sorted(examples, key=lambda e: length(e, tokenizer, template))
     return [encode(examples[i : i + batch_size], tokenizer, template) for i in range(0, len(examples), batch_size)]

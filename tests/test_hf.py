@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
+from minipeft.checkpoint import StoredTensors
 from minipeft.config import LLAMA, RopeScaling
 from minipeft.hf import architecture
 
@@ -159,8 +160,13 @@ def in_bin_shards(base: GPT, folder: Path) -> None:
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_saving_over_shards_leaves_no_index_that_would_win(safe, tmp_path):
-    pytest.importorskip("safetensors")
-    in_bin_shards(base_of("llama"), tmp_path)
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    base_of("llama").save_pretrained(tmp_path)
+    names = [name for name, _ in StoredTensors(tmp_path, "model", {})]
+    save_file(dict(StoredTensors(tmp_path, "model", {})), tmp_path / "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     other = random_(GPT(SHAPES["llama"]), std=0.3)
     other.save_pretrained(tmp_path, safe_serialization=safe)
     again = GPT.from_pretrained(tmp_path)
