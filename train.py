@@ -31,7 +31,7 @@ import minipeft
 from minipeft import METHODS, PRESETS, Error
 from minipeft.bench.measure import card, resident_peak
 from minipeft.checkpoint import check_place, fingerprint, write_atomically, write_json
-from minipeft.console import Parser, device, run, seed, shown_as
+from minipeft.console import Parser, device, line_breaks, run, seed, shown_as
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
@@ -119,7 +119,7 @@ def arguments(argv) -> argparse.Namespace:
     for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
         if args.data is None and getattr(args, name) is not None:
             raise Error(f"--{name} goes with --data: a task makes its own examples")
-    args.template = Template(DEFAULT if args.template is None else args.template.replace("\\n", "\n"))  # a shell has no line breaks
+    args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
     args.batch_size = args.batch_size or (64 if args.data is None else 8)
     if args.answers and importlib.util.find_spec("sacrebleu") is None:
         raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
@@ -191,7 +191,7 @@ def hyperparameters(args, base, tokenizer) -> dict:
 
 def ids(tokenizer: Tokenizer, text: str) -> Tensor:
     """A wording's tokens, which start as every text does (and so does the input behind them)."""
-    return torch.tensor(tokenizer.begin + tokenizer.encode(text.replace("\\n", "\n")), dtype=torch.int64)
+    return torch.tensor(tokenizer.begin + tokenizer.encode(line_breaks(text)), dtype=torch.int64)
 
 
 def attach(args, base, tokenizer) -> tuple[Adapted, "FileData | TaskData", list[dict]]:
@@ -349,7 +349,8 @@ def tune_and_score(args) -> dict:
         "peak_bytes": resident_peak(),
     }
     if args.data is not None:
-        result["dev_loss"] = evaluate(model, batches(data.development(DEVELOPMENT), tokenizer, args.template))[0]
+        chosen_by = data.development(DEVELOPMENT)
+        result["dev_loss"] = after[0] if chosen_by == reported else evaluate(model, batches(chosen_by, tokenizer, args.template))[0]
     if not args.eval_only:
         write_json(args.out / "scores.json", result)
     return result

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checkpoint import fingerprint, load_adapter, parts_in, read_json, read_tensors
 from .config import Error
-from .console import Parser, device, run, seed, shown_as
+from .console import Parser, device, line_breaks, run, seed, shown_as
 from .data import NANO
 from .data.tasks import Example
 from .data.template import Template
@@ -67,7 +67,7 @@ def open_base(args) -> tuple[GPT, Path]:
 def answer(args) -> None:
     """Stream one answer, or print those of several adapters side by side."""
     base, folder = open_base(args)
-    tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(args.template.replace("\\n", "\n"))
+    tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(line_breaks(args.template))
     template.check(tokenizer)
     text = template.fill(Example(args.prompt, ""))
     asked = torch.tensor([tokenizer.begin + tokenizer.encode(text)], dtype=torch.int64, device=base.wte.weight.device)

@@ -173,8 +173,8 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
         return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
     if method in ("lora", "adapter"):
-        edits = 2 * batch_size * T * (trained // L)  # in one block
         if method == "lora":
+            edits = 2 * batch_size * T * (trained // L)  # in one block
             targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
             stage = _stage(targets[0])
             first = [place for place in targets if _stage(place) == stage]  # those that read the same, which has no gradient
@@ -186,7 +186,7 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
             m, both_places = hyperparameters.get("bottleneck_size", 8), hyperparameters.get("placement", "houlsby") == "houlsby"
             edits = 2 * batch_size * T * (2 if both_places else 1) * 2 * C * m  # biases take part in no product
             entry = 2 * batch_size * T * m * C
-            stage = 2 if hyperparameters.get("placement", "houlsby") == "houlsby" else 4
+            stage = 2 if both_places else 4
         spared = _up_to(sizes, stage) + (2 * attention if stage > 1 else 0) + entry
         return both + 3 * L * edits - spared
     return both

@@ -302,11 +302,12 @@ def load_method(base: GPT, folder: Path, here: str) -> Method:
         raise Error(f"{folder} was tuned for another base (fingerprint {str(notes['base'])[:12]}, this one is {here[:12]})")
 
     method = methods[kind](base, **methods[kind].hyperparameters(config))
-    for name, ours in method.peft_config(base).items():  # what PEFT wrote has no fingerprint, but names the base's shape
+    expected = method.peft_config(base)
+    for name, ours in expected.items():  # what PEFT wrote has no fingerprint, but names the base's shape
         if name in ("token_dim", "num_layers", "num_attention_heads") and config.get(name, ours) != ours:
             raise Error(f"{folder} was tuned for another base: {name} is {config[name]!r}, this one has {ours}")
-    if (named := method.peft_config(base)["peft_type"]) != kind:
-        raise Error(f"{folder} is {kind}, which on this base is another function than {method.name} ({named})")
+    if expected["peft_type"] != kind:
+        raise Error(f"{folder} is {kind}, which on this base is another function than {method.name} ({expected['peft_type']})")
     check_tensors(tensors, method.tensors(), path)
     stored = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(stored) == 1:

@@ -43,6 +43,11 @@ def seed(text: str) -> int:
     return value
 
 
+def line_breaks(text: str) -> str:
+    """A flag's text with its \\n as line breaks, which a shell makes hard to type."""
+    return text.replace("\\n", "\n")
+
+
 def shown_as(text: str) -> str:
     """One line that a terminal can show: what it could not is a dot."""
     return "".join(c if c.isprintable() else "·" for c in text)
