@@ -13,36 +13,47 @@ python train.py --base SmolLM2-135M --base-dtype bfloat16 --data train.csv --tes
                                                              a real model: a Hugging Face folder of the GPT-2 or Llama family
 python train.py --eval-only --out runs/prefix-reverse        what a saved adapter reaches
 python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3     pretrain a base
+torchrun --nproc-per-node 2 train.py                         the same over two processes: docs/processes.md
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
 import shlex
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import minipeft
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench.measure import card, resident_peak
-from minipeft.checkpoint import check_place, fingerprint, write_atomically, write_json
-from minipeft.console import Parser, device, line_breaks, run, seed, shown_as
+from minipeft.accounting import base_parameters
+from minipeft.bench.measure import card, saved_bytes
+from minipeft.checkpoint import check_place, fingerprint, read_json, write_json, write_text
+from minipeft.console import Parser, device, line_breaks, progress, run, seed, shown_as
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import DEFAULT, Template
 from minipeft.data.tokenizer import Tokenizer, in_letters, tokenizer_for
+from minipeft.distributed import check_same, join, leader, leave, lost_peer, own_noise, parallel, together, whole_base, world
 from minipeft.evaluation import answer, batches, evaluate, perplexity
 from minipeft.hf import find_base
+from minipeft.memory import available, gigabytes, resident_peak
 from minipeft.methods import hyperparameters_of
 from minipeft.methods.base import WIDE, Adapted
 from minipeft.methods.hard_prompt import search
+from minipeft.run_folder import RunFolder
 from minipeft.scores import text_scores
+from minipeft.stopping import Stopped
+from minipeft.traffic import bytes_per_step, counted_step
 from minipeft.training import train
 
 DEVELOPMENT = 200  # examples that hard prompts are chosen by
@@ -102,7 +113,11 @@ def arguments(argv) -> argparse.Namespace:
     long = p.add_mutually_exclusive_group()
     long.add_argument("--steps", type=int, help="optimizer steps (default: 300 on a task)")
     long.add_argument("--epochs", type=int, metavar="E", help="times through --data (default: 3)")
+    add("--keep-best", action="store_true", help="save what had the lowest loss on what is chosen by (see --dev), looked at ten times in "
+        "the run, instead of what the last step made")  # fmt: skip
     add("--seed", type=seed, default=0, help="of initial values and data order; held-out examples do not depend on it")
+    add("--shard-base", action="store_true", help="under torchrun: every process holds a part of the frozen base, not all of it (full "
+        "always does)")  # fmt: skip
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the products; what is trained stays float32")
     add("--base-dtype", choices=["float32", "bfloat16"], help="hold the frozen base in this type (default: its own); not with full")
@@ -110,7 +125,8 @@ def arguments(argv) -> argparse.Namespace:
     add("--compile", action="store_true", help="torch.compile the blocks for training: some ten seconds a length of text, then faster")
     add("--out", metavar="FOLDER", help="where the adapter goes (default: runs/METHOD-TASK)")
     kind = p.add_mutually_exclusive_group()
-    kind.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out")
+    kind.add_argument("--resume", action="store_true", help="go on with the run that was stopped in --out, from its last whole state")
+    kind.add_argument("--overwrite", action="store_true", help="start anew in --out, whatever run it holds")
     kind.add_argument("--eval-only", action="store_true", help="train nothing: evaluate the adapter in --out")
     args = p.parse_args(argv)
     for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length"):
@@ -131,11 +147,10 @@ def arguments(argv) -> argparse.Namespace:
     for flag in HYPERPARAMETERS:
         if getattr(args, flag) is not None and PARAMETER.get(flag, flag) not in known:
             raise Error(f"--{flag.replace('_', '-')} does not go with {'--climb' if args.climb else '--method ' + args.method}")
-    if args.climb and (args.eval_only or args.resume or any(getattr(args, flag) for flag in STARTS)):
-        raise Error("--climb starts every rung from the one before, from the beginning: no --init, --num-virtual-tokens, "
-            "--prefix-projection, --resume or --eval-only")  # fmt: skip
-    if args.resume and args.method == "hard-prompt":
-        raise Error("nothing to resume: hard-prompt trains nothing")
+    if args.climb and (args.eval_only or any(getattr(args, flag) for flag in STARTS)):
+        raise Error("--climb starts every rung from the one before: no --init, --num-virtual-tokens, --prefix-projection or --eval-only")
+    if (args.resume or args.keep_best) and args.method == "hard-prompt" and not args.climb:
+        raise Error(f"nothing to {'resume' if args.resume else 'keep the best of'}: hard-prompt trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:
@@ -167,7 +182,12 @@ def open_base(args) -> tuple[minipeft.GPT, Tokenizer]:
     else:
         folder = find_base(NANO if args.base == "nano" else args.base)
         base = minipeft.GPT.from_pretrained(folder, dtype)
-    return base.to(device(args.device)), tokenizer_for(base.config.vocab_size, folder)
+    return base if is_sharded(args) else base.to(args.device), tokenizer_for(base.config.vocab_size, folder)
+
+
+def is_sharded(args) -> bool:
+    """Whether every process holds a part of the base: then it moves to the device block by block."""
+    return world() > 1 and ("full" in args.methods or args.shard_base)
 
 
 def hyperparameters(args, base, tokenizer) -> dict:
@@ -220,7 +240,7 @@ def attach(args, base, tokenizer) -> tuple[Adapted, "FileData | TaskData", list[
 def choose_wording(base, candidates: list[Tensor], development: list, tokenizer: Tokenizer) -> tuple[list[dict], Tensor]:
     """Score hard prompts by exact match, and where that is equal by loss: all scores, best first, and the best one's tokens."""
     scored = []
-    for tokens in tqdm(candidates, unit="wording", desc="choosing", dynamic_ncols=True):
+    for tokens in progress(candidates, unit="wording", desc="choosing"):
         model = minipeft.adapt(base, "hard-prompt", tokens=tokens)
         loss, exact = evaluate(model, development)
         model.detach()
@@ -276,21 +296,31 @@ def size_kb(folder: Path) -> float:
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
-    if args.climb:
-        climb(args)
-    else:
-        print(report(tune_and_score(args)))
+    args.device = join(device(args.device))
+    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    args.command = shlex.join([*start, "train.py", *(sys.argv[1:] if argv is None else argv)])
+    with contextlib.ExitStack() as stack:
+        if not leader():  # it prints for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        if args.climb:
+            climb(args)
+        else:
+            print(report(tune_and_score(args)))
+    leave()
 
 
 def climb(args) -> None:
     """Hard prompt, soft prompt, prefix: one run each, started from the one before."""
+    if args.resume and not args.out.is_dir():
+        raise Error(f"nothing to resume: there is no folder {args.out}")
     results = []
     for rung, below in zip(LADDER, (None, *LADDER), strict=False):
         its_own = argparse.Namespace(**vars(args))
         its_own.method, its_own.methods, its_own.out = rung, [rung], args.out / rung
         its_own.init_from = args.out / below if below else None
-        results.append(tune_and_score(its_own))
+        its_own.resume = args.resume and its_own.out.is_dir()
+        finished = its_own.resume and RunFolder(its_own.out).is_finished
+        results.append(read_json(its_own.out / "scores.json") if finished else tune_and_score(its_own))
     print(climb_table(results))
 
 
@@ -304,16 +334,44 @@ def climb_table(results: list[dict]) -> str:
 
 
 def tune_and_score(args) -> dict:
-    """One run: attach the method, train, save, evaluate before and after. Returns what its scores.json holds."""
+    """One run, alone in its folder. Returns what its scores.json holds."""
+    if args.eval_only:
+        return work(args, None)
+    try:
+        with RunFolder(args.out, args.resume, args.overwrite) as run:
+            result = work(args, run)
+            together(lambda: write_json(args.out / "scores.json", result))
+            run.finish()  # only now that the result is safe
+            return result
+    except KeyboardInterrupt as e:
+        e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
+        raise Stopped(e.number, f"{e}; go on with: {resume_command(args)}", e.agreed) from None
+    except RuntimeError as e:
+        if not lost_peer(e):
+            raise
+        raise Error(f"another process of this run ended or fell silent; go on with: {resume_command(args)}") from None
+
+
+def resume_command(args) -> str:
+    """The command again, with --resume."""
+    words = [word for word in shlex.split(args.command) if word not in ("--overwrite", "--resume")]
+    return shlex.join([*words, "--resume"] if args.climb or args.method != "hard-prompt" else words)
+
+
+def work(args, run: RunFolder | None) -> dict:
+    """Attach the method, train, save, evaluate before and after; without a run only evaluate."""
     torch.manual_seed(args.seed)
     base, tokenizer = open_base(args)
     model, data, wordings = attach(args, base, tokenizer)
+    own_noise(args.seed)
+    if is_sharded(args) and args.compile:
+        raise Error("--compile does not go with a sharded base: its weights come and go between the compiled parts")
     reported = data.held_out if args.data is None else thinned(data.held_out, REPORTED)
     held_out, shown = batches(reported, tokenizer, args.template), [e for e, _ in references(data.held_out)[:3] if e.input is not None]
     if args.answers and not shown:
         raise Error("--answers answers inputs, and texts have none")
     with torch.no_grad():  # virtual and real tokens fit the block size, or this says why not
-        model.base.hidden(held_out[-1][0][:1].to(args.device), **model.slots())
+        model.base.hidden(held_out[-1][0][:1].to(base.wte.weight.device), **model.slots())
     head = [
         f"base {args.base} || method {model.method.name} || {describe(args, base, data)} || device {args.device}",
         model.trainable_summary(),
@@ -323,13 +381,17 @@ def tune_and_score(args) -> dict:
     def samples(of) -> list[str]:
         return answer(of, shown, tokenizer, args.template, longest(shown, tokenizer)) if shown else []
 
+    training = prepare(args, tokenizer, model, data) if run and any(True for _ in model.trainable_parameters()) else None
     before, base_answers = evaluate(base, held_out), samples(base)
     start_loss = evaluate(model, held_out)[0] if args.init_from else None
-    seconds = None if args.eval_only else tune(args, base, tokenizer, model, data)
+    seconds = tune(args, tokenizer, model, data, run, training) if training else None
+    if run:
+        save(args, tokenizer, model, training)
     after, tuned_answers = evaluate(model, held_out), samples(model)
     result = {
         "command": args.command,
-        "card": card(torch.device(args.device)),
+        "card": card(args.device),
+        "processes": world(),
         "head": head,
         "seconds": seconds,
         "trained": sum(p.numel() for p in model.trainable_parameters()),
@@ -351,8 +413,6 @@ def tune_and_score(args) -> dict:
     if args.data is not None:
         chosen_by = data.development(DEVELOPMENT)
         result["dev_loss"] = after[0] if chosen_by == reported else evaluate(model, batches(chosen_by, tokenizer, args.template))[0]
-    if not args.eval_only:
-        write_json(args.out / "scores.json", result)
     return result
 
 
@@ -367,7 +427,7 @@ def write_answers(args, model, data, tokenizer) -> dict:
         for e, a, r in zip(examples, given, known, strict=True)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(args.out / "answers.jsonl", lambda to: to.write_text(text, encoding="utf-8"))
+    together(lambda: write_text(args.out / "answers.jsonl", text))
     return {"inputs": len(rows), **text_scores(given, known)}
 
 
@@ -392,53 +452,122 @@ def report(r: dict) -> str:
     return "\n".join(lines)
 
 
-def tune(args, base, tokenizer, model, data) -> float | None:
-    """Train (what can be trained) and save; returns the seconds it took."""
-    if not any(True for _ in model.trainable_parameters()):
-        model.save(args.out)
-        return None
-    names = (
-        "method",
-        *HYPERPARAMETERS,
-        "task",
-        "data",
-        "dev",
-        "test",
-        "columns",
-        "limit",
-        "batch_size",
-        "seed",
-        "dtype",
-        "base_dtype",
-        "lr",
-    )
-    settings = {name: str(v) if isinstance(v := getattr(args, name), Path) else v for name in names}
-    settings |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(base), "template": args.template.text}
-    settings |= {"examples": data.digest if args.data else None, "steps": steps(args, data)}
-    state = args.out / "training_state.pt"
-    most = longest_example(args, base) - model.method.num_virtual_tokens
+class Training(NamedTuple):
+    """What is settled before a base is sharded."""
+
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    settings: dict  # what must be the same for a run to be resumed
+    loss_of: Callable[[Tensor, Tensor], Tensor]
+
+
+def prepare(args, tokenizer, model, data) -> Training:
+    """Refuse what cannot be trained here, and let several processes train together."""
+    most = longest_example(args, model.base) - model.method.num_virtual_tokens
     bucket = 32 if args.compile else 1
-    model.compile_blocks(args.compile)
+    chosen = settings(args, model, data)
+    check_same(chosen)
     model.gradient_checkpointing(args.gradient_checkpointing)
+    if not is_sharded(args):
+        check_memory(args, model, encode([data.longest], tokenizer, args.template))
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return encode(data.batch(step), tokenizer, args.template, bucket, most)
+
+    return Training(batch, chosen, parallel(model, args.device, args.shard_base))
+
+
+def tune(args, tokenizer, model, data, run: RunFolder, training: Training) -> float:
+    """Train; returns the seconds it took."""
+    resume = run.newest() if args.resume else None
+    if args.resume:
+        print(f"resuming from {resume}" if resume else f"nothing to resume in {args.out} yet: from the beginning", flush=True)
+    if world() > 1:
+        print(traffic_line(args, model, training), flush=True)
     start = time.perf_counter()
+    model.compile_blocks(args.compile)
     train(
         model,
-        lambda step: encode(data.batch(step), tokenizer, args.template, bucket, most),
+        training.batch,
         steps(args, data),
         args.lr,
-        state=state,
-        settings=settings,
-        resume=args.resume,
+        run=run,
+        settings=training.settings,
+        resume=resume,
         dtype=getattr(torch, args.dtype),
+        score=score_by(args, tokenizer, model, data) if args.keep_best else None,
+        loss_of=training.loss_of,
     )
     model.compile_blocks(False)  # answers grow token by token: every length would be compiled
     model.gradient_checkpointing(False)
-    model.save(args.out)
-    if "full" in args.methods:
-        tokenizer.save(args.out)  # what was saved is a base of its own
-    state.unlink()  # only now that the result is safe
     return round(time.perf_counter() - start, 1)
 
 
+def traffic_line(args, model, training: Training) -> str:
+    """What a step sends, counted in one and by the closed form."""
+    base, trained = model.base, sum(p.numel() for p in model.trainable_parameters())
+    item = base.wte.weight.element_size()
+    full = "full" in args.methods
+    known = bytes_per_step(base.config, trained, world(), full, args.shard_base, item)
+    counted = counted_step(model, training.loss_of, *training.batch(0))
+    everything = bytes_per_step(base.config, base_parameters(base.config), world())
+    return (
+        f"{world()} processes, each hands {sum(counted):,} bytes a step to collectives (closed form {sum(known):,}), "
+        f"and sends {known.sent(world()):,.0f}; full fine-tuning's gradients are {sum(everything):,} bytes"
+    )
+
+
+def save(args, tokenizer, model, training: Training | None) -> None:
+    """The leader writes the adapter, or the base that was tuned, for all."""
+    if "full" not in args.methods:
+        together(lambda: model.save(args.out, training and training.settings["base"]))
+        return
+    tuned = whole_base(model.base)
+    together(lambda: tuned.save_pretrained(args.out))
+    together(lambda: tokenizer.save(args.out))  # what was saved is a base of its own
+
+
+RUN = ("method", *HYPERPARAMETERS, "task", "data", "dev", "test", "columns", "limit", "batch_size", "seed", "dtype", "base_dtype", "lr",
+    "keep_best")  # fmt: skip
+
+
+def settings(args, model, data) -> dict:
+    """What must be the same for a run to be resumed, and in all processes."""
+    chosen = {name: str(v) if isinstance(v := getattr(args, name), Path) else v for name in RUN}
+    chosen |= {"num_virtual_tokens": model.method.num_virtual_tokens, "base": fingerprint(model.base), "template": args.template.text}
+    examples = f"{len(data.examples)} to train on, {len(data.held_out)} held out, SHA-256 {data.digest[:12]}" if args.data else None
+    return chosen | {"examples": examples, "steps": steps(args, data)}
+
+
+def score_by(args, tokenizer, model, data) -> Callable[[], float]:
+    """The loss on what is chosen by."""
+    development = batches(data.development(DEVELOPMENT), tokenizer, args.template)
+
+    def score() -> float:
+        model.compile_blocks(False)
+        loss, _ = evaluate(model, development)
+        model.compile_blocks(args.compile)
+        return loss
+
+    return score
+
+
+def check_memory(args, model, longest: tuple[Tensor, Tensor]) -> None:
+    """Raise Error when training needs more memory than there is: before the system, which asks nobody, ends the process.
+
+    Measured on one row: what autograd keeps of the longest example. Known: a gradient and AdamW's two moments of all that is trained.
+    """
+    dtype, on = getattr(torch, args.dtype), args.device
+    with torch.autocast(on.type, dtype, enabled=dtype != torch.float32):
+        row = saved_bytes(lambda: model.loss(*(t.to(on) for t in longest)), model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.trainable_parameters())
+    rows = -(-args.batch_size // world())
+    need, there = rows * row + (4 if args.keep_best else 3) * trained, available(on)
+    if there is not None and need > there:
+        raise Error(f"training needs {gigabytes(need)} more memory, and {gigabytes(there)} are left: {gigabytes(row)} for each of "
+            f"{rows} examples, {gigabytes(need - rows * row)} for gradients and moments; lower {LOWER}")  # fmt: skip
+
+
+LOWER = "--batch-size or --max-length, or try --gradient-checkpointing, --dtype bfloat16 or --base-dtype bfloat16"
+
 if __name__ == "__main__":
-    sys.exit(run("train.py", main, "interrupted; the same command with --resume goes on from the last saved tenth of the run"))
+    sys.exit(run("train.py", main, LOWER))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from minipeft import METHODS  # noqa: E402
 from minipeft.bench import attention, cost, peers, serving  # noqa: E402
-from minipeft.checkpoint import write_atomically  # noqa: E402
+from minipeft.checkpoint import write_text  # noqa: E402
 from minipeft.console import shown_as  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
 from minipeft.data.tasks import find_task  # noqa: E402
@@ -155,4 +155,4 @@ def filled(readme: str) -> str:
 
 if __name__ == "__main__":
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    write_atomically(ROOT / "README.md", lambda to: to.write_text(filled(readme), encoding="utf-8"))
+    write_text(ROOT / "README.md", filled(readme))

@@ -3,7 +3,7 @@
 import inspect
 from typing import NamedTuple
 
-from .config import Error, GPTConfig, linears, linears_named
+from .config import Error, GPTConfig, at_least_one, linears, linears_named
 
 
 class Count(NamedTuple):
@@ -110,21 +110,27 @@ _COUNTS = {
     "adapter": _adapter,
     "llama-adapter": _llama_adapter,
 }
+_SIZES = ("num_virtual_tokens", "encoder_hidden_size", "r", "bottleneck_size", "adapter_len", "adapter_layers")  # whole numbers
+
+
+def depends_on(method: str) -> list[str]:
+    """The hyper-parameters that the counts of this method depend on."""
+    return list(inspect.signature(_COUNTS[method]).parameters)[1:]
 
 
 def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
     """Parameters trained and stored by a method with these hyper-parameters (their defaults are the method's).
 
-    Raises Error for an unknown method or hyper-parameter, or a size below 1.
+    Raises Error for an unknown method or hyper-parameter, or a size that is none.
     """
     if method not in _COUNTS:
         raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
-    known = list(inspect.signature(_COUNTS[method]).parameters)[1:]
+    known = depends_on(method)
     for name, value in hyperparameters.items():
         if name not in known:
             raise Error(f"what {method!r} costs depends on {', '.join(known) or 'the shape alone'}, not on {name!r}")
-        if type(value) is int and value < 1:
-            raise Error(f"{name} must be at least 1, not {value}")
+        if name in _SIZES and value is not None:
+            at_least_one(name, value)
     return _COUNTS[method](config, **hyperparameters)
 
 

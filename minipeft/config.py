@@ -1,12 +1,44 @@
 """The shape of a GPT, the presets, and the one error this package raises. Everything else imports from here."""
 
-import math
+import reprlib
+import sys
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
 class Error(ValueError):
     """Every refusal in minipeft is one of these: a message of one line that names what was wrong and what would be right."""
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+    def repr_int(self, x, level):
+        return repr(x) if abs(x) < 10**24 else f"a number of {x.bit_length()} bits"
+
+    def repr_instance(self, x, level):
+        return repr(x)[:80] if isinstance(x, (float, bytes, bool, type(None))) else f"<{type(x).__name__}>"
+
+
+def shown(value) -> str:
+    """A value out of a file as it stands in a message: its repr, which is one line, cut where it is long or deep."""
+    text = _Shown().repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+LIMIT = 2**31  # of every size: far above any model's, and products of several of them are still numbers that print
+
+
+def at_least_one(name: str, value: int) -> int:
+    """The value of this size. Raises Error unless it is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise Error(f"{name} must be a whole number of at least 1, not {shown(value)}")
+    if value >= LIMIT:
+        raise Error(f"{name} must be below {LIMIT:,}, not {shown(value)}")
+    return value
 
 
 class RopeScaling(NamedTuple):
@@ -58,13 +90,12 @@ class GPTConfig:
             value = getattr(self, name)
             if value is None and name in ("n_kv_head", "n_inner"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise Error(f"{name} must be a whole number of at least 1, not {value!r}")
+            at_least_one(name, value)
         for name in ("rope_theta", "layer_norm_epsilon"):
             _positive(name, getattr(self, name))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {getattr(self, name)!r}")
+                raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {shown(getattr(self, name))}")
         if self.n_embd % self.n_head:
             raise Error(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads of equal size")
         if self.n_head % self.n_kv:
@@ -73,7 +104,7 @@ class GPTConfig:
             raise Error(f"rotary positions turn pairs of channels: head size {self.head_size} must be even")
         if self.rope_scaling is not None:
             if not isinstance(self.rope_scaling, RopeScaling):
-                raise Error(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
+                raise Error(f"rope_scaling must be a RopeScaling or None, not {shown(self.rope_scaling)}")
             for name, value in self.rope_scaling._asdict().items():
                 _positive(f"rope_scaling's {name}", value)
             if not self.rope_scaling.low_freq_factor < self.rope_scaling.high_freq_factor:
@@ -100,8 +131,8 @@ class GPTConfig:
 
 
 def _positive(name: str, value) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise Error(f"{name} must be a positive number, not {value!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise Error(f"{name} must be a positive number, not {shown(value)}")
 
 
 def linears(c: GPTConfig) -> dict[str, tuple[int, int]]:
@@ -126,10 +157,12 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
     places = list(linears(c))
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, (list, tuple, set)) or not names:
-        raise Error(f"target modules must be names of linears: there are {', '.join(places)}; not {names!r}")
+        raise Error(f"target modules must be names of linears: there are {', '.join(places)}; not {shown(names)}")
     for name in names:
         if not any(place == name or place.endswith(f".{name}") for place in places):
-            raise Error(f"target module {name!r} matches nothing: there are {', '.join(places)} (or their ends, such as {places[-1][4:]})")
+            raise Error(
+                f"target module {shown(name)} matches nothing: there are {', '.join(places)} (or their ends, such as {places[-1][4:]})"
+            )
     return [place for place in places if any(place == name or place.endswith(f".{name}") for name in names)]
 
 

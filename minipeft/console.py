@@ -1,12 +1,18 @@
 """What the scripts share: help that teaches, and refusals of one line with exit code 2."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 
 import torch
+from tqdm import tqdm
 
 from .config import Error
+from .distributed import leader, rank, world
+from .memory import out_of_memory
+from .stopping import Stopped, ignore_terminate, stop_on_terminate
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -53,22 +59,46 @@ def shown_as(text: str) -> str:
     return "".join(c if c.isprintable() else "·" for c in text)
 
 
-def run(script: str, main: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for Ctrl-C."""
+def progress(*of, **settings) -> tqdm:
+    """A progress bar; of several processes the leader alone shows one."""
+    return tqdm(*of, dynamic_ncols=True, disable=not leader(), **settings)
+
+
+def tell(script: str, message: str) -> None:
+    """One line on stderr. Before processes have joined, all of them refuse the same, and the first one says so for all."""
+    if world() > 1:
+        script = f"\n{script}, process {rank()}"  # on a line of its own, below the leader's progress bar
+    elif os.environ.get("RANK", "0") != "0":
+        return
+    print(f"{script}: {message}", file=sys.stderr)
+
+
+def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
+    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for SIGINT
+    and 143 for SIGTERM. lower: what takes less memory, told when it runs out."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
+    stop_on_terminate()
     try:
         main()
-    except (Error, OSError) as e:
-        print(f"{script}: {e}", file=sys.stderr)
-        return 2
-    except RuntimeError as e:
-        if "memory" not in str(e):
-            raise
-        print(f"{script}: memory ran out, try a smaller shape: {str(e).strip().splitlines()[0]}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{script}: {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+    except (Error, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as e:
+        ignore_terminate()
+        return refusal(script, e, lower)
+
+
+def refusal(script: str, e: BaseException, lower: str) -> int:
+    """Tell what ended a script, in one line; returns its exit code. What is a mistake in the code goes on as it is."""
+    if isinstance(e, KeyboardInterrupt):
+        e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
+        if leader() or not e.agreed:
+            print(file=sys.stderr)  # the progress bar's line is not ended
+            tell(script, str(e))
+        return e.exit_code
+    if isinstance(e, RuntimeError | MemoryError):
+        if "memory" not in str(e) and not isinstance(e, MemoryError):
+            raise e
+        e = f"{out_of_memory(str(e))}: lower {lower}"
+    tell(script, str(e))
+    return 2

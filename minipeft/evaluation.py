@@ -6,12 +6,13 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from .console import progress
 from .data.batches import encode, length, question
 from .data.tasks import Example
 from .data.template import ARROW, Template
 from .data.tokenizer import Tokenizer
+from .distributed import reshard, share_batches, total
 from .generation import generate
 from .model import GPT
 
@@ -29,25 +30,31 @@ def evaluate(model, given: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, floa
     """(mean loss per supervised token, exact match) over batches of idx, targets (B, T); model: a base or an Adapted.
 
     Exact match is the share of examples whose every supervised token is the most likely one given those before it: the very
-    examples that greedy decoding answers exactly. The head is applied to supervised positions alone, some at a time.
+    examples that greedy decoding answers exactly. The head is applied to supervised positions alone, some at a time. Several processes
+    share the batches, and all get the figures of all.
     """
     base, slots = (model, dict) if isinstance(model, GPT) else (model.base, model.slots)
     training = model.training
     model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
-    for idx, targets in tqdm(given, desc="evaluating", unit="batch", dynamic_ncols=True, leave=False, delay=1):
-        idx, targets = idx.to(base.head.device), targets.to(base.head.device)
+    given, device = list(given), base.wte.weight.device
+    for (idx, targets), counts in progress(list(share_batches(given)), desc="evaluating", unit="batch", leave=False, delay=1):
+        idx, targets = idx.to(device), targets.to(device)
         supervised = targets != -100
         x, wanted = base.hidden(idx, **slots())[supervised], targets[supervised]  # (n, C), (n,)
         right = torch.ones_like(supervised)
         found = []
+        if not counts:
+            continue
         for some, these in zip(x.split(CHUNK), wanted.split(CHUNK), strict=True):
             logits = F.linear(some, base.head).float()  # (CHUNK, V)
             loss += F.cross_entropy(logits, these, reduction="sum").item()
             found.append(logits.argmax(dim=-1) == these)
         right[supervised] = torch.cat(found)
         tokens, exact, examples = tokens + len(wanted), exact + int(right.all(dim=1).sum()), examples + len(idx)
+    reshard(base)
     model.train(training)
+    loss, tokens, exact, examples = total(torch.tensor([loss, tokens, exact, examples], dtype=torch.float64)).tolist()
     return loss / tokens, exact / examples
 
 
@@ -64,10 +71,10 @@ def answer(
     Questions of about one length share a batch, unless one is so long that it would leave the others less room.
     """
     base, virtual = (model, 0) if isinstance(model, GPT) else (model.base, model.method.num_virtual_tokens)
-    device, texts = base.head.device, [""] * len(examples)
+    device, texts = base.wte.weight.device, [""] * len(examples)
     asked = [question(e, tokenizer, template) for e in examples]
     order = sorted(range(len(examples)), key=lambda i: len(asked[i]))
-    with tqdm(total=len(examples), desc="answering", unit="answer", dynamic_ncols=True, leave=False, delay=1) as bar:
+    with progress(total=len(examples), desc="answering", unit="answer", leave=False, delay=1) as bar:
         while order:
             room = [base.config.block_size - virtual - len(asked[i]) + 1 for i in order]  # the last token is not read again
             n = max(1, sum(r >= max_new_tokens for r in room[:batch_size]))  # shorter questions come first
@@ -81,4 +88,5 @@ def answer(
                 ends = [place for place, token in enumerate(new) if token in tokenizer.stops]
                 texts[i] = tokenizer.decode(new[: ends[0]] if ends else new)
             bar.update(len(rows))
+    reshard(base)
     return texts

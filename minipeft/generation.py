@@ -111,7 +111,8 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[Cache, dict]:
     c = base.config
     if before + in_cache > c.block_size:
         raise Error(f"{before + in_cache - T} virtual tokens and {T} to read do not fit the base's block size of {c.block_size}")
-    k, v = base.wte.weight.new_zeros(2, c.n_layer, B, c.n_kv, in_cache, c.head_size)
+    like = {"device": base.wte.weight.device, "dtype": base.wte.weight.dtype}
+    k, v = torch.zeros(2, c.n_layer, B, c.n_kv, in_cache, c.head_size, **like)
     return Cache(k, v), slots  # zeros: a shorter row looks, with weight 0, at places that only longer ones have written
 
 

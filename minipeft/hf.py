@@ -15,8 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import StoredTensors, check_place, check_tensors, digest, load_adapter, read_json, write_json, write_tensors
-from .config import CHOICES, LLAMA, Error, GPTConfig, RopeScaling
+from .accounting import base_parameters
+from .checkpoint import (
+    StoredTensors,
+    check_place,
+    check_tensors,
+    digest,
+    digest_of_config,
+    is_there,
+    load_adapter,
+    read_json,
+    write_json,
+    write_tensors,
+)
+from .config import CHOICES, LLAMA, Error, GPTConfig, RopeScaling, shown
 from .ladder import climb
 from .methods import METHODS
 from .model import GPT
@@ -124,13 +136,13 @@ def _config_from_json(c: dict, where: Path) -> GPTConfig:
                 known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
             return GPTConfig(**known)
         if not isinstance(kind, str) or kind not in _SIZES:
-            raise Error(f"model_type {kind!r} is not supported, only {', '.join(_SIZES)} and minipeft")
+            raise Error(f"model_type {shown(kind)} is not supported, only {', '.join(_SIZES)} and minipeft")
         for name, allowed in _FIXED[kind].items():
             if name in c and c[name] not in allowed:
-                raise Error(f"{name} {c[name]!r} is not supported, only {' or '.join(map(repr, allowed))}")
+                raise Error(f"{name} {shown(c[name])} is not supported, only {' or '.join(map(repr, allowed))}")
         rope = {} if kind == "gpt2" else c.get("rope_parameters") or c.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise Error(f"rope_scaling must be a JSON object or null, not {rope!r}")
+            raise Error(f"rope_scaling must be a JSON object or null, not {shown(rope)}")
         sizes = {ours: value for theirs, ours in _SIZES[kind].items() if (value := rope.get(theirs, c.get(theirs))) is not None}
         if kind == "gpt2":
             return GPTConfig(**sizes)
@@ -140,7 +152,7 @@ def _config_from_json(c: dict, where: Path) -> GPTConfig:
         choices = LLAMA | {"bias": "none" if kind == "llama" else "qkv", "tied": bool(c.get("tie_word_embeddings"))}
         config = GPTConfig(**sizes, rope_scaling=_stretch_from_json(rope), **choices)
         if c.get("head_dim") not in (None, config.head_size):
-            raise Error(f"head_dim {c['head_dim']!r} is not supported, only hidden_size / num_attention_heads ({config.head_size})")
+            raise Error(f"head_dim {shown(c['head_dim'])} is not supported, only hidden_size / num_attention_heads ({config.head_size})")
         return config
     except Error as e:
         raise Error(f"{where}: {e}") from None
@@ -151,7 +163,7 @@ def _stretch_from_json(rope: dict) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3" or not all(name in rope for name in _STRETCH):
-        raise Error(f"rotary positions of type {kind!r} are not supported, only 'default' and 'llama3' (with {', '.join(_STRETCH)})")
+        raise Error(f"rotary positions of type {shown(kind)} are not supported, only 'default' and 'llama3' (with {', '.join(_STRETCH)})")
     return RopeScaling(*(rope[name] for name in _STRETCH))
 
 
@@ -160,9 +172,9 @@ def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None
     check_place(folder, "a base")
     folder, kind = Path(folder), architecture(base.config)
     tensors = {_stored_name(name, kind): t.t() if _transposed(name) else t for name, t in base.state_dict().items()}
-    notes = {"sha256": digest(tensors)}
-    safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
     config = _config_to_json(base.config)
+    notes = {"sha256": digest(tensors), "config": digest_of_config(_shape(_config_from_json(config, folder / "config.json")))}
+    safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
     write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
 
@@ -184,37 +196,53 @@ def find_base(folder) -> Path:
         raise Error(f"no base at {folder}: there is no such folder, and fetching a model of that name failed ({reason})") from None
 
 
+MOST_LAYERS = 1000  # the models there are have some hundred; modules take memory, however small their weights
+
+
 @torch.no_grad()
 def load_base(folder, dtype: torch.dtype | None = None) -> GPT:
     """GPT.from_pretrained: see there."""
     folder = find_base(folder)
-    if not (folder / "config.json").exists():
+    where = folder / "config.json"
+    if not is_there(where):
         raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
-    stored = read_json(folder / "config.json")
-    config = _config_from_json(stored, folder / "config.json")
+    stored = read_json(where)
+    config = _config_from_json(stored, where)
+    files = StoredTensors(folder, "model", stored)
+    files.check_size(base_parameters(config), where)
+    if config.n_layer > MOST_LAYERS:
+        raise Error(f"{where}: {config.n_layer} layers, but no more than {MOST_LAYERS} are read")
     with torch.device("meta"):
         base = GPT(config)  # the shapes only: the file's tensors become the weights
-    files = StoredTensors(folder, "model", stored)
     state = _weights(files, base, architecture(config), dtype)
-    check_tensors(state, base.state_dict(), files.path)
+    files.check_config(_shape(config), where)  # last: whatever fits no tensor is told in its own words
     base.load_state_dict(state, assign=True)
     return base
 
 
+def _shape(config: GPTConfig) -> dict:
+    return asdict(config.resolved())
+
+
 def _weights(files: StoredTensors, base: GPT, kind: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The file's tensors under our names; what has another name there keeps it, for check_tensors to refuse."""
+    """The file's tensors under our names, and only those that have one. Raises Error for a head that should be the embeddings' own."""
     ours = {_stored_name(name, kind): name for name in base.state_dict()}
     bare = {theirs.removeprefix("transformer."): name for theirs, name in ours.items()}  # GPT-2's released files leave it out
-    state, head = {}, None
+    state, head, strange = {}, None, []
     for theirs, t in files:
         if _no_weight(theirs):
             continue
-        name = ours.get(theirs) or bare.get(theirs, theirs)
+        name = ours.get(theirs) or bare.get(theirs)
         t = t.to(dtype) if dtype is not None and t.is_floating_point() else t
-        if name == "lm_head.weight" and base.config.tied:
+        if theirs == "lm_head.weight" and base.config.tied:
             head = t
+        elif name is None:
+            strange.append(theirs)
+        elif name in state:
+            raise Error(f"{files.path} holds {name} under two names")
         else:
             state[name] = t.t().contiguous() if _transposed(name) and t.dim() == 2 else t
+    check_tensors(state | dict.fromkeys(strange), base.state_dict(), files.path)
     if head is not None and not ("wte.weight" in state and torch.equal(head, state["wte.weight"])):
         raise Error(f"{files.path}: lm_head.weight differs from the embeddings, but the config says that the head is tied to them")
     return state

@@ -1,15 +1,20 @@
 """Files: whole or not at all, checked, and without code."""
 
+import gc
 import json
 import os
+import struct
+import weakref
+import zipfile
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import tiny
 
-from minipeft import GPT, Error, adapt, checkpoint, fingerprint, load_adapter
-from minipeft.config import RopeScaling, linears
+from minipeft import GPT, METHODS, Error, adapt, checkpoint, fingerprint, load_adapter
+from minipeft.config import RopeScaling, linears, shown
+from minipeft.faults import pickles
 
 
 @pytest.fixture(params=["safetensors", "bin"])
@@ -174,7 +179,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         to.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError):
+    with pytest.raises(Error, match="file cannot be written: disk full"):
         checkpoint.write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
@@ -243,3 +248,239 @@ def test_folders_that_are_no_base_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(Error, match="torn"):
         GPT.from_pretrained(tmp_path)
+
+
+def in_torchs_format(base, tmp_path, monkeypatch):
+    """An adapter's folder whose tensors lie in a .bin without a checksum, so that what is checked is the file alone."""
+    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    adapt(base, "prompt", num_virtual_tokens=4).save(tmp_path / "adapter")
+    edit(tmp_path / "adapter", lambda c: c.pop("minipeft"))
+    return tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.bin"
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (lambda m: m.tensor(m.storage(count=10**12)), "claims 1000000000000 numbers, but has 16 bytes"),
+        (lambda m: m.tensor(m.storage(), 0, (10**6, 10**6), (0, 0)), "claim more than its bytes hold"),
+        (lambda m: m.tensor(m.storage(), 0, (2**61,) * 9, (0,) * 9), "described as no tensor is"),
+        (lambda m: m.tensor(m.storage(), 1, (4,), (1,)), "torn or not a file of tensors"),
+        (lambda m: m.tensor(m.storage(), 0, (10**9, (1,)), (1, 1)), "described as no tensor is"),
+        (lambda m: m.Call(bytearray, 10**13), "it names '.*bytearray'"),
+        (lambda m: m.Call(torch.FloatStorage, 10**12), "torn or not a file of tensors"),
+        (lambda m: m.shared(60, list), "something else than named tensors"),
+    ],
+)
+def test_what_a_pickle_claims_is_refused_before_it_is_made(value, message, base, tmp_path, monkeypatch):
+    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
+    pickles.archive(path, pickles.pickled({"prompt_embeddings": value(pickles)}))
+    refused(base, folder, message)
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(base, tmp_path, monkeypatch):
+    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
+    nested = pickles.pickled(pickles.shared(60, tuple))[2:-1]
+    pickles.archive(path, b"\x80\x02}" + nested + b"K\x01s.")
+    refused(base, folder, "keys that are neither names nor numbers")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_parts_of_a_zip_must_be_as_large_as_it_says(base, tmp_path, monkeypatch):
+    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
+    whole = path.read_bytes()
+    good = pickles.pickled({"prompt_embeddings": pickles.tensor(pickles.storage())})
+    pickles.archive(path, good, method=zipfile.ZIP_DEFLATED)
+    refused(base, folder, "it is compressed")
+    pickles.archive(path, b"\x80\x02" + b"]" * (1 << 20) + b".")
+    refused(base, folder, "its data.pkl has more than 1,048,576 bytes")
+    pickles.rewritten(path, {"data.pkl": None})
+    refused(base, folder, "it has no data.pkl")
+    pickles.archive(path, good, more=[("a/byteorder", "big")])
+    refused(base, folder, "parts of one name")
+    pickles.archive(path, good)
+    pickles.rewritten(path, {"byteorder": b"big"})
+    refused(base, folder, "its numbers are not little-endian")
+
+    changed = bytearray(whole)
+    changed[whole.index(b"data/0") + 100] ^= 1  # a number: the zip has a checksum of its own
+    path.write_bytes(changed)
+    refused(base, folder, "torn or not a file of tensors .BadZipFile")
+
+    pickles.archive(path, good)
+    claims = bytearray(path.read_bytes())
+    struct.pack_into("<II", claims, claims.index(b"PK\x01\x02") + 20, 10**6, 10**6)  # the sizes of a part, in the directory
+    path.write_bytes(claims)
+    refused(base, folder, "its parts claim more bytes than it has")
+    pickles.archive(path, good, more=[(f"a/{i}", b"") for i in range(20_000)])
+    refused(base, folder, "its directory claims 1,[0-9,]+ bytes")
+
+
+def test_the_format_before_1_6_is_refused_by_name(base, tmp_path, monkeypatch):
+    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
+    pickles.legacy(path, {"prompt_embeddings": torch.ones(4, 32)})
+    refused(base, folder, "torch's format from before version 1.6")
+
+
+def test_torch_and_this_reader_agree(tmp_path):
+    weight = torch.nn.Linear(3, 5).requires_grad_(False)
+    value = {"a": weight.state_dict(), "b": torch.nn.Parameter(torch.ones(2)), "c": [1, 2.5, None, True, "x", 2**70, (1,)], 3: {}}
+    value["d"] = [torch.arange(12).view(3, 4).t(), torch.empty(0, 3), torch.tensor(4.5, dtype=torch.bfloat16), torch.tensor([True])]
+    shared = torch.arange(10.0)
+    value["tied"] = [shared[2:5], shared]
+    torch.save(value, tmp_path / "file.pt")
+    ours, theirs = checkpoint.read_torch(tmp_path / "file.pt"), torch.load(tmp_path / "file.pt", weights_only=True)
+    assert ours["c"] == theirs["c"] and ours[3] == {} and list(ours["a"]) == ["weight", "bias"]
+    for a, b in zip([*ours["a"].values(), ours["b"], *ours["d"], *ours["tied"]],
+                    [*theirs["a"].values(), theirs["b"], *theirs["d"], *theirs["tied"]], strict=True):  # fmt: skip
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    assert ours["tied"][0].untyped_storage().data_ptr() == ours["tied"][1].untyped_storage().data_ptr()
+
+
+def test_a_reader_keeps_no_tensor_alive(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "file.pt")
+    gc.disable()
+    try:
+        read = checkpoint.read_torch(tmp_path / "file.pt")
+        alive = weakref.ref(read["a"])
+        del read
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model", "combination.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+def test_only_regular_files_are_opened(name, kind, base, folder):
+    path = tensor_file(folder) if name == "adapter_model" else folder / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else "/dev/zero")
+    refused(base, folder, f"{path.name} cannot be read: (it is no regular file|Too many levels of symbolic links)")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(lora_alpha=9), dict(lora_alpha=8.5), dict(lora_dropout=0.5), dict(target_modules=["c_attn", "mlp.c_proj"][::-1])],
+)
+def test_a_config_that_was_changed_after_saving_is_noticed(change, tmp_path):
+    base = tiny("learned")
+    adapt(base, "lora", target_modules=["c_attn", "mlp.c_proj"]).save(tmp_path)
+    edit(tmp_path, lambda c: c.update(inference_mode=False))  # what makes no difference may change
+    load_adapter(base, tmp_path)
+    edit(tmp_path, lambda c: c.update(change))
+    refused(base, tmp_path, "adapter_config.json is damaged: it is not the config that adapter_model")
+
+
+def test_notes_without_a_digest_of_the_config_are_still_read(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    adapt(base, "prompt").save(tmp_path)
+    edit(tmp_path, lambda c: c["minipeft"].pop("config"))
+    load_adapter(base, tmp_path)
+
+
+@pytest.mark.parametrize("change", [dict(layer_norm_epsilon=1e-3), dict(n_head=2), dict(n_head=8)])
+def test_a_bases_config_that_was_changed_is_noticed(change, tmp_path):
+    tiny("learned").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(Error, match="config.json is damaged: it is not the config that .* was saved with"):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_a_combination_that_lost_a_part_is_noticed(tmp_path):
+    base = tiny("learned")
+    adapt(base, ["adapter", "lora", "prefix"]).save(tmp_path)
+    path = tmp_path / "combination.json"
+    whole = json.loads(path.read_text())
+    del whole["parts"]["lora"]
+    path.write_text(json.dumps(whole))
+    refused(base, tmp_path, "combination.json is damaged: its parts do not match their checksum")
+    del whole["parts"]["adapter"]
+    path.write_text(json.dumps({"parts": whole["parts"]}))  # as it was written before it had one
+    refused(base, tmp_path, "must name the parts, of .*, two or more")
+
+
+@pytest.mark.parametrize(
+    "method, h, change",
+    [
+        ("adapter", {}, dict(bottleneck_size=2**30)),
+        ("llama-adapter", {}, dict(adapter_len=2**30)),
+        ("prompt", {}, dict(num_virtual_tokens=10**12)),
+        ("hard-prompt", dict(tokens=torch.tensor([1])), dict(num_virtual_tokens=2**30)),
+        ("hard-prompt", dict(tokens=torch.tensor([1])), dict(num_virtual_tokens=10**30)),
+        ("lora", {}, dict(r=10**9)),
+        ("lora", {}, dict(r="8")),
+        ("lora", {}, dict(lora_alpha=10**400)),
+        ("lora", {}, dict(target_modules=["x" * 10_000])),
+        ("prefix", {}, dict(num_virtual_tokens=float("nan"))),
+        ("adapter", {}, dict(bottleneck_size=True)),
+        ("adapter", {}, dict(bottleneck_size=None)),
+    ],
+)
+def test_what_a_config_claims_is_refused_before_it_is_made(method, h, change, tmp_path, monkeypatch):
+    base = tiny("learned")
+    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    adapt(base, method, **h).save(tmp_path)
+    edit(tmp_path, lambda c: c.pop("minipeft"))
+    edit(tmp_path, lambda c: c.update(change))
+    with pytest.raises(Error, match="adapter_config.json: ") as e:
+        load_adapter(base, tmp_path)
+    assert len(str(e.value)) < 600 and len(str(e.value).splitlines()) == 1
+
+
+def test_a_hard_prompt_takes_no_memory_for_what_its_config_claims():
+    tokens = METHODS["hard-prompt"].hyperparameters({"num_virtual_tokens": 2**30})["tokens"]
+    assert tokens.shape == (2**30,) and tokens.untyped_storage().nbytes() == 8
+
+
+def test_a_hard_prompt_of_no_tokens_is_refused(tmp_path, monkeypatch):
+    base = tiny("learned")
+    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    adapt(base, "hard-prompt", tokens=torch.tensor([3, 96])).save(tmp_path)
+    edit(tmp_path, lambda c: c.pop("minipeft"))
+    torch.save({"prompt_tokens": torch.tensor([3, 97])}, tmp_path / "adapter_model.bin")
+    refused(base, tmp_path, "token ids must lie in 0 … 96")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.int32])
+def test_types_that_no_method_computes_in_are_refused(dtype, base, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    adapt(base, "prompt", num_virtual_tokens=4).save(tmp_path)
+    save_file({"prompt_embeddings": torch.zeros(4, 32).to(dtype)}, tmp_path / "adapter_model.safetensors")
+    refused(base, tmp_path, "prompt_embeddings is .* and not float32")
+
+
+def test_tensors_of_several_types_are_read_in_the_widest(base, tmp_path, monkeypatch):
+    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
+    adapt(base, "adapter").save(tmp_path / "b")
+    tensors, _, path = checkpoint.read_tensors(tmp_path / "b", "adapter_model", {})
+    edit(tmp_path / "b", lambda c: c.pop("minipeft"))
+    name = next(iter(tensors))
+    tensors[name] = torch.rand_like(tensors[name], dtype=torch.float64)
+    torch.save(tensors, path)
+    assert torch.equal(load_adapter(base, tmp_path / "b").method.tensors()[name], tensors[name])
+
+
+def test_json_that_is_large_deep_or_no_text_is_refused(tmp_path):
+    path = tmp_path / "file.json"
+    for data, message in [
+        (b"[" * 100_000, "not a readable JSON file .RecursionError"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not a readable JSON file"),
+        (b'{"a": "\xff"}', "not a readable JSON file .UnicodeDecodeError"),
+        (b'{"a": [' + b"[]," * 800_000 + b"0]}", "no JSON file here needs more than"),
+        (b"", "not a readable JSON file"),
+    ]:
+        path.write_bytes(data)
+        with pytest.raises(Error, match=message):
+            checkpoint.read_json(path)
+
+
+def test_what_is_shown_of_a_file_is_short_and_on_one_line():
+    nested = pickles.shared(60, list)
+    for value in ("a\nb", "\u2028", "x" * 10**6, 10**5000, -(10**5000), nested, torch.ones(5), [["\n"]] * 99, float("nan"), None, b"\n"):
+        assert len(shown(value)) <= 201 and len(shown(value).splitlines()) == 1
+    assert shown("yarn") == "'yarn'" and shown(3) == "3" and shown([1, "a"]) == "[1, 'a']" and shown(None) == "None"

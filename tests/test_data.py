@@ -1,6 +1,7 @@
 """Tasks, files, and the tensors made of them."""
 
 import json
+import os
 import sys
 from random import Random
 
@@ -480,3 +481,66 @@ def test_a_saved_base_takes_its_own_tokenizer_over_an_older_one(tmp_path):
         tokenizer.save(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "b"
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"top_p": 0.9, "eos_token_id": [4]}
+
+
+def changed_tokenizer(folder, change):
+    value = json.loads((folder / "tokenizer.json").read_text())
+    change(value)
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+
+
+GROWS = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 10
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(normalizer={"type": "Sequence", "normalizers": GROWS}), "may make .* characters or more of one"),
+        (dict(decoder={"type": "Sequence", "decoders": GROWS}), "may make .* characters or more of one"),
+        (dict(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}), "may make .* characters or more of one"),
+        (
+            dict(pre_tokenizer={"type": "Split", "pattern": {"Regex": "a{1,999}{1,999}"}, "behavior": "Isolated", "invert": False}),
+            "may make .* characters or more of one",
+        ),
+        (dict(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}), "tokenizer.json cannot encode .*PanicException"),
+        (dict(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "torn or no tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_never_ends_or_falls_over_is_refused(change, message, folder, capfd):
+    changed_tokenizer(folder, lambda t: t.update(change))
+    with pytest.raises(Error, match=message) as e:
+        FileTokenizer(folder, 300)
+    assert len(str(e.value).splitlines()) == 1 and capfd.readouterr().err == ""  # the library's own page is not shown
+
+
+def test_what_a_tokenizer_draws_in_training_is_left_out(folder):
+    want = FileTokenizer(folder, 300).encode(" ".join(WORDS))
+    changed_tokenizer(folder, lambda t: t["model"].update(dropout=0.5))
+    ours = FileTokenizer(folder, 300)
+    assert all(ours.encode(" ".join(WORDS)) == want for _ in range(5))
+
+
+def test_a_tokenizer_with_one_id_for_several_tokens_is_refused(folder):
+    changed_tokenizer(folder, lambda t: t["model"]["vocab"].update({"!": t["model"]["vocab"]["#"]}))
+    with pytest.raises(Error, match="gives one id to several tokens"):
+        FileTokenizer(folder, 300)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "tokenizer.json"])
+def test_a_pipe_in_place_of_a_file_is_not_opened(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(Error, match=f"{name} cannot be read: it is no regular file"):
+        FileTokenizer(tmp_path, 300) if name == "tokenizer.json" else read_examples(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv"])
+def test_a_line_without_end_is_refused(name, tmp_path):
+    (tmp_path / name).write_text("[]," * 400_000)
+    with pytest.raises(Error, match="line 1 has 1,200,000 characters: no example here has more than 1,048,576"):
+        read_examples(tmp_path / name)
+
+
+def test_a_number_of_too_many_digits_is_refused(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": ' + "9" * 5000 + "}")
+    with pytest.raises(Error, match="line 2 is not JSON .one object a line.: a number of too many digits"):
+        read_examples(tmp_path / "data.jsonl")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,6 +216,7 @@ def test_transformers_opens_a_bfloat16_base_as_one(tmp_path):
 
 MEASURE = """
 import sys
+import time
 import torch
 from minipeft import GPT
 from minipeft.bench.measure import resident_peak, restart_peak
@@ -377,3 +379,60 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
         refused(path, "there is no such folder$")
     hub(monkeypatch, None)
     refused("someone/tiny", "no such folder .and to fetch a model of that name: pip install huggingface_hub.$")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(n_layer=10**9), "describes [0-9]+ numbers, but there are [0-9,]+ bytes of tensors"),
+        (dict(vocab_size=2**30, n_positions=2**30), "describes [0-9]+ numbers"),
+        (dict(n_layer=10**12), "n_layer must be below 2,147,483,648"),
+        (dict(n_embd=10**4000), "n_embd must be below .*, not a number of [0-9]+ bits"),
+        (dict(n_layer=True), "n_layer must be a whole number"),
+        (dict(n_head=2.0), "n_head must be a whole number"),
+        (dict(layer_norm_epsilon=10**400), "layer_norm_epsilon must be a positive number, not a number of"),
+        (dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be a positive number"),
+        (dict(model_type="a\nb" * 10**5), "is not supported, only gpt2"),
+    ],
+)
+def test_what_a_config_claims_is_refused_before_it_is_made(change, message, tmp_path):
+    base_of("gpt2").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(tmp_path, message)
+
+
+def test_more_layers_than_any_model_has_are_refused(tmp_path):
+    torch.save({"transformer.wte.weight": torch.zeros(1, 3_000_000, dtype=torch.uint8)}, tmp_path / "pytorch_model.bin")
+    sizes = dict(vocab_size=1, n_positions=1, n_layer=1001, n_head=1, n_embd=1, n_inner=1)
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="gpt2", **sizes)))
+    refused(tmp_path, "config.json: 1001 layers, but no more than 1000 are read")
+
+
+@pytest.mark.parametrize("name", ["a\nb.bin", "x" * 5000, "\ud800", "a\0b", ".", "..", "a/b.bin", 3])
+def test_shards_have_plain_names(name, tmp_path):
+    in_bin_shards(base_of("gpt2"), tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    refused(tmp_path, "must list the file of every tensor under weight_map$")
+
+
+def test_a_tensor_is_in_one_shard_and_under_one_name(tmp_path):
+    base = base_of("gpt2")
+    in_bin_shards(base, tmp_path / "a")
+    first, second = sorted((tmp_path / "a").glob("*.bin"))
+    torch.save(torch.load(second) | dict([torch.load(first).popitem()]), second)
+    refused(tmp_path / "a", "which another shard holds as well")
+    in_bin_shards(base, tmp_path / "b")
+    first, _ = sorted((tmp_path / "b").glob("*.bin"))
+    state = torch.load(first)
+    name = next(iter(state))
+    torch.save(state | {name.removeprefix("transformer."): state[name].clone()}, first)
+    refused(tmp_path / "b", "under two names")
+
+
+def test_a_header_of_many_tensors_is_read_in_time(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({f"t{i}": torch.zeros(1) for i in range(30_000)}, tmp_path / "model.safetensors")
+    start = time.perf_counter()
+    assert len(dict(StoredTensors(tmp_path, "model", {}))) == 30_000
+    assert time.perf_counter() - start < 5  # its header is read a few times, not once a tensor

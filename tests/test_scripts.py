@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from minipeft import GPT, PRESETS, GPTConfig, adapt, console, generate, load_ada
 from minipeft.config import LLAMA
 from minipeft.data import NANO
 from minipeft.data.tokenizer import tokenizer_for
+from minipeft.methods.base import Adapted
 from minipeft.scores import text_scores
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,7 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
     scores = json.loads((out / "scores.json").read_text())
     assert scores["exact_match"][0] <= 0.25 and scores["exact_match"][1] > scores["exact_match"][0] + 0.2
     assert f"exact match {scores['exact_match'][0]:.3f} -> {scores['exact_match'][1]:.3f}" in printed
-    assert not (out / "training_state.pt").exists()
+    assert sorted(f.name.partition(".")[0] for f in out.iterdir()) == ["adapter_config", "adapter_model", "scores"]
     code, again, _ = call(capsys, train, "--eval-only", "--out", out)
     assert code == 0
     assert scored(printed) == scored(again) != []
@@ -159,19 +161,80 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     monkeypatch.setattr(train.FileData, "batch", stopping)
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
     assert code == 130 and not (tmp_path / "out" / "adapter_config.json").exists()
+    again = [str(f) for f in (*flags, "--out", tmp_path / "out", "--resume")]
+    assert refusal(err)[-1] == f"train.py: interrupted; go on with: {shlex.join(['python', 'train.py', *again])}"
     monkeypatch.setattr(train.FileData, "batch", batch)
+    code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
+    assert code == 2 and "holds a run that was stopped: --resume goes on with it, --overwrite starts anew" in err
 
     whole_file = pairs.read_text()
     pairs.write_text(whole_file.replace("Zizzi", "Zozzo"))
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
     assert code == 2 and "is of another run: its examples" in err
+    pairs.write_text("".join(whole_file.splitlines(keepends=True)[:-9]))
+    code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
+    assert code == 2 and "its examples is '40 to train on, 5 held out, SHA-256 " in err and "here it is '32 to train on" in err
     pairs.write_text(whole_file)
-    assert call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")[0] == 0
+    code, printed, _ = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
+    assert code == 0 and f"resuming from {tmp_path / 'out' / 'training_state' / '00000007-'}" in printed
     base = GPT.from_pretrained(NANO)
     one, two = (load_adapter(base, tmp_path / name).method.tensors()["prompt_embeddings"] for name in ("whole", "out"))
     assert torch.equal(one, two)
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
-    assert code == 2 and "nothing to resume" in err
+    assert code == 2 and "nothing to resume: the run in" in err
+    code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
+    assert code == 2 and "holds a finished run: --overwrite replaces it, another --out keeps both" in err
+    assert call(capsys, train, *flags, "--out", tmp_path / "out", "--overwrite")[0] == 0
+
+
+def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monkeypatch):
+    flags = ["--climb", "--steps", 6, "--batch-size", 8, "--seed", 2]
+    assert call(capsys, train, *flags, "--out", tmp_path / "whole")[0] == 0
+    batch = train.TaskData.batch
+
+    def stopping(self, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return batch(self, step)
+
+    monkeypatch.setattr(train.TaskData, "batch", stopping)
+    assert call(capsys, train, *flags, "--out", tmp_path / "out")[0] == 130
+    monkeypatch.setattr(train.TaskData, "batch", batch)
+    before = (tmp_path / "out" / "hard-prompt" / "scores.json").stat().st_mtime_ns
+    code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
+    assert code == 0 and "resuming from" in printed, err
+    assert (tmp_path / "out" / "hard-prompt" / "scores.json").stat().st_mtime_ns == before
+    for rung in train.LADDER:
+        whole, resumed = (json.loads((tmp_path / name / rung / "scores.json").read_text()) for name in ("whole", "out"))
+        assert whole["loss"] == resumed["loss"] and whole["start_loss"] == resumed["start_loss"]
+
+
+def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, monkeypatch, pairs):
+    real, best, asked = train.evaluate, {}, []
+
+    def least_at_the_third(model, given):
+        loss, exact = real(model, given)
+        if isinstance(model, Adapted) and len(asked) < 10:  # ten times in the run
+            asked.append(len(given))
+            if len(asked) == 3:
+                best.update({name: t.clone() for name, t in model.method.tensors().items()})
+            return abs(len(asked) - 3.0), exact
+        return loss, exact
+
+    monkeypatch.setattr(train, "evaluate", least_at_the_third)
+    flags = ["--data", pairs, "--dev", pairs, "--steps", 20, "--batch-size", 8, "--keep-best", "--out", tmp_path / "out"]
+    code, _, err = call(capsys, train, *flags)
+    assert code == 0 and asked == 10 * [3], err  # batches of the 45 in the dev file
+    kept = load_adapter(GPT.from_pretrained(NANO), tmp_path / "out").method.tensors()
+    assert all(torch.equal(kept[name], t) for name, t in best.items()) and best
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "available", lambda device: 10**6)
+    code, _, err = call(capsys, train, "--out", tmp_path / "out")
+    found = re.search(r"training needs (\S+) GB more memory, and 0.00 GB are left: (\S+) GB for each of 64 examples", refusal(err)[-1])
+    assert code == 2 and "lower --batch-size or --max-length" in err and not (tmp_path / "out").exists()
+    assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
 @pytest.mark.parametrize("flags", [["--base-dtype", "bfloat16", "--gradient-checkpointing"], ["--compile"], ["--dtype", "bfloat16"]])
@@ -215,7 +278,8 @@ def wrong_inputs(tmp_path, pairs):
     adapt(base, "lora").save(tmp_path / "lora")
     adapt(base, "prefix").save(tmp_path / "prefix")
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "training_state.pt").write_bytes(b"PK\x03\x04 and nothing more")
+    (tmp_path / "state" / "training_state").mkdir()
+    (tmp_path / "state" / "training_state" / f"00000012-{16 * '0'}.pt").write_bytes(b"PK\x03\x04 and nothing more")
     return {
         ("--data", tmp_path / "nowhere.jsonl"): "no such file",
         ("--data", tmp_path / "torn.jsonl"): "line 45 is not JSON",
@@ -275,7 +339,11 @@ def wrong_inputs(tmp_path, pairs):
         ("--init-from", tmp_path / "lora"): "is lora, no rung of the ladder: only hard-prompt, prompt, prefix are",
         ("--method", "prompt", "--init-from", tmp_path / "prefix"): "lies above the rung 'prompt'",
         ("--method", "lora", "--init-from", tmp_path / "prefix"): "--init-from does not go with --method lora",
-        ("--climb", "--resume"): "--climb starts every rung from the one before",
+        ("--climb", "--resume", "--out", tmp_path / "nowhere"): "nothing to resume: there is no folder",
+        ("--method", "hard-prompt", "--keep-best"): "nothing to keep the best of: hard-prompt trains nothing",
+        ("--resume", "--overwrite"): "not allowed with",
+        ("--out", tmp_path / "prefix"): "holds a finished run: --overwrite replaces it",
+        ("--out", tmp_path / "state"): "holds a run that was stopped: --resume goes on with it",
         ("--climb", "--method", "prompt"): "not allowed with",
         ("--climb", "--r", "4"): "--r does not go with --climb",
         ("--eval-only", "--resume"): "not allowed with",
@@ -286,7 +354,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--eval-only", "--out", adapter): "torn or not a file of tensors",
         ("--eval-only", "--out", tmp_path / "nowhere"): "no such folder",
         ("--resume", "--out", tmp_path / "nowhere"): "nothing to resume",
-        ("--resume", "--out", tmp_path / "state"): "torn",
+        ("--resume", "--out", tmp_path / "state"): "nothing to resume: every training state in",
     }
 
 

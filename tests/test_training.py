@@ -1,12 +1,17 @@
-"""The loop: it resumes exactly, and its exact match is greedy decoding's."""
+"""The loop: it stops and resumes exactly, and its exact match is greedy decoding's."""
+
+import math
+import signal
 
 import pytest
 import torch
 from conftest import tiny
 
 import minipeft
-from minipeft import GPT, Error, GPTConfig, adapt, generate
+from minipeft import GPT, Error, GPTConfig, adapt, generate, training
 from minipeft.evaluation import evaluate
+from minipeft.run_folder import RunFolder
+from minipeft.stopping import Stopped
 from minipeft.training import learning_rate, train
 
 
@@ -25,48 +30,154 @@ def fresh(name, h):
     return adapt(base, name, **({} if name == "full" else dict(num_virtual_tokens=4)), **h)
 
 
-def run(model, name, state, stop=None, resume=False, settings=None):
+def run(model, name, folder, stop=None, resume=False, settings=None, **more):
     def stopping(step):
         if step == stop:
             raise KeyboardInterrupt
         return batch(step)
 
     lr = 1e-3 if name == "full" else 0.02
-    train(model, stopping, 20, lr, state=state, settings=settings or {"seed": 0}, resume=resume)
+    with RunFolder(folder, resume=resume) as states:
+        where = states.newest() if resume else None
+        train(model, stopping, 20, lr, run=states, settings=settings or {"seed": 0}, resume=where, **more)
+
+
+def stopped_at(folder, name="prefix", stop=13, **more):
+    with pytest.raises(KeyboardInterrupt):
+        run(fresh(name, {}), name, folder, stop=stop, **more)
+    return sorted((folder / "training_state").glob("*.pt"))
+
+
+def same(one, two):
+    for (k, p), (_, q) in zip(one.named_trainable_parameters(), two.named_trainable_parameters(), strict=True):
+        assert torch.equal(p, q), k
 
 
 @pytest.mark.parametrize("name, h", METHODS)
 def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(name, h, tmp_path):
     whole = fresh(name, h)
-    run(whole, name, tmp_path / "a.pt")
+    run(whole, name, tmp_path / "a")
 
     stopped = fresh(name, h)
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, name, tmp_path / "b.pt", stop=13)
+        run(stopped, name, tmp_path / "b", stop=13)
     again = fresh(name, h)
     with torch.no_grad():
         for p in again.trainable_parameters():
             p.add_(1)  # what it starts from must not matter
-    run(again, name, tmp_path / "b.pt", resume=True)
-    for (k, p), (_, q) in zip(whole.named_trainable_parameters(), again.named_trainable_parameters(), strict=True):
-        assert torch.equal(p, q), k
+    run(again, name, tmp_path / "b", resume=True)
+    same(whole, again)
 
 
-def test_a_state_that_is_missing_torn_or_of_another_run_is_refused(tmp_path):
-    path = tmp_path / "state.pt"
-    with pytest.raises(Error, match="nothing to resume"):
-        run(fresh("prefix", {}), "prefix", path, resume=True)
-    with pytest.raises(KeyboardInterrupt):
-        run(fresh("prefix", {}), "prefix", path, stop=13)
+def test_a_damaged_state_costs_the_steps_since_the_one_before_it(tmp_path, capsys):
+    whole = fresh("prefix", {})
+    run(whole, "prefix", tmp_path / "a")
+    older, newest = stopped_at(tmp_path / "b")
+    assert (older.name[:8], newest.name[:8]) == ("00000010", "00000012")
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    again = fresh("prefix", {})
+    run(again, "prefix", tmp_path / "b", resume=True)
+    assert f"warning: {newest} is damaged, going back to the state before it" in capsys.readouterr().err
+    same(whole, again)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    stopped_at(tmp_path)
     with pytest.raises(Error, match="its seed is 0, here it is 1"):
-        run(fresh("prefix", {}), "prefix", path, resume=True, settings={"seed": 1})
-    whole = path.read_bytes()
+        run(fresh("prefix", {}), "prefix", tmp_path, resume=True, settings={"seed": 1})
     with pytest.raises(Error, match="does not fit"):
-        run(fresh("prompt", {}), "prompt", path, resume=True)
-    for torn in (whole[: len(whole) // 2], b"", b"text"):
-        path.write_bytes(torn)
-        with pytest.raises(Error, match="torn"):
-            run(fresh("prefix", {}), "prefix", path, resume=True)
+        run(fresh("prompt", {}), "prompt", tmp_path, resume=True)
+
+
+FORGERIES = {
+    "no dictionary": (lambda s: s.update(moments=3), "moments is no dictionary"),
+    "another key": (lambda s: s.update(more=3), "is not a training state"),
+    "no step": (lambda s: s.update(step="12"), "is not a training state"),
+    "a step beyond the end": (lambda s: s.update(step=21), "step 21 is none of the 20"),
+    "a step before the start": (lambda s: s.update(step=-1), "step -1 is none of the 20"),
+    "trained of another shape": (lambda s: s["trained"].update({next(iter(s["trained"])): torch.zeros(3)}), "does not fit"),
+    "moments missing": (lambda s: s["moments"].clear(), "moments are of other parameters"),
+    "moments of another shape": (lambda s: next(iter(s["moments"].values())).update(exp_avg=torch.zeros(2)), "exp_avg is .2,."),
+    "random numbers of another size": (lambda s: s["random"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "random does not fit: cpu"),
+    "random numbers that are none": (lambda s: s["random"][0]["cpu"].fill_(255), "no state of torch's generators"),
+    "a best that is none": (lambda s: s.update(best=[1]), "its best is none"),
+}
+
+
+@pytest.mark.parametrize("forge, message", FORGERIES.values(), ids=FORGERIES)
+def test_a_whole_state_that_holds_something_else_is_refused_and_changes_nothing(forge, message, tmp_path):
+    newest = stopped_at(tmp_path)[-1]
+    state = torch.load(newest, weights_only=True)
+    forge(state)
+    with RunFolder(tmp_path, resume=True) as run_folder:
+        newest.unlink()
+        run_folder.save(12, state)
+    model, random = fresh("prefix", {}), torch.get_rng_state()
+    before = [p.detach().clone() for p in model.trainable_parameters()]
+    with pytest.raises(Error, match=message):
+        run(model, "prefix", tmp_path, resume=True)
+    assert all(map(torch.equal, before, model.trainable_parameters())) and torch.equal(random, torch.get_rng_state())
+
+
+def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
+    whole = fresh("prefix", {})
+    run(whole, "prefix", tmp_path / "a")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        calls, before = [], signal.getsignal(number)
+
+        def signalling(step, calls=calls, number=number):
+            calls.append(step)
+            if step == 13:
+                signal.raise_signal(number)
+            return batch(step)
+
+        folder = tmp_path / str(number)
+        with RunFolder(folder) as states, pytest.raises(Stopped, match=f"stopped by {number.name} after step 14 of 20") as e:
+            train(fresh("prefix", {}), signalling, 20, 0.02, run=states, settings={"seed": 0})
+        assert calls[-1] == 13 and e.value.exit_code == 128 + number and signal.getsignal(number) is before
+        again = fresh("prefix", {})
+        run(again, "prefix", folder, resume=True)
+        same(whole, again)
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+    def twice(step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second signal was waited for")
+
+    with pytest.raises(Stopped, match="stopped by SIGINT"):
+        train(fresh("prefix", {}), twice, 20, 0.02)
+
+
+def test_states_are_written_by_the_clock_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS", 0)
+    assert [p.name[:8] for p in stopped_at(tmp_path)] == ["00000012", "00000013"]
+
+
+@pytest.mark.parametrize("stop", [None, 13])
+def test_the_best_so_far_is_kept_also_over_a_stop(stop, tmp_path):
+    """Scores that are lowest after step 6: the run ends with what was trained then."""
+    scores, best = iter([9.0, 8.0, 1.0, 7.0, 3.0, math.nan, 2.0, 4.0, 1.0, 5.0]), []
+
+    def attempt(resume, stop):
+        model = fresh("prefix", {})
+
+        def score():
+            if (value := next(scores)) == 1.0 and not best:
+                best.extend(p.detach().clone() for p in model.trainable_parameters())
+            return value
+
+        run(model, "prefix", tmp_path, stop=stop, resume=resume, score=score)
+        return model
+
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(False, stop)
+    model = attempt(stop is not None, None)
+    assert best and all(map(torch.equal, best, model.trainable_parameters()))
 
 
 def test_the_schedule_warms_up_and_comes_down():
@@ -93,8 +204,19 @@ class Slope(torch.nn.Module):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_line():
-    with pytest.raises(Error, match=r"came apart at step \d+ .loss (nan|inf).: try a learning rate below 1e\+30"):
+    message = r"came apart at step 2 of 20 .loss nan, gradient norm nan, learning rate 1e\+30.: try a peak learning rate below 1e\+30"
+    with pytest.raises(Error, match=message):
         train(fresh("full", {}), batch, 20, 1e30)
+
+
+def test_the_step_that_came_apart_is_named_and_the_last_good_state_is_kept(tmp_path):
+    class Bump(Slope):
+        def loss(self, idx, targets):
+            return super().loss(idx, targets) / (0 if idx[0] == 7 else 1)
+
+    with RunFolder(tmp_path) as states, pytest.raises(Error, match="came apart at step 8 of 20"):
+        train(Bump(), lambda step: (torch.full((3,), step), torch.ones(3)), 20, 0.1, run=states)
+    assert [p.name[:8] for p in sorted((tmp_path / "training_state").glob("*.pt"))] == ["00000004", "00000006"]
 
 
 def test_a_last_step_that_ruins_the_weights_is_noticed_though_its_loss_was_finite():
@@ -102,7 +224,7 @@ def test_a_last_step_that_ruins_the_weights_is_noticed_though_its_loss_was_finit
         def loss(self, idx, targets):
             return (self.x - self.x.detach()).sqrt().sum()  # 0, with an infinite slope
 
-    with pytest.raises(Error, match="came apart at step 1 .loss 0."):
+    with pytest.raises(Error, match="came apart at step 1 of 1 .loss 0, gradient norm inf"):
         train(Cliff(), batch, 1, 0.1)
 
 
@@ -144,7 +266,7 @@ def test_a_wide_base_is_tuned_at_its_own_default_rate():
 
 
 def test_a_resumed_run_draws_the_same_random_numbers(tmp_path):
-    def run(stop=None, resume=False):
+    def attempt(stop=None, resume=False):
         torch.manual_seed(3)
         model = Slope(noise=1.0)
 
@@ -153,13 +275,14 @@ def test_a_resumed_run_draws_the_same_random_numbers(tmp_path):
                 raise KeyboardInterrupt
             return torch.ones(3), torch.ones(3)
 
-        train(model, one, 20, 0.1, state=tmp_path / "state.pt", settings={}, resume=resume)
+        with RunFolder(tmp_path, resume=resume, overwrite=not resume) as states:
+            train(model, one, 20, 0.1, run=states, settings={}, resume=states.newest() if resume else None)
         return model.x
 
-    whole = run()
+    whole = attempt()
     with pytest.raises(KeyboardInterrupt):
-        run(stop=13)
-    assert torch.equal(run(resume=True), whole)
+        attempt(stop=13)
+    assert torch.equal(attempt(resume=True), whole)
 
 
 def test_exact_match_is_what_greedy_decoding_answers(idx):

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy
 import torch
 
 from ..config import Error
+from ..memory import resident_peak
 
 
 def card(device: torch.device) -> dict:
@@ -170,15 +170,3 @@ def _measure_peak(sender, device: torch.device, threads: int, work: Callable, ar
         sender.send(torch.cuda.max_memory_allocated(device))
     else:
         sender.send(None if before is None else resident_peak() - before)
-
-
-def resident_peak() -> int | None:
-    """Bytes this process has held at most. On Linux not from getrusage, which starts at what the parent process held."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -123,12 +123,13 @@ def most(limit: int, fits: Callable[[int], bool]) -> int:
 class TaskData:
     """Endless examples of a task, the same for the same seed; the held-out ones come from a seed of their own.
 
-    Of the 10⁸ strings there are, hardly any is drawn twice.
+    Of the 10⁸ strings there are, hardly any is drawn twice. longest: an example that takes the most memory.
     """
 
     def __init__(self, task: Task, seed: int, batch_size: int, held_out: int = 500):
         self.task, self.seed, self.batch_size = task, seed, batch_size
         self.held_out = draw(task.example, "held-out", held_out)
+        self.longest = max(self.batch(0), key=lambda e: len(e.input) + len(e.target))
 
     def batch(self, step: int) -> list[Example]:
         return draw(self.task.example, f"{self.seed}/{step}", self.batch_size)
@@ -149,7 +150,8 @@ class FileData:
     dev, test: files to choose by and to report on. What is missing of the two is the last tenth of the examples (500 at most), none
     of which asks what a training example asks: without test it, or dev, is held out to report on; without dev it is chosen by, or,
     with neither file, the training examples are. limit: train on so many only, drawn by the seed.
-    Attributes: examples (trained on), held_out, chosen_by, cut (how many of all were cut to the block size), digest (of all).
+    Attributes: examples (trained on), longest of them, held_out, chosen_by, cut (how many of all were cut to the block size), digest
+    (of all).
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class FileData:
         self.chosen_by = self.examples if dev is None and test is None else spare
         self.digest = hashlib.sha256(repr((self.examples, self.held_out, self.chosen_by)).encode()).hexdigest()
         self.lengths = [length(e, tokenizer, template) for e in self.examples]
+        self.longest = self.examples[max(range(len(self.lengths)), key=self.lengths.__getitem__)]
         self.seed, self.batch_size = seed, min(batch_size, len(self.examples))
         self._epoch = None, []  # which one, and its batches
 

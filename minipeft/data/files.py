@@ -12,10 +12,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config import Error
+from ..checkpoint import is_there
+from ..config import Error, shown
 from .tasks import Example
 
 COLUMNS = ("input", "target")
+LINE = 1 << 20  # characters that a line may have: as Python's lists, brackets and commas take some twenty times that in memory
 E2E = ("mr", "ref")  # what is to be said, and one way of saying it
 
 
@@ -43,27 +45,33 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
     return examples
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path, newline: str | None) -> Iterator[str]:
+    if not is_there(path):
+        raise Error(f"no data at {path}: there is no such file")
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise Error(f"no data at {path}: there is no such file") from None
+        data = path.read_bytes()
+        data.decode("utf-8-sig")  # so that the byte is named; read line by line, as it is below, the text is never there twice
     except UnicodeDecodeError as e:
         raise Error(f"{path} is not UTF-8 text (byte {e.start})") from None
     except OSError as e:
         raise Error(f"{path} cannot be read: {e.strerror}") from None
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline), 1):
+        if len(line) > LINE:
+            raise Error(f"{path} line {number} has {len(line):,} characters: no example here has more than {LINE:,}")
+        yield line
 
 
 def _jsonl(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Example]]:
     kind = None
-    for number, line in enumerate(io.StringIO(_text(path), newline=None), 1):
+    for number, line in enumerate(_lines(path, None), 1):
         where = f"{path} line {number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise Error(f"{where} is not JSON (one object a line): {getattr(e, 'msg', 'nested too deep')}") from None
+            reason = "nested too deep" if isinstance(e, RecursionError) else getattr(e, "msg", "a number of too many digits")
+            raise Error(f"{where} is not JSON (one object a line): {reason}") from None
         if not isinstance(row, dict):
             raise Error(f"{where} must be a JSON object, not {type(row).__name__}")
         found = columns or _kind(row, where)
@@ -98,14 +106,14 @@ def _conversation(messages, where: str) -> Example:
         raise Error(f'{where}: "messages" must be a list of {{"role": …, "content": …}}')
     turns = tuple((_field(m, "role", where), _field(m, "content", where)) for m in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
-        ends = ", ".join(ascii(role) for role, _ in turns[-2:]) or "nothing"
+        ends = ", ".join(shown(role) for role, _ in turns[-2:]) or "nothing"
         raise Error(f"{where}: messages must end with one of the user and the assistant's answer, not with {ends}")
     return Example(turns[-2][1], turns[-1][1], turns[:-2])
 
 
 def _csv(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Example]]:
     tab = path.suffix.lower() == ".tsv"
-    reader = csv.reader(io.StringIO(_text(path), newline=""), "excel-tab" if tab else "excel", strict=True)
+    reader = csv.reader(_lines(path, ""), "excel-tab" if tab else "excel", strict=True)
     header = None
     while True:
         where = f"{path} line {reader.line_num + 1}"  # where the row begins: it may go on over several lines

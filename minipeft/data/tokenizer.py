@@ -10,11 +10,14 @@ Both give the same names:
     save(folder)   what a base saved there needs to read text
 """
 
+import json
+import math
+import re
 import shutil
 from pathlib import Path
 
-from ..checkpoint import read_json, write_atomically, write_json
-from ..config import Error
+from ..checkpoint import is_there, read_json, rust, write_atomically, write_json
+from ..config import Error, shown
 from ..console import shown_as
 
 PADDING = 1024  # published models round their vocabulary up: so many ids may belong to no token
@@ -53,59 +56,98 @@ class FileTokenizer:
         except ImportError:
             raise Error(f"reading {Path(folder) / 'tokenizer.json'} needs: pip install tokenizers") from None
         path = Path(folder) / "tokenizer.json"
-        try:
+        if not is_there(path):
+            raise Error(f"{path} is missing")
+        _check_work(path)
+        with rust(f"{path} is torn or no tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as e:  # the package raises nothing narrower
-            raise Error(f"{path} is torn or no tokenizer: {' '.join(str(e).split())}") from None
         self._tokenizer.no_truncation()  # what a file asks for here is about somebody else's batches
         self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # and this about somebody else's training: other ids for a text each time
+        its_own = self._tokenizer.get_vocab(with_added_tokens=False).values()
+        if len(set(its_own)) < len(its_own):
+            raise Error(f"{path} gives one id to several tokens")
         ids = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         if not vocab_size - PADDING <= ids <= vocab_size:
             raise Error(f"{path} has {ids} ids and the model {vocab_size}: it must be the model's own (as many, or up to {PADDING} fewer)")
         self.folder, self.vocab_size = Path(folder), vocab_size
         self.stops = self._read_stops(Path(folder))
         self.end = self.stops[0]
-        marked = self._tokenizer.encode("a")
+        marked = self._encode("a", add_special_tokens=True)
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
         _utf8(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text, add_special_tokens=False).ids
+
+    def _encode(self, text: str, add_special_tokens: bool):
+        with rust(f"{self.folder / 'tokenizer.json'} cannot encode {shown(text)}"):
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids) -> str:
         """Ids -> text; special tokens, and ids that no token has, are dropped."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with rust(f"{self.folder / 'tokenizer.json'} cannot decode"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder) -> None:
         """Put the tokenizer into another base's folder: its files as they are, and what ends an answer."""
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-            if (self.folder / name).exists() and self.folder.resolve() != Path(folder).resolve():
+            if is_there(self.folder / name) and self.folder.resolve() != Path(folder).resolve():
                 write_atomically(Path(folder) / name, lambda to, name=name: shutil.copyfile(self.folder / name, to))
         settings = Path(folder) / "generation_config.json"
-        write_json(settings, (read_json(settings) if settings.exists() else {}) | {"eos_token_id": self.stops})
+        write_json(settings, (read_json(settings) if is_there(settings) else {}) | {"eos_token_id": self.stops})
 
     def _read_stops(self, folder: Path) -> list[int]:
         for name in ("generation_config.json", "config.json"):
-            found = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+            found = read_json(folder / name).get("eos_token_id") if is_there(folder / name) else None
             stops = found if isinstance(found, list) else [] if found is None else [found]
             for i in stops:
                 if type(i) is not int or not 0 <= i < self.vocab_size:
-                    raise Error(f"{folder / name}: eos_token_id must be an id below {self.vocab_size} or a list of them, not {found!r}")
+                    wanted = f"an id below {self.vocab_size} or a list of them"
+                    raise Error(f"{folder / name}: eos_token_id must be {wanted}, not {shown(found)}")
             if stops:
                 return stops
         path = folder / "tokenizer_config.json"
-        token = read_json(path).get("eos_token") if path.exists() else None
+        token = read_json(path).get("eos_token") if is_there(path) else None
         token = token.get("content") if isinstance(token, dict) else token
         if not isinstance(token, str):
             raise Error(
                 f"{folder} does not say what ends an answer: no eos_token_id in generation_config.json or config.json, "
                 "no eos_token in tokenizer_config.json"
             )
-        end = self._tokenizer.token_to_id(token)
+        with rust(f"{path}: its eos_token {shown(token)} is no text"):
+            end = self._tokenizer.token_to_id(token)
         if end is None:
-            raise Error(f"{path}: its eos_token {ascii(token)} is no token of tokenizer.json")
+            raise Error(f"{path}: its eos_token {shown(token)} is no token of tokenizer.json")
         return [end]
+
+
+MOST_WORK = 1000  # published tokenizers stay below 100
+
+
+def _check_work(path: Path) -> None:
+    """Raise Error for a tokenizer.json whose steps could blow a text up, or take for ever: the library would go on until memory ends."""
+    try:
+        value = json.loads(path.read_bytes())
+        work = math.prod(_work(value.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
+        raise Error(f"{path} is torn or no tokenizer ({type(e).__name__})") from None
+    if work > MOST_WORK:
+        raise Error(f"{path} may make {shown(work)} characters or more of one, step by step: no more than {MOST_WORK:,} are read")
+
+
+def _work(part) -> int:
+    """How many times as long a text may become by these steps, which multiply, or how often their patterns are repeated."""
+    if isinstance(part, list):
+        return math.prod(map(_work, part))
+    if not isinstance(part, dict):
+        return 1
+    kind, pattern = part.get("type"), str(part.get("Regex", ""))
+    work = {"Replace": len(str(part.get("content"))), "Prepend": 1 + len(str(part.get("prepend"))), "Precompiled": 18, "ByteLevel": 2}
+    repeats = math.prod(int(n[-9:]) or 1 for n in re.findall(r"(\d+)\}", pattern))
+    return max(1, work.get(kind, 1) if isinstance(kind, str) else 1) * repeats * _work(list(part.values()))
 
 
 Tokenizer = ByteTokenizer | FileTokenizer
@@ -116,7 +158,7 @@ def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
 
     folder: a path; None or "nano" for the embedded base. Raises Error when there is none and the ids are not 257.
     """
-    if folder not in (None, "nano") and (Path(folder) / "tokenizer.json").exists():
+    if folder not in (None, "nano") and is_there(Path(folder) / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size)
     if vocab_size != ByteTokenizer.vocab_size:
         raise Error(f"{folder or 'the base'} has {vocab_size} ids and no tokenizer.json: without one text is bytes, which needs "

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..config import Error
+from ..config import Error, shown
 from ..loss import linear_cross_entropy
 from ..model import GPT
 
@@ -52,11 +52,14 @@ class Method(nn.Module):
         """The keyword arguments that rebuild the method of this adapter_config.json."""
         raise NotImplementedError
 
-    def save(self, base: GPT, folder) -> None:
+    def check(self, base: GPT) -> None:
+        """Raise Error when what was loaded into the tensors cannot be used on this base."""
+
+    def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder: adapter_config.json and adapter_model.*, in PEFT's layout."""
         from .. import checkpoint  # file formats live above the methods
 
-        checkpoint.save_adapter(self, base, folder)
+        checkpoint.save_adapter(self, base, folder, base_fingerprint)
 
 
 # For every base: which of its parameters required a gradient before anything was attached, and what is attached now.
@@ -160,12 +163,13 @@ class Adapted(nn.Module):
         everything = sum(p.numel() for p in self.parameters())
         return f"trainable params: {trained:,} || all params: {everything:,} || trainable%: {100 * trained / everything:.4f}"
 
-    def save(self, folder) -> None:
+    def save(self, folder, base_fingerprint: str | None = None) -> None:
         """Write what was tuned. An adapter folder in PEFT's layout (one for each part of a combination, in folder/part's name);
-        for `full`, a whole base in Hugging Face's. Raises Error while merged."""
+        for `full`, a whole base in Hugging Face's. base_fingerprint: fingerprint(base) where it is known already. Raises Error while
+        merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
-        self.method.save(self.base, folder)
+        self.method.save(self.base, folder, base_fingerprint)
 
     def detach(self) -> GPT:
         """The base, its tensors untouched by any method but `full`. Once nothing is attached to it any more, its parameters
@@ -181,13 +185,6 @@ class Adapted(nn.Module):
         return self.base
 
 
-def at_least_one(name: str, value: int) -> int:
-    """The value of this hyper-parameter. Raises Error unless it is a whole number of at least 1."""
-    if type(value) is not int or value < 1:
-        raise Error(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
-
-
 def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
     """P, checked against the base: at least 1, and at least one position left for a real token. None: what it starts from has,
     and 8 where that says nothing."""
@@ -197,7 +194,7 @@ def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tenso
         num_virtual_tokens = (init.numel() if init.dim() == 1 else init.size(-2)) if isinstance(init, Tensor) else 8
     block = base.config.block_size
     if type(num_virtual_tokens) is not int or not 1 <= num_virtual_tokens < block:
-        raise Error(f"num_virtual_tokens must be 1 … {block - 1} with a block size of {block}, not {num_virtual_tokens!r}")
+        raise Error(f"num_virtual_tokens must be 1 … {block - 1} with a block size of {block}, not {shown(num_virtual_tokens)}")
     return num_virtual_tokens
 
 

@@ -18,9 +18,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Error
+from ..config import Error, at_least_one, shown
 from ..model import GPT
-from .base import Method, at_least_one, new_parameter
+from .base import Method, new_parameter
 
 PLACEMENTS = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
 
@@ -50,7 +50,7 @@ class BottleneckAdapter(Method):
     def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):
         super().__init__()
         if placement not in tuple(PLACEMENTS):
-            raise Error(f"placement must be {' or '.join(map(repr, PLACEMENTS))}, not {placement!r}")
+            raise Error(f"placement must be {' or '.join(map(repr, PLACEMENTS))}, not {shown(placement)}")
         self.bottleneck_size, self.placement = at_least_one("bottleneck_size", bottleneck_size), placement
         places = PLACEMENTS[placement]
         self.layers = nn.ModuleList(nn.ModuleDict({place: Bottleneck(base, bottleneck_size) for place in places}) for _ in base.h)

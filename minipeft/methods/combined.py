@@ -42,7 +42,7 @@ class Combined(Method):
             slots |= its_own
         return slots
 
-    def save(self, base: GPT, folder) -> None:
+    def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         from .. import checkpoint
 
-        checkpoint.save_combination(self.by_name, base, folder)
+        checkpoint.save_combination(self.by_name, base, folder, base_fingerprint)

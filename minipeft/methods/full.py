@@ -19,5 +19,5 @@ class Full(Method):
     def __init__(self, base: GPT):
         super().__init__()
 
-    def save(self, base: GPT, folder) -> None:
+    def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         base.save_pretrained(folder)

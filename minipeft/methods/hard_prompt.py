@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..config import Error
+from ..config import at_least_one
+from ..console import progress
 from ..ladder import prompt_from_tokens
 from ..loss import linear_cross_entropy
 from ..model import GPT
@@ -35,8 +35,8 @@ class HardPrompt(Method):
     def __init__(self, base: GPT, tokens: Tensor):
         super().__init__()
         self.num_virtual_tokens = virtual_tokens(base, None, tokens)
-        prompt_from_tokens(base, tokens)  # raises Error for what is no token
-        self.register_buffer("prompt_tokens", tokens.to(base.wte.weight.device, copy=True))  # (P,) int64
+        self.register_buffer("prompt_tokens", tokens.to(base.wte.weight.device, copy=True).contiguous())  # (P,) int64
+        self.check(base)
 
     def rung(self) -> Tensor:
         """What is stored, as the ladder has it: (P,) int64."""
@@ -48,15 +48,16 @@ class HardPrompt(Method):
     def tensors(self) -> dict[str, Tensor]:
         return {"prompt_tokens": self.prompt_tokens}
 
+    def check(self, base: GPT) -> None:
+        prompt_from_tokens(base, self.prompt_tokens)  # raises Error for what is no token
+
     def peft_config(self, base: GPT) -> dict:
         return {"peft_type": self.peft_types[0], "num_virtual_tokens": self.num_virtual_tokens, "token_dim": base.config.n_embd}
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:
-        P = config.get("num_virtual_tokens")
-        if type(P) is not int or P < 1:
-            raise Error(f"num_virtual_tokens must be at least 1, not {P!r}")
-        return {"tokens": torch.zeros(P, dtype=torch.int64)}
+        P = at_least_one("num_virtual_tokens", config.get("num_virtual_tokens"))
+        return {"tokens": torch.zeros((), dtype=torch.int64).expand(P)}  # as large as a file claims, and yet one number
 
 
 def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, candidates: int = 8) -> Tensor:
@@ -73,7 +74,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
     device = base.wte.weight.device
     tokens = start.to(device)
     frozen = Adapted(base, HardPrompt(base, start))  # no gradient of any weight
-    with tqdm(total=steps, unit="step", desc="search", dynamic_ncols=True) as bar:
+    with progress(total=steps, unit="step", desc="search") as bar:
         for step in range(steps):
             prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(prompt, 2 * step), prompt)  # (1, P, C)

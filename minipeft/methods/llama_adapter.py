@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..accounting import top_layers
-from ..config import Error
+from ..config import Error, at_least_one, shown
 from ..model import GPT
 from ..slots import Prefix
-from .base import Method, at_least_one, new_parameter, noise, peft_module
+from .base import Method, new_parameter, noise, peft_module
 
 
 class LlamaAdapter(Method):
@@ -36,7 +36,7 @@ class LlamaAdapter(Method):
         super().__init__()
         L, C = base.config.n_layer, base.config.n_embd
         if gate not in ("head", "layer"):
-            raise Error(f"gate must be 'head' or 'layer', not {gate!r}")
+            raise Error(f"gate must be 'head' or 'layer', not {shown(gate)}")
         self.gate = gate
         self.adapter_len = at_least_one("adapter_len", adapter_len)
         self.adapter_layers = n = top_layers(base.config) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)

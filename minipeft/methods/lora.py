@@ -12,15 +12,16 @@ does this where they are two (the Llama family). A starts as its released code a
 """
 
 import math
+import sys
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..accounting import lora_targets
-from ..config import Error, linears_named
+from ..config import Error, at_least_one, linears_named, shown
 from ..model import GPT
-from .base import Method, at_least_one, new_parameter, peft_module, peft_name
+from .base import Method, new_parameter, peft_module, peft_name
 
 
 class LowRank(nn.Module):
@@ -60,10 +61,10 @@ class LoRA(Method):
         target_modules: "str | list[str] | tuple[str, ...] | None" = None,
     ):
         super().__init__()
-        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha < math.inf:
-            raise Error(f"lora_alpha must be a number above 0, not {lora_alpha!r}")
+        if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not 0 < lora_alpha <= sys.float_info.max:
+            raise Error(f"lora_alpha must be a number above 0, not {shown(lora_alpha)}")
         if not isinstance(lora_dropout, (int, float)) or not 0 <= lora_dropout < 1:
-            raise Error(f"lora_dropout must be at least 0 and below 1, not {lora_dropout!r}")
+            raise Error(f"lora_dropout must be at least 0 and below 1, not {shown(lora_dropout)}")
         self.r, self.lora_alpha, self.lora_dropout = at_least_one("r", r), lora_alpha, lora_dropout
         target_modules = lora_targets(base.config) if target_modules is None else target_modules
         self.places = linears_named(base.config, target_modules)
@@ -117,7 +118,7 @@ class LoRA(Method):
     def hyperparameters(cls, config: dict) -> dict:
         for name, plain in _PLAIN.items():
             if config.get(name, plain[0]) not in plain:
-                raise Error(f"LoRA with {name} {config[name]!r} is not supported, only {plain[0]!r}")
+                raise Error(f"LoRA with {name} {shown(config[name])} is not supported, only {plain[0]!r}")
         names = ("r", "lora_alpha", "lora_dropout", "target_modules")
         given = {name: config[name] for name in names if config.get(name) is not None}
         if isinstance(targets := given.get("target_modules"), list):

@@ -24,10 +24,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..config import Error
+from ..config import Error, at_least_one
 from ..ladder import climb, prefix_from_hidden
 from ..model import GPT
-from .base import Method, at_least_one, new_parameter, noise, prompt_learning_config, start, virtual_tokens
+from .base import Method, new_parameter, noise, prompt_learning_config, start, virtual_tokens
 
 
 class PrefixTuning(Method):

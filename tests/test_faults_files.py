@@ -1,0 +1,154 @@
+"""Files from strangers: a few hundred mutated ones are read right or refused, and the harness that says so can fail."""
+
+import importlib
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from minipeft import Error, checkpoint, torch_format
+from minipeft.console import run
+from minipeft.faults import files, pickles
+from minipeft.faults.originals import KINDS, Held, Readers, build
+
+pytest.importorskip("safetensors")
+pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and limits of memory are POSIX's")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The originals, their readers, and the folder they lie in."""
+    root = tmp_path_factory.mktemp("originals")
+    return build(root), Readers(root), root
+
+
+def failures(made, count, name, work):
+    """What goes wrong with the first so many of one original, in this process; pipes, which a broken reader opens, are left out."""
+    originals, readers, _ = made
+    (original,) = [o for o in originals if o.name == name]
+    cases = [files.Case(n, [original], original.kind, work / str(n)) for n in range(count)]
+    outcomes = [case.judge(readers) for case in cases if case.mutation != "no_file"]
+    return [outcome for outcome in outcomes if outcome not in ("right", "refused")]
+
+
+def test_every_original_is_read_as_it_was_made(made):
+    originals, readers, _ = made
+    assert {o.kind for o in originals} == set(KINDS)
+    for o in originals:
+        read = readers.read(o, o.folder)
+        assert any(files.is_right(read, want) for want in o.held), (o.kind, o.name)
+
+
+def test_mutated_files_are_read_right_or_refused(tmp_path, capsys, monkeypatch):
+    """In processes of their own, with the limits of time and memory."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--count", "200", "--seed", "1000", "--workers", "2", "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "counts.json")]
+    assert run("faults", lambda: files.main(argv)) == 0, capsys.readouterr()
+    *_, total = json.loads((tmp_path / "counts.json").read_text())["counts"]
+    assert total["tried"] == 200 == total["right"] + total["refused"] and min(total["right"], total["refused"]) > 40
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_file_is_drawn_again_by_its_number(made, tmp_path):
+    originals, _, _ = made
+    for n in range(40):
+        a, b = (files.Case(n, originals, None, tmp_path / f"{name}{n}") for name in "ab")
+        assert (a.kind, a.mutation) == (b.kind, b.mutation)
+        for path in (p for p in a.folder.rglob("*") if p.is_file()):
+            if path.suffix not in (".bin", ".pt"):  # a zip has the time in it
+                assert path.read_bytes() == (b.folder / path.relative_to(a.folder)).read_bytes()
+
+
+def no_checksum(monkeypatch):
+    opened = checkpoint.StoredTensors.__init__
+    monkeypatch.setattr(checkpoint.StoredTensors, "__init__", lambda self, *a: opened(self, *a) or self.notes.pop("sha256", None) and None)
+
+
+def no_digest_of_the_config(monkeypatch):
+    monkeypatch.setattr(checkpoint.StoredTensors, "check_config", lambda *_: None)
+
+
+def no_check_of_names(monkeypatch):
+    monkeypatch.setattr(checkpoint, "check_tensors", lambda *_: None)
+
+
+def any_json(monkeypatch):
+    monkeypatch.setattr(checkpoint, "read_json", lambda path: json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "broken, name, seen",
+    [
+        (no_checksum, "prefix-safe", "wrong"),
+        (no_digest_of_the_config, "lora-safe", "wrong"),
+        (no_check_of_names, "adapter-safe-bare", "exception"),
+        (any_json, "lora+prefix-safe", "exception"),
+    ],
+)
+def test_a_reader_without_one_of_its_checks_is_caught(broken, name, seen, made, tmp_path, monkeypatch):
+    assert not failures(made, 100, name, tmp_path / "whole")
+    broken(monkeypatch)
+    found = failures(made, 100, name, tmp_path / "broken")
+    assert any(outcome.startswith(seen) for outcome in found), found[:5]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_code_that_runs_is_seen(broken, made, tmp_path, monkeypatch):
+    originals = [o for o in made[0] if o.name == "prompt-bin-bare"]
+    case = files.Case(0, originals, "adapter", tmp_path)
+    shutil.rmtree(case.folder)
+    shutil.copytree(originals[0].folder, case.folder)
+    program = pickles.Call(os.system, f"touch {tmp_path / pickles.MARKER}")
+    pickles.archive(case.folder / "adapter_model.bin", pickles.pickled({"prompt_embeddings": program}))
+    if broken:
+        anything = lambda self, module, name: getattr(importlib.import_module(module), name)  # noqa: E731
+        monkeypatch.setattr(torch_format._Unpickler, "find_class", anything)
+    assert case.judge(made[1]) == ("code ran" if broken else "refused")
+
+
+def reader_that(monkeypatch, does):
+    """In place of the reader under test."""
+    monkeypatch.setattr(Readers, "read", lambda self, original, folder: does(folder))
+
+
+def refuse(message):
+    def raise_(folder):
+        raise Error(message.format(folder))
+
+    return raise_
+
+
+@pytest.mark.parametrize(
+    "does, outcome",
+    [
+        (refuse("{} is torn"), "refused"),
+        (refuse("{} is\ntorn"), "message: "),
+        (refuse("it is torn"), "message names no file"),
+        (refuse("{} is torn (MemoryError)"), "memory"),
+        (lambda folder: 1 / 0, "exception: ZeroDivisionError"),
+        (lambda folder: bytearray(10**9), "memory"),
+        (lambda folder: Held({}, None), "wrong: "),
+        (lambda folder: (folder.parent / pickles.MARKER).touch() or Held({}, None), "code ran"),
+    ],
+)
+def test_every_kind_of_failure_is_told(does, outcome, made, tmp_path, monkeypatch):
+    case = files.Case(0, made[0], "adapter", tmp_path)
+    reader_that(monkeypatch, does)
+    assert case.judge(made[1]).startswith(outcome)
+
+
+def hanging(pipe, *_):
+    while (n := pipe.recv()) is not None:
+        pipe.send(("adapter", "flip"))
+        os._exit(3) if n == 1 else pipe.send("right") if n == 2 else time.sleep(60)
+
+
+def test_a_process_that_hangs_or_dies_is_replaced(monkeypatch):
+    monkeypatch.setattr(files, "work_through", hanging)
+    monkeypatch.setattr(files, "SECONDS", 1)
+    worker = files.Worker()
+    assert [worker.run(n)[2] for n in (0, 2, 1, 2)] == ["hang", "right", "crash: exit code 3", "right"]
+    worker.end()

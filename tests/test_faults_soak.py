@@ -1,0 +1,172 @@
+"""The soak: a short one is flat, and every kind of leak that it looks for is refused when one is put in."""
+
+import json
+from threading import Event, Thread
+
+import numpy
+import pytest
+import torch
+
+from minipeft import GPT, METHODS, Error, GPTConfig, console
+from minipeft.faults import soak
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two that wait for each other cost more than they give on a base this small, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def short() -> dict:
+    """Four turns of all methods (a turn takes 18 steps) on a tiny base."""
+    torch.manual_seed(0)
+    base = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=16, position="rotary"))
+    return soak.run(soak.Settings(72, seed=0, steps_per_round=2, batch_size=2, new_tokens=3), base)
+
+
+def leaking(monkeypatch, name: str, leak) -> None:
+    """Every call of this function that a round makes also leaks."""
+    call = getattr(soak, name)
+
+    def calls(*arguments, **more):
+        leak(*arguments)
+        return call(*arguments, **more)
+
+    monkeypatch.setattr(soak, name, calls)
+
+
+def test_every_method_has_its_turn():
+    names = [name for kind in soak.KINDS for name in ([kind.method] if isinstance(kind.method, str) else kind.method)]
+    assert set(names) == set(METHODS)
+
+
+def test_a_short_soak_is_flat():
+    result = short()
+    assert result["leaks"] == [] and result["rounds"] == 4 * (len(soak.KINDS) + 1)
+    assert [q["tensors"] for q in result["quarters"]] == 4 * [result["quarters"][0]["tensors"]]
+    assert result["curve"][-1][0] == 72 and len(result["curve"]) <= soak.POINTS
+    assert "verdict: flat" in soak.table(result)
+
+
+def test_one_tensor_more_a_turn_is_found(monkeypatch):
+    kept = []
+    leaking(monkeypatch, "TaskBank", lambda *_: kept.append(torch.zeros(1)))
+    result = short()
+    first = result["quarters"][0]["tensors"]
+    assert result["leaks"] == [f"tensors grew from {first + 1} to {first + 3}"]
+
+
+def test_memory_that_no_tensor_holds_is_found(monkeypatch):
+    kept = []
+    leaking(monkeypatch, "load_adapter", lambda *_: kept.append(numpy.ones(1_000_000)))  # 8 MB, and not a tensor
+    found = " ".join(short()["leaks"])
+    assert "resident memory grew by" in found and "private memory grew by" in found and "tensors" not in found
+
+
+def test_open_files_are_found(monkeypatch):
+    kept = []
+    leaking(monkeypatch, "load_adapter", lambda _, folder: kept.append(open(next(folder.rglob("*.json")))))  # noqa: SIM115
+    try:
+        (found,) = short()["leaks"]
+    finally:
+        for f in kept:
+            f.close()
+    assert found.startswith("handles grew from ")
+
+
+def test_threads_that_stay_are_found(monkeypatch):
+    done, started = Event(), []
+
+    def start(*_):
+        started.append(Thread(target=done.wait))
+        started[-1].start()
+
+    leaking(monkeypatch, "TaskBank", start)
+    try:
+        found = " ".join(short()["leaks"])
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
+    assert "threads grew from " in found
+
+
+@pytest.mark.parametrize("name", ["another.json", ".adapter_config.json.7.tmp"])
+def test_a_file_that_is_left_over_is_found(monkeypatch, name):
+    times = []
+
+    def leave(_, folder):
+        times.append(folder)
+        if len(times) > len(soak.KINDS):  # from the second turn on
+            (folder / name).touch()
+
+    leaking(monkeypatch, "load_adapter", leave)
+    with pytest.raises(Error, match=f"step 20: after prompt the folder has other files than before, such as prompt/{name}"):
+        short()
+
+
+def test_a_base_that_changes_is_found(monkeypatch):
+    leaking(monkeypatch, "load_adapter", lambda base, _: base.wte.weight.data[0, 0].add_(1e-6))
+    with pytest.raises(Error, match="prompt was loaded and detached, and the base is not what it was"):
+        short()
+
+
+def test_what_is_loaded_must_be_what_was_saved(monkeypatch):
+    load = soak.load_adapter
+
+    def damaged(base, folder):
+        model = load(base, folder)
+        next(iter(model.method.tensors().values())).flatten()[0] += 1
+        return model
+
+    monkeypatch.setattr(soak, "load_adapter", damaged)
+    with pytest.raises(Error, match="step 2, prompt: what was loaded is not what was saved"):
+        short()
+
+
+def test_less_is_no_leak():
+    q = {"resident_mb": 100.0, "private_mb": 80.0, "tensors": 5, "handles": 6, "threads": 2}
+    assert soak.leaks([q, q, q, {name: 0.9 * value for name, value in q.items()}]) == []
+    assert soak.leaks([q, q, q, q | {"resident_mb": 102.0, "private_mb": 81.6}]) == []
+    assert len(soak.leaks([q, q, q, q | {"resident_mb": 102.1}])) == 1
+
+
+def call(capsys, *argv) -> tuple[int, str, str]:
+    code = console.run("soak", lambda: soak.main([str(a) for a in argv]))
+    return code, *capsys.readouterr()
+
+
+def fake(monkeypatch, found: list[str]) -> None:
+    """A whole run takes minutes: here only what is made of its result is tried."""
+    quarter = dict.fromkeys(("resident_mb", "resident_mb_min", "resident_mb_max", "private_mb", "handles", "threads", "tensors"), 1)
+    quarters = 4 * [quarter | {"steps": "1-2", "tensor_mb": 1}]
+    result = {"rounds": 1, "seconds": 1.0, "quarters": quarters, "resident_ratio": 1.0, "private_ratio": 1.0, "leaks": found}
+    monkeypatch.setattr(soak, "run", lambda s, base: result)
+
+
+def test_the_command_writes_its_file_and_fails_with_one_line(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "soak.json"
+    fake(monkeypatch, [])
+    code, printed, _ = call(capsys, "--out", out)
+    assert code == 0 and "verdict: flat" in printed
+    fake(monkeypatch, ["handles grew from 6 to 7"])
+    code, printed, err = call(capsys, "--out", out, "--seed", 3)
+    assert code == 2 and err == "soak: not flat: handles grew from 6 to 7\n" and "verdict: handles grew" in printed
+    written = json.loads(out.read_text())
+    assert written["command"] == f"python -m minipeft.faults soak --out {out} --seed 3" and written["seed"] == 3
+    assert written["card"]["torch"] == torch.__version__ and written["leaks"] == ["handles grew from 6 to 7"]
+
+
+def test_wrong_flags_are_refused_in_one_line(capsys, tmp_path):
+    for argv, says in (
+        (("--steps", 100), "at least 360 steps"),
+        (("--steps", "many"), "invalid int"),
+        (("--seed", -1), "expected one argument|whole number"),
+        (("--out", tmp_path), "is a folder"),
+    ):
+        code, _, err = call(capsys, *argv)
+        (line,) = err.splitlines()
+        assert code == 2 and any(part in line for part in says.split("|")), err

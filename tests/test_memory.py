@@ -1,0 +1,53 @@
+"""What memory there is, and the line that tells that it was not enough."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minipeft import memory
+
+CPU = torch.device("cpu")
+
+
+def test_a_tensor_is_held_and_no_longer_available():
+    if memory.available(CPU) is None:
+        pytest.skip("this system does not tell")
+    before = memory.available(CPU)
+    held = torch.ones(10**8)  # 400 MB
+    assert memory.resident_peak() > 4e8
+    assert before - memory.available(CPU) > 2e8, "others may free some meanwhile"
+    del held
+
+
+def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
+    for system, group, own in ((3, 2, 1), (1, 2, 3), (2, 1, None), (None, None, 7)):
+        monkeypatch.setattr(memory, "_kilobytes", lambda path, field, system=system: system)
+        monkeypatch.setattr(memory, "_group", lambda group=group: group)
+        monkeypatch.setattr(memory, "_own_limit", lambda own=own: own)
+        assert memory.available(CPU) == min(n for n in (system, group, own) if n is not None)
+
+
+@pytest.mark.skipif(not hasattr(memory, "resource"), reason="no resource limits on this system")
+def test_running_out_is_one_line_with_what_was_asked_for_and_what_is_left():
+    code = """
+import resource, sys, torch
+from minipeft.console import run
+held = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (held + 10**9, held + 10**9))
+sys.exit(run("script.py", lambda: torch.empty(10**9), "--batch-size"))
+"""
+    if memory._status("VmSize") is None:
+        pytest.skip("Linux only")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = r"memory ran out on the CPU: 4.00 GB more than the \S+ GB held are needed, (0.9\d|1.00) GB are left: lower --batch-size"
+    assert done.returncode == 2 and re.fullmatch(f"script.py: {said}\n", done.stderr), done.stderr
+
+
+def test_a_gpus_message_is_understood(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 10**9 if device.type == "cuda" else None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * 10**9)
+    line = memory.out_of_memory("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
+    assert line == "memory ran out on the GPU: 2.15 GB more than the 7.00 GB held are needed, 1.00 GB are left"

@@ -1,0 +1,139 @@
+"""A run's folder: one run at a time, and states that are whole or passed over."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minipeft import Error, checkpoint
+from minipeft.run_folder import RunFolder, is_whole, read_state
+
+STATE = {"step": 1, "trained": {"x": torch.arange(1000.0)}}
+
+
+def names(folder):
+    return sorted(p.name for p in (folder / "training_state").iterdir() if p.suffix == ".pt")
+
+
+def test_the_last_two_states_are_kept_under_their_steps_and_hashes(tmp_path):
+    with RunFolder(tmp_path) as run:
+        for step in (5, 50, 500):
+            run.save(step, {**STATE, "step": step})
+    assert [name[:9] for name in names(tmp_path)] == ["00000050-", "00000500-"]
+    path = tmp_path / "training_state" / names(tmp_path)[1]
+    assert is_whole(path) and read_state(path)["step"] == 500 and torch.equal(read_state(path)["trained"]["x"], STATE["trained"]["x"])
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b + b"\0"])
+def test_a_damaged_state_is_passed_over_with_a_warning_and_never_kept_for_a_whole_one(change, tmp_path, capsys):
+    with RunFolder(tmp_path) as run:
+        run.save(1, STATE)
+        run.save(2, STATE)
+    older, newer = (tmp_path / "training_state" / name for name in names(tmp_path))
+    newer.write_bytes(change(newer.read_bytes()))
+    with pytest.raises(Error, match="is damaged: it is not what was written"):
+        read_state(newer)
+    with RunFolder(tmp_path, resume=True) as run:
+        assert run.newest() == older
+        assert capsys.readouterr().err == f"warning: {newer} is damaged, going back to the state before it\n"
+        run.save(2, {**STATE, "step": 3})
+        assert [is_whole(tmp_path / "training_state" / name) for name in names(tmp_path)] == [True, True]
+    for name in names(tmp_path):
+        (tmp_path / "training_state" / name).write_bytes(b"")
+    with RunFolder(tmp_path, resume=True) as run, pytest.raises(Error, match="every training state in .* is damaged"):
+        run.newest()
+
+
+def test_a_second_run_is_refused_while_one_works_and_after_it(tmp_path):
+    with RunFolder(tmp_path / "out") as run:
+        for again in (dict(), dict(resume=True), dict(overwrite=True)):
+            with pytest.raises(Error, match="out is in use: another run works there"):
+                RunFolder(tmp_path / "out", **again).__enter__()
+        run.save(1, STATE)
+    with pytest.raises(Error, match="holds a run that was stopped: --resume goes on with it, --overwrite starts anew"):
+        RunFolder(tmp_path / "out").__enter__()
+    with RunFolder(tmp_path / "out", resume=True) as run:
+        assert run.newest()
+        (tmp_path / "out" / "scores.json").write_text("{}")
+        run.finish()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.json"]
+    with pytest.raises(Error, match="holds a finished run: --overwrite replaces it"):
+        RunFolder(tmp_path / "out").__enter__()
+    with pytest.raises(Error, match="nothing to resume: the run in .* is finished"):
+        RunFolder(tmp_path / "out", resume=True).__enter__()
+    with RunFolder(tmp_path / "out", overwrite=True) as run:
+        assert run.newest() is None
+    with pytest.raises(Error, match="nothing to resume: there is no folder"):
+        RunFolder(tmp_path / "nowhere", resume=True).__enter__()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_process_that_is_killed_lets_go_of_the_folder(tmp_path):
+    code = f"""
+import os, sys
+from minipeft.run_folder import RunFolder
+with RunFolder({str(tmp_path / "out")!r}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(Error, match="is in use"):
+        RunFolder(tmp_path / "out").__enter__()
+    child.kill()
+    child.wait()
+    with RunFolder(tmp_path / "out", resume=True) as run:  # it was stopped before its first state
+        assert run.newest() is None
+
+
+def test_a_run_that_is_refused_leaves_nothing_and_one_that_is_interrupted_can_be_resumed(tmp_path):
+    with pytest.raises(Error), RunFolder(tmp_path / "out"):
+        raise Error("no")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "out"):
+        raise KeyboardInterrupt
+    with RunFolder(tmp_path / "out", resume=True):
+        pass
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else_is(tmp_path):
+    (tmp_path / "training_state").mkdir()
+    left = [".scores.json.12.tmp", ".adapter_model.safetensors.7.tmp", "training_state/.00000012.pt.345.tmp"]
+    others = [".mine.12.tmp", "notes.tmp", ".scores.json.tmp"]
+    for name in left + others:
+        (tmp_path / name).write_text("")
+    with RunFolder(tmp_path):
+        assert [name for name in left + others if (tmp_path / name).exists()] == others
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_state_before_it(tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunFolder(tmp_path) as run:
+        run.save(1, STATE)
+        before = {p: p.read_bytes() for p in (tmp_path / "training_state").glob("*.pt")}
+        monkeypatch.setattr("builtins.open", lambda path, mode: Full(path, mode))
+        with pytest.raises(Error, match="00000002.pt cannot be written: No space left on device") as e:
+            run.save(2, STATE)
+        monkeypatch.undo()
+        assert "\n" not in str(e.value)
+    assert {p: p.read_bytes() for p in (tmp_path / "training_state").iterdir() if p.name != "lock"} == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
+    if os.access("/proc/1", os.F_OK):
+        with pytest.raises(Error, match="/proc/minipeft cannot be written to: "):
+            RunFolder("/proc/minipeft").__enter__()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o500)
+    if not os.access(tmp_path / "out", os.W_OK):  # root may write everywhere
+        with pytest.raises(Error, match="out cannot be written to: Permission denied"):
+            RunFolder(tmp_path / "out").__enter__()
+    with pytest.raises(Error, match="scores.json cannot be written: "):
+        checkpoint.write_json(tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {})
