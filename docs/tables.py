@@ -124,7 +124,51 @@ def profile_table() -> str:
     return "\n".join([*lines, "", f"minipeft's products alone are {', '.join(shares)} of PEFT's whole eager step."])
 
 
+def faults() -> str:
+    """What was provoked, how often, and what came of it."""
+    rows = ["| provoked | times | what came of it | command |", "|---|---|---|---|"]
+
+    def row(name: str, what: str, times: int, outcome: str) -> None:
+        rows.append(f"| {what} | {times:,} | {outcome} | `python -m minipeft.faults {name}` |")
+
+    for name, what in (
+        ("kill", "`kill -9` at a random moment, then `--resume`"),
+        ("terminate", "SIGTERM (exit code 143), then `--resume`"),
+    ):
+        r = read(RESULTS / f"faults-{name}.json")
+        where = ", ".join(f"{n} {place}" for place, n in r["stopped"].items())
+        row(name, what, r["times"], f"{r['identical']} end bit for bit like the uninterrupted run ({where})")
+    r = read(RESULTS / "faults-disk.json")
+    line = f"exit code {r['exit_code']}, one line; states untouched: {yes(r['states_untouched'])}"
+    row("disk", "a full disk while a state is written", 1, f"{line}; resumed, bit for bit the same: {yes(r['resumed_identical'])}")
+    r = read(RESULTS / "faults-files.json")["counts"][-1]
+    outcome = f"{r['right']:,} read as what they hold, {r['refused']:,} refused in one line, {r.get('failed', 0)} anything else"
+    row("files", "damaged and forged files: bit flips, truncations, claimed terabytes, malicious pickles …", r["tried"], outcome)
+    r = read(RESULTS / "faults-processes.json")["rows"]
+    slowest, same = max(x["seconds"] for x in r), sum(x["by_two"] == "identical" for x in r)
+    outcome = f"the job ends within {slowest:.1f} s; {same} of {len(r)} resumed, bit for bit the same"
+    row("processes", "one of two processes killed", len(r), outcome)
+    r = read(RESULTS / "soak.json")
+    first, last = r["quarters"][1], r["quarters"][-1]
+    ratio = last["resident_mb"] / first["resident_mb"]
+    outcome = f"memory, last quarter over second: {ratio:.4f}; handles {first['handles']} and {last['handles']}"
+    row("soak", "steps of tuning, saving, loading, generating, detaching", r["settings"]["steps"], outcome)
+    return "\n".join(rows)
+
+
+def yes(x: bool) -> str:
+    return "yes" if x else "NO"
+
+
+def processes() -> str:
+    """What a step of two processes sends, on the nano shape."""
+    lines = {r["method"]: r["traffic"] for r in read(RESULTS / "faults-processes.json")["rows"]}
+    return fenced("\n".join(f"{method:<7} {line}" for method, line in lines.items()))
+
+
 BLOCKS = {
+    "faults": faults,
+    "processes": processes,
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
     "scores": scores_table,
     "wordings": wordings,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout  # comes with torch, which needs it
 
-from .checkpoint import KINDS, dump_torch, read_torch, write_atomically
+from .checkpoint import KINDS, dump_torch, is_there, read_torch, write_atomically
 from .config import Error
 from .distributed import leader, together
 
@@ -134,12 +134,14 @@ class RunFolder:
 def is_whole(path: Path) -> bool:
     """Whether a state is, byte for byte, what its name says that was written."""
     try:
+        if not is_there(path):
+            return False
         sha256 = hashlib.sha256()
         with open(path, "rb") as f:
             for piece in iter(lambda: f.read(1 << 20), b""):
                 sha256.update(piece)
         return path.stem.partition("-")[2] == sha256.hexdigest()[:16]
-    except OSError:
+    except (Error, OSError):  # a pipe in its place is an Error
         return False
 
 

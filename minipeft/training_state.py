@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import check_tensors
-from .config import Error
+from .config import Error, shown
 from .distributed import collected, gathered, placed, rank
 from .run_folder import read_state
 
@@ -47,8 +47,8 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer, se
         raise Error(f"{path} is not a training state")
     theirs, ours = _dict(state, "settings", path), settings or {}
     for name in sorted(theirs.keys() | ours.keys(), key=str):
-        if theirs.get(name) != ours.get(name):
-            raise Error(f"{path} is of another run: its {name} is {theirs.get(name)!r}, here it is {ours.get(name)!r}")
+        if not _same(theirs.get(name), ours.get(name)):
+            raise Error(f"{path} is of another run: its {shown(name)} is {shown(theirs.get(name))}, here it is {shown(ours.get(name))}")
     if not 0 <= state["step"] <= steps:
         raise Error(f"{path} does not fit: step {state['step']} is none of the {steps}")
     trained, moments, best = _dict(state, "trained", path), _dict(state, "moments", path), state["best"]
@@ -68,6 +68,13 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer, se
             p.copy_(_own(trained[name], p))
             optimizer.state[p] = {key: _own(t, p if t.dim() else t).to(p.device) for key, t in moments[name].items()}
     return state["step"], best
+
+
+def _same(a, b) -> bool:
+    try:
+        return bool(a == b)
+    except RuntimeError:  # a tensor, which no setting is
+        return False
 
 
 def _dict(within: dict, name: str, path: Path) -> dict:

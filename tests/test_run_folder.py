@@ -137,3 +137,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
             RunFolder(tmp_path / "out").__enter__()
     with pytest.raises(Error, match="scores.json cannot be written: "):
         checkpoint.write_json(tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {})
+
+
+def test_a_pipe_in_place_of_a_state_is_not_waited_for(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names on this system")
+    with RunFolder(tmp_path) as run:
+        run.save(1, STATE)
+        os.mkfifo(tmp_path / "training_state" / f"00000002-{16 * '0'}.pt")
+        assert run.newest().name.startswith("00000001-")

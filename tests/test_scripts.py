@@ -170,10 +170,10 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     whole_file = pairs.read_text()
     pairs.write_text(whole_file.replace("Zizzi", "Zozzo"))
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
-    assert code == 2 and "is of another run: its examples" in err
+    assert code == 2 and "is of another run: its 'examples'" in err
     pairs.write_text("".join(whole_file.splitlines(keepends=True)[:-9]))
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
-    assert code == 2 and "its examples is '40 to train on, 5 held out, SHA-256 " in err and "here it is '32 to train on" in err
+    assert code == 2 and "its 'examples' is '40 to train on, 5 held out, SHA-256 " in err and "here it is '32 to train on" in err
     pairs.write_text(whole_file)
     code, printed, _ = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
     assert code == 0 and f"resuming from {tmp_path / 'out' / 'training_state' / '00000007-'}" in printed

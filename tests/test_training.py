@@ -85,7 +85,7 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_it(tmp_path, capsy
 
 def test_a_state_of_another_run_is_refused(tmp_path):
     stopped_at(tmp_path)
-    with pytest.raises(Error, match="its seed is 0, here it is 1"):
+    with pytest.raises(Error, match="its .seed. is 0, here it is 1"):
         run(fresh("prefix", {}), "prefix", tmp_path, resume=True, settings={"seed": 1})
     with pytest.raises(Error, match="does not fit"):
         run(fresh("prompt", {}), "prompt", tmp_path, resume=True)
@@ -102,6 +102,7 @@ FORGERIES = {
     "moments of another shape": (lambda s: next(iter(s["moments"].values())).update(exp_avg=torch.zeros(2)), "exp_avg is .2,."),
     "random numbers of another size": (lambda s: s["random"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "random does not fit: cpu"),
     "random numbers that are none": (lambda s: s["random"][0]["cpu"].fill_(255), "no state of torch's generators"),
+    "a setting that is a tensor": (lambda s: s["settings"].update(seed=torch.zeros(3)), "its .seed. is <Tensor>, here it is 0"),
     "a best that is none": (lambda s: s.update(best=[1]), "its best is none"),
 }
 
