@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .config import Error
 from .distributed import leader, rank, world
 from .memory import out_of_memory
-from .stopping import Stopped, ignore_terminate, stop_on_terminate
+from .stopping import Stopped, ignore_terminate, terminable
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -79,13 +79,13 @@ def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
-    stop_on_terminate()
-    try:
-        main()
-        return 0
-    except (Error, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as e:
-        ignore_terminate()
-        return refusal(script, e, lower)
+    with terminable():
+        try:
+            main()
+            return 0
+        except (Error, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as e:
+            ignore_terminate()
+            return refusal(script, e, lower)
 
 
 def refusal(script: str, e: BaseException, lower: str) -> int:

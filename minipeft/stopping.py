@@ -1,5 +1,6 @@
 """SIGINT (Ctrl-C) and SIGTERM (what schedulers send): a loop finishes its step first, everything else stops where it is."""
 
+import contextlib
 import signal
 import threading
 
@@ -17,13 +18,18 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
-def stop_on_terminate() -> None:
-    """From now on SIGTERM raises Stopped, as SIGINT raises KeyboardInterrupt: what is open is closed, half-written files are removed."""
+@contextlib.contextmanager
+def terminable():
+    """Within, SIGTERM raises Stopped, as SIGINT raises KeyboardInterrupt: what is open is closed, half-written files are removed."""
 
     def stop(number, frame):
         raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def ignore_terminate() -> None:

@@ -1,0 +1,45 @@
+"""Signals: a script ends with the shell's exit codes, one line, and leaves the process as it was."""
+
+import signal
+
+import pytest
+
+from minipeft import Error, console
+from minipeft.stopping import Asked, Stopped
+
+
+def test_a_script_that_is_terminated_says_so_and_leaves_no_handler_behind(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    for main, code, line in (
+        (lambda: signal.raise_signal(signal.SIGTERM), 143, "s.py: stopped by SIGTERM"),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "s.py: interrupted"),
+        (lambda: (_ for _ in ()).throw(Error("no")), 2, "s.py: no"),
+        (lambda: None, 0, ""),
+    ):
+        assert console.run("s.py", main) == code
+        assert capsys.readouterr().err.strip() == line and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminate_while_the_reason_is_told_does_not_cut_it_short(capsys, monkeypatch):
+    told = console.tell
+
+    def terminated_meanwhile(script, message):
+        signal.raise_signal(signal.SIGTERM)
+        told(script, message)
+
+    monkeypatch.setattr(console, "tell", terminated_meanwhile)
+
+    def main():
+        raise Error("the reason")
+
+    assert console.run("s.py", main) == 2 and capsys.readouterr().err == "s.py: the reason\n"
+
+
+def test_a_first_signal_is_noted_and_a_second_one_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as e, Asked() as asked:
+        assert asked.number == 0
+        signal.raise_signal(signal.SIGINT)
+        assert asked.number == signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)
+    assert e.value.exit_code == 143 and signal.getsignal(signal.SIGINT) is before
