@@ -51,13 +51,13 @@ class FileTokenizer:
     """
 
     def __init__(self, folder, vocab_size: int):
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise Error(f"reading {Path(folder) / 'tokenizer.json'} needs: pip install tokenizers") from None
         path = Path(folder) / "tokenizer.json"
         if not is_there(path):
             raise Error(f"{path} is missing")
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise Error(f"reading {path} needs: pip install tokenizers") from None
         _check_work(path)
         with rust(f"{path} is torn or no tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
