@@ -33,12 +33,16 @@ def main(argv) -> None:
         stopped.ended()
         uninterrupted.ended()
         before = states(out)
+        if not before:
+            raise Error(f"the run has no state to lose: {args.on or folder} must have room for three of some 20 MB")
         if args.on:
             fill(Path(folder) / "ballast", min(map(len, before.values())) // 2)
         code, printed = Running(out, *run, "--resume", **({} if args.on else {"preexec_fn": small_files})).ended()
         kept = states(out) == before
         (Path(folder) / "ballast").unlink(missing_ok=True)
-        Running(out, *run, "--resume").ended()
+        again, last = Running(out, *run, "--resume").ended()
+        if again:
+            raise Error(f"with room again the run did not go on: {last[-1]}")
         result = {
             "command": f"python -m minipeft.faults disk{' --on FOLDER' if args.on else ''}",
             "card": card(torch.device("cpu")),
