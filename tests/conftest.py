@@ -17,7 +17,7 @@ LLAMA_NAMES = {  # of what GPT-2's names of linears mean
     "mlp.c_proj": ["mlp.down_proj"],
 }
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tensors this small are not worth a second one, which waits by spinning
 
 
 def in_shape(config: GPTConfig, h: dict) -> dict:

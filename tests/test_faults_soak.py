@@ -21,10 +21,10 @@ def one_thread():
 
 
 def short() -> dict:
-    """Four turns of all methods (a turn takes 18 steps) on a tiny base."""
+    """Four turns of all methods (a turn takes 9 steps) on a tiny base."""
     torch.manual_seed(0)
     base = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=16, position="rotary"))
-    return soak.run(soak.Settings(72, seed=0, steps_per_round=2, batch_size=2, new_tokens=3), base)
+    return soak.run(soak.Settings(36, seed=0, steps_per_round=1, batch_size=2, new_tokens=3), base)
 
 
 def leaking(monkeypatch, name: str, leak) -> None:
@@ -47,51 +47,38 @@ def test_a_short_soak_is_flat():
     result = short()
     assert result["leaks"] == [] and result["rounds"] == 4 * (len(soak.KINDS) + 1)
     assert [q["tensors"] for q in result["quarters"]] == 4 * [result["quarters"][0]["tensors"]]
-    assert result["curve"][-1][0] == 72 and len(result["curve"]) <= soak.POINTS
+    assert result["curve"][-1][0] == 36 and len(result["curve"]) <= soak.POINTS
     assert "verdict: flat" in soak.table(result)
 
 
-def test_one_tensor_more_a_turn_is_found(monkeypatch):
-    kept = []
-    leaking(monkeypatch, "TaskBank", lambda *_: kept.append(torch.zeros(1)))
-    result = short()
-    first = result["quarters"][0]["tensors"]
-    assert result["leaks"] == [f"tensors grew from {first + 1} to {first + 3}"]
+def test_everything_that_stays_is_found(monkeypatch):
+    """A tensor a turn, memory that no tensor holds, open files and threads, all in one run."""
+    tensors, memory, files, threads, done = [], [], [], [], Event()
 
+    def keep_a_turn(*_):
+        tensors.append(torch.zeros(1))
+        threads.append(Thread(target=done.wait))
+        threads[-1].start()
 
-def test_memory_that_no_tensor_holds_is_found(monkeypatch):
-    kept = []
-    leaking(monkeypatch, "load_adapter", lambda *_: kept.append(numpy.ones(1_000_000)))  # 8 MB, and not a tensor
-    found = " ".join(short()["leaks"])
-    assert "resident memory grew by" in found and "private memory grew by" in found and "tensors" not in found
+    def keep_a_round(_, folder):
+        memory.append(numpy.ones(1_000_000))  # 8 MB
+        files.append(open(next(folder.rglob("*.json"))))  # noqa: SIM115
 
-
-def test_open_files_are_found(monkeypatch):
-    kept = []
-    leaking(monkeypatch, "load_adapter", lambda _, folder: kept.append(open(next(folder.rglob("*.json")))))  # noqa: SIM115
+    leaking(monkeypatch, "TaskBank", keep_a_turn)
+    leaking(monkeypatch, "load_adapter", keep_a_round)
     try:
-        (found,) = short()["leaks"]
-    finally:
-        for f in kept:
-            f.close()
-    assert found.startswith("handles grew from ")
-
-
-def test_threads_that_stay_are_found(monkeypatch):
-    done, started = Event(), []
-
-    def start(*_):
-        started.append(Thread(target=done.wait))
-        started[-1].start()
-
-    leaking(monkeypatch, "TaskBank", start)
-    try:
-        found = " ".join(short()["leaks"])
+        result = short()
     finally:
         done.set()
-        for thread in started:
+        for thread in threads:
             thread.join()
-    assert "threads grew from " in found
+        for f in files:
+            f.close()
+    first = result["quarters"][0]["tensors"]
+    resident, private, *rest = result["leaks"]
+    assert resident.startswith("resident memory grew by ") and private.startswith("private memory grew by ")
+    assert [leak.split(" from ")[0] for leak in rest] == ["tensors grew", "handles grew", "threads grew"]
+    assert rest[0] == f"tensors grew from {first + 1} to {first + 3}"
 
 
 @pytest.mark.parametrize("name", ["another.json", ".adapter_config.json.7.tmp"])
@@ -104,7 +91,7 @@ def test_a_file_that_is_left_over_is_found(monkeypatch, name):
             (folder / name).touch()
 
     leaking(monkeypatch, "load_adapter", leave)
-    with pytest.raises(Error, match=f"step 20: after prompt the folder has other files than before, such as prompt/{name}"):
+    with pytest.raises(Error, match=f"step 10: after prompt the folder has other files than before, such as prompt/{name}"):
         short()
 
 
@@ -123,7 +110,7 @@ def test_what_is_loaded_must_be_what_was_saved(monkeypatch):
         return model
 
     monkeypatch.setattr(soak, "load_adapter", damaged)
-    with pytest.raises(Error, match="step 2, prompt: what was loaded is not what was saved"):
+    with pytest.raises(Error, match="step 1, prompt: what was loaded is not what was saved"):
         short()
 
 

@@ -15,21 +15,34 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
 
 
-@pytest.fixture(autouse=True)
-def where_train_py_is(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """One run killed, one terminated, one out of disk, each set against the same that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        whole = stops.uninterrupted(folder)
+
+        def stopped(number: signal.Signals) -> dict:
+            (folder / number.name).mkdir()
+            return stops.count(folder / number.name, number, times=1, seed=3, workers=1, whole=whole)
+
+        with ThreadPoolExecutor(2) as pool:
+            kill, terminate = (pool.submit(stopped, number) for number in (signal.SIGKILL, signal.SIGTERM))
+            full_disk = pool.submit(disk.fill_up, folder / "disk", stops.flags(folder), whole, False)
+            return kill.result(), terminate.result(), full_disk.result()
 
 
-def test_what_is_stopped_and_resumed_ends_bit_for_bit_like_the_uninterrupted_run(tmp_path):
-    def stopped_once(number: signal.Signals) -> dict:
-        folder = tmp_path / number.name
-        folder.mkdir()
-        return stops.count(folder, number, times=1, seed=3, workers=1)
+def test_what_is_stopped_and_resumed_ends_bit_for_bit_like_the_uninterrupted_run(disturbed):
+    for result in disturbed[:2]:
+        assert result["identical"] == 1 and result["failed"] == {} and sum(result["stopped"].values()) == 1
 
-    with ThreadPoolExecutor(2) as pool:
-        for result in pool.map(stopped_once, (signal.SIGKILL, signal.SIGTERM)):
-            assert result["identical"] == 1 and result["failed"] == {} and sum(result["stopped"].values()) == 1
+
+def test_a_disk_that_fills_up_is_one_line_and_costs_nothing(disturbed):
+    assert disturbed[2]["line"].startswith("train.py: OUT/training_state/000000") and disk.as_promised(disturbed[2])
+    for broken in ({"exit_code": 1}, {"line": ""}, {"states_untouched": False}, {"resumed_identical": False}):
+        assert not disk.as_promised(disturbed[2] | broken)
 
 
 def test_the_count_notices_what_ends_differently(tmp_path, monkeypatch):
@@ -54,10 +67,5 @@ def test_the_count_notices_what_ends_differently(tmp_path, monkeypatch):
             return self.code, []
 
     monkeypatch.setattr(stops, "Running", Lossy)
-    result = stops.count(tmp_path, signal.SIGKILL, times=3, seed=0, workers=1)
+    result = stops.count(tmp_path, signal.SIGKILL, times=3, seed=0, workers=1, whole=stops.uninterrupted(tmp_path))
     assert result["identical"] == 0 and result["failed"] == {"finished differently": 3}
-
-
-def test_a_disk_that_fills_up_is_one_line_and_costs_nothing(tmp_path, capsys):
-    disk.main(["--out", str(tmp_path / "disk.json")])
-    assert "exit code 2: train.py: OUT/training_state/000000" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from ..checkpoint import write_json
 from ..config import Error
 from ..console import Parser
 from .running import Running, ending, listed
-from .stops import flags
+from .stops import flags, uninterrupted
 
 
 def main(argv) -> None:
@@ -25,40 +25,46 @@ def main(argv) -> None:
     p.add_argument("--out", metavar="FILE", help="write what was seen as JSON")
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.on) as folder, tempfile.TemporaryDirectory() as elsewhere:
-        whole, out = Path(elsewhere) / "whole", Path(folder) / "run"
-        run = flags(Path(elsewhere))
-        uninterrupted, stopped = Running(whole, *run), Running(out, *run)
-        stopped.wait_for("*.pt")
-        stopped.process.send_signal(signal.SIGTERM)
-        stopped.ended()
-        uninterrupted.ended()
-        before = states(out)
-        if not before:
-            raise Error(f"the run has no state to lose: {args.on or folder} must have room for three of some 20 MB")
-        if args.on:
-            fill(Path(folder) / "ballast", min(map(len, before.values())) // 2)
-        code, printed = Running(out, *run, "--resume", **({} if args.on else {"preexec_fn": small_files})).ended()
-        kept = states(out) == before
-        (Path(folder) / "ballast").unlink(missing_ok=True)
-        again, last = Running(out, *run, "--resume").ended()
-        if again:
-            raise Error(f"with room again the run did not go on: {last[-1]}")
-        result = {
-            "command": f"python -m minipeft.faults disk{' --on FOLDER' if args.on else ''}",
-            "card": card(torch.device("cpu")),
-            "exit_code": code,
-            "line": printed[-1].replace(str(out), "OUT"),
-            "states_untouched": kept,
-            "resumed_identical": ending(out) == ending(whole),
-        }
+        whole = uninterrupted(Path(elsewhere))
+        result = fill_up(Path(folder) / "run", flags(Path(elsewhere)), whole, args.on is not None)
+    result = {"command": f"python -m minipeft.faults disk{' --on FOLDER' if args.on else ''}", "card": card(torch.device("cpu")), **result}
     if args.out:
         write_json(Path(args.out), result)
-    print(card_line(result["card"]))
-    print(
-        f"exit code {code}: {result['line']}\nstates untouched: {kept}; resumed once there is room: identical {result['resumed_identical']}"
-    )
-    if code != 2 or "cannot be written" not in result["line"] or not kept or not result["resumed_identical"]:
+    print(card_line(result["card"]), told(result), sep="\n")
+    if not as_promised(result):
         raise Error("the run did not end, or go on, as it should")
+
+
+def fill_up(out: Path, run: tuple[str, ...], whole: tuple[float, tuple], real: bool) -> dict:
+    """Stop a run once it has states, go on where there is no room for the next, and again where there is; returns what was seen."""
+    stopped = Running(out, *run)
+    stopped.wait_for("*.pt")
+    stopped.process.send_signal(signal.SIGTERM)
+    stopped.ended()
+    if not (before := states(out)):
+        raise Error(f"the run has no state to lose: {out.parent} must have room for three of some 20 MB")
+    ballast = out.with_name("ballast")
+    if real:
+        fill(ballast, min(map(len, before.values())) // 2)
+    code, printed = Running(out, *run, "--resume", **({} if real else {"preexec_fn": small_files})).ended()
+    kept = states(out) == before
+    ballast.unlink(missing_ok=True)
+    again, last = Running(out, *run, "--resume").ended()
+    if again:
+        raise Error(f"with room again the run did not go on: {last[-1]}")
+    line = printed[-1].replace(str(out), "OUT")
+    return {"exit_code": code, "line": line, "states_untouched": kept, "resumed_identical": ending(out) == whole[1]}
+
+
+def told(r: dict) -> str:
+    return (
+        f"exit code {r['exit_code']}: {r['line']}\nstates untouched: {r['states_untouched']}; "
+        f"resumed once there is room: identical {r['resumed_identical']}"
+    )
+
+
+def as_promised(r: dict) -> bool:
+    return r["exit_code"] == 2 and "cannot be written" in r["line"] and r["states_untouched"] and r["resumed_identical"]
 
 
 def states(out: Path) -> dict[str, bytes]:

@@ -54,7 +54,7 @@ def stops(argv, number: signal.Signals, times: int) -> None:
     p.add_argument("--out", metavar="FILE", help="write what was counted as JSON")
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        result = count(Path(folder), number, args.times, args.seed, args.workers)
+        result = count(Path(folder), number, args.times, args.seed, args.workers, uninterrupted(Path(folder)))
     result = {"command": command_of(number, args), "card": card(torch.device("cpu")), **result}
     if args.out:
         write_json(Path(args.out), result)
@@ -75,14 +75,18 @@ def table(r: dict) -> str:
     return "\n".join([*lines, f"{r['identical']} of {r['times']} ended bit for bit like the uninterrupted run"])
 
 
-def count(folder: Path, number: signal.Signals, times: int, seed: int, workers: int) -> dict:
-    """Stop so many runs in `folder`; returns where they were stopped, and how many ended as they should."""
-    start = time.monotonic()
+def uninterrupted(folder: Path) -> tuple[float, tuple]:
+    """A run in `folder` that nobody stops: the seconds from when it has its folder, and what it ends with."""
     whole = Running(folder / "whole", *flags(folder))
     whole.wait_for("lock")
     begun = time.monotonic()
     whole.ended()
-    seconds, wanted = time.monotonic() - begun, ending(folder / "whole")
+    return time.monotonic() - begun, ending(folder / "whole")
+
+
+def count(folder: Path, number: signal.Signals, times: int, seed: int, workers: int, whole: tuple[float, tuple]) -> dict:
+    """Stop so many runs in `folder`; returns where they were stopped, and how many ended as they should: like the uninterrupted one."""
+    start, (seconds, wanted) = time.monotonic(), whole
     stopped, failed = Counter(), Counter()
     with ThreadPoolExecutor(workers) as pool, tqdm(total=times, unit="run", dynamic_ncols=True) as bar:
         for where, failure in pool.map(lambda i: stop_one(folder / str(i), number, f"{seed}/{i}", seconds, wanted), range(times)):
