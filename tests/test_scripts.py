@@ -244,17 +244,17 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
-@pytest.mark.parametrize("flags", [["--base-dtype", "bfloat16", "--gradient-checkpointing"], ["--compile"], ["--dtype", "bfloat16"]])
-def test_what_makes_training_small_or_fast_reaches_the_same(flags, capsys, tmp_path):
-    if "--compile" in flags and shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler")
-
+def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path):
     def held_out_loss(*flags):
-        code, printed, err = call(capsys, train, "--steps", 60, "--batch-size", 16, "--out", tmp_path / "-".join(["out", *flags]), *flags)
+        code, printed, err = call(capsys, train, "--steps", 30, "--batch-size", 8, "--out", tmp_path / "-".join(["out", *flags]), *flags)
         assert code == 0, err
         return float(re.search(r"loss [0-9.]+ -> ([0-9.]+)", printed)[1])
 
-    assert held_out_loss(*flags) == pytest.approx(held_out_loss(), abs=0.02)
+    plain = held_out_loss()
+    for flags in (["--base-dtype", "bfloat16", "--gradient-checkpointing"], ["--dtype", "bfloat16"]):
+        assert held_out_loss(*flags) == pytest.approx(plain, abs=0.02)
+    if shutil.which("g++"):  # torch.compile needs it
+        assert held_out_loss("--compile") == pytest.approx(plain, abs=0.02)
 
 
 def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path):
