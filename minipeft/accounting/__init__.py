@@ -3,7 +3,7 @@
 from .activations import Kept, activations
 from .decoding import Inference, inference
 from .memory import TrainBytes, train_bytes
-from .parameters import Count, base_parameters, count, depends_on, lora_targets, top_layers
+from .parameters import Count, base_parameters, base_tensors, count, depends_on, lora_targets, top_layers
 from .products import Flops, Product, flops, products, step_flops
 from .storage import adapter_bytes, storage_bytes
 from .table import ledger
@@ -20,6 +20,7 @@ __all__ = [
     "activations",
     "adapter_bytes",
     "base_parameters",
+    "base_tensors",
     "bytes_per_step",
     "count",
     "depends_on",

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from ..config import GPTConfig
-from .parameters import settings
-from .products import Product, block_products, prefix_products, virtual_tokens
+from .parameters import settings, virtual_tokens
+from .products import Product, block_products, prefix_products
 
 
 class Inference(NamedTuple):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..config import Error, GPTConfig, linears, linears_named
 from .gradients import flow
-from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers
+from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers, virtual_tokens
 
 
 class Flops(NamedTuple):
@@ -31,7 +31,8 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                     dW = xᵀ dy     where W is trained
 
     The three cost the same. So of full fine-tuning's 3 passes a frozen base still takes 2, however few parameters are trained:
-    a step is at most 3/2 = 1.5 times as fast, and 1000 times fewer parameters are not 1000 times faster.
+    a step is at most 3/2 = 1.5 times as fast, and 1000 times fewer parameters are not 1000 times faster. More is spared only before
+    the first trained number, where no gradient has to go: there 1 pass of 3 is left (llama-adapter, whose lowest layers are bare).
 
     With B·S positions in the blocks (S = P + T under a prompt, else T), every product once, in the code's symbols:
 
@@ -67,11 +68,6 @@ def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperpa
     head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, flow(c, method, **hyperparameters)[-1].out + (method == "full"))
     keys = P + S if method == "prefix" else S
     return [*mlp_products(c, method, h), *prefix_products(c, method, h), *block_products(c, method, h, B * S, keys), head]
-
-
-def virtual_tokens(h: dict) -> int:
-    """P, or LLaMA-Adapter's K; 0 where there are none."""
-    return h.get("num_virtual_tokens") or h.get("adapter_len", 0)
 
 
 def mlp_products(c: GPTConfig, method: str, h: dict) -> list[Product]:
