@@ -7,7 +7,7 @@ from conftest import LLAMA_NAMES
 from conftest import SHAPES as BASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from minipeft import GPT, PRESETS, GPTConfig, accounting, adapt
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
 from minipeft.bench.measure import saved_bytes
 from minipeft.config import LLAMA, linears
 from minipeft.generation import read_slots
@@ -110,6 +110,18 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
         assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
 
 
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("method, h", [setting for setting in SETTINGS if setting[0] != "hard-prompt"][::2])
+def test_a_base_in_bfloat16_keeps_what_it_should(shape, method, h):
+    config, _, _, h, model = adapted(shape, method, h)
+    model.base.to(torch.bfloat16)
+    idx = torch.randint(config.vocab_size, (4, 40))
+    held = list(model.parameters())
+    said = accounting.train_bytes(config, method, 4, 40, base_bytes=2, **h)
+    assert said.weights == sum(t.nbytes for t in held) and said.gradients == sum(t.nbytes for t in model.trainable_parameters())
+    assert said.activations == pytest.approx(saved_bytes(lambda: model.loss(idx, idx.clone()), held), rel=0.02)
+
+
 @every
 def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
     pytest.importorskip("safetensors")
@@ -201,3 +213,20 @@ def test_a_frozen_block_of_gpt2_keeps_10_of_16():
     assert kept["full"] == 16 and kept["llama-adapter"] == 0
     prompt = [t for t in accounting.activations(gpt2, "prompt", B, T, num_virtual_tokens=16) if t.layer == 5]
     assert sum(t.numbers for t in prompt if t.numbers >= B * T * gpt2.n_embd) == 10 * B * (T + 16) * gpt2.n_embd
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda c: accounting.flops(c, "prompt", 0, 9), "batch_size must be a whole number of at least 1, not 0"),
+        (lambda c: accounting.train_bytes(c, "prompt", 2, -1), "seq_len must be"),
+        (lambda c: accounting.inference(c, "prompt", 2, 9.5), "seq_len must be"),
+        (lambda c: accounting.storage_bytes(c, "prompt", 0), "tasks must be"),
+        (lambda c: accounting.wire_bytes(c, "prompt", 0), "processes must be"),
+        (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),
+        (lambda c: accounting.adapter_bytes(c, "magic"), "method must be one of full, hard-prompt"),
+    ],
+)
+def test_what_has_no_answer_is_refused(ask, message):
+    with pytest.raises(Error, match=message):
+        ask(PRESETS["gpt2"])

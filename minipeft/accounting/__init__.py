@@ -1,4 +1,17 @@
-"""The ledger: closed forms, in whole numbers, of what a method costs on a base of any shape."""
+"""The ledger: closed forms, in whole numbers, of what a method costs on a base of any shape.
+
+    count, base_parameters    numbers trained and stored, and the base's         parameters.py
+    flops, step_flops         operations of a step, as executed and at least     products.py
+    train_bytes               weights, gradients, optimizer, activations         memory.py
+    activations               the last of these, tensor by tensor                activations.py
+    wire_bytes                what several processes send in a step              wire.py
+    adapter_bytes             files of one task; storage_bytes: of many          storage.py
+    inference                 caches, and operations of a token                  decoding.py
+    ledger                    all of them in one row                             table.py
+
+They differ so much because each counts something else: parameters are what a task must remember; memory is what a step holds of them
+and of the text; operations are what the frozen weights do for every token, whoever is trained.
+"""
 
 from .activations import Kept, activations
 from .decoding import Inference, inference

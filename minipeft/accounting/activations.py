@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..config import GPTConfig, linears
+from ..config import GPTConfig, at_least_one, linears
 from .gradients import Block, flow
 from .parameters import settings, virtual_tokens
 
@@ -59,9 +59,12 @@ def activations(
     checkpointing: of every block that a gradient passes its input alone; the block runs again in the backward pass. (Held by name, not
     by autograd, and so not counted: what blocks are called with again besides, which are rotary tables and a prefix of hidden vectors.)
 
-    Floats take base_bytes each, as a base in that type computes; the tables of rotary positions, loss and log-sums 4.
-    Raises Error as `count` does.
+    Floats take base_bytes each, as a base in that type computes; log-sums, rotary tables and what RMSNorm keeps stay float32. At 4 this
+    is exact; at 2 copies of what is trained in the base's type are left out, which is little.
+
+    Raises Error as `count` does, or for a size that is none.
     """
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h, full, blocks = settings(c, method, hyperparameters), method == "full", flow(c, method, **hyperparameters)
     C, B, T, P, b = c.n_embd, batch_size, seq_len, virtual_tokens(h), base_bytes
     S = P + T if method == "prompt" else T
@@ -76,7 +79,9 @@ def activations(
         elif block.out:
             found.append(Kept(i, "input", B * S * C, b))
     if blocks[-1].out:
-        found += [Kept(None, "ln_f: input", B * S * C, b), *(Kept(None, *tensor) for tensor in statistics(c, "ln_f", B * T, full, b))]
+        whole = norm_bytes(c, b) == b  # the real tokens are a slice, which keeps the whole, unless they are copied
+        found.append(Kept(None, "ln_f: input", B * (S if whole else T) * C, norm_bytes(c, b)))
+        found += [Kept(None, *tensor) for tensor in statistics(c, "ln_f", B * T, full, b)]
         found.append(Kept(None, "loss: its gradient in the last hidden state", B * T * C, b))
     if full:
         found += [Kept(None, "ln_f: output", B * T * C, b), Kept(None, "loss: log-sums", B * T, 4), Kept(None, "loss: targets", B * T, 8)]
@@ -103,7 +108,12 @@ def statistics(c: GPTConfig, name: str, rows: int, trained: bool, b: int) -> lis
     """What a norm keeps of so many positions, beside its input."""
     if c.norm == "layer":
         return [(f"{name}: mean, 1/spread", 2 * rows, b)]
-    return [(f"{name}: 1/spread", rows, b)] + ([(f"{name}: normalised", rows * c.n_embd, b)] if trained else [])
+    return [(f"{name}: 1/spread", rows, 4)] + ([(f"{name}: normalised", rows * c.n_embd, 4)] if trained else [])
+
+
+def norm_bytes(c: GPTConfig, b: int) -> int:
+    """RMSNorm works on a copy in float32, and keeps that."""
+    return b if c.norm == "layer" else 4
 
 
 def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int, b: int) -> list[tuple[str, int, int]]:
@@ -117,7 +127,7 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
         found.append((name, numbers, each))
 
     def norm(name: str) -> None:
-        keep(f"{name}: input", residual)
+        keep(f"{name}: input", residual, norm_bytes(c, b))
         found.extend(statistics(c, name, B * S, full, b))
 
     def edited(*places: str) -> bool:
@@ -125,7 +135,7 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
         places = [place for place in places if place in h.get("places", ())]
         for place in places:
             keep(f"{place}: x Aᵀ", B * S * h["r"])
-            keep(f"{place}: (α/r)·B", h["r"] * linears(c)[place][1], 4)
+            keep(f"{place}: (α/r)·B", h["r"] * linears(c)[place][1])
         return bool(places)
 
     def bottleneck(place: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..config import Error, GPTConfig, linears, linears_named
+from ..config import Error, GPTConfig, at_least_one, linears, linears_named
 from .gradients import flow
 from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers, virtual_tokens
 
@@ -37,8 +37,8 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     With B·S positions in the blocks (S = P + T under a prompt, else T), every product once, in the code's symbols:
 
         linear       2·B·S·in·out         of every linear of a block: 12·C² numbers in all in GPT-2's shape
-        attention    2·2·B·S·K·C          scores q kᵀ and outputs of the K positions that queries look at (K = P + S under a prefix,
-                                          else S), the whole rectangle, as torch's FlopCounterMode has it: half of it is masked.
+        attention    2·2·B·S·keys·C       scores q kᵀ and outputs; keys, the positions that queries look at, are P + S under a prefix,
+                                          else S: the whole rectangle, as torch's FlopCounterMode has it: half of it is masked.
                                           Backward, where any of q, k, v needs a gradient, 5 products instead of 2: kernels keep no
                                           weights, so they make the scores again, then the gradients of weights, v, q and k, all of
                                           them whether or not they are needed
@@ -54,7 +54,7 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     Not here: what is no matrix product (norms, softmax, the optimizer's few operations a number). Adapted.loss, which keeps no logits
     (loss.py), makes the head's gradient in the forward pass, and with a trained head its logits once more in the backward pass.
 
-    Raises Error as `count` does.
+    Raises Error as `count` does, or for a size that is none.
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
     return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
@@ -62,6 +62,7 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
 
 def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> list[Product]:
     """What `flops` sums."""
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = settings(c, method, hyperparameters)
     B, T, P = batch_size, seq_len, virtual_tokens(h)
     S = P + T if method in ("prompt", "hard-prompt") else T
