@@ -18,12 +18,12 @@ def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: in
                               where it starts and ends; filled up with spaces to a multiple of 8
         each · numbers        the tensors, one behind the other
 
-    tensors: {name: shape}; notes: what checkpoint.write_tensors puts into the metadata; each: bytes of a number.
+    tensors: {name: shape}; notes: what checkpoint.write_tensors puts into the metadata; each: bytes of a number, 8 for token ids.
     """
     header, end = {"__metadata__": {"format": "pt", "minipeft": json.dumps(notes)}}, 0
     for name, shape in sorted(tensors.items()):
         start, end = end, end + each * math.prod(shape)
-        header[name] = {"dtype": {2: "BF16", 4: "F32", 8: "I64"}[each], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": {4: "F32", 8: "I64"}[each], "shape": shape, "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + math.ceil(length / 8) * 8 + end
 
@@ -36,7 +36,7 @@ def config_bytes(config: dict) -> int:
 def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
     """Bytes of the folder that Adapted.save writes where safetensors is installed:
 
-        4·stored (a hard prompt: 8·P) + the header, some 70 to 130 bytes a tensor, + adapter_config.json
+        4·stored (a hard prompt: 8·P) + the header, some hundred bytes a tensor, + adapter_config.json
 
     So a prompt is one tensor and a few hundred bytes around it, LoRA's 2·L matrices have names that take as much as small matrices do.
     full: the whole base's folder, 4·base + header + config.json. What the size does not depend on, such as LoRA's alpha, has its default.
