@@ -1,0 +1,245 @@
+"""Every closed form of the ledger against what it is about: tensors, autograd, torch's counter of operations, files."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LLAMA_NAMES
+from conftest import SHAPES as BASES
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
+from minipeft.bench.measure import saved_bytes
+from minipeft.config import LLAMA, linears
+from minipeft.generation import read_slots
+
+SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
+    "gpt2": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32), 2, 7),
+    "nano": (GPTConfig(vocab_size=257, block_size=64, n_layer=3, n_head=6, n_embd=48, position="rotary"), 3, 9),
+    "llama": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32, **BASES["llama"]), 2, 7),
+    "qwen2": (GPTConfig(50, 48, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56, **LLAMA | {"bias": "qkv"}), 4, 3),
+    "joined": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms", bias="none", tied=False), 2, 6),
+    "apart": (GPTConfig(61, 40, n_layer=1, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 1, 8),
+}
+SETTINGS = [
+    ("full", {}),
+    ("hard-prompt", dict(num_virtual_tokens=4)),
+    ("prompt", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=3, space="hidden")),
+    ("prefix", dict(num_virtual_tokens=5, prefix_projection=True)),
+    ("prefix", dict(num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=11, space="hidden")),
+    ("lora", dict(r=3)),
+    ("lora", dict(r=2, target_modules=("c_proj", "mlp.c_fc"))),
+    ("lora", dict(r=1, target_modules=("c_attn", "mlp.c_proj"))),
+    ("adapter", dict(bottleneck_size=3)),
+    ("adapter", dict(bottleneck_size=5, placement="pfeiffer")),
+    ("llama-adapter", dict(adapter_len=4)),
+    ("llama-adapter", dict(adapter_len=2, adapter_layers=1, gate="layer")),
+]
+every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in SETTINGS])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors as small as these only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def in_names_of(config: GPTConfig, h: dict) -> dict:
+    """The hyper-parameters, with target_modules, which are GPT-2's here, as this shape calls the same linears."""
+    if "target_modules" not in h:
+        return h
+    names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES[gpt2s])]
+    return h | {"target_modules": [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]}
+
+
+def adapted(shape: str, method: str, h: dict):
+    """-> the shape, B, T, the hyper-parameters in its own names, and the model, away from its start so that no gradient is zero."""
+    (config, B, T), h = SHAPES[shape], in_names_of(SHAPES[shape][0], h)
+    torch.manual_seed(0)
+    if method == "hard-prompt":
+        return config, B, T, h, adapt(GPT(config), method, tokens=torch.arange(h["num_virtual_tokens"]))
+    model = adapt(GPT(config), method, **h)
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(0.1)
+    return config, B, T, h, model
+
+
+def counter() -> FlopCounterMode:
+    """torch's own, with its own formulas also for the CPU's attention, which it has for the GPU's alone. In it grouped heads are spread
+    out, which older versions want; the products are the same."""
+
+    def spread(q, k):
+        return (*q[:2], *k[2:])
+
+    def forward(q, k, v, *_, out_shape=None, **__):
+        return sdpa_flop_count(q, spread(q, k), spread(q, v))
+
+    def backward(do, q, k, v, *_, out_shape=None, **__):
+        return sdpa_backward_flop_count(do, q, spread(q, k), spread(q, v))
+
+    aten = torch.ops.aten
+    ours = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=ours)
+
+
+@every
+def test_operations_are_those_torch_counts(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    idx = torch.randint(config.vocab_size, (B, T))
+    with counter() as counted:
+        loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+        forward = counted.get_total_flops()
+        if loss.requires_grad:
+            loss.backward()
+    assert accounting.flops(config, method, B, T, **h) == (forward, counted.get_total_flops() - forward)
+
+
+@every
+def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    idx, targets = torch.randint(config.vocab_size, (2, B, T)).unbind()
+    held = [*model.parameters(), *model.buffers()]
+    said = accounting.train_bytes(config, method, B, T, **h)
+    assert said.weights == sum(t.nbytes for t in held)
+    assert said.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
+    model.gradient_checkpointing()
+    again = accounting.train_bytes(config, method, B, T, checkpointing=True, **h)
+    assert again.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
+    assert again[:3] == said[:3]
+    if method != "hard-prompt":
+        model.loss(idx, targets).backward()
+        optimizer = torch.optim.AdamW(model.trainable_parameters())
+        optimizer.step()
+        assert said.gradients == sum(t.grad.nbytes for t in held if t.grad is not None)
+        assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("method, h", [setting for setting in SETTINGS if setting[0] != "hard-prompt"][::2])
+def test_a_base_in_bfloat16_keeps_what_it_should(shape, method, h):
+    config, _, _, h, model = adapted(shape, method, h)
+    model.base.to(torch.bfloat16)
+    idx = torch.randint(config.vocab_size, (4, 40))
+    held = list(model.parameters())
+    said = accounting.train_bytes(config, method, 4, 40, base_bytes=2, **h)
+    assert said.weights == sum(t.nbytes for t in held) and said.gradients == sum(t.nbytes for t in model.trainable_parameters())
+    assert said.activations == pytest.approx(saved_bytes(lambda: model.loss(idx, idx.clone()), held), rel=0.02)
+
+
+@every
+def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
+    pytest.importorskip("safetensors")
+    config, _, _, h, model = adapted(shape, method, h)
+    model.save(tmp_path)
+    one = sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert accounting.adapter_bytes(config, method, **h) == one
+    base = accounting.adapter_bytes(config, "full")
+    assert accounting.storage_bytes(config, method, 7, **h) == (7 * one if method == "full" else base + 7 * one)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method, h", [(m, h) for m, h in SETTINGS if "prefix_projection" not in h])  # folded away once it is learnt
+@torch.no_grad()
+def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    model.requires_grad_(False)
+    idx = torch.randint(config.vocab_size, (B, T))
+    with counter() as prefill:
+        cache, slots = read_slots(model.base, model.slots(), B, T)
+        F.linear(model.base.hidden(idx, **slots, cache=cache)[:, -1], model.base.head)
+    shared = (slots["prefix"].k, slots["prefix"].v) if "prefix" in slots else ()
+    said = accounting.inference(config, method, B, T, **h)
+    assert (said.cache_bytes, said.shared_bytes) == (cache.k.nbytes + cache.v.nbytes, sum(t.nbytes for t in shared))
+    assert said.prefill_flops == prefill.get_total_flops()
+    room, _ = read_slots(model.base, model.slots(), B, T + 1)
+    read = room.after(cache.k.size(3))
+    slots.pop("prompt", None)
+    with counter() as token:
+        F.linear(model.base.hidden(idx[:, :1], **slots, cache=read)[:, -1], model.base.head)
+    assert B * said.token_flops == token.get_total_flops()
+    if method == "prefix":
+        assert said == accounting.inference(config, method, B, T, **h, prefix_projection=True)
+    assert said.token_flops - said.extra_token_flops == accounting.inference(config, "full", 1, T).token_flops
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tensors_of_a_base_are_those_it_has(shape):
+    """From which parameters, files and what is sent follow."""
+    config, _, _ = SHAPES[shape]
+    assert accounting.base_tensors(config) == {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
+
+
+@every
+def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
+    config, B, T = SHAPES[shape]
+    h = in_names_of(config, h)
+    row = accounting.ledger(config, method, B, T, **h)
+    assert all(type(value) is int for value in row.values())
+    assert (row["trained"], row["stored"]) == accounting.count(config, method, **h)
+    assert row["flops_backward"] == accounting.flops(config, method, B, T, **h).backward
+    assert row["train_checkpointed_activations"] == accounting.train_bytes(config, method, B, T, checkpointing=True, **h).activations
+    assert row["storage_10"] == accounting.storage_bytes(config, method, 10, **h)
+    assert row["wire_8"] == sum(accounting.wire_bytes(config, method, 8, **h))
+
+
+@every
+def test_a_step_sends_every_gradient_or_gathers_every_weight(shape, method, h):
+    """bytes_per_step is held to what real processes send in test_distributed.py; this says which of its cases a method is."""
+    config, h = SHAPES[shape][0], in_names_of(SHAPES[shape][0], h)
+    trained = accounting.count(config, method, **h).trained
+    for processes, how in ((1, {}), (3, {}), (4, dict(shard_base=True, base_bytes=2))):
+        sent = accounting.wire_bytes(config, method, processes, **how, **h)
+        assert sent == accounting.bytes_per_step(config, trained, processes, full=method == "full", **how)
+    assert (sent.all_reduce == 4 * trained) == (method != "full")
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "lora", "adapter", "llama-adapter"])
+def test_a_frozen_weight_spares_one_pass_of_three(method):
+    """Of GPT-2's linears: full goes through each three times, a frozen base twice in every block behind the first trained number."""
+    gpt2 = PRESETS["gpt2"]
+    passes = {}
+    for name in ("full", method):
+        products = accounting.products(gpt2, name, 1, 256)
+        of_weights = [p for p in products if p.name in linears(gpt2)]
+        passes[name] = [p.forward + p.backward for p in of_weights]
+    assert set(passes["full"]) == {3} and max(passes[method]) == 2
+    bare = {"llama-adapter": 1}.get(method, 0)  # lowest layers that it leaves as they are
+    assert passes[method].count(1) <= (bare + 1) * len(linears(gpt2))
+    ratio = sum(accounting.flops(gpt2, "full", 1, 256)) / sum(accounting.flops(gpt2, method, 1, 256))
+    assert 1.4 < ratio < (1.55 if bare else 1.5)
+
+
+def test_a_frozen_block_of_gpt2_keeps_10_of_16():
+    gpt2, B, T = PRESETS["gpt2"], 2, 256
+    kept = {}
+    for method in ("full", "llama-adapter", "adapter"):
+        block = [t for t in accounting.activations(gpt2, method, B, T) if t.layer == 0]
+        kept[method] = sum(t.numbers for t in block if t.numbers % (B * T * gpt2.n_embd) == 0) / (B * T * gpt2.n_embd)
+    assert kept["full"] == 16 and kept["llama-adapter"] == 0
+    prompt = [t for t in accounting.activations(gpt2, "prompt", B, T, num_virtual_tokens=16) if t.layer == 5]
+    assert sum(t.numbers for t in prompt if t.numbers >= B * T * gpt2.n_embd) == 10 * B * (T + 16) * gpt2.n_embd
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda c: accounting.flops(c, "prompt", 0, 9), "batch_size must be a whole number of at least 1, not 0"),
+        (lambda c: accounting.train_bytes(c, "prompt", 2, -1), "seq_len must be"),
+        (lambda c: accounting.inference(c, "prompt", 2, 9.5), "seq_len must be"),
+        (lambda c: accounting.storage_bytes(c, "prompt", 0), "tasks must be"),
+        (lambda c: accounting.wire_bytes(c, "prompt", 0), "processes must be"),
+        (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),
+        (lambda c: accounting.adapter_bytes(c, "magic"), "method must be one of full, hard-prompt"),
+    ],
+)
+def test_what_has_no_answer_is_refused(ask, message):
+    with pytest.raises(Error, match=message):
+        ask(PRESETS["gpt2"])
