@@ -1,14 +1,46 @@
-"""Closed forms: how many parameters a base has, a method trains, and an adapter stores."""
+"""How many parameters a base has, a method trains, and an adapter stores."""
 
 import inspect
+import math
 from typing import NamedTuple
 
-from .config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_named
+from ..config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_named
 
 
 class Count(NamedTuple):
     trained: int  # parameters that receive a gradient
     stored: int  # numbers the saved file holds, once per task
+
+
+# linears that make queries, keys and values
+READ_FIRST = ("attn.c_attn", "attn.q_proj", "attn.k_proj", "attn.v_proj")
+
+
+def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a block: its linears (out, in) with their biases (out,), and two norms (C,)."""
+    shapes = {}
+    for name in ("ln_1", "ln_2"):
+        shapes |= _norm(c, name)
+    for place, (into, out) in linears(c).items():
+        shapes[f"{place}.weight"] = (out, into)
+        if c.bias == "all" or (c.bias == "qkv" and place in READ_FIRST):
+            shapes[f"{place}.bias"] = (out,)
+    return shapes
+
+
+def rest_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor outside the blocks: the tables (V, C) and (block_size, C), the last norm, a head of its own (V, C)."""
+    shapes = {"wte.weight": (c.vocab_size, c.n_embd)}
+    if c.position == "learned":
+        shapes["wpe.weight"] = (c.block_size, c.n_embd)
+    shapes |= _norm(c, "ln_f")
+    if not c.tied:
+        shapes["lm_head.weight"] = (c.vocab_size, c.n_embd)
+    return shapes
+
+
+def _norm(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{part}": (c.n_embd,) for part in (("weight", "bias") if c.norm == "layer" else ("weight",))}
 
 
 def base_parameters(c: GPTConfig | T5Shape) -> int:
@@ -22,15 +54,7 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
     if isinstance(c, T5Shape):
         layer = 12 * c.n_embd * c.n_head * c.head_size + 6 * c.n_embd * c.n_inner + 5 * c.n_embd
         return 2 * c.vocab_size * c.n_embd + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * c.n_embd
-    tables = c.vocab_size * c.n_embd * (1 if c.tied else 2) + (c.block_size * c.n_embd if c.position == "learned" else 0)
-    norm = (2 if c.norm == "layer" else 1) * c.n_embd
-    block = 2 * norm
-    for place, (into, out) in linears(c).items():
-        block += into * out + (out if c.bias == "all" or (c.bias == "qkv" and place in READ_FIRST) else 0)
-    return tables + c.n_layer * block + norm
-
-
-READ_FIRST = ("attn.c_attn", "attn.q_proj", "attn.k_proj", "attn.v_proj")  # linears that make queries, keys and values
+    return sum(map(math.prod, rest_tensors(c).values())) + c.n_layer * sum(map(math.prod, block_tensors(c).values()))
 
 
 def _full(c: GPTConfig | T5Shape) -> Count:
@@ -142,76 +166,18 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
     return _COUNTS[method](config, **hyperparameters)
 
 
-def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0, **hyperparameters) -> int:
-    """Floating-point operations of the matrix products that a training step cannot do without (2·m·n·k for each, nothing twice).
+def settings(c: GPTConfig, method: str, hyperparameters: dict) -> dict:
+    """All hyper-parameters that the counts of this method depend on, with what is not given as it is on a base of this shape.
 
-    B·S positions in the blocks (S = P + T for a prompt, else T), of which B·T·supervised meet the head. Forward:
-
-        linear     2 · B·S · 12·C²                each block's weights (12·C² in GPT-2's shape)
-        attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
-        prefix     4 · C · B·T·P                  (llama-adapter: in its layers); and what makes it: the projection of hidden
-                                                  vectors to keys and values, the MLP
-        edits      2 · B·T · weights              lora, adapter: each number meets each position once
-        head       2 · B·T·supervised · V·C
-
-    Backward: each product of a weight once more for the gradient of its input, and (full, edits, MLP) once more for its own; attention and
-    prefix twice over. What lies before the first trained number needs no gradient, so it is spared: under a prefix of keys and values,
-    in the first block that has one, the projection, the causal products and the gradient of the query; before an edit, what leads there.
-
-    Raises Error for hard-prompt, which trains nothing.
+    Raises Error as `count` does.
     """
-    trained = count(c, method, **hyperparameters).trained  # raises Error for what the method does not know
-    if method == "hard-prompt":
-        raise Error("hard-prompt has no training step: nothing is trained")
-    L, C, kv, T = c.n_layer, c.n_embd, c.n_kv * c.head_size, seq_len
-    P = 0 if method == "full" else hyperparameters.get("num_virtual_tokens", 8)
-    S = T + P if method == "prompt" else T
-    sizes = {place: 2 * batch_size * S * into * out for place, (into, out) in linears(c).items()}
-    linear = sum(sizes.values())
-    attention = 4 * C * batch_size * (S * (S + 1) // 2)
-    head = round(2 * batch_size * T * supervised * c.vocab_size * C)
-    both = 2 * (L * linear + head) + 3 * L * attention  # forward, and backward to the input
-    if method == "full":
-        return both + L * linear + head
-    if method in ("prefix", "llama-adapter"):
-        n = L if method == "prefix" else hyperparameters.get("adapter_layers") or top_layers(c)
-        P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
-        prefix = 4 * C * batch_size * T * P
-        hidden = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
-        make = n * 2 * P * C * 2 * kv if hidden else 0  # keys and values of the hidden vectors
-        if hyperparameters.get("prefix_projection"):
-            m = hyperparameters.get("encoder_hidden_size") or C
-            make_mlp = 2 * P * m * (C + L * (C if hidden else 2 * kv))
-        else:
-            make_mlp = 0
-        spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
-        return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
-    if method in ("lora", "adapter"):
-        if method == "lora":
-            edits = 2 * batch_size * T * (trained // L)  # in one block
-            targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
-            stage = _stage(targets[0])
-            first = [place for place in targets if _stage(place) == stage]  # those that read the same, which has no gradient
-            entry = 2 * batch_size * T * hyperparameters.get("r", 8) * sum(linears(c)[place][0] for place in first)
-            if stage == 1 and c.projections == "apart":  # without q or k: no gradient of the scores; each has its own product
-                untouched = [name for name in "qkv" if f"attn.{name}_proj" not in first]
-                entry += attention // 2 * (len(untouched) + ({"q", "k"} <= set(untouched)))
-        else:
-            m, both_places = hyperparameters.get("bottleneck_size", 8), hyperparameters.get("placement", "houlsby") == "houlsby"
-            edits = 2 * batch_size * T * (2 if both_places else 1) * 2 * C * m  # biases take part in no product
-            entry = 2 * batch_size * T * m * C
-            stage = 2 if both_places else 4
-        spared = _up_to(sizes, stage) + (2 * attention if stage > 1 else 0) + entry
-        return both + 3 * L * edits - spared
-    return both
-
-
-def _stage(place: str) -> int:
-    """Which of a block's four steps a linear belongs to: what attention reads, what it puts out, what the MLP reads, what it puts out."""
-    if place in READ_FIRST:
-        return 1
-    return {"attn.c_proj": 2, "attn.o_proj": 2, "mlp.c_proj": 4, "mlp.down_proj": 4}.get(place, 3)
-
-
-def _up_to(sizes: dict[str, int], stage: int) -> int:
-    return sum(size for place, size in sizes.items() if _stage(place) <= stage)
+    count(c, method, **hyperparameters)
+    defaults = {name: p.default for name, p in list(inspect.signature(_COUNTS[method]).parameters.items())[1:]}
+    h = defaults | {name: value for name, value in hyperparameters.items() if value is not None}
+    if method == "lora":
+        h["target_modules"] = linears_named(c, h["target_modules"] or lora_targets(c))
+    if method == "prefix":
+        h["encoder_hidden_size"] = h["encoder_hidden_size"] or c.n_embd
+    if method == "llama-adapter":
+        h["adapter_layers"] = h["adapter_layers"] or top_layers(c)
+    return h
