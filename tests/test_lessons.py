@@ -3,11 +3,12 @@
 import ast
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from minipeft import drawing
+from minipeft import Error, console, drawing
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("lessons", ROOT / "docs" / "lessons.py")
@@ -69,6 +70,45 @@ def drawing_of(figure: str) -> Path:
 def drawn(figure: Path) -> int:
     """How many shapes an SVG file draws."""
     return len(re.findall("<(?:path|use|image)", read(figure)))
+
+
+SMALL = """# A page
+
+```python
+x = 2
+print(x)
+```
+
+```python
+from minipeft.drawing import figure
+```
+
+```python
+print(x + 1)
+```
+
+```text
+4
+```
+"""
+
+
+def test_what_is_printed_is_filled_in_and_without_matplotlib_no_block_draws(tmp_path, monkeypatch):
+    path = tmp_path / "9-small.md"
+    path.write_text(SMALL, encoding="utf-8")
+    monkeypatch.setattr(lessons.importlib.util, "find_spec", lambda name: None)
+    printed = [text for _, text in lessons.run(path)]
+    assert printed == ["2\n", None, "3\n"]
+    assert lessons.filled(SMALL, printed) == SMALL.replace("4", "3").replace("print(x)\n```\n", "print(x)\n```\n\n```text\n2\n```\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(Error, match="pip install matplotlib"):
+        drawing.figure()
+
+
+def test_a_lesson_that_is_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lessons.py", "9"])
+    assert console.run("lessons.py", lessons.main) == 2
+    assert capsys.readouterr().err.startswith("lessons.py: there is no lesson 9: there are 1, 2")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
