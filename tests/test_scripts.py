@@ -246,7 +246,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
 
 def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path):
     def held_out_loss(*flags):
-        code, printed, err = call(capsys, train, "--steps", 30, "--batch-size", 8, "--out", tmp_path / "-".join(["out", *flags]), *flags)
+        code, printed, err = call(capsys, train, "--steps", 12, "--batch-size", 4, "--out", tmp_path / "-".join(["out", *flags]), *flags)
         assert code == 0, err
         return float(re.search(r"loss [0-9.]+ -> ([0-9.]+)", printed)[1])
 
