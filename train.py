@@ -34,7 +34,7 @@ from torch import Tensor
 
 import minipeft
 from minipeft import METHODS, PRESETS, Error
-from minipeft.accounting import base_parameters
+from minipeft.accounting import base_parameters, bytes_per_step
 from minipeft.bench.measure import card, saved_bytes
 from minipeft.checkpoint import check_place, fingerprint, read_json, write_json, write_text
 from minipeft.console import Parser, device, line_breaks, progress, run, seed, shown_as
@@ -53,7 +53,7 @@ from minipeft.methods.hard_prompt import search
 from minipeft.run_folder import RunFolder
 from minipeft.scores import text_scores
 from minipeft.stopping import Stopped
-from minipeft.traffic import bytes_per_step, counted_step
+from minipeft.traffic import counted_step
 from minipeft.training import train
 
 DEVELOPMENT = 200  # examples that hard prompts are chosen by

@@ -12,9 +12,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS  # noqa: E402
-from minipeft.accounting import base_parameters, count  # noqa: E402
+from minipeft.accounting import base_parameters, bytes_per_step, count  # noqa: E402
 from minipeft.checkpoint import write_text  # noqa: E402
-from minipeft.traffic import bytes_per_step  # noqa: E402
 
 PAGE = ROOT / "docs" / "processes.md"
 WAYS = {  # name in the table: method, its hyper-parameters, how the base is held

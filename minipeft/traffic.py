@@ -1,61 +1,11 @@
-"""What training over several processes sends: the closed form, and a count of what happened to hold it to."""
-
-import math
-from typing import NamedTuple
+"""What training over several processes sends, counted as it happens: what `accounting.wire_bytes` is held to."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .config import GPTConfig
+from .accounting import Traffic
 from .distributed import share
-from .model import GPT
-
-
-class Traffic(NamedTuple):
-    """Bytes that one process hands to collectives, counted as the whole tensors that they work on."""
-
-    all_gather: int = 0
-    reduce_scatter: int = 0
-    all_reduce: int = 0
-    broadcast: int = 0
-
-    def sent(self, processes: int) -> float:
-        """Bytes that a process sends when they run round a ring: (N-1)/N of a tensor to gather it or to reduce and scatter it, and
-        all-reduce is both in turn (Patarasuk & Yuan 2009, §3)."""
-        return (self.all_gather + self.reduce_scatter + 2 * self.all_reduce + self.broadcast) * (processes - 1) / processes
-
-
-def bytes_per_step(
-    config: GPTConfig, trained: int, processes: int, full: bool = False, shard_base: bool = False, base_bytes: int = 4
-) -> Traffic:
-    """One training step, from the forward pass to the clipped gradient: closed form, with b = base_bytes a number of the base.
-
-        frozen base     all-reduce        4·trained                           every gradient once, in float32
-        sharded base    all-gather        b·(rest + L·block)                  every weight once in the forward pass
-                                        + b·(L - 1)·block                     and again in the backward pass; the last block's stay
-        full            reduce-scatter    b·(rest + L·block)                  every gradient once
-                        all-reduce        b·tensors                           one norm for each, to clip by
-
-    block and rest (embeddings, last norm, head) count a tensor (d, …) with d rounded up to a multiple of the processes, as FSDP2 pads.
-    What does not grow with the model is left out: the loss that is shown, and, in DDP's second step, the order of its buckets.
-    """
-    if processes == 1:
-        return Traffic()
-    gradients = 0 if full else 4 * trained
-    if not (full or shard_base):
-        return Traffic(all_reduce=gradients)
-    with torch.device("meta"):
-        base = GPT(config)
-
-    def padded(module: nn.Module) -> int:
-        return sum(math.ceil(len(p) / processes) * processes * (p.numel() // len(p)) for p in module.parameters())
-
-    everything, block = base_bytes * padded(base), base_bytes * padded(base.h[0])
-    gather = everything + (config.n_layer - 1) * block
-    if not full:
-        return Traffic(gather, 0, gradients)
-    return Traffic(gather, everything, base_bytes * len(list(base.parameters())))
 
 
 class CountedBytes(TorchDispatchMode):

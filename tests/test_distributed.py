@@ -14,9 +14,9 @@ import torch
 from conftest import SHAPES, tiny
 
 from minipeft import Error, GPTConfig, adapt, distributed
-from minipeft.accounting import base_parameters
+from minipeft.accounting import Traffic, base_parameters, bytes_per_step
 from minipeft.distributed import parallel, share, share_batches
-from minipeft.traffic import CountedBytes, Traffic, bytes_per_step
+from minipeft.traffic import CountedBytes
 
 CPU = torch.device("cpu")
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,22 +111,27 @@ def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[s
     return ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in text]
 
 
+class _Saved:
+    """A tensor in autograd's hands: it lives as long as autograd holds it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
 def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
-    """Bytes that autograd keeps from this forward for its backward: each storage once, the weights themselves not counted."""
+    """Bytes that autograd holds for the backward pass once this forward is over: each storage once, the weights themselves not counted."""
     own = {w.untyped_storage().data_ptr() for w in weights}
-    kept: dict[int, int] = {}
-    held = []  # so that no storage is freed and its address used again while we count
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(storage)
-        return t
+    def pack(t: torch.Tensor) -> _Saved:
+        saved.add(kept := _Saved(t))
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        forward()
-    return sum(kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        loss = forward()  # while it lives, so does what its backward needs
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (kept.tensor.untyped_storage() for kept in saved)}
+    del loss
+    return sum(size for place, size in storages.items() if place not in own)
 
 
 def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:

@@ -1,0 +1,188 @@
+"""Floating-point operations of the matrix products of a training step: 2·m·n·k for one of (m, k) by (k, n)."""
+
+from typing import NamedTuple
+
+from ..config import Error, GPTConfig, linears, linears_named
+from .gradients import flow
+from .parameters import READ_FIRST, count, lora_targets, settings, top_layers
+
+
+class Flops(NamedTuple):
+    forward: int
+    backward: int
+
+
+class Product(NamedTuple):
+    """One kind of matrix product, and how often each pass has it."""
+
+    name: str
+    size: int  # 2·m·n·k
+    forward: int
+    backward: int
+
+
+def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> Flops:
+    """Operations of all matrix products of logits and their cross-entropy, forward and backward, as they are executed.
+
+    A product y = x W goes through three passes when W is trained, and two when it is frozen:
+
+        forward     y  = x W       always
+        backward    dx = dy Wᵀ     where x needs a gradient: something trained lies before it (gradients.py)
+                    dW = xᵀ dy     where W is trained
+
+    The three cost the same. So of full fine-tuning's 3 passes a frozen base still takes 2, however few parameters are trained:
+    a step is at most 3/2 = 1.5 times as fast, and 1000 times fewer parameters are not 1000 times faster.
+
+    With B·S positions in the blocks (S = P + T under a prompt, else T), every product once, in the code's symbols:
+
+        linear       2·B·S·in·out         of every linear of a block: 12·C² numbers in all in GPT-2's shape
+        attention    2·2·B·S·K·C          scores q kᵀ and outputs of the K positions that queries look at (K = P + S under a prefix,
+                                          else S), the whole rectangle, as torch's FlopCounterMode has it: half of it is masked.
+                                          Backward, where any of q, k, v needs a gradient, 5 products instead of 2: kernels keep no
+                                          weights, so they make the scores again, then the gradients of weights, v, q and k, all of
+                                          them whether or not they are needed
+        head         2·B·T·V·C
+        lora         2·B·S·r·(in + out)   of every edited linear
+        adapter      2·B·S·2·C·m          at every place
+        prefix       from hidden vectors: 2·P·C·(C + 2·n_kv·hs) in each block that has one (space "hidden", llama-adapter); queries
+                     are made, too, though nobody reads them. Backward: where q, k and v are one matrix, all of it once more, where
+                     they are apart, the products of k and v
+                     llama-adapter's attention to K prompts: 2·2·B·T·K·C forward, 5/2 of it backward
+                     through the MLP: 2·P·m·(C + W) forward, twice that backward, its input being trained as well
+
+    Not here: what is no matrix product (norms, softmax, the optimizer's few operations a number). Adapted.loss, which keeps no logits
+    (loss.py), makes the head's gradient in the forward pass, and with a trained head its logits once more in the backward pass.
+
+    Raises Error as `count` does.
+    """
+    every = products(c, method, batch_size, seq_len, **hyperparameters)
+    return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
+
+
+def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> list[Product]:
+    """What `flops` sums, in the order of the forward pass."""
+    h, trained = settings(c, method, hyperparameters), int(method == "full")
+    L, C, kv, B, T, V = c.n_layer, c.n_embd, c.n_kv * c.head_size, batch_size, seq_len, c.vocab_size
+    P = h.get("num_virtual_tokens") or h.get("adapter_len", 0)
+    S = P + T if method in ("prompt", "hard-prompt") else T
+    found = []
+    if h.get("prefix_projection"):
+        m, W = h["encoder_hidden_size"], count(c, method, **hyperparameters).stored // P
+        found += [Product("mlp of the prefix", 2 * P * C * m, 1, 2), Product("mlp of the prefix", 2 * P * m * W, 1, 2)]
+
+    def linear(name: str, x: bool) -> None:
+        """A linear of a block, and LoRA's beside it."""
+        into, out = linears(c)[name]
+        found.append(Product(name, 2 * B * S * into * out, 1, x + trained))
+        if method == "lora" and name in h["target_modules"]:
+            found.append(Product(f"{name} A", 2 * B * S * into * h["r"], 1, x + 1))
+            found.append(Product(f"{name} B", 2 * B * S * h["r"] * out, 1, 2))
+
+    def bottleneck(name: str, y: bool) -> None:
+        if method == "adapter" and (name == "mlp" or h["placement"] == "houlsby"):
+            size = 2 * B * S * C * h["bottleneck_size"]
+            found.extend([Product(f"{name} down", size, 1, y + 1), Product(f"{name} up", size, 1, 2)])
+
+    for block in flow(c, method, **hyperparameters):
+        if block.prefix and (method == "llama-adapter" or h["space"] == "hidden"):
+            if c.projections == "joined":
+                found.append(Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1))
+            else:
+                found += [
+                    Product("q_proj of the prefix", 2 * P * C * C, 1, 0),
+                    Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2),
+                ]
+        *first, last = (name for name in linears(c) if name.startswith("attn."))
+        for name in first:
+            linear(name, block.x)
+        if method == "llama-adapter":
+            found.append(Product("attention", 2 * B * T * T * C, 2, 5 * (block.q or block.k or block.v)))
+            if block.prefix:
+                found.append(Product("attention to the prompts", 2 * B * T * P * C, 2, 5))
+        else:
+            found.append(Product("attention", 2 * B * S * (S + P * block.prefix) * C, 2, 5 * block.y))
+        linear(last, block.y)
+        bottleneck("attn", block.y)
+        *first, last = (name for name in linears(c) if name.startswith("mlp."))
+        for name in first:
+            linear(name, block.m)
+        inner = any(block.inner.values())
+        linear(last, inner)
+        bottleneck("mlp", inner)
+    found.append(Product("head", 2 * B * T * V * C, 1, block.out + trained))
+    return found
+
+
+def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0, **hyperparameters) -> int:
+    """Floating-point operations of the matrix products that a training step cannot do without (2·m·n·k for each, nothing twice).
+
+    B·S positions in the blocks (S = P + T for a prompt, else T), of which B·T·supervised meet the head. Forward:
+
+        linear     2 · B·S · 12·C²                each block's weights (12·C² in GPT-2's shape)
+        attention  4 · C · B·S·(S + 1)/2          scores and outputs of the pairs that see each other
+        prefix     4 · C · B·T·P                  (llama-adapter: in its layers); and what makes it: the projection of hidden
+                                                  vectors to keys and values, the MLP
+        edits      2 · B·T · weights              lora, adapter: each number meets each position once
+        head       2 · B·T·supervised · V·C
+
+    Backward: each product of a weight once more for the gradient of its input, and (full, edits, MLP) once more for its own; attention and
+    prefix twice over. What lies before the first trained number needs no gradient, so it is spared: under a prefix of keys and values,
+    in the first block that has one, the projection, the causal products and the gradient of the query; before an edit, what leads there.
+
+    Raises Error for hard-prompt, which trains nothing.
+    """
+    trained = count(c, method, **hyperparameters).trained  # raises Error for what the method does not know
+    if method == "hard-prompt":
+        raise Error("hard-prompt has no training step: nothing is trained")
+    L, C, kv, T = c.n_layer, c.n_embd, c.n_kv * c.head_size, seq_len
+    P = 0 if method == "full" else hyperparameters.get("num_virtual_tokens", 8)
+    S = T + P if method == "prompt" else T
+    sizes = {place: 2 * batch_size * S * into * out for place, (into, out) in linears(c).items()}
+    linear = sum(sizes.values())
+    attention = 4 * C * batch_size * (S * (S + 1) // 2)
+    head = round(2 * batch_size * T * supervised * c.vocab_size * C)
+    both = 2 * (L * linear + head) + 3 * L * attention  # forward, and backward to the input
+    if method == "full":
+        return both + L * linear + head
+    if method in ("prefix", "llama-adapter"):
+        n = L if method == "prefix" else hyperparameters.get("adapter_layers") or top_layers(c)
+        P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
+        prefix = 4 * C * batch_size * T * P
+        hidden = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
+        make = n * 2 * P * C * 2 * kv if hidden else 0  # keys and values of the hidden vectors
+        if hyperparameters.get("prefix_projection"):
+            m = hyperparameters.get("encoder_hidden_size") or C
+            make_mlp = 2 * P * m * (C + L * (C if hidden else 2 * kv))
+        else:
+            make_mlp = 0
+        spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
+        return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
+    if method in ("lora", "adapter"):
+        if method == "lora":
+            edits = 2 * batch_size * T * (trained // L)  # in one block
+            targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
+            stage = _stage(targets[0])
+            first = [place for place in targets if _stage(place) == stage]  # those that read the same, which has no gradient
+            entry = 2 * batch_size * T * hyperparameters.get("r", 8) * sum(linears(c)[place][0] for place in first)
+            if stage == 1 and c.projections == "apart":  # without q or k: no gradient of the scores; each has its own product
+                untouched = [name for name in "qkv" if f"attn.{name}_proj" not in first]
+                entry += attention // 2 * (len(untouched) + ({"q", "k"} <= set(untouched)))
+        else:
+            m, both_places = hyperparameters.get("bottleneck_size", 8), hyperparameters.get("placement", "houlsby") == "houlsby"
+            edits = 2 * batch_size * T * (2 if both_places else 1) * 2 * C * m  # biases take part in no product
+            entry = 2 * batch_size * T * m * C
+            stage = 2 if both_places else 4
+        spared = _up_to(sizes, stage) + (2 * attention if stage > 1 else 0) + entry
+        return both + 3 * L * edits - spared
+    return both
+
+
+def _stage(place: str) -> int:
+    """Which of a block's four steps a linear belongs to: what attention reads, what it puts out, what the MLP reads, what it puts out."""
+    if place in READ_FIRST:
+        return 1
+    return {"attn.c_proj": 2, "attn.o_proj": 2, "mlp.c_proj": 4, "mlp.down_proj": 4}.get(place, 3)
+
+
+def _up_to(sizes: dict[str, int], stage: int) -> int:
+    return sum(size for place, size in sizes.items() if _stage(place) <= stage)
