@@ -2,7 +2,7 @@
 
 import reprlib
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 
@@ -166,17 +166,44 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
     return [place for place in places if any(place == name or place.endswith(f".{name}") for name in names)]
 
 
+@dataclass(frozen=True)
+class T5Shape:
+    """The shape of a T5 v1.1 (Raffel et al. 2020, 1910.10683; gated MLPs as in 2002.05202), an encoder and a decoder: for the math alone.
+
+    Its linears have no biases, embeddings and head are two tables, and heads need not fill C: nh·hs is C or less.
+    Raises Error for a size that is none.
+    """
+
+    n_layer: int  # L: of the encoder, and as many of the decoder
+    n_head: int  # nh
+    n_embd: int  # C
+    n_inner: int  # width of the MLP
+    head_size: int = 64  # hs
+    vocab_size: int = 32128  # V
+    position_buckets: int = 32  # distances that the relative positions tell apart; encoder and decoder have a number a head for each
+
+    def __post_init__(self):
+        for field in fields(self):
+            at_least_one(field.name, getattr(self, field.name))
+
+
 GPT2 = GPTConfig()
 LLAMA = dict(position="rotary", norm="rms", mlp="swiglu", projections="apart", bias="none")
+LLAMA1 = GPTConfig(32000, 2048, n_layer=32, n_head=32, n_embd=4096, n_inner=11008, layer_norm_epsilon=1e-6, tied=False, **LLAMA)  # 7B
 
 # nano is the shape of the base that ships with the package: byte-level text (256 bytes and one end mark), rotary positions.
-# The others are published shapes: GPT-2 (Radford et al. 2019, table 2), and the config.json files that came with the models.
+# The others are published shapes: GPT-2 (Radford et al. 2019, table 2), LLaMA (Touvron et al. 2023, 2302.13971, table 2, which calls
+# "30B" 32.5B; its MLP's widths are those of the released files), and the config.json files that came with the models.
 PRESETS = {
     "nano": GPTConfig(vocab_size=257, block_size=512, n_layer=4, n_head=4, n_embd=128, position="rotary"),
     "gpt2": GPT2,
     "gpt2-medium": replace(GPT2, n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": replace(GPT2, n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": replace(GPT2, n_layer=48, n_head=25, n_embd=1600),
+    "llama-7b": LLAMA1,
+    "llama-13b": replace(LLAMA1, n_layer=40, n_head=40, n_embd=5120, n_inner=13824),
+    "llama-30b": replace(LLAMA1, n_layer=60, n_head=52, n_embd=6656, n_inner=17920),
+    "llama-65b": replace(LLAMA1, n_layer=80, n_head=64, n_embd=8192, n_inner=22016, layer_norm_epsilon=1e-5),
     "smollm2-135m": GPTConfig(
         49152, 8192, n_layer=30, n_head=9, n_embd=576, n_kv_head=3, n_inner=1536, rope_theta=100_000.0, **LLAMA
     ),  # HuggingFaceTB/SmolLM2-135M
@@ -207,4 +234,13 @@ PRESETS = {
         layer_norm_epsilon=1e-6,
         **{**LLAMA, "bias": "qkv"},
     ),  # Qwen/Qwen2.5-0.5B
+}
+
+# T5 v1.1, as Lester et al. 2021 tune it (github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md)
+SHAPES = {
+    "t5-small": T5Shape(n_layer=8, n_head=6, n_embd=512, n_inner=1024),
+    "t5-base": T5Shape(n_layer=12, n_head=12, n_embd=768, n_inner=2048),
+    "t5-large": T5Shape(n_layer=24, n_head=16, n_embd=1024, n_inner=2816),
+    "t5-xl": T5Shape(n_layer=24, n_head=32, n_embd=2048, n_inner=5120),
+    "t5-xxl": T5Shape(n_layer=24, n_head=64, n_embd=4096, n_inner=10240),
 }

@@ -199,15 +199,21 @@ def find_base(folder) -> Path:
 MOST_LAYERS = 1000  # the models there are have some hundred; modules take memory, however small their weights
 
 
+def base_config(folder: Path) -> tuple[GPTConfig, dict]:
+    """The shape of a base, and the config.json that tells it; the weights are left alone. Raises Error when it tells none."""
+    where = folder / "config.json"
+    if not is_there(where):
+        raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
+    stored = read_json(where)
+    return _config_from_json(stored, where), stored
+
+
 @torch.no_grad()
 def load_base(folder, dtype: torch.dtype | None = None) -> GPT:
     """GPT.from_pretrained: see there."""
     folder = find_base(folder)
     where = folder / "config.json"
-    if not is_there(where):
-        raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
-    stored = read_json(where)
-    config = _config_from_json(stored, where)
+    config, stored = base_config(folder)
     files = StoredTensors(folder, "model", stored)
     files.check_size(base_parameters(config), where)
     if config.n_layer > MOST_LAYERS:

@@ -4,7 +4,7 @@ import inspect
 import math
 from typing import NamedTuple
 
-from ..config import Error, GPTConfig, at_least_one, linears, linears_named
+from ..config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_named
 
 
 class Count(NamedTuple):
@@ -43,20 +43,25 @@ def _norm(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (c.n_embd,) for part in (("weight", "bias") if c.norm == "layer" else ("weight",))}
 
 
-def base_parameters(c: GPTConfig) -> int:
+def base_parameters(c: GPTConfig | T5Shape) -> int:
     """V·C, once more for a head of its own + block_size·C (learned positions only) + L · a block + a norm.
 
     A block: its linears (config.linears) with their biases, and two norms; a norm has 2C ("layer") or C ("rms").
     GPT-2: V·C + block_size·C + L·(12·C² + 13·C) + 2·C.
+    T5 v1.1: 2·V·C + 2·buckets·nh + L·(12·C·nh·hs + 6·C·M + 5·C) + 2·C: in a layer of encoder and decoder together three attentions of
+    four matrices C × nh·hs, two MLPs of three matrices C × M, and five norms.
     """
+    if isinstance(c, T5Shape):
+        layer = 12 * c.n_embd * c.n_head * c.head_size + 6 * c.n_embd * c.n_inner + 5 * c.n_embd
+        return 2 * c.vocab_size * c.n_embd + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * c.n_embd
     return sum(map(math.prod, rest_tensors(c).values())) + c.n_layer * sum(map(math.prod, block_tensors(c).values()))
 
 
-def _full(c: GPTConfig) -> Count:
+def _full(c: GPTConfig | T5Shape) -> Count:
     return Count(base_parameters(c), base_parameters(c))
 
 
-def _prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
+def _prompt(c: GPTConfig | T5Shape, num_virtual_tokens: int = 8) -> Count:
     """P·C."""
     return Count(num_virtual_tokens * c.n_embd, num_virtual_tokens * c.n_embd)
 
@@ -82,7 +87,7 @@ def _prefix(
     return Count(num_virtual_tokens * c.n_embd + (c.n_embd + 1) * m + (m + 1) * W, stored)
 
 
-def _hard_prompt(c: GPTConfig, num_virtual_tokens: int = 8) -> Count:
+def _hard_prompt(c: GPTConfig | T5Shape, num_virtual_tokens: int = 8) -> Count:
     """Nothing is trained; P token ids are stored."""
     return Count(0, num_virtual_tokens)
 
@@ -134,6 +139,7 @@ _COUNTS = {
     "adapter": _adapter,
     "llama-adapter": _llama_adapter,
 }
+ENCODER_DECODER = ("full", "hard-prompt", "prompt")  # what means the same on a T5Shape
 _SIZES = ("num_virtual_tokens", "encoder_hidden_size", "r", "bottleneck_size", "adapter_len", "adapter_layers")  # whole numbers
 
 
@@ -142,10 +148,10 @@ def depends_on(method: str) -> list[str]:
     return list(inspect.signature(_COUNTS[method]).parameters)[1:]
 
 
-def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
+def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
     """Parameters trained and stored by a method with these hyper-parameters (their defaults are the method's).
 
-    Raises Error for an unknown method or hyper-parameter, or a size that is none.
+    Raises Error for an unknown method or hyper-parameter, a size that is none, or what an encoder-decoder gives no meaning to.
     """
     if method not in _COUNTS:
         raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
@@ -155,6 +161,8 @@ def count(config: GPTConfig, method: str, **hyperparameters) -> Count:
             raise Error(f"what {method!r} costs depends on {', '.join(known) or 'the shape alone'}, not on {name!r}")
         if name in _SIZES and value is not None:
             at_least_one(name, value)
+    if isinstance(config, T5Shape) and method not in ENCODER_DECODER:
+        raise Error(f"{method!r} is made of a GPT's blocks: on an encoder-decoder {', '.join(ENCODER_DECODER)} are counted")
     return _COUNTS[method](config, **hyperparameters)
 
 
