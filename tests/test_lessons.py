@@ -130,7 +130,7 @@ def what_counts(paragraph: str, path: Path) -> dict:
         "heading": [len(marks) for marks in re.findall(r"^(#+) ", paragraph, re.MULTILINE)],
         "items": len(re.findall(r"^\s*(?:[-*]|\d+\.) ", paragraph, re.MULTILINE)),
         "cells": len(re.findall(r"(?<!\\)\|", paragraph)) if paragraph.lstrip().startswith("|") else 0,
-        "numbers": re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text),
+        "numbers": re.findall(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)?", text),  # not that of GPT-2
         "code": set(re.findall(r"`([^`]+)`", text)),
         "links": sorted(links(paragraph, path)),
     }
