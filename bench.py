@@ -8,11 +8,13 @@
     python bench.py attention                                    our attention kernel against torch's
     python bench.py peers                                        a training step here and in peft + transformers
     python bench.py serving                                      many tasks in one batch, and long prefixes shared by it
+    python bench.py params                                       the same costs by closed forms, on a shape of any size
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
 what autograd saves for backward; peak memory of a training process; a training step (B·T real tokens), also as a ratio to full
 fine-tuning's and to the time its matrix products alone would take (floor); a forward pass without gradients. The last line of
-stdout is one JSON document. `python bench.py attention --help`, `peers --help` and `serving --help` explain the others.
+stdout is one JSON document. `python bench.py attention --help`, `peers --help`, `serving --help` and `params --help` explain
+the others.
 """
 
 import argparse
@@ -25,8 +27,9 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import attention, cost, peers, serving
+from minipeft.bench import attention, cost, params, peers, serving
 from minipeft.checkpoint import write_json
+from minipeft.config import SHAPES
 from minipeft.console import Parser, device, run, seed
 
 
@@ -90,12 +93,51 @@ def serving_arguments(argv) -> argparse.Namespace:
     return common(p, argv)
 
 
-def common(p: Parser, argv) -> argparse.Namespace:
-    """The flags that every measurement has, and what is checked for all of them."""
+SIZES = {  # of the methods, for `params`: flag's type, and its help
+    "num_virtual_tokens": (int, "P", "of a prompt or prefix (default: 8)"),
+    "space": (str, "kv|hidden", "of a prefix: keys and values (default), or hidden vectors"),
+    "encoder_hidden_size": (int, "M", "width of the MLP of --prefix-projection (default: C)"),
+    "r": (int, "R", "rank of LoRA (default: 8)"),
+    "bottleneck_size": (int, "M", "of an adapter (default: 8)"),
+    "placement": (str, "houlsby|pfeiffer", "adapters after attention and MLP (default), or after the MLP alone"),
+    "adapter_len": (int, "K", "prompts a layer of LLaMA-Adapter (default: 10)"),
+    "adapter_layers": (int, "N", "layers that have them (default: 30 of 32)"),
+    "gate": (str, "head|layer", "of LLaMA-Adapter: one a head (default), or one a layer"),
+}
+
+
+def params_arguments(argv) -> argparse.Namespace:
+    p = Parser(params.__doc__)
     add = p.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    add("--seed", type=seed, default=0, help="of weights and tokens")
-    add("--out", metavar="FILE.json", help="write the JSON document there too")
+    add(
+        "--model",
+        default="gpt2",
+        metavar="MODEL",
+        help=f"a Hugging Face folder (its config.json is read), or {', '.join([*PRESETS, *SHAPES])}",
+    )
+    add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
+    for name, (kind, metavar, text) in SIZES.items():
+        add(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    add("--prefix-projection", action="store_true", default=None, help="a prefix made by an MLP")
+    add("--target-modules", nargs="+", metavar="NAME", help="linears that LoRA edits (default: c_attn; or q_proj and v_proj)")
+    add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
+    add("--batch-size", type=int, default=8, metavar="B", help="sequences a step")
+    add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")
+    return parsed(p, argv)
+
+
+def common(p: Parser, argv) -> argparse.Namespace:
+    """The flags that every measurement on a machine has, and what is checked for all of them."""
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    p.add_argument("--seed", type=seed, default=0, help="of weights and tokens")
+    args = parsed(p, argv)
+    args.device = str(device(args.device))
+    return args
+
+
+def parsed(p: Parser, argv) -> argparse.Namespace:
+    """The flags, with one for the JSON document, and what is checked for all measurements."""
+    p.add_argument("--out", metavar="FILE.json", help="write the JSON document there too")
     args = p.parse_args(argv)
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
@@ -104,7 +146,6 @@ def common(p: Parser, argv) -> argparse.Namespace:
     for name in ("batch_size", "seq_len", "steps"):
         if getattr(args, name, 1) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    args.device = str(device(args.device))
     return args
 
 
@@ -198,7 +239,16 @@ def measure_serving(argv) -> tuple[dict, str, str | None]:
     return result, serving.table(result), args.out
 
 
-MEASUREMENTS = {"attention": measure_attention, "peers": measure_peers, "serving": measure_serving}
+def measure_params(argv) -> tuple[dict, str, str | None]:
+    args = params_arguments(argv)
+    if args.method not in (None, *METHODS):
+        raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}")
+    sizes = {name: value for name in (*SIZES, "prefix_projection", "target_modules") if (value := getattr(args, name)) is not None}
+    result = params.run(params.Settings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len))
+    return result, params.table(result), args.out
+
+
+MEASUREMENTS = {"attention": measure_attention, "params": measure_params, "peers": measure_peers, "serving": measure_serving}
 
 
 def main(argv=None) -> None:

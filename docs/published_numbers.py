@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS, GPTConfig  # noqa: E402
 from minipeft.accounting import base_parameters, count  # noqa: E402
+from minipeft.accounting.parameters import block_tensors  # noqa: E402
 from minipeft.checkpoint import write_text  # noqa: E402
 from minipeft.config import SHAPES, T5Shape  # noqa: E402
 
@@ -80,7 +81,7 @@ def total(row: Row) -> int:
 def blocks(row: Row) -> int:
     """Parameters of the blocks, without embeddings and last norm."""
     c = BASES[row.base]
-    return c.n_layer * (base_parameters(replace(c, n_layer=2)) - base_parameters(replace(c, n_layer=1)))
+    return c.n_layer * sum(map(math.prod, block_tensors(c).values()))
 
 
 MEASURES: dict[str, Callable[[Row], float]] = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill the README's marked places from the result files in docs/results, so that no figure in it is typed by hand.
+"""Fill the README's marked places from the result files in docs/results and from closed forms, so that no figure is typed by hand.
 
 python docs/tables.py
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from minipeft import METHODS  # noqa: E402
-from minipeft.bench import attention, cost, peers, serving  # noqa: E402
+from minipeft.bench import attention, cost, params, peers, serving  # noqa: E402
 from minipeft.checkpoint import write_text  # noqa: E402
 from minipeft.console import shown_as  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
@@ -35,6 +35,11 @@ def fenced(text: str) -> str:
 def run_block(name: str) -> str:
     result = read(RESULTS / f"{name}.json")
     return fenced("\n".join([*result["head"], train.report(result)]))
+
+
+def article() -> str:
+    """What `python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5` prints."""
+    return fenced(params.table(params.run(params.Settings("t5-xxl", "prompt", {"num_virtual_tokens": 5}, 1000, 8, 128))))
 
 
 def scores_table() -> str:
@@ -176,6 +181,7 @@ BLOCKS = {
     "serving": lambda: fenced(serving.table(read(RESULTS / "serving.json"))),
     "bench-nano": lambda: fenced(cost.table(read(RESULTS / "bench-nano.json"))),
     "bench-gpt2": lambda: fenced(cost.table(read(RESULTS / "bench-gpt2.json"))),
+    "article": article,
     "attention": lambda: fenced(attention.table(read(RESULTS / "attention.json"))),
     "attention-short": short_attention,
     "peers-gpt2-float32": lambda: fenced(peers.table(read(RESULTS / "peers-gpt2-float32.json"))),

@@ -1,10 +1,19 @@
 """The presets and the math that `bench.py params` prints, held against transformers, PEFT and published totals."""
 
+import contextlib
+import io
+import json
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
-from minipeft import PRESETS, Error, accounting
-from minipeft.config import SHAPES, T5Shape
+import bench
+from minipeft import METHODS, PRESETS, Error, accounting
+from minipeft.bench import params
+from minipeft.bench.params import shape_of
+from minipeft.config import SHAPES, T5Shape, linears
 
 LLAMA = ["llama-7b", "llama-13b", "llama-30b", "llama-65b"]
 
@@ -63,3 +72,112 @@ def test_what_means_nothing_on_an_encoder_decoder_is_refused():
         accounting.count(SHAPES["t5-small"], "lora")
     with pytest.raises(Error, match="n_layer must be a whole number of at least 1, not 0"):
         T5Shape(n_layer=0, n_head=1, n_embd=8, n_inner=8)
+
+
+BASES = (
+    PRESETS | SHAPES | {"swiglu with biases": replace(PRESETS["qwen2.5-0.5b"], bias="all"), "gelu": replace(PRESETS["gpt2"], norm="rms")}
+)
+SETTINGS = [
+    ("full", {}),
+    ("hard-prompt", {}),
+    ("prompt", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=5, space="hidden")),
+    ("prefix", dict(prefix_projection=True)),
+    ("prefix", dict(prefix_projection=True, space="hidden", encoder_hidden_size=33)),
+    ("lora", dict(r=3)),
+    ("lora", dict(r=2, target_modules=("attn", "mlp"))),
+    ("adapter", dict(bottleneck_size=3)),
+    ("adapter", dict(placement="pfeiffer")),
+    ("llama-adapter", {}),
+    ("llama-adapter", dict(adapter_len=4, adapter_layers=1, gate="layer")),
+]
+
+
+def worked_out(text: str, known: dict) -> float:
+    """The value of a line as it is printed."""
+    return eval(text.replace(",", "").replace("·", "*"), {"log10": math.log10}, known)
+
+
+@pytest.mark.parametrize("method, h", SETTINGS)
+def test_every_line_of_a_derivation_comes_out_as_it_says(method, h):
+    for name, c in BASES.items():
+        if isinstance(c, T5Shape) and method not in accounting.parameters.ENCODER_DECODER:
+            continue
+        if "target_modules" in h:
+            h = h | {"target_modules": list(linears(c))}
+        found = params.derivation(params.Settings(name, method, h, tasks=7, batch_size=2, seq_len=16), c)
+        steps = {x["name"]: x["value"] for x in found["steps"]}
+        counted = (accounting.base_parameters(c), *accounting.count(c, method, **h))
+        assert (steps["base"], steps["trained"], steps["stored for one task"]) == counted
+        for x in found["steps"]:
+            assert worked_out(x["numbers"], {}) == (x["value"] if isinstance(x["value"], int) else pytest.approx(x["value"])), (name, x)
+        for x in found["steps"][:3]:
+            assert worked_out(x["formula"], found["symbols"] | {"base": steps["base"]}) == x["value"], (name, x)
+
+
+def call(argv: str) -> tuple[list[str], dict]:
+    """bench.py params as a person calls it: the lines of its text, and its document."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        bench.main(["params", *argv.split()])
+    *text, document = out.getvalue().splitlines()
+    return text, json.loads(document)
+
+
+def test_the_articles_derivation():
+    text, document = call("--model t5-xxl --method prompt --num-virtual-tokens 5")
+    text = "\n".join(" ".join(line.split()) for line in text)
+    for line in (
+        "= 11,135,332,352 parameters",
+        "trained P·C\n= 5·4,096\n= 20,480 parameters",
+        "= log10(11,135,332,352 / 20,480)\n= 5.74",
+        "1,000 whole models tasks·base·4\n= 1,000·11,135,332,352·4\n= 44,541,329,408,000 bytes = 44.5 TB",
+        "= 1,000·20,480·4\n= 81,920,000 bytes = 81.9 MB",
+        "= 11,135,332,352·4 + 1,000·20,480·4\n= 44,623,249,408 bytes = 44.6 GB",
+    ):
+        assert line in text, line
+    assert document["steps"][1] == {"name": "trained", "formula": "P·C", "numbers": "5·4,096", "value": 20_480, "unit": "parameters"}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "smollm2-135m", "llama-65b", "t5-small"])
+def test_the_table_has_a_row_a_method_and_the_ledgers_numbers(model):
+    text, document = call(f"--model {model} --num-virtual-tokens 20 --r 4 --tasks 10")
+    c = shape_of(model)
+    for r, line in zip(document["rows"], text[-len(document["rows"]) :], strict=True):
+        h = {name: r[name] for name in accounting.depends_on(r["method"])}
+        assert (r["trained"], r["stored"]) == accounting.count(c, r["method"], **h)
+        assert line.startswith(r["method"]) and f" {r['stored']:,} " in line
+        if model != "t5-small":
+            assert r["train_bytes"] == accounting.train_bytes(c, r["method"], 8, 128, **h)._asdict()
+    assert {r["method"] for r in document["rows"]} == set(METHODS if model != "t5-small" else accounting.parameters.ENCODER_DECODER)
+
+
+def test_of_a_folder_only_its_config_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, '
+        '"num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}'
+    )
+    assert shape_of(str(tmp_path)).resolved() == PRESETS["llama-7b"].resolved()
+    assert call(f"--model {tmp_path} --method lora")[1]["base_parameters"] == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--model gpt5", "--model must be a Hugging Face folder or one of nano, gpt2"),
+        ("--model .", ". holds no config.json: a base is a Hugging Face model folder"),
+        ("--method magic", "--method must be one of full, hard-prompt"),
+        ("--method prompt --r 4", "what 'prompt' costs depends on num_virtual_tokens, not on 'r'"),
+        ("--method prompt --num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
+        ("--method prefix --num-virtual-tokens 0", "num_virtual_tokens must be a whole number of at least 1, not 0"),
+        ("--model t5-xxl --method lora", "'lora' is made of a GPT's blocks"),
+        ("--tasks 0", "tasks must be a whole number of at least 1, not 0"),
+        ("--seq-len 0", "--seq-len must be at least 1, not 0"),
+        ("--space keys", "space of a prefix must be 'kv' or 'hidden'"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(argv, message):
+    with pytest.raises(Error) as e:
+        call(argv)
+    assert message in str(e.value) and "\n" not in str(e.value)
