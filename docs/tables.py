@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import claims  # noqa: E402
 
 import train  # noqa: E402
 from minipeft import METHODS  # noqa: E402
@@ -172,6 +174,7 @@ def processes() -> str:
 
 
 BLOCKS = {
+    "claims": claims.table,
     "faults": faults,
     "processes": processes,
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from minipeft.data.tasks import NOVEL, SKILLS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +34,16 @@ def test_the_excerpts_are_the_code(place):
     code = (ROOT / "minipeft" / place).read_text(encoding="utf-8")
     excerpts = [e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "# (B, " in e or "(B, nh" in e or "# (N, " in e]
     assert len(excerpts) == 4 and sum(e in code for e in excerpts) == {"model.py": 2, "attention.py": 1, "fused.py": 1}[place]
+
+
+def test_the_examples_of_tasks_are_what_the_tasks_make():
+    examples = re.findall(r"`([a-z+-]+)`(?: \([^)]*\))?: (\d{8}) → (\d{8})", README)
+    assert [name for name, *_ in examples] == ["reverse", "reverse+increment", "parity", "differences"]
+    for name, given, wanted in examples:
+        apply = {**{n: skill.apply for n, skill in SKILLS.items()}, **NOVEL}
+        for part in name.split("+"):
+            given = apply[part](given)
+        assert given == wanted, name
 
 
 def test_the_file_tree_is_the_tree():

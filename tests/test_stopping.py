@@ -8,6 +8,14 @@ from minipeft import Error, console
 from minipeft.stopping import Asked, Stopped
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As in a foreground process; a shell starts those in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_script_that_is_terminated_says_so_and_leaves_no_handler_behind(capsys):
     before = signal.getsignal(signal.SIGTERM)
     for main, code, line in (

@@ -188,7 +188,7 @@ def table(result: dict) -> str:
         "fwd+bwd ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["ms"]),
         "× sdpa ": lambda r: f"{r['against_sdpa']:.2f}",
         "× floor": lambda r: f"{r['against_floor']:.1f}",
-        "saved MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
+        "kept MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
         "first s": lambda r: f"{r['first_call_s']:.1f}",
     }
     lines += columns(cells, result["rows"])

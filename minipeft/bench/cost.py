@@ -244,7 +244,7 @@ def table(result: dict) -> str:
         "trained %": lambda r: f"{r['percent']:.3f}",
         "adapter KB": lambda r: f"{r['adapter_bytes'] / 1e3:,.1f}",
         "optimizer MB": number("optimizer_bytes", "{:,.2f}", 1e6),
-        "saved MB": number("saved_bytes", "{:,.1f}", 1e6),
+        "kept MB": number("saved_bytes", "{:,.1f}", 1e6),
         "peak MB": number("peak_bytes", "{:,.0f}", 1e6),
         "step ms (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]) if r["trained"] else "-",
         "tokens/s": number("tokens_per_s", "{:,.0f}"),

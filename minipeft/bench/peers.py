@@ -255,7 +255,7 @@ def table(result: dict) -> str:
         "step ms (p10–p90)": lambda r: none if r["error"] else "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
         "× peft": lambda r: none if r["error"] else f"{r['against_peft']:.2f}",
         "× floor": lambda r: none if r["error"] else f"{r['against_floor']:.2f}",
-        "saved MB": lambda r: none if r["error"] else f"{r['saved_bytes'] / 1e6:,.1f}",
+        "kept MB": lambda r: none if r["error"] else f"{r['saved_bytes'] / 1e6:,.1f}",
         "× peft ": lambda r: none if r["error"] else f"{r['saved_against_peft']:.2f}",
         "peak MB": lambda r: f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else none,
         "first step s": lambda r: none if r["error"] else f"{r['first_step_s']:.1f}",
