@@ -177,8 +177,8 @@ def little_data(result: dict) -> tuple[str, str]:
     narrower, wider, ahead, behind = certain("wider", -1), certain("wider", 1), certain("ahead", 1), certain("ahead", -1)
     sizes = sorted({c["size"] for c in result["cells"]})
     text = (
-        f"{sizes[0]} to {sizes[-1]} examples, {len({r['seed'] for r in result['runs']})} seeds. Gap of held-out and learnt loss, prefix less full: "
-        f"narrower at {named(narrower, 'wider')}; wider at {named(wider, 'wider')}. "
+        f"{sizes[0]} to {sizes[-1]} examples, {len({r['seed'] for r in result['runs']})} seeds. "
+        f"Gap of held-out and learnt loss, prefix less full: narrower at {named(narrower, 'wider')}; wider at {named(wider, 'wider')}. "
         f"Exact match: ahead at {named(ahead, 'ahead')}; behind at {named(behind, 'ahead')}"
     )
     if narrower and not wider and not behind:
