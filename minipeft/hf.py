@@ -1,15 +1,10 @@
 """Hugging Face folders: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
 
-    transformers' model     what its folder says of a GPTConfig
-    GPT2LMHeadModel         learned positions, LayerNorm, GELU, one matrix for q, k and v, biases, a tied head
-    LlamaForCausalLM        rotary positions, RMSNorm, SwiGLU, q, k and v apart, no biases: Llama, SmolLM2, TinyLlama …
-    Qwen2ForCausalLM        the same with biases on q, k and v: Qwen2, Qwen2.5
-
-Other mixtures, such as the embedded base's, lie in GPT-2's layout under model_type "minipeft".
+What is called how in them: layout.py.
 """
 
 import importlib.util
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,39 +23,11 @@ from .checkpoint import (
     write_json,
     write_tensors,
 )
-from .config import CHOICES, LLAMA, Error, GPTConfig, RopeScaling, shown
+from .config import Error, GPTConfig
 from .ladder import climb
+from .layout import architecture, config_from_json, config_to_json, stored_name, transposed
 from .methods import METHODS
 from .model import GPT
-
-
-def architecture(c: GPTConfig) -> str:
-    """The model_type of a base: "gpt2", "llama" or "qwen2" where transformers has it, else "minipeft"."""
-    if all(getattr(c, name) == choices[0] for name, choices in CHOICES.items()) and c.n_kv == c.n_head:
-        return "gpt2"
-    if all(getattr(c, name) == value for name, value in LLAMA.items() if name != "bias") and c.bias != "all":
-        return "llama" if c.bias == "none" else "qwen2"
-    return "minipeft"
-
-
-# ours -> theirs, in transformers' Llama and Qwen2; attn and mlp hold the same linears under the same names
-_LLAMA_TOP = {"wte.weight": "model.embed_tokens.weight", "ln_f.weight": "model.norm.weight", "lm_head.weight": "lm_head.weight"}
-_LLAMA_PARTS = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm", "attn": "self_attn", "mlp": "mlp"}
-
-
-def _stored_name(name: str, kind: str) -> str:
-    """What a weight of ours is called in a folder of this model_type."""
-    if kind not in ("llama", "qwen2"):
-        return name if name == "lm_head.weight" else f"transformer.{name}"
-    if name in _LLAMA_TOP:
-        return _LLAMA_TOP[name]
-    _, i, part, rest = name.split(".", 3)
-    return f"model.layers.{i}.{_LLAMA_PARTS[part]}.{rest}"
-
-
-def _transposed(name: str) -> bool:
-    """GPT-2's linears are stored (in, out), torch's are (out, in)."""
-    return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
 
 def _no_weight(name: str) -> bool:
@@ -68,112 +35,13 @@ def _no_weight(name: str) -> bool:
     return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
 
 
-# What the sizes are called: theirs -> ours.
-_SIZES = {
-    "gpt2": {"n_positions": "block_size"} | {n: n for n in ("vocab_size", "n_layer", "n_head", "n_embd", "n_inner", "layer_norm_epsilon")},
-    "llama": {
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "num_key_value_heads": "n_kv_head",
-        "hidden_size": "n_embd",
-        "intermediate_size": "n_inner",
-        "rms_norm_eps": "layer_norm_epsilon",
-        "rope_theta": "rope_theta",
-    },
-}
-_SIZES["qwen2"] = _SIZES["llama"]
-
-# Settings that would need another model.py, and the values that this one has.
-_FIXED = {
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "tie_word_embeddings": (True,),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    "llama": {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
-    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
-}
-
-_STRETCH = {  # rotary positions of type "llama3": theirs -> ours
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original",
-}
-
-
-def _config_to_json(c: GPTConfig) -> dict:
-    kind = architecture(c)
-    if kind == "minipeft":
-        return {"model_type": "minipeft", "architectures": ["GPT"], **asdict(c)}
-    full = c if kind == "gpt2" else c.resolved()
-    return {
-        "model_type": kind,
-        "architectures": [{"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]],
-        **{theirs: getattr(full, ours) for theirs, ours in _SIZES[kind].items()},
-        **({} if kind == "gpt2" else {"rope_scaling": _stretch_to_json(c.rope_scaling)}),
-        **{name: allowed[0] for name, allowed in _FIXED[kind].items()},
-        "tie_word_embeddings": c.tied,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-def _stretch_to_json(scaling: RopeScaling | None) -> dict | None:
-    return scaling and {"rope_type": "llama3"} | {theirs: getattr(scaling, ours) for theirs, ours in _STRETCH.items()}
-
-
-def _config_from_json(c: dict, where: Path) -> GPTConfig:
-    kind = c.get("model_type")
-    try:
-        if kind == "minipeft":
-            known = {f.name: c[f.name] for f in fields(GPTConfig) if f.name in c}
-            if isinstance(known.get("rope_scaling"), list) and len(known["rope_scaling"]) == 4:
-                known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
-            return GPTConfig(**known)
-        if not isinstance(kind, str) or kind not in _SIZES:
-            raise Error(f"model_type {shown(kind)} is not supported, only {', '.join(_SIZES)} and minipeft")
-        for name, allowed in _FIXED[kind].items():
-            if name in c and c[name] not in allowed:
-                raise Error(f"{name} {shown(c[name])} is not supported, only {' or '.join(map(repr, allowed))}")
-        rope = {} if kind == "gpt2" else c.get("rope_parameters") or c.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise Error(f"rope_scaling must be a JSON object or null, not {shown(rope)}")
-        sizes = {ours: value for theirs, ours in _SIZES[kind].items() if (value := rope.get(theirs, c.get(theirs))) is not None}
-        if kind == "gpt2":
-            return GPTConfig(**sizes)
-        for theirs, ours in _SIZES[kind].items():
-            if ours not in sizes and ours not in ("n_kv_head", "rope_theta"):
-                raise Error(f"it has no {theirs}")
-        choices = LLAMA | {"bias": "none" if kind == "llama" else "qkv", "tied": bool(c.get("tie_word_embeddings"))}
-        config = GPTConfig(**sizes, rope_scaling=_stretch_from_json(rope), **choices)
-        if c.get("head_dim") not in (None, config.head_size):
-            raise Error(f"head_dim {shown(c['head_dim'])} is not supported, only hidden_size / num_attention_heads ({config.head_size})")
-        return config
-    except Error as e:
-        raise Error(f"{where}: {e}") from None
-
-
-def _stretch_from_json(rope: dict) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3" or not all(name in rope for name in _STRETCH):
-        raise Error(f"rotary positions of type {shown(kind)} are not supported, only 'default' and 'llama3' (with {', '.join(_STRETCH)})")
-    return RopeScaling(*(rope[name] for name in _STRETCH))
-
-
 def save_base(base: GPT, folder, safe_serialization: bool | None = None) -> None:
     """GPT.save_pretrained: see there."""
     check_place(folder, "a base")
     folder, kind = Path(folder), architecture(base.config)
-    tensors = {_stored_name(name, kind): t.t() if _transposed(name) else t for name, t in base.state_dict().items()}
-    config = _config_to_json(base.config)
-    notes = {"sha256": digest(tensors), "config": digest_of_config(_shape(_config_from_json(config, folder / "config.json")))}
+    tensors = {stored_name(name, kind): t.t() if transposed(name) else t for name, t in base.state_dict().items()}
+    config = config_to_json(base.config)
+    notes = {"sha256": digest(tensors), "config": digest_of_config(_shape(config_from_json(config, folder / "config.json")))}
     safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
     write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
@@ -205,7 +73,7 @@ def base_config(folder: Path) -> tuple[GPTConfig, dict]:
     if not is_there(where):
         raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
     stored = read_json(where)
-    return _config_from_json(stored, where), stored
+    return config_from_json(stored, where), stored
 
 
 @torch.no_grad()
@@ -232,7 +100,7 @@ def _shape(config: GPTConfig) -> dict:
 
 def _weights(files: StoredTensors, base: GPT, kind: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The file's tensors under our names, and only those that have one. Raises Error for a head that should be the embeddings' own."""
-    ours = {_stored_name(name, kind): name for name in base.state_dict()}
+    ours = {stored_name(name, kind): name for name in base.state_dict()}
     bare = {theirs.removeprefix("transformer."): name for theirs, name in ours.items()}  # GPT-2's released files leave it out
     state, head, strange = {}, None, []
     for theirs, t in files:
@@ -247,7 +115,7 @@ def _weights(files: StoredTensors, base: GPT, kind: str, dtype: torch.dtype | No
         elif name in state:
             raise Error(f"{files.path} holds {name} under two names")
         else:
-            state[name] = t.t().contiguous() if _transposed(name) and t.dim() == 2 else t
+            state[name] = t.t().contiguous() if transposed(name) and t.dim() == 2 else t
     check_tensors(state | dict.fromkeys(strange), base.state_dict(), files.path)
     if head is not None and not ("wte.weight" in state and torch.equal(head, state["wte.weight"])):
         raise Error(f"{files.path}: lm_head.weight differs from the embeddings, but the config says that the head is tied to them")

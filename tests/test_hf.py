@@ -15,7 +15,7 @@ import torch
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
 from minipeft.checkpoint import StoredTensors
 from minipeft.config import LLAMA, RopeScaling
-from minipeft.hf import architecture
+from minipeft.layout import architecture
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=97, block_size=64, n_layer=3, n_head=4, n_embd=32)

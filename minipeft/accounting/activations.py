@@ -78,7 +78,7 @@ def activations(
 
     def edited(*places: str) -> list[tuple[str, int, int]]:
         """LoRA's edits at these places: what each keeps but its input."""
-        edits = [place for place in places if method == "lora" and place in h["target_modules"]]
+        edits = [place for place in places if method == "lora" and place in h["places"]]
         for place in edits:
             keep(f"{place}: x Aᵀ", B * S * h["r"])
             keep(f"{place}: (α/r)·B", h["r"] * linears(c)[place][1], 4)
@@ -116,11 +116,10 @@ def activations(
             norm("ln_1", B * S, B * S, full)
         if edited(*attention[:-1]) or full:
             keep("ln_1: output", B * S * C)
-        own = block.q or block.k or block.v  # the block's own queries, keys or values need a gradient
         joined, turned = c.projections == "joined", c.position == "rotary"
         concatenated = method == "prefix"
         if block.y:
-            q_alone = method == "llama-adapter" and not own
+            q_alone = method == "llama-adapter" and not block.own
             if joined and not (turned and (concatenated or q_alone)):
                 keep("c_attn: output", B * S * (C + 2 * kv))
             if turned or not joined:
@@ -133,13 +132,13 @@ def activations(
                     keep("k", B * S * kv)
                 if not joined:
                     keep("v", B * S * kv)
-        if (own and method == "llama-adapter") or (block.y and method != "llama-adapter"):
+        if (block.own and method == "llama-adapter") or (block.y and method != "llama-adapter"):
             keep("attention: log-sums", B * nh * S, 4)
         if block.prefix and method == "llama-adapter":
             keep("attention to the prompts: output", B * S * C)
             keep("attention to the prompts: log-sums", B * nh * S, 4)
         into_o = edited(attention[-1])
-        if (own or (block.y and method != "llama-adapter")) or into_o:
+        if (block.own or (block.y and method != "llama-adapter")) or into_o:
             keep("attention: output", B * S * C)
         bottleneck("attn")
         if block.m:

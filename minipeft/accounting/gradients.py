@@ -32,12 +32,17 @@ class Block(NamedTuple):
     down: bool  # what the MLP puts out
     out: bool  # the sum of all: the next block's input
 
+    @property
+    def own(self) -> bool:
+        """Whether the block's own queries, keys or values need one."""
+        return self.q or self.k or self.v
+
 
 def flow(c: GPTConfig, method: str, **hyperparameters) -> list[Block]:
     """Every block in turn. Raises Error as `count` does."""
     h = settings(c, method, hyperparameters)
     full, places = method == "full", list(linears(c))
-    edits = set(h["target_modules"]) if method == "lora" else set()
+    edits = set(h["places"]) if method == "lora" else set()
     if method == "adapter":
         edits = {"attn", "mlp"} if h["placement"] == "houlsby" else {"mlp"}
     first_prefix = {"prefix": 0, "llama-adapter": c.n_layer - h.get("adapter_layers", 0)}.get(method, c.n_layer)

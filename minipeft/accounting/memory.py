@@ -43,7 +43,7 @@ def trained_tensors(c: GPTConfig, method: str, **hyperparameters) -> int:
     if method == "full":
         return len(rest_tensors(c)) + c.n_layer * len(block_tensors(c))
     if method == "lora":
-        return c.n_layer * 2 * len(h["target_modules"])
+        return c.n_layer * 2 * len(h["places"])
     if method == "adapter":
         return c.n_layer * 4 * (2 if h["placement"] == "houlsby" else 1)
     return {"hard-prompt": 0, "prompt": 1, "prefix": 5 if h.get("prefix_projection") else 1, "llama-adapter": 2}[method]

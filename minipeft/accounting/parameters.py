@@ -39,6 +39,12 @@ def rest_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def base_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a base, under model.py's names."""
+    blocks = {f"h.{i}.{name}": shape for i in range(c.n_layer) for name, shape in block_tensors(c).items()}
+    return rest_tensors(c) | blocks
+
+
 def _norm(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (c.n_embd,) for part in (("weight", "bias") if c.norm == "layer" else ("weight",))}
 
@@ -167,7 +173,8 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
 
 
 def settings(c: GPTConfig, method: str, hyperparameters: dict) -> dict:
-    """All hyper-parameters that the counts of this method depend on, with what is not given as it is on a base of this shape.
+    """All hyper-parameters that the counts of this method depend on, with what is not given as it is on a base of this shape; lora:
+    also "places", the linears that target_modules name.
 
     Raises Error as `count` does.
     """
@@ -175,7 +182,8 @@ def settings(c: GPTConfig, method: str, hyperparameters: dict) -> dict:
     defaults = {name: p.default for name, p in list(inspect.signature(_COUNTS[method]).parameters.items())[1:]}
     h = defaults | {name: value for name, value in hyperparameters.items() if value is not None}
     if method == "lora":
-        h["target_modules"] = linears_named(c, h["target_modules"] or lora_targets(c))
+        h["target_modules"] = h["target_modules"] or lora_targets(c)
+        h["places"] = linears_named(c, h["target_modules"])
     if method == "prefix":
         h["encoder_hidden_size"] = h["encoder_hidden_size"] or c.n_embd
     if method == "llama-adapter":

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..config import Error, GPTConfig, linears, linears_named
 from .gradients import flow
-from .parameters import READ_FIRST, count, lora_targets, settings, top_layers
+from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers
 
 
 class Flops(NamedTuple):
@@ -60,56 +60,72 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
 
 
 def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> list[Product]:
-    """What `flops` sums, in the order of the forward pass."""
-    h, trained = settings(c, method, hyperparameters), int(method == "full")
-    L, C, kv, B, T, V = c.n_layer, c.n_embd, c.n_kv * c.head_size, batch_size, seq_len, c.vocab_size
-    P = h.get("num_virtual_tokens") or h.get("adapter_len", 0)
+    """What `flops` sums."""
+    h = settings(c, method, hyperparameters)
+    B, T, P = batch_size, seq_len, virtual_tokens(h)
     S = P + T if method in ("prompt", "hard-prompt") else T
-    found = []
-    if h.get("prefix_projection"):
-        m, W = h["encoder_hidden_size"], count(c, method, **hyperparameters).stored // P
-        found += [Product("mlp of the prefix", 2 * P * C * m, 1, 2), Product("mlp of the prefix", 2 * P * m * W, 1, 2)]
+    head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, flow(c, method, **hyperparameters)[-1].out + (method == "full"))
+    keys = P + S if method == "prefix" else S
+    return [*mlp_products(c, method, h), *prefix_products(c, method, h), *block_products(c, method, h, B * S, keys), head]
+
+
+def virtual_tokens(h: dict) -> int:
+    """P, or LLaMA-Adapter's K; 0 where there are none."""
+    return h.get("num_virtual_tokens") or h.get("adapter_len", 0)
+
+
+def mlp_products(c: GPTConfig, method: str, h: dict) -> list[Product]:
+    """Through the MLP of a prefix: (P, C) by (C, m), and (P, m) by (m, W)."""
+    if not h.get("prefix_projection"):
+        return []
+    P, m = h["num_virtual_tokens"], h["encoder_hidden_size"]
+    W = count(c, method, num_virtual_tokens=1, space=h["space"]).stored
+    return [Product("mlp of the prefix, first", 2 * P * c.n_embd * m, 1, 2), Product("mlp of the prefix, second", 2 * P * m * W, 1, 2)]
+
+
+def prefix_products(c: GPTConfig, method: str, h: dict) -> list[Product]:
+    """Keys and values made of P hidden vectors, in every block that has them."""
+    if not (method == "llama-adapter" or h.get("space") == "hidden"):
+        return []
+    n, P, C, kv = h.get("adapter_layers", c.n_layer), virtual_tokens(h), c.n_embd, c.n_kv * c.head_size
+    if c.projections == "joined":
+        return n * [Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1)]
+    return n * [Product("q_proj of the prefix", 2 * P * C * C, 1, 0), Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2)]
+
+
+def block_products(c: GPTConfig, method: str, h: dict, rows: int, keys: int) -> list[Product]:
+    """All blocks, for so many positions (rows, of the whole batch) that each look at so many keys."""
+    full, C, found = int(method == "full"), c.n_embd, []
 
     def linear(name: str, x: bool) -> None:
-        """A linear of a block, and LoRA's beside it."""
+        """A linear, and LoRA's edit beside it; x: whether its input needs a gradient."""
         into, out = linears(c)[name]
-        found.append(Product(name, 2 * B * S * into * out, 1, x + trained))
-        if method == "lora" and name in h["target_modules"]:
-            found.append(Product(f"{name} A", 2 * B * S * into * h["r"], 1, x + 1))
-            found.append(Product(f"{name} B", 2 * B * S * h["r"] * out, 1, 2))
+        found.append(Product(name, 2 * rows * into * out, 1, x + full))
+        if name in h.get("places", ()):
+            found.append(Product(f"{name}: x Aᵀ", 2 * rows * into * h["r"], 1, x + 1))
+            found.append(Product(f"{name}: (x Aᵀ) Bᵀ", 2 * rows * h["r"] * out, 1, 2))
 
-    def bottleneck(name: str, y: bool) -> None:
-        if method == "adapter" and (name == "mlp" or h["placement"] == "houlsby"):
-            size = 2 * B * S * C * h["bottleneck_size"]
-            found.extend([Product(f"{name} down", size, 1, y + 1), Product(f"{name} up", size, 1, 2)])
+    def bottleneck(place: str, y: bool) -> None:
+        if method == "adapter" and (place == "mlp" or h["placement"] == "houlsby"):
+            size = 2 * rows * C * h["bottleneck_size"]
+            found.extend([Product(f"adapter behind {place}: down", size, 1, y + 1), Product(f"adapter behind {place}: up", size, 1, 2)])
 
-    for block in flow(c, method, **hyperparameters):
-        if block.prefix and (method == "llama-adapter" or h["space"] == "hidden"):
-            if c.projections == "joined":
-                found.append(Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1))
-            else:
-                found += [
-                    Product("q_proj of the prefix", 2 * P * C * C, 1, 0),
-                    Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2),
-                ]
-        *first, last = (name for name in linears(c) if name.startswith("attn."))
-        for name in first:
+    *make_qkv, attn_out = (name for name in linears(c) if name.startswith("attn."))
+    *mlp_in, mlp_out = (name for name in linears(c) if name.startswith("mlp."))
+    for block in flow(c, method, **{name: h[name] for name in depends_on(method)}):
+        for name in make_qkv:
             linear(name, block.x)
-        if method == "llama-adapter":
-            found.append(Product("attention", 2 * B * T * T * C, 2, 5 * (block.q or block.k or block.v)))
-            if block.prefix:
-                found.append(Product("attention to the prompts", 2 * B * T * P * C, 2, 5))
-        else:
-            found.append(Product("attention", 2 * B * S * (S + P * block.prefix) * C, 2, 5 * block.y))
-        linear(last, block.y)
+        gated = block.prefix and method == "llama-adapter"
+        found.append(Product("attention", 2 * rows * keys * C, 2, 5 * (block.own if gated else block.y)))
+        if gated:
+            found.append(Product("attention to the prompts", 2 * rows * h["adapter_len"] * C, 2, 5))
+        linear(attn_out, block.y)
         bottleneck("attn", block.y)
-        *first, last = (name for name in linears(c) if name.startswith("mlp."))
-        for name in first:
+        for name in mlp_in:
             linear(name, block.m)
         inner = any(block.inner.values())
-        linear(last, inner)
+        linear(mlp_out, inner)
         bottleneck("mlp", inner)
-    found.append(Product("head", 2 * B * T * V * C, 1, block.out + trained))
     return found
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import hf
+from .. import layout
 from ..bench.measure import card, card_line, columns
 from ..checkpoint import write_json
 from ..config import Error
@@ -95,7 +95,7 @@ def of_base(original: Original, folder: Path, forged: dict) -> Held:
     if "config" in notes:
         facts = original.held[0].facts
     else:
-        sizes = hf._SIZES.get(config["model_type"], {name: name for name in original.held[0].facts})
+        sizes = layout.SIZES.get(config["model_type"], {name: name for name in original.held[0].facts})
         facts = {ours: config[theirs] for theirs, ours in sizes.items() if config.get(theirs) is not None}
     names, tensors = names_in_file(original.base), {}
     for file in sorted(folder.glob(f"*{path.suffix}")):

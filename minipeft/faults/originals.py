@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import hf
+from .. import layout
 from ..checkpoint import fingerprint, load_adapter
 from ..config import LLAMA, Error, GPTConfig
 from ..data.files import read_examples
@@ -295,6 +295,6 @@ class Readers:
 
 def names_in_file(base: str) -> dict[str, tuple[str, bool]]:
     """{name in a base's file: (ours, whether it lies transposed there)}."""
-    kind = hf.architecture(BASES[base])
+    kind = layout.architecture(BASES[base])
     with torch.device("meta"):
-        return {hf._stored_name(name, kind): (name, hf._transposed(name)) for name in GPT(BASES[base]).state_dict()}
+        return {layout.stored_name(name, kind): (name, layout.transposed(name)) for name in GPT(BASES[base]).state_dict()}

@@ -224,25 +224,3 @@ def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:
     """A trained tensor beside the base: on its device, in float32 or above whatever the base is held in."""
     like = base.wte.weight
     return nn.Parameter(value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True))
-
-
-def prompt_learning_config(base: GPT, num_virtual_tokens: int) -> dict:
-    """The fields of PEFT's PromptLearningConfig, which prompt and prefix share."""
-    return {
-        "num_virtual_tokens": num_virtual_tokens,
-        "token_dim": base.config.n_embd,
-        "num_transformer_submodules": 1,
-        "num_attention_heads": base.config.n_head,
-        "num_layers": base.config.n_layer,
-    }
-
-
-def peft_name(base: GPT, place: str) -> str:
-    """How transformers calls a place of a block in its GPT-2 or its Llama, and so PEFT."""
-    return f"self_{place}" if base.config.projections == "apart" and place.startswith("attn") else place
-
-
-def peft_module(base: GPT, i: int, place: str) -> str:
-    """How PEFT calls a place of block i."""
-    blocks = "transformer.h" if base.config.projections == "joined" else "model.layers"
-    return f"base_model.model.{blocks}.{i}.{peft_name(base, place)}"

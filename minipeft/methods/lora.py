@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..accounting import lora_targets
 from ..config import Error, at_least_one, linears_named, shown
+from ..layout import peft_module, peft_name
 from ..model import GPT
-from .base import Method, new_parameter, peft_module, peft_name
+from .base import Method, new_parameter
 
 
 class LowRank(nn.Module):
@@ -69,7 +70,7 @@ class LoRA(Method):
         target_modules = lora_targets(base.config) if target_modules is None else target_modules
         self.places = linears_named(base.config, target_modules)
         self.target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-        self.module_names = [[peft_module(base, i, place) for place in self.places] for i in range(base.config.n_layer)]
+        self.module_names = [[peft_module(base.config, i, place) for place in self.places] for i in range(base.config.n_layer)]
         self.layers = nn.ModuleList()
         for block in base.h:
             pairs = nn.ModuleList()
@@ -109,7 +110,7 @@ class LoRA(Method):
             "r": self.r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": [peft_name(base, name) for name in self.target_modules],
+            "target_modules": [peft_name(base.config, name) for name in self.target_modules],
             "fan_in_fan_out": base.config.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
             "bias": "none",
         }

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..config import Error, at_least_one
 from ..ladder import climb, prefix_from_hidden
+from ..layout import prompt_learning_config
 from ..model import GPT
-from .base import Method, new_parameter, noise, prompt_learning_config, start, virtual_tokens
+from .base import Method, new_parameter, noise, start, virtual_tokens
 
 
 class PrefixTuning(Method):
@@ -97,7 +98,7 @@ class PrefixTuning(Method):
             "peft_type": self.peft_types[self.space == "hidden"],
             "prefix_projection": False,
             "encoder_hidden_size": base.config.n_embd,
-            **prompt_learning_config(base, self.num_virtual_tokens),
+            **prompt_learning_config(base.config, self.num_virtual_tokens),
             **(
                 {"token_dim": base.config.n_kv * base.config.head_size, "num_attention_heads": base.config.n_kv}
                 if self.space == "kv"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..ladder import climb
+from ..layout import prompt_learning_config
 from ..model import GPT
-from .base import Method, new_parameter, noise, prompt_learning_config, start, virtual_tokens
+from .base import Method, new_parameter, noise, start, virtual_tokens
 
 
 class PromptTuning(Method):
@@ -47,7 +48,7 @@ class PromptTuning(Method):
         return {
             "peft_type": "PROMPT_TUNING",
             "prompt_tuning_init": "RANDOM",  # where it started no longer matters
-            **prompt_learning_config(base, self.num_virtual_tokens),
+            **prompt_learning_config(base.config, self.num_virtual_tokens),
         }
 
     @classmethod

@@ -1,0 +1,134 @@
+"""Bytes on the disk: of one adapter, and of any number of tasks on one base."""
+
+import json
+import math
+
+from ..config import GPTConfig, linears
+from ..layout import architecture, config_to_json, peft_module, peft_name, prompt_learning_config, stored_name
+from .parameters import base_tensors, settings
+
+DIGEST = 64 * "0"  # a SHA-256 as text
+
+
+def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: int = 4) -> int:
+    """Bytes of a safetensors file (its format's description: huggingface/safetensors, README):
+
+        8                     the header's length
+        header                JSON without spaces: what travels with the file, then of every tensor, by name, its type, shape, and
+                              where it starts and ends; filled up with spaces to a multiple of 8
+        each · numbers        the tensors, one behind the other
+
+    tensors: {name: shape}; notes: what checkpoint.write_tensors puts into the metadata; each: bytes of a number.
+    """
+    header, end = {"__metadata__": {"format": "pt", "minipeft": json.dumps(notes)}}, 0
+    for name, shape in sorted(tensors.items()):
+        start, end = end, end + each * math.prod(shape)
+        header[name] = {"dtype": {2: "BF16", 4: "F32", 8: "I64"}[each], "shape": shape, "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + math.ceil(length / 8) * 8 + end
+
+
+def config_bytes(config: dict) -> int:
+    """Bytes of the JSON file that holds this (checkpoint.write_json)."""
+    return len(json.dumps(config, indent=2)) + 1
+
+
+def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
+    """Bytes of the folder that Adapted.save writes where safetensors is installed:
+
+        4·stored (a hard prompt: 8·P) + the header, some 70 to 130 bytes a tensor, + adapter_config.json
+
+    So a prompt is one tensor and a few hundred bytes around it, LoRA's 2·L matrices have names that take as much as small matrices do.
+    full: the whole base's folder, 4·base + header + config.json. What the size does not depend on, such as LoRA's alpha, has its default.
+    Raises Error as `count` does.
+    """
+    h = settings(c, method, hyperparameters)
+    if method == "full":
+        notes = {"sha256": DIGEST, "config": DIGEST}
+        names = {stored_name(name, architecture(c)): shape for name, shape in base_tensors(c).items()}  # either way round: one length
+        return safetensors_bytes(names, notes) + config_bytes(config_to_json(c))
+    tensors, its_own = _PARTS[method](c, h)
+    config = {**its_own, "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+    notes = {"base": DIGEST, "sha256": DIGEST, "config": DIGEST}
+    return safetensors_bytes(tensors, notes, 8 if method == "hard-prompt" else 4) + config_bytes(config)
+
+
+def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
+    """N tasks: the base's folder once and N adapters; full: N bases. Raises Error as `count` does."""
+    one = adapter_bytes(c, method, **hyperparameters)
+    return tasks * one if method == "full" else adapter_bytes(c, "full") + tasks * one
+
+
+def _hard_prompt(c: GPTConfig, h: dict):
+    P = h["num_virtual_tokens"]
+    return {"prompt_tokens": (P,)}, {"peft_type": "HARD_PROMPT", "num_virtual_tokens": P, "token_dim": c.n_embd}
+
+
+def _prompt(c: GPTConfig, h: dict):
+    P = h["num_virtual_tokens"]
+    config = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM", **prompt_learning_config(c, P)}
+    return {"prompt_embeddings": (P, c.n_embd)}, config
+
+
+def _prefix(c: GPTConfig, h: dict):
+    P, kv, hidden = h["num_virtual_tokens"], c.n_kv * c.head_size, h["space"] == "hidden"
+    config = {
+        "peft_type": "HIDDEN_PREFIX_TUNING" if hidden else "PREFIX_TUNING",
+        "prefix_projection": False,
+        "encoder_hidden_size": c.n_embd,
+        **prompt_learning_config(c, P),
+    }
+    if not hidden:
+        config |= {"token_dim": kv, "num_attention_heads": c.n_kv}
+    return {"prompt_embeddings": (P, c.n_layer * (c.n_embd if hidden else 2 * kv))}, config
+
+
+def _lora(c: GPTConfig, h: dict):
+    tensors = {}
+    for i in range(c.n_layer):
+        for place in h["places"]:
+            into, out = linears(c)[place]
+            name = peft_module(c, i, place)
+            tensors |= {f"{name}.lora_A.weight": (h["r"], into), f"{name}.lora_B.weight": (out, h["r"])}
+    names = [h["target_modules"]] if isinstance(h["target_modules"], str) else h["target_modules"]
+    config = {
+        "peft_type": "LORA",
+        "r": h["r"],
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "target_modules": [peft_name(c, name) for name in names],
+        "fan_in_fan_out": c.projections == "joined",
+        "bias": "none",
+    }
+    return tensors, config
+
+
+def _adapter(c: GPTConfig, h: dict):
+    C, m, tensors = c.n_embd, h["bottleneck_size"], {}
+    for i in range(c.n_layer):
+        for place in ("attn", "mlp") if h["placement"] == "houlsby" else ("mlp",):
+            shapes = {"down": (m, C), "b_down": (m,), "up": (C, m), "b_up": (C,)}
+            tensors |= {f"layers.{i}.{place}.{name}": shape for name, shape in shapes.items()}
+    return tensors, {"peft_type": "BOTTLENECK_ADAPTER", "bottleneck_size": m, "placement": h["placement"]}
+
+
+def _llama_adapter(c: GPTConfig, h: dict):
+    K, n, C = h["adapter_len"], h["adapter_layers"], c.n_embd
+    config = {"adapter_len": K, "adapter_layers": n}
+    if h["gate"] == "layer" and c.projections == "apart" and c.bias == "none":  # PEFT's own
+        names = [peft_module(c, i, "attn") for i in range(c.n_layer - n, c.n_layer)]
+        tensors = {f"{name}.adaption_{part}": shape for name in names for part, shape in (("prompt", (1, K, C)), ("gate", (1,)))}
+        return tensors, {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
+    gates = c.n_head if h["gate"] == "head" else 1
+    return {"adaption_prompt": (n, K, C), "adaption_gate": (n, gates)}, {"peft_type": "LLAMA_ADAPTER", **config, "gate": h["gate"]}
+
+
+# what methods/*.py save: {name: shape} of tensors and tokens, and their part of adapter_config.json
+_PARTS = {
+    "hard-prompt": _hard_prompt,
+    "prompt": _prompt,
+    "prefix": _prefix,
+    "lora": _lora,
+    "adapter": _adapter,
+    "llama-adapter": _llama_adapter,
+}

@@ -1,0 +1,162 @@
+"""Every closed form of the ledger against what it is about: tensors, autograd, torch's counter of operations, files."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LLAMA_NAMES
+from conftest import SHAPES as BASES
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, adapt
+from minipeft.bench.measure import saved_bytes
+from minipeft.config import LLAMA, linears
+from minipeft.generation import read_slots
+
+SHAPES = {  # shape, B, T
+    "gpt2": (GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32), 2, 7),
+    "nano": (GPTConfig(vocab_size=257, block_size=64, n_layer=4, n_head=6, n_embd=48, position="rotary"), 3, 9),
+    "small": (GPTConfig(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8, position="rotary"), 1, 5),
+    "llama": (GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, **BASES["llama"]), 2, 7),
+    "qwen2": (GPTConfig(50, 16, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56, **LLAMA | {"bias": "qkv"}), 4, 3),
+    "joined": (GPTConfig(61, 40, n_layer=4, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms", bias="none", tied=False), 2, 6),
+    "apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 3, 8),
+}
+SETTINGS = [
+    ("full", {}),
+    ("hard-prompt", dict(num_virtual_tokens=4)),
+    ("prompt", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=5)),
+    ("prefix", dict(num_virtual_tokens=3, space="hidden")),
+    ("prefix", dict(num_virtual_tokens=5, prefix_projection=True)),
+    ("prefix", dict(num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=11, space="hidden")),
+    ("lora", dict(r=3)),
+    ("lora", dict(r=2, target_modules=("c_proj", "mlp.c_fc"))),
+    ("lora", dict(r=1, target_modules=("c_attn", "mlp.c_proj"))),
+    ("adapter", dict(bottleneck_size=3)),
+    ("adapter", dict(bottleneck_size=5, placement="pfeiffer")),
+    ("llama-adapter", dict(adapter_len=4)),
+    ("llama-adapter", dict(adapter_len=2, adapter_layers=1, gate="layer")),
+]
+every = pytest.mark.parametrize("shape, method, h", [(s, m, h) for s in SHAPES for m, h in SETTINGS], ids=lambda x: str(x).replace(" ", ""))
+
+
+def adapted(shape: str, method: str, h: dict):
+    """-> the shape, B, T, the hyper-parameters in its own names, and the model, away from its start so that no gradient is zero."""
+    config, B, T = SHAPES[shape]
+    if "target_modules" in h:
+        places = list(linears(config))
+        names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES[gpt2s])]
+        h = h | {"target_modules": [name for name in names if any(p == name or p.endswith(f".{name}") for p in places)]}
+    torch.manual_seed(0)
+    if method == "hard-prompt":
+        return config, B, T, h, adapt(GPT(config), method, tokens=torch.arange(h["num_virtual_tokens"]))
+    model = adapt(GPT(config), method, **h)
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(0.1)
+    return config, B, T, h, model
+
+
+def counter() -> FlopCounterMode:
+    """torch's own, with its own formulas also for the CPU's attention, which it has for the GPU's alone. In it grouped heads are spread
+    out, which older versions want; the products are the same."""
+
+    def spread(q, k):
+        return (*q[:2], *k[2:])
+
+    def forward(q, k, v, *_, out_shape=None, **__):
+        return sdpa_flop_count(q, spread(q, k), spread(q, v))
+
+    def backward(do, q, k, v, *_, out_shape=None, **__):
+        return sdpa_backward_flop_count(do, q, spread(q, k), spread(q, v))
+
+    aten = torch.ops.aten
+    ours = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=ours)
+
+
+@every
+def test_operations_are_those_torch_counts(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    idx = torch.randint(config.vocab_size, (B, T))
+    with counter() as forward:
+        loss = F.cross_entropy(model(idx).flatten(0, 1), idx.flatten())
+    with counter() as backward:
+        if loss.requires_grad:
+            loss.backward()
+    assert accounting.flops(config, method, B, T, **h) == (forward.get_total_flops(), backward.get_total_flops())
+
+
+@every
+def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    idx, targets = torch.randint(config.vocab_size, (2, B, T)).unbind()
+    held = [*model.parameters(), *model.buffers()]
+    said = accounting.train_bytes(config, method, B, T, **h)
+    assert said.weights == sum(t.nbytes for t in held)
+    assert said.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
+    model.gradient_checkpointing()
+    again = accounting.train_bytes(config, method, B, T, checkpointing=True, **h)
+    assert again.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
+    assert again[:3] == said[:3]
+    if method != "hard-prompt":
+        model.loss(idx, targets).backward()
+        optimizer = torch.optim.AdamW(model.trainable_parameters())
+        optimizer.step()
+        assert said.gradients == sum(t.grad.nbytes for t in held if t.grad is not None)
+        assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+
+
+@every
+def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
+    pytest.importorskip("safetensors")
+    config, _, _, h, model = adapted(shape, method, h)
+    model.save(tmp_path)
+    one = sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert accounting.adapter_bytes(config, method, **h) == one
+    base = accounting.adapter_bytes(config, "full")
+    assert accounting.storage_bytes(config, method, 7, **h) == (7 * one if method == "full" else base + 7 * one)
+
+
+@every
+@torch.no_grad()
+def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):
+    config, B, T, h, model = adapted(shape, method, h)
+    model.requires_grad_(False)
+    idx = torch.randint(config.vocab_size, (B, T))
+    if h.get("prefix_projection"):  # folded away once it is learnt
+        folded = {name: h[name] for name in ("num_virtual_tokens", "space") if name in h}
+        model = adapt(model.detach(), method, **folded).requires_grad_(False)
+    with counter() as prefill:
+        cache, slots = read_slots(model.base, model.slots(), B, T)
+        F.linear(model.base.hidden(idx, **slots, cache=cache)[:, -1], model.base.head)
+    shared = (slots["prefix"].k, slots["prefix"].v) if "prefix" in slots else ()
+    said = accounting.inference(config, method, B, T, **h)
+    assert (said.cache_bytes, said.shared_bytes) == (cache.k.nbytes + cache.v.nbytes, sum(t.nbytes for t in shared))
+    assert said.prefill_flops == prefill.get_total_flops()
+    room, _ = read_slots(model.base, model.slots(), B, T + 1)
+    read = room.after(cache.k.size(3))
+    slots.pop("prompt", None)
+    with counter() as token:
+        F.linear(model.base.hidden(idx[:, :1], **slots, cache=read)[:, -1], model.base.head)
+    assert B * said.token_flops == token.get_total_flops()
+    assert said.token_flops - said.extra_token_flops == accounting.inference(config, "full", 1, T).token_flops
+
+
+@every
+def test_the_ledger_is_all_of_them(shape, method, h):
+    config, B, T, h, _ = adapted(shape, method, h)
+    row = accounting.ledger(config, method, B, T, **h)
+    assert all(type(value) is int for value in row.values())
+    assert row["flops_backward"] == accounting.flops(config, method, B, T, **h).backward
+    assert row["train_checkpointed_activations"] == accounting.train_bytes(config, method, B, T, checkpointing=True, **h).activations
+    assert row["wire_2"] == (0 if method == "hard-prompt" else 4 * row["trained"] if method != "full" else row["wire_2"])
+    assert (row["trained"], row["stored"], row["storage_10"]) == (
+        *accounting.count(config, method, **h),
+        accounting.storage_bytes(config, method, 10, **h),
+    )
