@@ -2,7 +2,7 @@
 """Put presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
 
 python docs/explorer.py                  the data between the page's two marks
-python docs/explorer.py --screenshot     and docs/explorer.png (needs chromium)
+python docs/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
 """
 
 import json
@@ -97,15 +97,27 @@ def chromium() -> str | None:
 def browse(url: str, *flags: str) -> str:
     """What chromium prints when it opens this page with these flags. Raises Error where there is none, or it fails."""
     if (program := chromium()) is None:
-        raise Error("a picture of the page needs chromium")
+        raise Error("opening the page needs chromium")
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     quiet += "--disable-component-update --disable-sync --hide-scrollbars"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, *quiet.split(), f"--user-data-dir={profile}", *flags, url]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
     if done.returncode:
         raise Error(f"{program} failed with exit code {done.returncode}: {done.stderr.strip()[-200:]!r}")
     return done.stdout
+
+
+def take_picture() -> None:
+    """The page as it opens, in 256 colours, which makes the file a third as large. Raises Error where what it needs is missing."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Error("a picture of the page needs: pip install pillow") from None
+    browse(PAGE.as_uri(), f"--screenshot={PICTURE}", "--window-size=1280,1930")
+    with Image.open(PICTURE) as picture:
+        few = picture.convert("RGB").quantize(256)
+    few.save(PICTURE, optimize=True)
 
 
 def main() -> None:
@@ -114,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
     if args.screenshot:
-        browse(PAGE.as_uri(), f"--screenshot={PICTURE}", "--window-size=1280,1500")
+        take_picture()
 
 
 if __name__ == "__main__":
