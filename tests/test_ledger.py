@@ -1,7 +1,5 @@
 """Every closed form of the ledger against what it is about: tensors, autograd, torch's counter of operations, files."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from conftest import LLAMA_NAMES
 from conftest import SHAPES as BASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, adapt
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
 from minipeft.bench.measure import saved_bytes
 from minipeft.config import LLAMA, linears
 from minipeft.generation import read_slots
@@ -112,6 +110,18 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
         assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
 
 
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("method, h", [setting for setting in SETTINGS if setting[0] != "hard-prompt"][::2])
+def test_a_base_in_bfloat16_keeps_what_it_should(shape, method, h):
+    config, _, _, h, model = adapted(shape, method, h)
+    model.base.to(torch.bfloat16)
+    idx = torch.randint(config.vocab_size, (4, 40))
+    held = list(model.parameters())
+    said = accounting.train_bytes(config, method, 4, 40, base_bytes=2, **h)
+    assert said.weights == sum(t.nbytes for t in held) and said.gradients == sum(t.nbytes for t in model.trainable_parameters())
+    assert said.activations == pytest.approx(saved_bytes(lambda: model.loss(idx, idx.clone()), held), rel=0.02)
+
+
 @every
 def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
     pytest.importorskip("safetensors")
@@ -148,15 +158,75 @@ def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h
     assert said.token_flops - said.extra_token_flops == accounting.inference(config, "full", 1, T).token_flops
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tensors_of_a_base_are_those_it_has(shape):
+    """From which parameters, files and what is sent follow."""
+    config, _, _ = SHAPES[shape]
+    assert accounting.base_tensors(config) == {name: tuple(t.shape) for name, t in GPT(config).state_dict().items()}
+
+
+@every
+def test_a_step_sends_every_gradient_or_gathers_every_weight(shape, method, h):
+    """What real processes send is counted in test_distributed.py; here is that the method's form is that one."""
+    config, _, _, h, model = adapted(shape, method, h)
+    trained = sum(p.numel() for p in model.trainable_parameters())
+    for processes, how in ((1, {}), (3, {}), (4, dict(shard_base=True, base_bytes=2))):
+        sent = accounting.wire_bytes(config, method, processes, **how, **h)
+        assert sent == accounting.bytes_per_step(config, trained, processes, full=method == "full", **how)
+    assert (sent.all_reduce == 4 * trained) == (method != "full")
+
+
 @every
 def test_the_ledger_is_all_of_them(shape, method, h):
     config, B, T, h, _ = adapted(shape, method, h)
     row = accounting.ledger(config, method, B, T, **h)
     assert all(type(value) is int for value in row.values())
+    assert (row["trained"], row["stored"]) == accounting.count(config, method, **h)
     assert row["flops_backward"] == accounting.flops(config, method, B, T, **h).backward
     assert row["train_checkpointed_activations"] == accounting.train_bytes(config, method, B, T, checkpointing=True, **h).activations
-    assert row["wire_2"] == (0 if method == "hard-prompt" else 4 * row["trained"] if method != "full" else row["wire_2"])
-    assert (row["trained"], row["stored"], row["storage_10"]) == (
-        *accounting.count(config, method, **h),
-        accounting.storage_bytes(config, method, 10, **h),
-    )
+    assert row["storage_10"] == accounting.storage_bytes(config, method, 10, **h)
+    assert row["wire_8"] == sum(accounting.wire_bytes(config, method, 8, **h))
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "lora", "adapter", "llama-adapter"])
+def test_a_frozen_weight_spares_one_pass_of_three(method):
+    """Of GPT-2's linears: full goes through each three times, a frozen base twice in every block behind the first trained number."""
+    gpt2 = PRESETS["gpt2"]
+    passes = {}
+    for name in ("full", method):
+        products = accounting.products(gpt2, name, 1, 256)
+        of_weights = [p for p in products if p.name in linears(gpt2)]
+        passes[name] = [p.forward + p.backward for p in of_weights]
+    assert set(passes["full"]) == {3} and max(passes[method]) == 2
+    bare = {"llama-adapter": 1}.get(method, 0)  # lowest layers that it leaves as they are
+    assert passes[method].count(1) <= (bare + 1) * len(linears(gpt2))
+    ratio = sum(accounting.flops(gpt2, "full", 1, 256)) / sum(accounting.flops(gpt2, method, 1, 256))
+    assert 1.4 < ratio < (1.55 if bare else 1.5)
+
+
+def test_a_frozen_block_of_gpt2_keeps_10_of_16():
+    gpt2, B, T = PRESETS["gpt2"], 2, 256
+    kept = {}
+    for method in ("full", "llama-adapter", "adapter"):
+        block = [t for t in accounting.activations(gpt2, method, B, T) if t.layer == 0]
+        kept[method] = sum(t.numbers for t in block if t.numbers % (B * T * gpt2.n_embd) == 0) / (B * T * gpt2.n_embd)
+    assert kept["full"] == 16 and kept["llama-adapter"] == 0
+    prompt = [t for t in accounting.activations(gpt2, "prompt", B, T, num_virtual_tokens=16) if t.layer == 5]
+    assert sum(t.numbers for t in prompt if t.numbers >= B * T * gpt2.n_embd) == 10 * B * (T + 16) * gpt2.n_embd
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda c: accounting.flops(c, "prompt", 0, 9), "batch_size must be a whole number of at least 1, not 0"),
+        (lambda c: accounting.train_bytes(c, "prompt", 2, -1), "seq_len must be"),
+        (lambda c: accounting.inference(c, "prompt", 2, 9.5), "seq_len must be"),
+        (lambda c: accounting.storage_bytes(c, "prompt", 0), "tasks must be"),
+        (lambda c: accounting.wire_bytes(c, "prompt", 0), "processes must be"),
+        (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),
+        (lambda c: accounting.adapter_bytes(c, "magic"), "method must be one of full, hard-prompt"),
+    ],
+)
+def test_what_has_no_answer_is_refused(ask, message):
+    with pytest.raises(Error, match=message):
+        ask(PRESETS["gpt2"])

@@ -140,7 +140,7 @@ def test_the_articles_derivation():
     assert document["steps"][1] == {"name": "trained", "formula": "P·C", "numbers": "5·4,096", "value": 20_480, "unit": "parameters"}
 
 
-@pytest.mark.parametrize("model", ["gpt2", "smollm2-135m", "llama-65b", "t5-small"])
+@pytest.mark.parametrize("model", ["gpt2", "smollm2-135m", "t5-small"])
 def test_the_table_has_a_row_a_method_and_the_ledgers_numbers(model):
     text, document = call(f"--model {model} --num-virtual-tokens 20 --r 4 --tasks 10")
     c = shape_of(model)
@@ -149,7 +149,8 @@ def test_the_table_has_a_row_a_method_and_the_ledgers_numbers(model):
         assert (r["trained"], r["stored"]) == accounting.count(c, r["method"], **h)
         assert line.startswith(r["method"]) and f" {r['stored']:,} " in line
         if model != "t5-small":
-            assert r["train_bytes"] == accounting.train_bytes(c, r["method"], 8, 128, **h)._asdict()
+            assert r.items() >= accounting.ledger(c, r["method"], 8, 128, **h).items()
+            assert r["tasks_bytes"] == accounting.storage_bytes(c, r["method"], 10, **h)
     assert {r["method"] for r in document["rows"]} == set(METHODS if model != "t5-small" else accounting.parameters.ENCODER_DECODER)
 
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from ..config import GPTConfig
-from .parameters import settings
-from .products import Product, block_products, prefix_products, virtual_tokens
+from ..config import GPTConfig, at_least_one
+from .parameters import settings, virtual_tokens
+from .products import Product, block_products, prefix_products
 
 
 class Inference(NamedTuple):
@@ -31,8 +31,10 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
                          head for each row's last position alone; and the keys and values made of hidden vectors, once
 
     So a prompt and a prefix of one length cost the same per token, but a prompt lies in the cache of every row. The products of a
-    token hardly feel either (4·L·C·P beside 24·L·C² in GPT-2's shape, a share of P / 6C). Raises Error as `count` does.
+    token hardly feel either (4·L·C·P beside 24·L·C² in GPT-2's shape, a share of P / 6C). Raises Error as `count`
+    does, or for a size that is none.
     """
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = settings(c, method, hyperparameters)
     B, T, P, kv = batch_size, seq_len, virtual_tokens(h), c.n_kv * c.head_size
     S = P + T if method in ("prompt", "hard-prompt") else T

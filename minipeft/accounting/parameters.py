@@ -189,3 +189,8 @@ def settings(c: GPTConfig, method: str, hyperparameters: dict) -> dict:
     if method == "llama-adapter":
         h["adapter_layers"] = h["adapter_layers"] or top_layers(c)
     return h
+
+
+def virtual_tokens(h: dict) -> int:
+    """P, or LLaMA-Adapter's K; 0 where there are none."""
+    return h.get("num_virtual_tokens") or h.get("adapter_len", 0)

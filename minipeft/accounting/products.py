@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from ..config import Error, GPTConfig, linears, linears_named
+from ..config import Error, GPTConfig, at_least_one, linears, linears_named
 from .gradients import flow
-from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers
+from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers, virtual_tokens
 
 
 class Flops(NamedTuple):
@@ -31,13 +31,14 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                     dW = xᵀ dy     where W is trained
 
     The three cost the same. So of full fine-tuning's 3 passes a frozen base still takes 2, however few parameters are trained:
-    a step is at most 3/2 = 1.5 times as fast, and 1000 times fewer parameters are not 1000 times faster.
+    a step is at most 3/2 = 1.5 times as fast, and 1000 times fewer parameters are not 1000 times faster. More is spared only before
+    the first trained number, where no gradient has to go: there 1 pass of 3 is left (llama-adapter, whose lowest layers are bare).
 
     With B·S positions in the blocks (S = P + T under a prompt, else T), every product once, in the code's symbols:
 
         linear       2·B·S·in·out         of every linear of a block: 12·C² numbers in all in GPT-2's shape
-        attention    2·2·B·S·K·C          scores q kᵀ and outputs of the K positions that queries look at (K = P + S under a prefix,
-                                          else S), the whole rectangle, as torch's FlopCounterMode has it: half of it is masked.
+        attention    2·2·B·S·keys·C       scores q kᵀ and outputs; keys, the positions that queries look at, are P + S under a prefix,
+                                          else S: the whole rectangle, as torch's FlopCounterMode has it: half of it is masked.
                                           Backward, where any of q, k, v needs a gradient, 5 products instead of 2: kernels keep no
                                           weights, so they make the scores again, then the gradients of weights, v, q and k, all of
                                           them whether or not they are needed
@@ -53,7 +54,7 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     Not here: what is no matrix product (norms, softmax, the optimizer's few operations a number). Adapted.loss, which keeps no logits
     (loss.py), makes the head's gradient in the forward pass, and with a trained head its logits once more in the backward pass.
 
-    Raises Error as `count` does.
+    Raises Error as `count` does, or for a size that is none.
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
     return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
@@ -61,17 +62,13 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
 
 def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> list[Product]:
     """What `flops` sums."""
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = settings(c, method, hyperparameters)
     B, T, P = batch_size, seq_len, virtual_tokens(h)
     S = P + T if method in ("prompt", "hard-prompt") else T
     head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, flow(c, method, **hyperparameters)[-1].out + (method == "full"))
     keys = P + S if method == "prefix" else S
     return [*mlp_products(c, method, h), *prefix_products(c, method, h), *block_products(c, method, h, B * S, keys), head]
-
-
-def virtual_tokens(h: dict) -> int:
-    """P, or LLaMA-Adapter's K; 0 where there are none."""
-    return h.get("num_virtual_tokens") or h.get("adapter_len", 0)
 
 
 def mlp_products(c: GPTConfig, method: str, h: dict) -> list[Product]:

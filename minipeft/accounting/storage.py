@@ -3,7 +3,7 @@
 import json
 import math
 
-from ..config import GPTConfig, linears
+from ..config import GPTConfig, at_least_one, linears
 from ..layout import architecture, config_to_json, peft_module, peft_name, prompt_learning_config, stored_name
 from .parameters import base_tensors, settings
 
@@ -54,7 +54,8 @@ def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
 
 
 def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
-    """N tasks: the base's folder once and N adapters; full: N bases. Raises Error as `count` does."""
+    """N tasks: the base's folder once and N adapters; full: N bases. Raises Error as `count` does, or for no tasks."""
+    at_least_one("tasks", tasks)
     one = adapter_bytes(c, method, **hyperparameters)
     return tasks * one if method == "full" else adapter_bytes(c, "full") + tasks * one
 

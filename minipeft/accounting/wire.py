@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from ..config import GPTConfig
+from ..config import GPTConfig, at_least_one
 from .parameters import block_tensors, count, rest_tensors
 
 
@@ -24,8 +24,9 @@ class Traffic(NamedTuple):
 def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4, **hyperparameters) -> Traffic:
     """One training step, from the forward pass to the clipped gradient, with these hyper-parameters of `count`.
 
-    Raises Error as `count` does.
+    Raises Error as `count` does, or for no processes.
     """
+    at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
     return bytes_per_step(c, trained, processes, method == "full", shard_base, base_bytes)
 

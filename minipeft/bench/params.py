@@ -3,6 +3,11 @@
 Nothing is built and nothing measured, so 65 billion parameters take no longer than a million. For one method: the derivation line by
 line, each formula in symbols, then with numbers put in, then the result. For all of them: a table. The formulas stand here to be read;
 the results are the ledger's, and a test works out every line that is printed.
+
+Columns: parameters trained, stored for one task, and stored in % of the base; the adapter on the disk, and the disk for many tasks (the
+base and their adapters; full: as many bases); what a training process holds, and of that what is kept for the backward pass; the
+products of a step, and as a ratio to full fine-tuning's; what one of two processes hands over in a step; at inference the products of
+one more token, and how many of them the method adds.
 """
 
 import math
@@ -89,7 +94,8 @@ def base_formula(c: Shape) -> str:
     return f"{tables} + L·({weights}{biases} + {norms}) + {last}"
 
 
-_SIDES = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv"}  # what a linear reads + what it puts out
+# what a linear reads + what it puts out; those of the MLP go either way
+_SIDES = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv", "mlp": "C + M"}
 _SIDES |= dict.fromkeys(("attn.c_proj", "attn.q_proj", "attn.o_proj"), "C + C")
 
 
@@ -105,7 +111,7 @@ def method_formulas(c: Shape, method: str, h: dict) -> tuple[str, str]:
     elif method == "prompt":
         both = "P·C"
     elif method == "lora":
-        both = f"L·r·({' + '.join(_SIDES.get(place, 'C + M') for place in h['target_modules'])})"
+        both = f"L·r·({' + '.join(_SIDES['mlp' if place.startswith('mlp') else place] for place in h['places'])})"
     elif method == "adapter":
         both = f"{2 if h['placement'] == 'houlsby' else 1}·L·(2·C·m + m + C)"
     else:
@@ -161,16 +167,15 @@ def trained_cost(s: Settings, c: GPTConfig, method: str, h: dict) -> dict[str, i
 
 
 def rows_of(s: Settings, c: Shape) -> list[dict]:
-    """Every method's numbers; on an encoder-decoder those of parameters alone."""
+    """Every method's ledger; of an encoder-decoder its parameters alone."""
     base, rows = accounting.base_parameters(c), []
     for method in ENCODER_DECODER if isinstance(c, T5Shape) else METHODS:
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
-        trained, stored = accounting.count(c, method, **h)
-        row = {"method": method, **settings(c, method, h), "trained": trained, "stored": stored, "percent": 100 * stored / base}
-        if not isinstance(c, T5Shape):
-            row["train_bytes"] = accounting.train_bytes(c, method, s.batch_size, s.seq_len, **h)._asdict()
-            row["flops"] = accounting.flops(c, method, s.batch_size, s.seq_len, **h)._asdict()
-        rows.append(row)
+        row = {"method": method, **settings(c, method, h), **accounting.count(c, method, **h)._asdict()}
+        if isinstance(c, GPTConfig):
+            row |= accounting.ledger(c, method, s.batch_size, s.seq_len, **h)
+            row["tasks_bytes"] = accounting.storage_bytes(c, method, s.tasks, **h)
+        rows.append(row | {"percent": 100 * row["stored"] / base})
     return rows
 
 
@@ -220,8 +225,8 @@ def table(result: dict) -> str:
     full = next(r for r in rows if r["method"] == "full")
     short = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
 
-    def step(r: dict) -> int:
-        return sum(r["flops"].values())
+    def together(r: dict, part: str) -> int:
+        return sum(value for name, value in r.items() if name in PARTS[part])
 
     cells = {
         "method": lambda r: r["method"],
@@ -230,13 +235,24 @@ def table(result: dict) -> str:
         "stored": lambda r: f"{r['stored']:,}",
         "% of base": lambda r: rounded(r["percent"]),
     }
-    about = [f"{s['model']}: {result['base_parameters']:,} parameters"]
-    if "flops" in full:
-        about[0] += f"; B {s['batch_size']}, T {s['seq_len']}, float32"
+    about = f"{s['model']}: {result['base_parameters']:,} parameters"
+    if "adapter_bytes" in full:
+        about += f"; B {s['batch_size']}, T {s['seq_len']}, float32"
         cells |= {
-            "to train": lambda r: in_units(sum(r["train_bytes"].values())) if r["trained"] else "-",
-            "activations": lambda r: in_units(r["train_bytes"]["activations"]) if r["trained"] else "-",
-            "step GFLOP": lambda r: f"{step(r) / 1e9:,.1f}" if r["trained"] else "-",
-            "× full": lambda r: f"{step(r) / step(full):.2f}" if r["trained"] else "-",
+            "on disk": lambda r: in_units(r["adapter_bytes"]),
+            f"{s['tasks']:,} tasks": lambda r: in_units(r["tasks_bytes"]),
+            "to train": lambda r: in_units(together(r, "memory")) if r["trained"] else "-",
+            "activations": lambda r: in_units(r["train_activations"]) if r["trained"] else "-",
+            "step GFLOP": lambda r: f"{together(r, 'step') / 1e9:,.1f}" if r["trained"] else "-",
+            "× full": lambda r: f"{together(r, 'step') / together(full, 'step'):.2f}" if r["trained"] else "-",
+            "sent": lambda r: in_units(r["wire_2"]) if r["trained"] else "-",
+            "token MFLOP": lambda r: f"{r['inference_token_flops'] / 1e6:,.1f}",
+            "more": lambda r: f"{r['inference_extra_token_flops'] / 1e6:,.2f}",
         }
-    return "\n".join([*about, "", *columns(cells, rows)])
+    return "\n".join([about, "", *columns(cells, rows)])
+
+
+PARTS = {  # of the ledger, what is told as one number
+    "memory": ("train_weights", "train_gradients", "train_optimizer", "train_activations"),
+    "step": ("flops_forward", "flops_backward"),
+}
