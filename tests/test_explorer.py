@@ -4,13 +4,14 @@ import importlib.util
 import json
 import random
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 
 from minipeft import METHODS, accounting
-from minipeft.accounting import ledger
+from minipeft.bench import params
 from minipeft.config import CHOICES, PRESETS, GPTConfig, RopeScaling, linears
 
 ROOT = Path(__file__).parent.parent
@@ -29,13 +30,13 @@ def script(name: str) -> str:
 
 def some_shape(draw: random.Random) -> GPTConfig:
     """A published shape, or any mixture of what a base may be made of; sizes from small to larger than any model's."""
-    if draw.random() < 0.3:
+    if draw.random() < 0.15:
         return draw.choice(list(PRESETS.values()))
     heads = draw.randint(1, 64)
     return GPTConfig(
         vocab_size=draw.randint(1, 300_000),
         block_size=draw.randint(1, 200_000),
-        n_layer=draw.randint(1, 20),
+        n_layer=draw.randint(1, 10),
         n_head=heads,
         n_embd=heads * 2 * draw.randint(1, 128),
         n_kv_head=draw.choice([None, *(n for n in range(1, heads + 1) if heads % n == 0)]),
@@ -128,3 +129,102 @@ def test_any_setting_gives_the_ledgers_numbers(tmp_path):
         wanted = expected(s)
         assert {name: int(value) for name, value in answer.items()} == wanted, s
     assert max(max(map(int, answer.values())) for answer in answers) > 2**53  # where JavaScript's own numbers go wrong
+
+
+def test_the_page_is_what_the_command_writes():
+    assert explorer.filled(PAGE) == PAGE, "run: python docs/explorer.py"
+
+
+def test_nothing_leaves_the_page():
+    """The browser itself is told to load nothing, and the page names nothing that could be loaded."""
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'\"" in PAGE
+    assert not re.findall(r"https?://|\bsrc=|url\(|@import|<link|fetch\(|XMLHttpRequest|import\(", PAGE)
+
+
+def table(dom: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """What the page shows: {(row, method): (value, text)}."""
+    cell = r'<td[^>]* data-row="(\w+)" data-method="([\w-]+)"[^>]*><data value="([\d.e-]+)">([^<]*)</data>'
+    return {(row, method): (value, text) for row, method, value, text in re.findall(cell, dom)}
+
+
+def check_table(shown: dict, c: GPTConfig, work: dict, sizes: dict) -> None:
+    """Every exact number of the table is accounting's, and stands there as bench.py params writes it."""
+    rows = {row for row, _ in shown} - {"share", "memory", "step"}
+    answers = {method: expected({"c": c, "method": method, "h": sizes.get(method, {}), **work}) for method in METHODS}
+    assert rows == set(answers["full"]) - {"base_parameters"}
+    for method, answer in answers.items():
+        for row in rows:
+            value, text = shown[row, method]
+            assert int(value) == answer[row], (row, method)
+            if text.endswith("FLOP"):
+                assert text.replace("FLOP", "B").replace(" B", " bytes") == params.in_units(answer[row])
+            else:
+                assert text == (f"{answer[row]:,}" if row in ("trained", "stored") else params.in_units(answer[row]))
+        memory = sum(value for name, value in answer.items() if name.startswith("train_"))
+        step, full = (a["flops_forward"] + a["flops_backward"] for a in (answer, answers["full"]))
+        assert int(shown["memory", method][0]) == memory and shown["memory", method][1] == params.in_units(memory)
+        assert float(shown["step", method][0]) == pytest.approx(step / full, rel=1e-12)
+        assert float(shown["share", method][0]) == pytest.approx(100 * answer["stored"] / answer["base_parameters"], rel=1e-12)
+
+
+WORK = {"B": 8, "T": 128, "tasks": 1000, "processes": 2, "checkpointing": False}  # what the page begins with
+
+
+@browser
+def test_the_page_opens_with_the_ledgers_numbers():
+    dom = explorer.browse(explorer.PAGE.as_uri(), "--dump-dom")
+    check_table(table(dom), PRESETS["gpt2"], WORK, {})
+
+
+PERSON = """
+function type(key, value) {
+  const field = document.getElementById(`of-${key}`);
+  field.focus();
+  field.value = value;
+  field.dispatchEvent(new Event("input"));
+  field.blur();
+}
+function press(key) {
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+}
+type("prefix.num_virtual_tokens", 20);
+type("prefix.encoder_hidden_size", 800);
+type("adapter.bottleneck_size", -3); // refused: stays as it was
+type("n_layer", 80);
+type("n_layer", 30);
+const box = document.querySelector('[role="group"] input[value="down_proj"]');
+box.click();
+const stop = document.querySelectorAll('table [tabindex="0"]');
+stop[0].focus();
+for (const key of ["ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp"]) press(key);
+document.body.dataset.seen = JSON.stringify({
+  stops: stop.length,
+  at: [document.activeElement.dataset.row, document.activeElement.dataset.method],
+  unnamed: [...document.querySelectorAll("input, select")].filter((x) => !(x.labels?.length || x.ariaLabel)).length,
+  formula: document.getElementById("formula").textContent,
+  address: location.hash,
+  figures: [...document.querySelectorAll("figure > svg")].map((x) => x.querySelectorAll("[data-row]").length),
+  wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+  loaded: performance.getEntriesByType("resource").length,
+});
+"""
+
+
+@browser
+def test_an_address_the_fields_and_the_keys(tmp_path):
+    (tmp_path / "page.html").write_text(f"{PAGE}<script>{PERSON}</script>", encoding="utf-8")
+    address = "#preset=llama-7b&seq_len=100&prefix.prefix_projection=true&checkpointing=true&tasks=5&vocab_size=none&no=1"
+    dom = explorer.browse((tmp_path / "page.html").as_uri() + address, "--dump-dom", "--window-size=500,800")
+    seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
+    sizes = {
+        "prefix": {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 800},
+        "lora": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    }
+    work = WORK | {"T": 100, "tasks": 5, "checkpointing": True}
+    check_table(table(dom), replace(PRESETS["llama-7b"], n_layer=30), work, sizes)
+    assert seen["stops"] == 1 and seen["at"] == ["share", "lora"]  # one stop for Tab; from prefix, trained: right, three down, one up
+    assert "100·stored / base" in seen["formula"]
+    changed = "preset=llama-7b n_layer=30 seq_len=100 tasks=5 checkpointing=true prefix.num_virtual_tokens=20 prefix.prefix_projection=true"
+    changed += " prefix.encoder_hidden_size=800 lora.target_modules=q_proj%2Cv_proj%2Cdown_proj"
+    assert set(seen["address"][1:].split("&")) == set(changed.split())
+    assert seen["figures"] == [7, 5, 28, 14] and not seen["unnamed"] and not seen["wide"] and not seen["loaded"]
