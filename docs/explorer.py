@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Put presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
+
+python docs/explorer.py                  the data between the page's two marks
+python docs/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minipeft import METHODS, console, drawing  # noqa: E402
+from minipeft.accounting import depends_on  # noqa: E402
+from minipeft.accounting.parameters import block_tensors, rest_tensors, settings  # noqa: E402
+from minipeft.checkpoint import write_text  # noqa: E402
+from minipeft.config import CHOICES, LLAMA, PRESETS, Error, GPTConfig  # noqa: E402
+from minipeft.layout import SIZES, architecture, config_to_json, stored_name  # noqa: E402
+
+PAGE = ROOT / "docs" / "explorer.html"
+PICTURE = ROOT / "docs" / "explorer.png"
+PLACE = re.compile(r"(/\* data \*/\n).*?(/\* end of data \*/)", re.DOTALL)
+CHOSEN = {  # what a folder of each model_type may be made of; the last takes all other mixtures
+    "gpt2": {name: choices[0] for name, choices in CHOICES.items()},
+    "llama": LLAMA,
+    "qwen2": LLAMA | {"bias": "qkv"},
+    "minipeft": {},
+}
+
+
+def floats(value):
+    """The same for JSON, each float as Python writes it: its length in a file counts."""
+    if isinstance(value, float):
+        return f"float:{value!r}"
+    if isinstance(value, dict):
+        return {name: floats(v) for name, v in value.items()}
+    return [floats(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def preset(c: GPTConfig) -> dict:
+    """A shape as the page has it; rope_scaling as each kind of config.json does."""
+    stretch = c.rope_scaling and {"list": list(c.rope_scaling), "folder": config_to_json(replace(c, **LLAMA))["rope_scaling"]}
+    return floats(asdict(c) | {"rope_scaling": stretch})
+
+
+def kind(model_type: str) -> dict:
+    """A model_type's choices, names of tensors (of block {i}), and config.json, {"shape": name} where that depends on the shape."""
+    c = next(c for c in PRESETS.values() if architecture(c) == model_type)
+    ours = SIZES.get(model_type, {f.name: f.name for f in fields(GPTConfig)})
+    ours = ours | {"rope_scaling": "rope_scaling", "tie_word_embeddings": "tied"}
+    config = {key: {"shape": ours[key]} if key in ours else value for key, value in config_to_json(c).items()}
+    shapes = [GPTConfig(tied=False, **LLAMA | {"bias": "qkv" if model_type in ("llama", "qwen2") else "all"})]
+    if model_type in ("gpt2", "minipeft"):
+        shapes.append(PRESETS["gpt2"])  # between them every tensor there is
+    names = {name for shape in shapes for name in rest_tensors(shape)}
+    names |= {f"h.{{i}}.{name}" for shape in shapes for name in block_tensors(shape)}
+    return {"choices": CHOSEN[model_type], "names": {name: stored_name(name, model_type) for name in sorted(names)}, "config": config}
+
+
+def defaults(method: str) -> dict:
+    """A method's hyper-parameters; None for those that follow the shape."""
+    one, other = (settings(PRESETS[name], method, {}) for name in ("nano", "llama-7b"))
+    return {name: one[name] if one[name] == other[name] else None for name in depends_on(method)}
+
+
+def data() -> dict:
+    return {
+        "presets": {name: preset(c) for name, c in PRESETS.items()},
+        "choices": CHOICES,
+        "kinds": {name: kind(name) for name in CHOSEN},
+        "methods": {method: defaults(method) for method in METHODS},
+        "colours": drawing.COLOURS,
+        "frozen": drawing.BASE,
+    }
+
+
+def filled(page: str) -> str:
+    """The page with everything between its two marks made anew."""
+    text = ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in data().items())
+    page, n = PLACE.subn(lambda m: f"{m[1]}const DATA = {{\n{text}\n}};\n{m[2]}", page)
+    assert n == 1, f"{PAGE} has {n} places for the data"
+    return page
+
+
+def chromium() -> str | None:
+    """Where a browser is that runs without a window."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def browse(url: str, *flags: str) -> str:
+    """What chromium prints when it opens this page with these flags. Raises Error where there is none, or it fails."""
+    if (program := chromium()) is None:
+        raise Error("opening the page needs chromium")
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    quiet += "--disable-component-update --disable-sync --hide-scrollbars"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [program, *quiet.split(), f"--user-data-dir={profile}", *flags, url]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    if done.returncode:
+        raise Error(f"{program} failed with exit code {done.returncode}: {done.stderr.strip()[-200:]!r}")
+    return done.stdout
+
+
+def take_picture() -> None:
+    """The page as it opens, in 256 colours, which makes the file a third as large. Raises Error where what it needs is missing."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Error("a picture of the page needs: pip install pillow") from None
+    browse(PAGE.as_uri(), f"--screenshot={PICTURE}", "--window-size=1280,1930")
+    with Image.open(PICTURE) as picture:
+        few = picture.convert("RGB").quantize(256)
+    few.save(PICTURE, optimize=True)
+
+
+def main() -> None:
+    parser = console.Parser(__doc__)
+    parser.add_argument("--screenshot", action="store_true", help="also write docs/explorer.png")
+    args = parser.parse_args()
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+    if args.screenshot:
+        take_picture()
+
+
+if __name__ == "__main__":
+    raise SystemExit(console.run("explorer.py", main))
