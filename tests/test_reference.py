@@ -1,0 +1,36 @@
+"""The API reference is made from docstrings, and there is one for everything that the package names."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import minipeft
+from minipeft import METHODS, accounting
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_reference_has_a_page_with_a_text_for_everything_public(tmp_path):
+    pytest.importorskip("pdoc")
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    reference.write(tmp_path)
+    for module, page in ((minipeft, "minipeft.html"), (accounting, "minipeft/accounting.html")):
+        html = (tmp_path / page).read_text(encoding="utf-8")
+        anchors = set(re.findall(r'id="([\w.-]+)"', html))
+        for name in module.__all__:
+            assert name in anchors or inspect.ismodule(getattr(module, name)), f"{page} has nothing on {name}"
+    kinds = [(tmp_path / "minipeft" / "methods" / f"{method.__module__.split('.')[-1]}.html") for method in METHODS.values()]
+    assert all("adapt(base, " in page.read_text(encoding="utf-8") for page in kinds)
+
+
+@pytest.mark.parametrize("module", [minipeft, accounting])
+def test_what_is_public_says_what_it_is(module):
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not hasattr(thing, "_fields")):
+            assert inspect.getdoc(thing), f"{module.__name__}.{name} has no docstring"
