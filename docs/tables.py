@@ -2,11 +2,15 @@
 """Fill the README's marked places from the result files in docs/results and from closed forms, so that no figure is typed by hand.
 
 python docs/tables.py
+
+README.zh-CN.md has the same places. Those with words to translate are written by hand there, and tests/test_readme.py compares
+their numbers.
 """
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -196,16 +200,23 @@ BLOCKS = {
 }
 
 
-def filled(readme: str) -> str:
-    """The README with everything between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, block in BLOCKS.items():
+PROSE = ("claims", "faults", "wordings", "profile-nano", "skills", "e2e")  # those with words to translate
+PAGES = {
+    "README.md": BLOCKS,
+    "README.zh-CN.md": {name: block for name, block in BLOCKS.items() if name not in PROSE},
+}
+
+
+def filled(page: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """The page with everything between `<!-- name -->` and `<!-- /name -->` made anew, for the names in blocks."""
+    for name, block in blocks.items():
         place = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = block()
-        readme, n = place.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", readme)
-        assert n == 1, f"README.md has {n} places for {name}"
-    return readme
+        page, n = place.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
+        assert n == 1, f"the page has {n} places for {name}"
+    return page
 
 
 if __name__ == "__main__":
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    write_text(ROOT / "README.md", filled(readme))
+    for name, blocks in PAGES.items():
+        write_text(ROOT / name, filled((ROOT / name).read_text(encoding="utf-8"), blocks))
