@@ -1,52 +1,22 @@
 """The lessons say what is: every block runs and prints what the page says, excerpts are the code, and the two languages are in step."""
 
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from two_languages import ROOT, assert_in_step, lessons, links, read
 
 from minipeft import Error, console, drawing
-
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("lessons", ROOT / "docs" / "lessons.py")
-lessons = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lessons)
 
 FOLDERS = lessons.LANGUAGES
 PAGES = [path for language in FOLDERS for path in lessons.pages(language).values()]
 INDEXES = [folder / "README.md" for folder in FOLDERS.values()]
-LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(lessons.LESSONS))
-
-
-def read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def paragraphs(path: Path) -> list[str]:
-    """The page without its fenced blocks and HTML tags, a paragraph at a time."""
-    prose = re.sub(r"(`[^`]*`)|</?\w[^>]*>", r"\1", lessons.FENCE.sub("", read(path)))
-    return [p for p in re.split(r"\n\s*\n", prose) if p.strip()]
-
-
-def links(text: str, path: Path) -> list[tuple[str, str]]:
-    """(! for a figure, where it leads): a file as its path from the lessons' folder, whatever the language."""
-    found = []
-    for mark, target in LINK.findall(text):
-        if "://" not in target:
-            target, _, anchor = target.partition("#")
-            file = (path.parent / target).resolve() if target else path
-            assert file.exists(), f"{path}: no {target}"
-            assert not anchor, f"{path}: headings differ between the languages, so link to the page: #{anchor}"
-            target = str(file.relative_to(ROOT)).replace("docs/lessons/zh-CN/", "docs/lessons/")
-        found.append((mark, target))
-    return found
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -149,28 +119,4 @@ def test_both_languages_have_the_same_lessons_and_no_figure_is_left_over():
 
 @pytest.mark.parametrize("path", [*lessons.pages("en").values(), INDEXES[0]], ids=name)
 def test_the_two_languages_are_in_step(path):
-    other = FOLDERS["zh-CN"] / path.name
-    ours, theirs = lessons.blocks(read(path)), lessons.blocks(read(other))
-    assert [(b.language, b.note) for b in ours] == [(b.language, b.note) for b in theirs]
-    for a, b in zip(ours, theirs, strict=True):
-        if a.runs:  # comments may be in either language
-            assert ast.dump(ast.parse(a.text)) == ast.dump(ast.parse(b.text))
-        else:
-            assert a.text == b.text
-    a, b = paragraphs(path), paragraphs(other)
-    for ours, theirs in zip(a, b, strict=False):
-        assert what_counts(ours, path) == what_counts(theirs, other), f"{ours}\n\n{theirs}"
-    assert len(a) == len(b)
-
-
-def what_counts(paragraph: str, path: Path) -> dict:
-    """What a paragraph has in every language."""
-    text = LINK.sub("", paragraph)
-    return {
-        "heading": [len(marks) for marks in re.findall(r"^(#+) ", paragraph, re.MULTILINE)],
-        "items": len(re.findall(r"^\s*(?:[-*]|\d+\.) ", paragraph, re.MULTILINE)),
-        "cells": len(re.findall(r"(?<!\\)\|", paragraph)) if paragraph.lstrip().startswith("|") else 0,
-        "numbers": re.findall(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)?", text),  # not that of GPT-2
-        "code": set(re.findall(r"`([^`]+)`", text)),
-        "links": sorted(links(paragraph, path)),
-    }
+    assert_in_step(path, FOLDERS["zh-CN"] / path.name)
