@@ -178,7 +178,8 @@ def little_data(result: dict) -> tuple[str, str]:
     sizes = sorted({c["size"] for c in result["cells"]})
     text = (
         f"{sizes[0]} to {sizes[-1]} examples, {len({r['seed'] for r in result['runs']})} seeds. "
-        f"Gap of held-out and learnt loss, prefix less full, beyond chance narrower: {named(narrower, 'wider')}; wider: {named(wider, 'wider')}. "
+        "Gap of held-out and learnt loss, prefix less full, beyond chance "
+        f"narrower: {named(narrower, 'wider')}; wider: {named(wider, 'wider')}. "
         f"Exact match ahead: {named(ahead, 'ahead')}; behind: {named(behind, 'ahead')}"
     )
     good, bad = bool(narrower or ahead), bool(wider or behind)
