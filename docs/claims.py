@@ -57,7 +57,7 @@ def of_learning() -> list[Claim]:
         Claim(
             "Hard prompts need tries: which wording works cannot be told beforehand",
             "python train.py --method hard-prompt",
-            f"of {len(wordings)} wordings {good} reach more than 0.9 of the held-out examples, the worst {wordings[-1]['exact_match']:.2f}",
+            f"of {len(wordings)} wordings {good} answer more than 0.9 of the examples exactly, the worst {wordings[-1]['exact_match']:.2f}",
             verdict(AGREES, 0 < good < len(wordings) / 4),
         ),
         Claim(
@@ -172,20 +172,22 @@ def little_data(result: dict) -> tuple[str, str]:
         return [c for c in result["cells"] if sign * c[what][0] > c[what][1]]
 
     def named(cells: list[dict], what: str) -> str:
-        return ", ".join(f"{c['task']} {c['size']:,} ({c[what][0]:+.2f} ± {c[what][1]:.2f})" for c in cells) or "nowhere"
+        return ", ".join(f"{c['task']} {c['size']:,} ({c[what][0]:+.2f} ± {c[what][1]:.2f})" for c in cells) or "none"
 
     narrower, wider, ahead, behind = certain("wider", -1), certain("wider", 1), certain("ahead", 1), certain("ahead", -1)
     sizes = sorted({c["size"] for c in result["cells"]})
     text = (
         f"{sizes[0]} to {sizes[-1]} examples, {len({r['seed'] for r in result['runs']})} seeds. "
-        f"Gap of held-out and learnt loss, prefix less full: narrower at {named(narrower, 'wider')}; wider at {named(wider, 'wider')}. "
-        f"Exact match: ahead at {named(ahead, 'ahead')}; behind at {named(behind, 'ahead')}"
+        "Gap of held-out and learnt loss, prefix less full, beyond chance "
+        f"narrower: {named(narrower, 'wider')}; wider: {named(wider, 'wider')}. "
+        f"Exact match ahead: {named(ahead, 'ahead')}; behind: {named(behind, 'ahead')}"
     )
-    if narrower and not wider and not behind:
-        return text, AGREES
-    if narrower or ahead:
-        return text, f"{CONDITIONS}: not with every task and size"
-    return text, f"{DISAGREES} here: a small base, digits, default rates" if wider or behind else "neither way here"
+    good, bad = bool(narrower or ahead), bool(wider or behind)
+    if good and bad:
+        return text, "inconclusive: it depends on task and size"
+    if good:
+        return text, AGREES if 2 * len(narrower) > len(result["cells"]) else f"{CONDITIONS}: not with every task and size"
+    return text, f"{DISAGREES} here: a small base, digits, default rates" if bad else "inconclusive: no difference beyond chance"
 
 
 def of_use() -> list[Claim]:
