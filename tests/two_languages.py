@@ -11,7 +11,7 @@ _spec = importlib.util.spec_from_file_location("lessons", ROOT / "docs" / "lesso
 lessons = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(lessons)
 
-LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def read(path: Path) -> str:
@@ -49,7 +49,7 @@ def paragraphs(path: Path) -> list[str]:
 def links(text: str, path: Path) -> list[tuple[str, str]]:
     """(! for a figure, where it leads): a file as its path from the root, whatever the language."""
     found = []
-    for mark, target in LINK.findall(text):
+    for mark, _, target in LINK.findall(text):
         if "://" not in target:
             target, _, anchor = target.partition("#")
             file = (path.parent / target).resolve() if target else path
@@ -62,7 +62,7 @@ def links(text: str, path: Path) -> list[tuple[str, str]]:
 
 def what_counts(paragraph: str, path: Path) -> dict:
     """What a paragraph has in every language."""
-    text = LINK.sub("", paragraph)
+    text = LINK.sub(r"\2", paragraph)
     return {
         "heading": [len(marks) for marks in re.findall(r"^(#+) ", paragraph, re.MULTILINE)],
         "items": len(re.findall(r"^\s*(?:[-*]|\d+\.) ", paragraph, re.MULTILINE)),
