@@ -74,15 +74,19 @@ def tell(script: str, message: str) -> None:
 
 
 def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
-    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for SIGINT
-    and 143 for SIGTERM. lower: what takes less memory, told when it runs out."""
+    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for SIGINT,
+    143 for SIGTERM, and 141, without a line, when nobody reads on. lower: what takes less memory, told when it runs out."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
     with terminable():
         try:
             main()
+            sys.stdout.flush()
             return 0
+        except BrokenPipeError:  # whoever read our lines (head, a pager) has had enough; at exit nothing more is written either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 128 + 13  # SIGPIPE's number, as shells give it
         except (Error, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as e:
             ignore_terminate()
             return refusal(script, e, lower)

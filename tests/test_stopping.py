@@ -1,6 +1,9 @@
 """Signals: a script ends with the shell's exit codes, one line, and leaves the process as it was."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,16 @@ def test_a_terminate_while_the_reason_is_told_does_not_cut_it_short(capsys, monk
         raise Error("the reason")
 
     assert console.run("s.py", main) == 2 and capsys.readouterr().err == "s.py: the reason\n"
+
+
+def test_a_reader_who_has_had_enough_ends_it_without_a_word():
+    code = "import sys; from minipeft.console import run; sys.exit(run('s.py', lambda: [print('a' * 1000) for _ in range(1000)]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_first_signal_is_noted_and_a_second_one_interrupts():
