@@ -67,6 +67,11 @@ def test_t5s_totals_are_those_of_transformers(preset):
     assert accounting.base_parameters(c) == sum(p.numel() for p in theirs.parameters()) + own
 
 
+def test_llama_adapter_takes_its_papers_share_of_layers():
+    shapes = [replace(PRESETS["gpt2"], n_layer=n) for n in (1, 32, *(PRESETS[name].n_layer for name in LLAMA))]
+    assert [accounting.top_layers(c) for c in shapes] == [1, 30, 30, 38, 56, 75]
+
+
 def test_what_means_nothing_on_an_encoder_decoder_is_refused():
     with pytest.raises(Error, match="^'lora' is made of a GPT's blocks: on an encoder-decoder full, hard-prompt, prompt are counted$"):
         accounting.count(SHAPES["t5-small"], "lora")
