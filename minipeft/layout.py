@@ -142,7 +142,7 @@ def _stretch_from_json(rope: dict) -> RopeScaling | None:
     return RopeScaling(*(rope[name] for name in _STRETCH))
 
 
-def prompt_learning_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
+def _prompt_learning_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
     """The fields of PEFT's PromptLearningConfig, which prompt and prefix share."""
     return {
         "num_virtual_tokens": num_virtual_tokens,
@@ -151,6 +151,51 @@ def prompt_learning_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
         "num_attention_heads": c.n_head,
         "num_layers": c.n_layer,
     }
+
+
+def prompt_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
+    """A prompt's part of adapter_config.json: PEFT's PromptTuningConfig."""
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",  # where it started no longer matters
+        **_prompt_learning_config(c, num_virtual_tokens),
+    }
+
+
+def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str) -> dict:
+    """A prefix's part of adapter_config.json: PEFT's PrefixTuningConfig, which knows keys and values only; "hidden" says it is something
+    else."""
+    own = {"token_dim": c.n_kv * c.head_size, "num_attention_heads": c.n_kv}  # with grouped heads PEFT counts those of the keys and values
+    return {
+        "peft_type": "PREFIX_TUNING" if space == "kv" else "HIDDEN_PREFIX_TUNING",
+        "prefix_projection": False,
+        "encoder_hidden_size": c.n_embd,
+        **_prompt_learning_config(c, num_virtual_tokens),
+        **(own if space == "kv" else {}),
+    }
+
+
+def lora_config(
+    c: GPTConfig, r: int, target_modules: list[str] | tuple[str, ...], lora_alpha: float = 8, lora_dropout: float = 0.0
+) -> dict:
+    """LoRA's part of adapter_config.json: PEFT's LoraConfig."""
+    return {
+        "peft_type": "LORA",
+        "r": r,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": lora_dropout,
+        "target_modules": [peft_name(c, name) for name in target_modules],
+        "fan_in_fan_out": c.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
+        "bias": "none",
+    }
+
+
+def adaption_modules(c: GPTConfig, adapter_layers: int, gate: str) -> list[str] | None:
+    """The attentions that PEFT's ADAPTION_PROMPT names, in the top layers; None where LLaMA-Adapter is not PEFT's: that one has a gate a
+    layer, and is this function in transformers' Llama alone (in its GPT-2 the output projection is left out)."""
+    if gate != "layer" or c.projections != "apart" or c.bias != "none":
+        return None
+    return [peft_module(c, i, "attn") for i in range(c.n_layer - adapter_layers, c.n_layer)]
 
 
 def peft_name(c: GPTConfig, place: str) -> str:

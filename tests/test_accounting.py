@@ -107,6 +107,7 @@ def test_the_articles_arithmetic():
         ("prompt", dict(length=3), "depends on num_virtual_tokens, not on 'length'"),
         ("full", dict(r=3), "the shape alone"),
         ("prompt", dict(num_virtual_tokens=-5), "at least 1, not -5"),
+        ("prompt", dict(num_virtual_tokens=None), "at least 1, not None"),
         ("prefix", dict(space="keys"), "'kv' or 'hidden'"),
     ],
 )

@@ -184,10 +184,17 @@ def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
     row = accounting.ledger(config, method, B, T, **h)
     assert all(type(value) is int for value in row.values())
     assert (row["trained"], row["stored"]) == accounting.count(config, method, **h)
-    assert row["flops_backward"] == accounting.flops(config, method, B, T, **h).backward
+    assert row["base_parameters"] == accounting.base_parameters(config)
+    assert (row["flops_forward"], row["flops_backward"]) == accounting.flops(config, method, B, T, **h)
+    assert row["step_flops"] == (method != "hard-prompt" and accounting.step_flops(config, method, B, T, **h))
+    for name, value in accounting.inference(config, method, B, T, **h)._asdict().items():
+        assert row[f"inference_{name}"] == value
+    for name, value in accounting.train_bytes(config, method, B, T, **h)._asdict().items():
+        assert row[f"train_{name}"] == value
     assert row["train_checkpointed_activations"] == accounting.train_bytes(config, method, B, T, checkpointing=True, **h).activations
-    assert row["storage_10"] == accounting.storage_bytes(config, method, 10, **h)
-    assert row["wire_8"] == sum(accounting.wire_bytes(config, method, 8, **h))
+    assert row["adapter_bytes"] == accounting.adapter_bytes(config, method, **h)
+    assert all(row[f"storage_{n}"] == accounting.storage_bytes(config, method, n, **h) for n in (1, 10, 100, 1000))
+    assert all(row[f"wire_{n}"] == sum(accounting.wire_bytes(config, method, n, **h)) for n in (2, 8))
 
 
 @every
@@ -234,6 +241,7 @@ def test_a_frozen_block_of_gpt2_keeps_10_of_16():
         (lambda c: accounting.flops(c, "prompt", 0, 9), "batch_size must be a whole number of at least 1, not 0"),
         (lambda c: accounting.train_bytes(c, "prompt", 2, -1), "seq_len must be"),
         (lambda c: accounting.inference(c, "prompt", 2, 9.5), "seq_len must be"),
+        (lambda c: accounting.step_flops(c, "prompt", 0, 9), "batch_size must be"),
         (lambda c: accounting.storage_bytes(c, "prompt", 0), "tasks must be"),
         (lambda c: accounting.wire_bytes(c, "prompt", 0), "processes must be"),
         (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),

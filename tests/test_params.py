@@ -67,6 +67,11 @@ def test_t5s_totals_are_those_of_transformers(preset):
     assert accounting.base_parameters(c) == sum(p.numel() for p in theirs.parameters()) + own
 
 
+def test_llama_adapter_takes_its_papers_share_of_layers():
+    shapes = [replace(PRESETS["gpt2"], n_layer=n) for n in (1, 32, *(PRESETS[name].n_layer for name in LLAMA))]
+    assert [accounting.top_layers(c) for c in shapes] == [1, 30, 30, 38, 56, 75]
+
+
 def test_what_means_nothing_on_an_encoder_decoder_is_refused():
     with pytest.raises(Error, match="^'lora' is made of a GPT's blocks: on an encoder-decoder full, hard-prompt, prompt are counted$"):
         accounting.count(SHAPES["t5-small"], "lora")
@@ -148,9 +153,14 @@ def test_the_table_has_a_row_a_method_and_the_ledgers_numbers(model):
         h = {name: r[name] for name in accounting.depends_on(r["method"])}
         assert (r["trained"], r["stored"]) == accounting.count(c, r["method"], **h)
         assert line.startswith(r["method"]) and f" {r['stored']:,} " in line
+        assert r["percent"] == 100 * r["stored"] / accounting.base_parameters(c)
         if model != "t5-small":
             assert r.items() >= accounting.ledger(c, r["method"], 8, 128, **h).items()
             assert r["tasks_bytes"] == accounting.storage_bytes(c, r["method"], 10, **h)
+            held = params.in_units(sum(accounting.train_bytes(c, r["method"], 8, 128, **h)))
+            step, full = (sum(accounting.flops(c, m, 8, 128, **of)) for m, of in ((r["method"], h), ("full", {})))
+            cells = (held, f"{step / 1e9:,.1f}", f"{step / full:.2f}", params.in_units(r["wire_2"]))
+            assert r["method"] == "hard-prompt" or all(f" {cell} " in line for cell in cells)
     assert {r["method"] for r in document["rows"]} == set(METHODS if model != "t5-small" else accounting.parameters.ENCODER_DECODER)
 
 
@@ -171,6 +181,7 @@ def test_of_a_folder_only_its_config_is_read(tmp_path):
         ("--method magic", "--method must be one of full, hard-prompt"),
         ("--method prompt --r 4", "what 'prompt' costs depends on num_virtual_tokens, not on 'r'"),
         ("--method prompt --num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
+        ("--num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
         ("--method prefix --num-virtual-tokens 0", "num_virtual_tokens must be a whole number of at least 1, not 0"),
         ("--model t5-xxl --method lora", "'lora' is made of a GPT's blocks"),
         ("--tasks 0", "tasks must be a whole number of at least 1, not 0"),

@@ -71,5 +71,14 @@ def test_the_file_tree_is_the_tree():
         assert (ROOT / path).exists(), path
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True)
     if listed.returncode == 0:
-        code = {p for p in listed.stdout.split() if p.startswith("minipeft/") and not p.endswith("__init__.py")}
+        code = {p for p in listed.stdout.split() if p.startswith(("minipeft/", "docs/")) and not p.endswith("__init__.py")}
         assert code <= named, code - named
+
+
+def test_every_result_file_has_the_command_that_made_it():
+    results = ROOT / "docs" / "results"
+    named = re.findall(r"^\| `([\w+-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    patterns = [re.sub("[A-Z]{2,}", "[^.]+", name) for name in named]
+    files = [path.stem for path in results.glob("*.json")]
+    assert [f for f in files if not any(re.fullmatch(p, f) for p in patterns)] == []
+    assert [p for p in patterns if not any(re.fullmatch(p, f) for f in files)] == []

@@ -53,7 +53,7 @@ def activations(
 
         ln_1's input 1, its output (1), q, k, v 3, attention's output 1, ln_2's input 1, its output (1), c_fc's output 4, gelu's (4)
 
-    where what stands in brackets is kept for the gradients of weights alone. So memory for activations shrinks by 6/16 at most,
+    where what stands in brackets is kept for the gradients of weights alone. So a block that a gradient passes keeps 10/16,
     however few numbers are trained: what attention, norms and gelu need to pass a gradient on stays.
 
     checkpointing: of every block that a gradient passes its input alone; the block runs again in the backward pass. (Held by name, not

@@ -8,6 +8,8 @@ from .products import Product, block_products, prefix_products
 
 
 class Inference(NamedTuple):
+    """Bytes and floating-point operations: see `inference`."""
+
     cache_bytes: int
     shared_bytes: int
     token_flops: int

@@ -8,6 +8,8 @@ from .parameters import base_parameters, block_tensors, count, rest_tensors, set
 
 
 class TrainBytes(NamedTuple):
+    """Bytes, whose sum is what training holds: see `train_bytes`."""
+
     weights: int
     gradients: int
     optimizer: int
@@ -25,7 +27,7 @@ def train_bytes(
         activations    see `activations`         what autograd keeps from the forward pass for the backward pass
 
     Of full fine-tuning's four numbers a weight (itself, gradient, two moments) a frozen weight keeps one; activations shrink less.
-    Raises Error as `count` does.
+    Raises Error as `count` does, or for a size that is none.
     """
     trained, stored = count(c, method, **hyperparameters)
     base, full = base_bytes * base_parameters(c), method == "full"

@@ -8,6 +8,8 @@ from ..config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_n
 
 
 class Count(NamedTuple):
+    """Whole numbers of one task: see `count`."""
+
     trained: int  # parameters that receive a gradient
     stored: int  # numbers the saved file holds, once per task
 
@@ -151,7 +153,11 @@ _SIZES = ("num_virtual_tokens", "encoder_hidden_size", "r", "bottleneck_size", "
 
 def depends_on(method: str) -> list[str]:
     """The hyper-parameters that the counts of this method depend on."""
-    return list(inspect.signature(_COUNTS[method]).parameters)[1:]
+    return list(_defaults(method))
+
+
+def _defaults(method: str) -> dict:
+    return {name: p.default for name, p in list(inspect.signature(_COUNTS[method]).parameters.items())[1:]}
 
 
 def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
@@ -161,26 +167,25 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
     """
     if method not in _COUNTS:
         raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
-    known = depends_on(method)
+    known = _defaults(method)
     for name, value in hyperparameters.items():
         if name not in known:
             raise Error(f"what {method!r} costs depends on {', '.join(known) or 'the shape alone'}, not on {name!r}")
-        if name in _SIZES and value is not None:
+        if name in _SIZES and not (value is None and known[name] is None):  # None: what follows from the shape
             at_least_one(name, value)
     if isinstance(config, T5Shape) and method not in ENCODER_DECODER:
         raise Error(f"{method!r} is made of a GPT's blocks: on an encoder-decoder {', '.join(ENCODER_DECODER)} are counted")
     return _COUNTS[method](config, **hyperparameters)
 
 
-def settings(c: GPTConfig, method: str, hyperparameters: dict) -> dict:
+def settings(c: GPTConfig | T5Shape, method: str, hyperparameters: dict) -> dict:
     """All hyper-parameters that the counts of this method depend on, with what is not given as it is on a base of this shape; lora:
     also "places", the linears that target_modules name.
 
     Raises Error as `count` does.
     """
     count(c, method, **hyperparameters)
-    defaults = {name: p.default for name, p in list(inspect.signature(_COUNTS[method]).parameters.items())[1:]}
-    h = defaults | {name: value for name, value in hyperparameters.items() if value is not None}
+    h = _defaults(method) | {name: value for name, value in hyperparameters.items() if value is not None}
     if method == "lora":
         h["target_modules"] = h["target_modules"] or lora_targets(c)
         h["places"] = linears_named(c, h["target_modules"])

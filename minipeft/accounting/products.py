@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
-from ..config import Error, GPTConfig, at_least_one, linears, linears_named
+from ..config import Error, GPTConfig, at_least_one, linears
 from .gradients import flow
-from .parameters import READ_FIRST, count, depends_on, lora_targets, settings, top_layers, virtual_tokens
+from .parameters import READ_FIRST, count, depends_on, settings, virtual_tokens
 
 
 class Flops(NamedTuple):
+    """Floating-point operations of each pass: see `flops`."""
+
     forward: int
     backward: int
 
@@ -142,13 +144,14 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
     prefix twice over. What lies before the first trained number needs no gradient, so it is spared: under a prefix of keys and values,
     in the first block that has one, the projection, the causal products and the gradient of the query; before an edit, what leads there.
 
-    Raises Error for hard-prompt, which trains nothing.
+    Raises Error as `count` does, for a size that is none, or for hard-prompt, which trains nothing.
     """
-    trained = count(c, method, **hyperparameters).trained  # raises Error for what the method does not know
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
+    h = settings(c, method, hyperparameters)
     if method == "hard-prompt":
         raise Error("hard-prompt has no training step: nothing is trained")
     L, C, kv, T = c.n_layer, c.n_embd, c.n_kv * c.head_size, seq_len
-    P = 0 if method == "full" else hyperparameters.get("num_virtual_tokens", 8)
+    P = virtual_tokens(h)
     S = T + P if method == "prompt" else T
     sizes = {place: 2 * batch_size * S * into * out for place, (into, out) in linears(c).items()}
     linear = sum(sizes.values())
@@ -158,30 +161,24 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
     if method == "full":
         return both + L * linear + head
     if method in ("prefix", "llama-adapter"):
-        n = L if method == "prefix" else hyperparameters.get("adapter_layers") or top_layers(c)
-        P = P if method == "prefix" else hyperparameters.get("adapter_len", 10)
+        n = h.get("adapter_layers", L)
         prefix = 4 * C * batch_size * T * P
-        hidden = method == "llama-adapter" or hyperparameters.get("space", "kv") == "hidden"
+        hidden = method == "llama-adapter" or h["space"] == "hidden"
         make = n * 2 * P * C * 2 * kv if hidden else 0  # keys and values of the hidden vectors
-        if hyperparameters.get("prefix_projection"):
-            m = hyperparameters.get("encoder_hidden_size") or C
-            make_mlp = 2 * P * m * (C + L * (C if hidden else 2 * kv))
-        else:
-            make_mlp = 0
+        make_mlp = sum(p.size for p in mlp_products(c, method, h))
         spared = (L - n) * (linear + 2 * attention) + _up_to(sizes, 1) + 2 * attention + prefix // 2
         return both + 3 * n * prefix + 2 * make + 3 * make_mlp - spared
     if method in ("lora", "adapter"):
         if method == "lora":
-            edits = 2 * batch_size * T * (trained // L)  # in one block
-            targets = linears_named(c, hyperparameters.get("target_modules") or lora_targets(c))
-            stage = _stage(targets[0])
-            first = [place for place in targets if _stage(place) == stage]  # those that read the same, which has no gradient
-            entry = 2 * batch_size * T * hyperparameters.get("r", 8) * sum(linears(c)[place][0] for place in first)
+            edits = 2 * batch_size * T * (count(c, method, **hyperparameters).trained // L)  # in one block
+            stage = _stage(h["places"][0])
+            first = [place for place in h["places"] if _stage(place) == stage]  # those that read the same, which has no gradient
+            entry = 2 * batch_size * T * h["r"] * sum(linears(c)[place][0] for place in first)
             if stage == 1 and c.projections == "apart":  # without q or k: no gradient of the scores; each has its own product
                 untouched = [name for name in "qkv" if f"attn.{name}_proj" not in first]
                 entry += attention // 2 * (len(untouched) + ({"q", "k"} <= set(untouched)))
         else:
-            m, both_places = hyperparameters.get("bottleneck_size", 8), hyperparameters.get("placement", "houlsby") == "houlsby"
+            m, both_places = h["bottleneck_size"], h["placement"] == "houlsby"
             edits = 2 * batch_size * T * (2 if both_places else 1) * 2 * C * m  # biases take part in no product
             entry = 2 * batch_size * T * m * C
             stage = 2 if both_places else 4

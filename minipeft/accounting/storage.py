@@ -4,7 +4,7 @@ import json
 import math
 
 from ..config import GPTConfig, at_least_one, linears
-from ..layout import architecture, config_to_json, peft_module, peft_name, prompt_learning_config, stored_name
+from ..layout import adaption_modules, architecture, config_to_json, lora_config, peft_module, prefix_config, prompt_config, stored_name
 from .parameters import base_tensors, settings
 
 DIGEST = 64 * "0"  # a SHA-256 as text
@@ -67,21 +67,12 @@ def _hard_prompt(c: GPTConfig, h: dict):
 
 def _prompt(c: GPTConfig, h: dict):
     P = h["num_virtual_tokens"]
-    config = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM", **prompt_learning_config(c, P)}
-    return {"prompt_embeddings": (P, c.n_embd)}, config
+    return {"prompt_embeddings": (P, c.n_embd)}, prompt_config(c, P)
 
 
 def _prefix(c: GPTConfig, h: dict):
-    P, kv, hidden = h["num_virtual_tokens"], c.n_kv * c.head_size, h["space"] == "hidden"
-    config = {
-        "peft_type": "HIDDEN_PREFIX_TUNING" if hidden else "PREFIX_TUNING",
-        "prefix_projection": False,
-        "encoder_hidden_size": c.n_embd,
-        **prompt_learning_config(c, P),
-    }
-    if not hidden:
-        config |= {"token_dim": kv, "num_attention_heads": c.n_kv}
-    return {"prompt_embeddings": (P, c.n_layer * (c.n_embd if hidden else 2 * kv))}, config
+    P, W = h["num_virtual_tokens"], c.n_layer * (c.n_embd if h["space"] == "hidden" else 2 * c.n_kv * c.head_size)
+    return {"prompt_embeddings": (P, W)}, prefix_config(c, P, h["space"])
 
 
 def _lora(c: GPTConfig, h: dict):
@@ -92,16 +83,7 @@ def _lora(c: GPTConfig, h: dict):
             name = peft_module(c, i, place)
             tensors |= {f"{name}.lora_A.weight": (h["r"], into), f"{name}.lora_B.weight": (out, h["r"])}
     names = [h["target_modules"]] if isinstance(h["target_modules"], str) else h["target_modules"]
-    config = {
-        "peft_type": "LORA",
-        "r": h["r"],
-        "lora_alpha": 8,
-        "lora_dropout": 0.0,
-        "target_modules": [peft_name(c, name) for name in names],
-        "fan_in_fan_out": c.projections == "joined",
-        "bias": "none",
-    }
-    return tensors, config
+    return tensors, lora_config(c, h["r"], names)
 
 
 def _adapter(c: GPTConfig, h: dict):
@@ -116,8 +98,7 @@ def _adapter(c: GPTConfig, h: dict):
 def _llama_adapter(c: GPTConfig, h: dict):
     K, n, C = h["adapter_len"], h["adapter_layers"], c.n_embd
     config = {"adapter_len": K, "adapter_layers": n}
-    if h["gate"] == "layer" and c.projections == "apart" and c.bias == "none":  # PEFT's own
-        names = [peft_module(c, i, "attn") for i in range(c.n_layer - n, c.n_layer)]
+    if names := adaption_modules(c, n, h["gate"]):
         tensors = {f"{name}.adaption_{part}": shape for name in names for part, shape in (("prompt", (1, K, C)), ("gate", (1,)))}
         return tensors, {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
     gates = c.n_head if h["gate"] == "head" else 1

@@ -22,7 +22,8 @@ class Traffic(NamedTuple):
 
 
 def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4, **hyperparameters) -> Traffic:
-    """One training step, from the forward pass to the clipped gradient, with these hyper-parameters of `count`.
+    """Bytes of one training step, from the forward pass to the clipped gradient, with these hyper-parameters of `count`; `bytes_per_step`
+    has the formulas.
 
     Raises Error as `count` does, or for no processes.
     """
@@ -34,7 +35,7 @@ def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = Fal
 def bytes_per_step(
     config: GPTConfig, trained: int, processes: int, full: bool = False, shard_base: bool = False, base_bytes: int = 4
 ) -> Traffic:
-    """The same for any number of trained parameters (several methods together, say), with b = base_bytes a number of the base:
+    """Bytes of one training step for any number of trained parameters (of several methods, say), with b = base_bytes a number of the base:
 
         frozen base     all-reduce        4·trained                           every gradient once, in float32
         sharded base    all-gather        b·(rest + L·block)                  every weight once in the forward pass

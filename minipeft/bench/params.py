@@ -207,7 +207,7 @@ def lines(result: dict) -> list[str]:
     s = result["settings"]
     meaning = MEANING | ({"L": "layers of the encoder, and of the decoder"} if "buckets" in result["symbols"] else {})
     told = "; ".join(f"{name}\0{value:,}\0{meaning[name].replace(' ', chr(0))}" for name, value in result["symbols"].items())
-    batch = f"; B {s['batch_size']}, T {s['seq_len']}" if "forward" in str(result["steps"]) else ""
+    batch = f"; B {s['batch_size']}, T {s['seq_len']}" if any(x["unit"] == "FLOPs" for x in result["steps"]) else ""
     text = [f"{s['method']} on {s['model']}, float32{batch}", *(line.replace("\0", " ") for line in textwrap.wrap(told, 110)), ""]
     for x in result["steps"]:
         value = f"{x['value']:,}" if isinstance(x["value"], int) else rounded(x["value"])

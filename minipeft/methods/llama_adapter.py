@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..accounting import top_layers
 from ..config import Error, at_least_one, shown
-from ..layout import peft_module
+from ..layout import adaption_modules
 from ..model import GPT
 from ..slots import Prefix
 from .base import Method, new_parameter, noise
@@ -45,9 +45,7 @@ class LlamaAdapter(Method):
             raise Error(f"adapter_layers {n} is more than the base's {L} layers")
         self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, C).view(n, adapter_len, C))
         self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, base.config.n_head if gate == "head" else 1))
-        # PEFT's names; its ADAPTION_PROMPT is this function in transformers' Llama alone (in its GPT-2 the output projection is left out)
-        llama = base.config.projections == "apart" and base.config.bias == "none"
-        self.module_names = [peft_module(base.config, i, "attn") for i in range(L - n, L)] if llama and gate == "layer" else None
+        self.module_names = adaption_modules(base.config, n, gate)
 
     def slots(self, base: GPT) -> dict:
         top = list(base.h)[-self.adapter_layers :]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..accounting import lora_targets
 from ..config import Error, at_least_one, linears_named, shown
-from ..layout import peft_module, peft_name
+from ..layout import lora_config, peft_module
 from ..model import GPT
 from .base import Method, new_parameter
 
@@ -105,15 +105,7 @@ class LoRA(Method):
         }
 
     def peft_config(self, base: GPT) -> dict:
-        return {
-            "peft_type": "LORA",
-            "r": self.r,
-            "lora_alpha": self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "target_modules": [peft_name(base.config, name) for name in self.target_modules],
-            "fan_in_fan_out": base.config.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
-            "bias": "none",
-        }
+        return lora_config(base.config, self.r, self.target_modules, self.lora_alpha, self.lora_dropout)
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:

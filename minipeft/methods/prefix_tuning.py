@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..config import Error, at_least_one
 from ..ladder import climb, prefix_from_hidden
-from ..layout import prompt_learning_config
+from ..layout import prefix_config
 from ..model import GPT
 from .base import Method, new_parameter, noise, start, virtual_tokens
 
@@ -94,17 +94,7 @@ class PrefixTuning(Method):
         return {"prompt_embeddings": self.rows().detach()}  # the MLP, if any, is folded away
 
     def peft_config(self, base: GPT) -> dict:
-        return {
-            "peft_type": self.peft_types[self.space == "hidden"],
-            "prefix_projection": False,
-            "encoder_hidden_size": base.config.n_embd,
-            **prompt_learning_config(base.config, self.num_virtual_tokens),
-            **(
-                {"token_dim": base.config.n_kv * base.config.head_size, "num_attention_heads": base.config.n_kv}
-                if self.space == "kv"
-                else {}
-            ),
-        }  # with grouped heads PEFT counts those of the keys and values
+        return prefix_config(base.config, self.num_virtual_tokens, self.space)
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ladder import climb
-from ..layout import prompt_learning_config
+from ..layout import prompt_config
 from ..model import GPT
 from .base import Method, new_parameter, noise, start, virtual_tokens
 
@@ -45,11 +45,7 @@ class PromptTuning(Method):
         return {"prompt": self.rung()}
 
     def peft_config(self, base: GPT) -> dict:
-        return {
-            "peft_type": "PROMPT_TUNING",
-            "prompt_tuning_init": "RANDOM",  # where it started no longer matters
-            **prompt_learning_config(base.config, self.num_virtual_tokens),
-        }
+        return prompt_config(base.config, self.num_virtual_tokens)
 
     @classmethod
     def hyperparameters(cls, config: dict) -> dict:
