@@ -15,10 +15,15 @@ CPU = torch.device("cpu")
 def test_a_tensor_is_held_and_no_longer_available():
     if memory.available(CPU) is None:
         pytest.skip("this system does not tell")
-    before = memory.available(CPU)
-    held = torch.ones(10**8)  # 400 MB
-    assert memory.resident_peak() > 4e8
-    assert before - memory.available(CPU) > 2e8, "others may free some meanwhile"
+    for _ in range(5):  # others on this machine may free some meanwhile, but not every time
+        before = memory.available(CPU)
+        held = torch.ones(10**8)  # 400 MB
+        assert memory.resident_peak() > 4e8
+        if before - memory.available(CPU) > 2e8:
+            break
+        del held
+    else:
+        pytest.fail("400 MB are held, and as much is available as before")
     del held
 
 
