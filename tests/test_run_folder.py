@@ -100,6 +100,30 @@ def test_a_run_that_is_refused_leaves_nothing_and_one_that_is_interrupted_can_be
         pass
 
 
+def test_a_run_that_overwrites_costs_the_one_before_nothing_until_it_has_a_state_and_is_resumed_as_itself(tmp_path):
+    out = tmp_path / "out"
+    with RunFolder(out) as run:
+        run.save(1, STATE)
+    with pytest.raises(Error, match="no such data"), RunFolder(out, overwrite=True):
+        raise Error("no such data")
+    with RunFolder(out, resume=True) as run:
+        assert run.newest().name.startswith("00000001-")  # the mistake did not cost it
+    with pytest.raises(KeyboardInterrupt), RunFolder(out, overwrite=True):
+        raise KeyboardInterrupt
+    with pytest.raises(Error, match="holds a run that was stopped"):
+        RunFolder(out).__enter__()
+    with RunFolder(out, resume=True) as run:
+        assert run.newest() is None  # from the beginning, and not from the other's state
+        run.save(2, STATE)
+        assert [name[:9] for name in names(out)] == ["00000002-"] and run.newest()
+        (out / "scores.json").write_text("{}")
+        run.finish()
+    with pytest.raises(KeyboardInterrupt), RunFolder(out, overwrite=True):
+        raise KeyboardInterrupt
+    with RunFolder(out, resume=True) as run:  # the result that lies there is not its own
+        assert run.newest() is None
+
+
 def test_what_a_killed_write_left_is_removed_and_nothing_else_is(tmp_path):
     (tmp_path / "training_state").mkdir()
     left = [".scores.json.12.tmp", ".adapter_model.safetensors.7.tmp", "training_state/.00000012.pt.345.tmp"]
