@@ -297,8 +297,7 @@ def size_kb(folder: Path) -> float:
 def main(argv=None) -> None:
     args = arguments(argv)
     args.device = join(device(args.device))
-    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
-    args.command = shlex.join([*start, "train.py", *(sys.argv[1:] if argv is None else argv)])
+    args.command = command(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if not leader():  # it prints for all
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -307,6 +306,12 @@ def main(argv=None) -> None:
         else:
             print(report(tune_and_score(args)))
     leave()
+
+
+def command(argv: list[str]) -> str:
+    """What starts this again. Behind -- torchrun leaves flags alone: else it would take --r for one of its own, cut short."""
+    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
+    return shlex.join([*start, "train.py", *argv])
 
 
 def climb(args) -> None:

@@ -252,6 +252,17 @@ def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_pat
     assert told[:-1] == [str(f) for f in flags] and call(capsys, train, *told)[0] == 0
 
 
+def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_takes(monkeypatch):
+    from torch.distributed.run import get_args_parser
+
+    monkeypatch.setattr(train, "world", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    told = shlex.split(train.command(["--method", "lora", "--r", "4"]))  # --r begins some of torchrun's own flags
+    given = get_args_parser().parse_args(told[1:])
+    assert (told[0], given.nproc_per_node, given.training_script) == ("torchrun", "2", "train.py")
+    assert [a for a in given.training_script_args if a != "--"] == ["--method", "lora", "--r", "4"]
+
+
 def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, monkeypatch, pairs):
     real, best, asked = train.evaluate, {}, []
 
