@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout  # comes with torch, which needs it
 
 from .checkpoint import KINDS, dump_torch, is_there, read_torch, write_atomically
 from .config import Error
-from .distributed import leader, together
+from .distributed import leader, lost_peer, together
 
 RESULTS = ("scores.json", *KINDS.values())
 LEFTOVER = re.compile(r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)\.\d+\.tmp")  # of a write
@@ -62,9 +62,9 @@ class RunFolder:
             self._lock.release()
             raise
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
         if leader():
-            if kind is not None and issubclass(kind, Exception):  # not where it was stopped: that can be resumed
+            if isinstance(error, Exception) and not lost_peer(error):  # not where it was stopped, by whomever: that can be resumed
                 self._remove([self._anew])
                 if not self._found():
                     self._remove_all()
