@@ -297,8 +297,7 @@ def size_kb(folder: Path) -> float:
 def main(argv=None) -> None:
     args = arguments(argv)
     args.device = join(device(args.device))
-    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
-    args.command = shlex.join([*start, "train.py", *(sys.argv[1:] if argv is None else argv)])
+    args.command = command(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if not leader():  # it prints for all
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -309,18 +308,29 @@ def main(argv=None) -> None:
     leave()
 
 
+def command(argv: list[str]) -> str:
+    """What starts this again. Behind -- torchrun leaves flags alone: else it would take --r for one of its own, cut short."""
+    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
+    return shlex.join([*start, "train.py", *argv])
+
+
 def climb(args) -> None:
     """Hard prompt, soft prompt, prefix: one run each, started from the one before."""
     if args.resume and not args.out.is_dir():
         raise Error(f"nothing to resume: there is no folder {args.out}")
-    results = []
+    results, ran = [], False  # once a rung is run, those above it that lie there started from another one
     for rung, below in zip(LADDER, (None, *LADDER), strict=False):
         its_own = argparse.Namespace(**vars(args))
         its_own.method, its_own.methods, its_own.out = rung, [rung], args.out / rung
         its_own.init_from = args.out / below if below else None
-        its_own.resume = args.resume and its_own.out.is_dir()
-        finished = its_own.resume and RunFolder(its_own.out).is_finished
-        results.append(read_json(its_own.out / "scores.json") if finished else tune_and_score(its_own))
+        scores = its_own.out / "scores.json"
+        if args.resume and not ran and scores.exists() and RunFolder(its_own.out).is_finished:
+            results.append(read_json(scores))
+            continue
+        its_own.resume = args.resume and not ran and rung != "hard-prompt" and its_own.out.is_dir()
+        its_own.overwrite = args.overwrite or args.resume and not its_own.resume
+        results.append(tune_and_score(its_own))
+        ran = True
     print(climb_table(results))
 
 
@@ -353,9 +363,9 @@ def tune_and_score(args) -> dict:
 
 
 def resume_command(args) -> str:
-    """The command again, with --resume."""
+    """The command again, with --resume; a hard prompt, which has no states, is chosen anew."""
     words = [word for word in shlex.split(args.command) if word not in ("--overwrite", "--resume")]
-    return shlex.join([*words, "--resume"] if args.climb or args.method != "hard-prompt" else words)
+    return shlex.join([*words, "--resume" if args.climb or args.method != "hard-prompt" else "--overwrite"])
 
 
 def work(args, run: RunFolder | None) -> dict:

@@ -126,14 +126,14 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     lines |= {
         "parameters": f"{sum(t.numel() for t in tensors.values()):,}",
         "size": f"{path.stat().st_size / 1000:,.1f} KB ({path.name})",
-        "base": ("not recorded" if theirs is None else theirs[:12]) + right,
+        "base": ("not recorded" if theirs is None else str(theirs)[:12]) + right,
         "tensors": "",
     }
     print(folder)
     for name, value in lines.items():
-        print(f"  {name:<20}{value}".rstrip())
+        print(f"  {name:<20}{shown_as(str(value))[:200]}".rstrip())  # what a stranger's file says moves no cursor
     for name, t in list(tensors.items())[:4]:
-        print(f"    {name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
+        print(f"    {shown_as(str(name))[:200]} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
     if method in ("prompt", "hard-prompt") and theirs in (None, here) and config.get("token_dim") == base.config.n_embd:

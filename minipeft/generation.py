@@ -117,10 +117,12 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[Cache, dict]:
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """logits (B, V) -> one token a row (B,)."""
+    """logits (B, V) -> one token a row (B,). Raises Error where there is nothing to draw by."""
     if temperature < 1e-6:  # as good as 0, and no divisor for float32
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
+    if not logits.amax(dim=-1).isfinite().all():
+        raise Error("the model gives no numbers to draw a token by: its base or adapter holds some that are not finite, or far too large")
     if top_k is not None and top_k < logits.size(-1):
         best = logits.topk(top_k)
         logits = torch.full_like(logits, -math.inf).scatter(1, best.indices, best.values)

@@ -2,6 +2,7 @@
 
     OUT/training_state/00000120-1f3a9c04e7b25d68.pt    a state, named by its step and the start of the file's SHA-256
     OUT/training_state/lock                            held while a run works; the system frees it when the process ends, however it ends
+    OUT/training_state/anew                            a run that overwrites has no state yet: what lies here is of the run before it
 
 The last two states are kept, so that a damaged one costs some steps and not the run. A finished run leaves no training_state.
 """
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout  # comes with torch, which needs it
 
 from .checkpoint import KINDS, dump_torch, is_there, read_torch, write_atomically
 from .config import Error
-from .distributed import leader, together
+from .distributed import leader, lost_peer, together
 
 RESULTS = ("scores.json", *KINDS.values())
 LEFTOVER = re.compile(r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)\.\d+\.tmp")  # of a write
@@ -32,7 +33,7 @@ class RunFolder:
     def __init__(self, folder, resume: bool = False, overwrite: bool = False):
         self.folder, self.resume, self.overwrite = Path(folder), resume, overwrite
         self.states = self.folder / "training_state"
-        self._lock = FileLock(self.states / "lock")
+        self._lock, self._anew = FileLock(self.states / "lock"), self.states / "anew"
         self._kept: list[Path] = []  # known to be whole, oldest first
 
     def __enter__(self) -> "RunFolder":
@@ -51,19 +52,22 @@ class RunFolder:
         except OSError as e:
             raise Error(f"{self.folder} cannot be written to: {e.strerror}") from None
         try:
-            if self._found() and not self.resume and not self.overwrite:
+            stopped = self._found() or self._anew.exists()
+            if stopped and not self.resume and not self.overwrite:
                 raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with it, --overwrite starts anew")
-            if self.overwrite:
-                self._remove(self._found())
+            if self.overwrite and (stopped or self.is_finished):
+                self._anew.touch()  # and the states go with the first that is better: a wrong flag of the new run must not cost them
             self._remove([p for p in (*self.folder.iterdir(), *self.states.iterdir()) if LEFTOVER.fullmatch(p.name)])
         except BaseException:
             self._lock.release()
             raise
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
         if leader():
-            if kind is not None and issubclass(kind, Exception) and not self._found():  # not where it was stopped: that can be resumed
-                self._remove_all()
+            if isinstance(error, Exception) and not lost_peer(error):  # not where it was stopped, by whomever: that can be resumed
+                self._remove([self._anew])
+                if not self._found():
+                    self._remove_all()
             self._lock.release()
 
     def _refuse_a_result(self) -> None:
@@ -77,7 +81,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether a result lies there, and no state from before it."""
-        return not self._found() and any((self.folder / name).exists() for name in RESULTS)
+        return not self._found() and not self._anew.exists() and any((self.folder / name).exists() for name in RESULTS)
 
     def _found(self) -> list[Path]:
         """The states that lie there, whole or not, oldest first."""
@@ -96,7 +100,7 @@ class RunFolder:
             self.states / f"{step:08d}.pt", lambda to: dump_torch(to, state), name=lambda sha256: f"{step:08d}-{sha256[:16]}.pt"
         )
         self._kept = [*(p for p in self._kept if p != path), path][-2:]
-        self._remove([p for p in self._found() if p not in self._kept])
+        self._remove([p for p in self._found() if p not in self._kept] + [self._anew])
 
     def newest(self) -> Path | None:
         """The newest state that is whole; None where there are none. Damaged ones are passed over with a warning on stderr.
@@ -107,7 +111,7 @@ class RunFolder:
 
     def _newest(self) -> Path | None:
         damaged = []
-        for path in reversed(self._found()):
+        for path in reversed([] if self._anew.exists() else self._found()):
             if is_whole(path):
                 for other in damaged:
                     print(f"warning: {other} is damaged, going back to the state before it", file=sys.stderr)
@@ -123,7 +127,7 @@ class RunFolder:
         together(self._remove_all)
 
     def _remove_all(self) -> None:
-        for path in [*self._found(), self.states / "lock"]:
+        for path in [*self._found(), self._anew, self.states / "lock"]:
             with contextlib.suppress(OSError):  # Windows keeps what is open
                 path.unlink()
         for folder in (self.states, self.folder):

@@ -513,6 +513,12 @@ def test_a_tokenizer_that_never_ends_or_falls_over_is_refused(change, message, f
     assert len(str(e.value).splitlines()) == 1 and capfd.readouterr().err == ""  # the library's own page is not shown
 
 
+def test_a_tokenizer_that_is_none_by_its_size_is_not_read(folder):
+    os.truncate(folder / "tokenizer.json", 10**9)  # takes no room on the disk
+    with pytest.raises(Error, match="has 1,000,000,000 bytes: no tokenizer here needs more than 67,108,864"):
+        FileTokenizer(folder, 300)
+
+
 def test_what_a_tokenizer_draws_in_training_is_left_out(folder):
     want = FileTokenizer(folder, 300).encode(" ".join(WORDS))
     changed_tokenizer(folder, lambda t: t["model"].update(dropout=0.5))

@@ -223,3 +223,11 @@ def test_a_cache_keeps_what_it_is_given(base):
         first = base.hidden(idx[:, :5], cache=Cache(k, v))
         second = base.hidden(idx[:, 5:], cache=Cache(k, v).after(5))
         torch.testing.assert_close(torch.cat([first, second], dim=1), base.hidden(idx), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_nothing_can_be_drawn_by_are_refused(bad):
+    logits = torch.zeros(2, 5)
+    logits[1] = bad
+    with pytest.raises(Error, match="not finite"):
+        sample(logits, 1.0, None, 0.9)

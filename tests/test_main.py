@@ -1,5 +1,6 @@
 """python -m minipeft as a person uses it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from minipeft.__main__ import nearest_tokens
 from minipeft.console import run
 from minipeft.data import NANO
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
+from minipeft.faults.originals import write_tensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,6 +114,20 @@ def test_inspect_tells_what_a_folder_holds(adapters, capsys):
     _, whole, _ = call(capsys, "inspect", NANO)
     assert "full, or a base: 826,240 parameters" in whole
     assert both.count("method ") == 2 and "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight (8, 128) float32" in both
+
+
+def test_inspect_shows_what_a_stranger_wrote_in_lines_that_a_terminal_can_take(adapters, capsys, tmp_path):
+    folder = shutil.copytree(adapters / "prompt", tmp_path / "strange")
+    _, whole, _ = call(capsys, "inspect", folder)
+    if not (folder / "adapter_model.safetensors").exists():
+        pytest.skip("needs safetensors")
+    write_tensors(folder / "adapter_model.safetensors", {"a\n\x1b[2J": torch.ones(1)}, {"base": ["\x1b[2J"]})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "a\n\x1b[2J", "r": "\x1b[2J" * 500}))
+    code, out, err = call(capsys, "inspect", folder)
+    assert code == 0 and "\x1b" not in out and len(out.splitlines()) < len(whole.splitlines()) and max(map(len, out.splitlines())) < 300, (
+        err
+    )
 
 
 def test_nearest_tokens_are_the_nearest():

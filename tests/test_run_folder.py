@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,10 +95,36 @@ def test_a_run_that_is_refused_leaves_nothing_and_one_that_is_interrupted_can_be
     with pytest.raises(Error), RunFolder(tmp_path / "out"):
         raise Error("no")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "out"):
+    for stop in (KeyboardInterrupt(), RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")):
+        with pytest.raises(type(stop)), RunFolder(tmp_path / "out", overwrite=True):
+            raise stop
+        with RunFolder(tmp_path / "out", resume=True):
+            pass
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_run_that_overwrites_costs_the_one_before_nothing_until_it_has_a_state_and_is_resumed_as_itself(tmp_path):
+    out = tmp_path / "out"
+    with RunFolder(out) as run:
+        run.save(1, STATE)
+    with pytest.raises(Error, match="no such data"), RunFolder(out, overwrite=True):
+        raise Error("no such data")
+    with RunFolder(out, resume=True) as run:
+        assert run.newest().name.startswith("00000001-")  # the mistake did not cost it
+    with pytest.raises(KeyboardInterrupt), RunFolder(out, overwrite=True):
         raise KeyboardInterrupt
-    with RunFolder(tmp_path / "out", resume=True):
-        pass
+    with pytest.raises(Error, match="holds a run that was stopped"):
+        RunFolder(out).__enter__()
+    with RunFolder(out, resume=True) as run:
+        assert run.newest() is None  # from the beginning, and not from the other's state
+        run.save(2, STATE)
+        assert [name[:9] for name in names(out)] == ["00000002-"] and run.newest()
+        (out / "scores.json").write_text("{}")
+        run.finish()
+    with pytest.raises(KeyboardInterrupt), RunFolder(out, overwrite=True):
+        raise KeyboardInterrupt
+    with RunFolder(out, resume=True) as run:  # the result that lies there is not its own
+        assert run.newest() is None
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else_is(tmp_path):

@@ -216,6 +216,53 @@ def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monke
         assert whole["loss"] == resumed["loss"] and whole["start_loss"] == resumed["start_loss"]
 
 
+def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_before(capsys, tmp_path, monkeypatch):
+    flags = ["--climb", "--batch-size", 8, "--out", tmp_path, "--wordings", "Reverse: ", "--steps"]
+    assert call(capsys, train, *flags, 1)[0] == 0
+    real, stop = train.work, ["hard-prompt"]
+
+    def stopping(args, run):
+        result = real(args, run) if args.method == "hard-prompt" else None
+        if args.method in stop:  # a hard prompt when it is saved already, a soft one before its first state
+            raise KeyboardInterrupt
+        return result or real(args, run)
+
+    monkeypatch.setattr(train, "work", stopping)
+    assert call(capsys, train, *flags, 2, "--overwrite")[0] == 130
+    stop[:] = ["prompt"]
+    assert call(capsys, train, *flags, 2, "--resume")[0] == 130
+    stop.clear()
+    code, _, err = call(capsys, train, *flags, 2, "--resume")
+    assert code == 0, err
+    assert ["--steps 2 --" in json.loads((tmp_path / rung / "scores.json").read_text())["command"] for rung in train.LADDER] == [True] * 3
+
+
+def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_path, monkeypatch):
+    flags, real = ["--method", "hard-prompt", "--wordings", "Reverse: ", "--out", tmp_path], train.save
+
+    def saved_and_stopped(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save", saved_and_stopped)
+    code, _, err = call(capsys, train, *flags)
+    assert code == 130
+    monkeypatch.setattr(train, "save", real)
+    told = shlex.split(refusal(err)[-1].partition("go on with: python train.py ")[2])
+    assert told[:-1] == [str(f) for f in flags] and call(capsys, train, *told)[0] == 0
+
+
+def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_takes(monkeypatch):
+    from torch.distributed.run import get_args_parser
+
+    monkeypatch.setattr(train, "world", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    told = shlex.split(train.command(["--method", "lora", "--r", "4"]))  # --r begins some of torchrun's own flags
+    given = get_args_parser().parse_args(told[1:])
+    assert (told[0], given.nproc_per_node, given.training_script) == ("torchrun", "2", "train.py")
+    assert [a for a in given.training_script_args if a != "--"] == ["--method", "lora", "--r", "4"]
+
+
 def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, monkeypatch, pairs):
     real, best, asked = train.evaluate, {}, []
 

@@ -124,11 +124,14 @@ class FileTokenizer:
         return [end]
 
 
+TOKENIZER_BYTES = 1 << 26  # that a tokenizer.json may have: published ones stay below 40 MB
 MOST_WORK = 1000  # published tokenizers stay below 100
 
 
 def _check_work(path: Path) -> None:
     """Raise Error for a tokenizer.json whose steps could blow a text up, or take for ever: the library would go on until memory ends."""
+    if (size := path.stat().st_size) > TOKENIZER_BYTES:
+        raise Error(f"{path} has {size:,} bytes: no tokenizer here needs more than {TOKENIZER_BYTES:,}")
     try:
         value = json.loads(path.read_bytes())
         work = math.prod(_work(value.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
