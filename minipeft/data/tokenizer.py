@@ -124,7 +124,7 @@ class FileTokenizer:
         return [end]
 
 
-TOKENIZER_BYTES = 1 << 26  # that a tokenizer.json may have: published ones stay below 40 MB
+TOKENIZER_BYTES = 1 << 26  # that a tokenizer.json may have: room for vocabularies several times as large as most
 MOST_WORK = 1000  # published tokenizers stay below 100
 
 
