@@ -24,7 +24,6 @@ def test_a_tensor_is_held_and_no_longer_available():
         del held
     else:
         pytest.fail("400 MB are held, and as much is available as before")
-    del held
 
 
 def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
