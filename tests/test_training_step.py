@@ -17,6 +17,13 @@ METHODS = [("full", {}), *FROZEN]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
+WITHOUT_CODE = "aot_eager_decomp_partition"  # a compilation with its graphs and their two halves, but no code for the CPU
+
+
+def compiling_by(backend):
+    return functools.cache(lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+
+
 def batch(seed, T=40):
     """(3, T) tokens, of whose targets about half are supervised."""
     g = torch.Generator().manual_seed(seed)
@@ -76,16 +83,15 @@ def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
 @pytest.mark.parametrize(
     "name, h, dtype, shape, backend",
     [  # code for the CPU takes half a minute to make each time; what else there is to a compilation, graphs and their halves, a second
-        ("full", {}, torch.float32, "learned", "inductor"),
         (*FROZEN[2], torch.float32, "learned", "inductor"),
         (*FROZEN[2], torch.bfloat16, "learned", "inductor"),
-        *((*FROZEN[i], torch.float32, "learned", "aot_eager_decomp_partition") for i in (0, 4, 8, 12)),
-        (*FROZEN[2], torch.float32, "llama", "aot_eager_decomp_partition"),
+        ("full", {}, torch.float32, "learned", WITHOUT_CODE),
+        *((*FROZEN[i], torch.float32, "learned", WITHOUT_CODE) for i in (0, 4, 8, 12)),
+        (*FROZEN[2], torch.float32, "llama", WITHOUT_CODE),
     ],
 )
 def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dtype, shape, backend, kernel, monkeypatch):
-    compile_by = functools.cache(lambda block: torch.compile(block, fullgraph=True, dynamic=False, backend=backend))
-    monkeypatch.setattr(minipeft.model, "compiled", compile_by)
+    monkeypatch.setattr(minipeft.model, "compiled", compiling_by(backend))
     model, eager = attached(name, h, dtype, shape), attached(name, h, dtype, shape)
     model.compile_blocks()
     bound = 1e-5 if dtype == torch.float32 else 0.1
@@ -102,9 +108,10 @@ def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dty
 
 
 @needs_compiler
-def test_all_layers_share_one_compilation(kernel):
+def test_all_layers_share_one_compilation(kernel, monkeypatch):
     """Three layers, two programs: the first layer's input needs no gradient under a prefix."""
     torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(minipeft.model, "compiled", compiling_by(WITHOUT_CODE))
     model = attached("prefix", {"num_virtual_tokens": 3})
     model.compile_blocks()
     model.loss(*batch(0, T=17)).backward()
@@ -114,7 +121,7 @@ def test_all_layers_share_one_compilation(kernel):
 @needs_compiler
 def test_within_a_compiled_model_no_scores_are_kept_either(kernel):
     """torch.compile sees forward and backward at once, and may not keep the scores that both of them make."""
-    run = torch.compile(lambda *a: attention.prefix_attention(*a), fullgraph=True, dynamic=False)
+    run = compiling_by(WITHOUT_CODE)(lambda *a: attention.prefix_attention(*a))
     for T, P in [(40, 6), (40, 60), (130, 6)]:
         g = torch.Generator().manual_seed(0)
         given = [torch.randn(s, generator=g).requires_grad_() for s in 3 * [(2, 4, T, 8)] + 2 * [(1, 4, P, 8)]]
