@@ -78,15 +78,6 @@ def serve(pipe, rank: int, n: int, port: int) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other by spinning would take the processes' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def group_of(n: int):
     group = Group(n)
     yield group

@@ -11,15 +11,6 @@ from minipeft import GPT, METHODS, Error, GPTConfig, console
 from minipeft.faults import soak
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two that wait for each other cost more than they give on a base this small, and much more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def short() -> dict:
     """Four turns of all methods (a turn takes 9 steps) on a tiny base."""
     torch.manual_seed(0)

@@ -39,15 +39,6 @@ SETTINGS = [
 every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in SETTINGS])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors as small as these only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def in_names_of(config: GPTConfig, h: dict) -> dict:
     """The hyper-parameters, with target_modules, which are GPT-2's here, as this shape calls the same linears."""
     if "target_modules" not in h:
