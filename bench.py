@@ -9,6 +9,7 @@
     python bench.py peers                                        a training step here and in peft + transformers
     python bench.py serving                                      many tasks in one batch, and long prefixes shared by it
     python bench.py params                                       the same costs by closed forms, on a shape of any size
+    python bench.py bases                                        pretrain the bases that ship with the package
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
 what autograd saves for backward; peak memory of a training process; a training step (B·T real tokens), also as a ratio to full
@@ -27,9 +28,10 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import attention, cost, params, peers, serving
+from minipeft.bench import attention, bases, cost, params, peers, serving
 from minipeft.checkpoint import write_json
-from minipeft.config import SHAPES
+from minipeft.config import EMBEDDED, SHAPES
+from minipeft.data import BASES
 from minipeft.console import Parser, device, run, seed
 
 
@@ -248,7 +250,22 @@ def measure_params(argv) -> tuple[dict, str, str | None]:
     return result, params.table(result), args.out
 
 
-MEASUREMENTS = {"attention": measure_attention, "params": measure_params, "peers": measure_peers, "serving": measure_serving}
+def measure_bases(argv) -> tuple[dict, str, str | None]:
+    p = Parser(bases.__doc__)
+    p.add_argument("--sizes", nargs="+", choices=list(EMBEDDED), default=list(EMBEDDED), help="which to pretrain")
+    p.add_argument("--folder", metavar="FOLDER", type=Path, default=BASES["nano"].parent, help="where SIZE/ goes")
+    args = parsed(p, argv)
+    result = bases.run(list(dict.fromkeys(args.sizes)), args.folder)
+    return result, bases.table(result), args.out
+
+
+MEASUREMENTS = {
+    "attention": measure_attention,
+    "bases": measure_bases,
+    "params": measure_params,
+    "peers": measure_peers,
+    "serving": measure_serving,
+}
 
 
 def main(argv=None) -> None:

@@ -33,12 +33,13 @@ import torch
 from torch import Tensor
 
 import minipeft
-from minipeft import METHODS, PRESETS, Error
+from minipeft import METHODS, Error
 from minipeft.accounting import base_parameters, bytes_per_step
 from minipeft.bench.measure import card, saved_bytes
 from minipeft.checkpoint import check_place, fingerprint, read_json, write_json, write_text
+from minipeft.config import EMBEDDED
 from minipeft.console import Parser, device, line_breaks, progress, run, seed, shown_as
-from minipeft.data import NANO
+from minipeft.data import BASES
 from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
 from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import DEFAULT, Template
@@ -82,8 +83,8 @@ def arguments(argv) -> argparse.Namespace:
     )
     add("--answers", type=int, metavar="N", help="also answer the first N held-out inputs in full, into OUT/answers.jsonl, and score them "
         "by BLEU and chrF (needs sacrebleu)")  # fmt: skip
-    add("--base", default="nano", metavar="FOLDER|scratch", help="a Hugging Face folder (or hub id) of the GPT-2 or Llama family, the "
-        "embedded nano, or scratch: random weights in nano's shape")  # fmt: skip
+    add("--base", default="nano", metavar="FOLDER|NAME", help="a Hugging Face folder (or hub id) of the GPT-2 or Llama family, one of "
+        f"the embedded ones ({', '.join(EMBEDDED)}), or scratch:SIZE, random weights in one's shape (scratch: nano's)")  # fmt: skip
     add("--num-virtual-tokens", type=int, metavar="P", help="prompt, prefix: its length (default: what it starts from has, else 8)")
     add("--space", choices=["kv", "hidden"], help="prefix: learn keys and values, or the hidden vectors they are made of (default: kv)")
     add("--prefix-projection", action="store_true", default=None, help="prefix: produce it by a two-layer MLP, folded away when saved")
@@ -177,10 +178,13 @@ def open_base(args) -> tuple[minipeft.GPT, Tokenizer]:
     dtype = getattr(torch, args.base_dtype) if args.base_dtype else None
     if "full" in args.methods:
         dtype = torch.float32  # what is trained, whatever the file holds
-    if args.base == "scratch":
-        base, folder = minipeft.GPT(PRESETS["nano"]).to(dtype), None
+    name, _, size = args.base.partition(":")
+    if name == "scratch":
+        if size not in ("", *EMBEDDED):
+            raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}")
+        base, folder = minipeft.GPT(EMBEDDED[size or "nano"]).to(dtype), None
     else:
-        folder = find_base(NANO if args.base == "nano" else args.base)
+        folder = find_base(BASES.get(args.base, args.base))
         base = minipeft.GPT.from_pretrained(folder, dtype)
     return base if is_sharded(args) else base.to(args.device), tokenizer_for(base.config.vocab_size, folder)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint import fingerprint, load_adapter, parts_in, read_json, read_tensors
 from .config import Error
 from .console import Parser, device, line_breaks, run, seed, shown_as
-from .data import NANO
+from .data import BASES
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
@@ -42,7 +42,7 @@ def arguments(argv) -> argparse.Namespace:
     for command in (g, i, e, m):
         command.error = p.error
         command.add_argument("--base", default="nano", metavar="FOLDER", help="a Hugging Face folder or hub id of the GPT-2 or Llama "
-            "family, or the embedded nano (the default)")  # fmt: skip
+            f"family, or an embedded one: {', '.join(BASES)} (default: nano)")  # fmt: skip
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
     g.add_argument("--adapter", action="append", default=[], metavar="FOLDER", help="may be given several times; none: the bare base")
     g.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
@@ -60,7 +60,7 @@ def arguments(argv) -> argparse.Namespace:
 
 
 def open_base(args) -> tuple[GPT, Path]:
-    folder = find_base(NANO if args.base == "nano" else args.base)
+    folder = find_base(BASES.get(args.base, args.base))
     return GPT.from_pretrained(folder).to(device(args.device)), folder
 
 

@@ -236,6 +236,14 @@ PRESETS = {
     ),  # Qwen/Qwen2.5-0.5B
 }
 
+# The bases that ship with the package, pretrained alike (`python bench.py bases`), from 34 thousand parameters to 1.9 million.
+EMBEDDED = {
+    "tiny": replace(PRESETS["nano"], n_layer=2, n_head=2, n_embd=32),
+    "small": replace(PRESETS["nano"], n_embd=64),
+    "nano": PRESETS["nano"],
+    "medium": replace(PRESETS["nano"], n_layer=6, n_head=5, n_embd=160),
+}
+
 # T5 v1.1, as Lester et al. 2021 tune it (github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md)
 SHAPES = {
     "t5-small": T5Shape(n_layer=8, n_head=6, n_embd=512, n_inner=1024),
