@@ -31,8 +31,8 @@ from minipeft import METHODS, PRESETS, Error
 from minipeft.bench import attention, bases, cost, params, peers, serving
 from minipeft.checkpoint import write_json
 from minipeft.config import EMBEDDED, SHAPES
-from minipeft.data import BASES
 from minipeft.console import Parser, device, run, seed
+from minipeft.data import BASES
 
 
 def cost_arguments(argv) -> argparse.Namespace:

@@ -5,6 +5,7 @@ peak learning rate; only its shape differs. One run of train.py each, so that ev
 it again. What is there already, finished, is left as it is.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(sizes: list[str], out: Path) -> dict:
     for size in sizes:
         scores = out / size / "scores.json"
         if not scores.exists():
-            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE, "--out", str(out / size)]
+            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE, "--out", os.path.relpath(out / size)]
             print(f"{size}: {' '.join(command[1:])}", file=sys.stderr)
             if subprocess.run(command).returncode:
                 raise Error(f"pretraining {size} failed, as the line above says")
