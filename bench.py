@@ -9,6 +9,7 @@
     python bench.py peers                                        a training step here and in peft + transformers
     python bench.py serving                                      many tasks in one batch, and long prefixes shared by it
     python bench.py params                                       the same costs by closed forms, on a shape of any size
+    python bench.py quality --quick                              what every method reaches, on equal terms
     python bench.py bases                                        pretrain the bases that ship with the package
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
@@ -20,6 +21,7 @@ the others.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -28,7 +30,8 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import attention, bases, cost, params, peers, serving
+from minipeft.bench import attention, bases, cost, params, peers, quality, serving
+from minipeft.bench.quality import again, grid, studies
 from minipeft.checkpoint import write_json
 from minipeft.config import EMBEDDED, SHAPES
 from minipeft.console import Parser, device, run, seed
@@ -259,11 +262,42 @@ def measure_bases(argv) -> tuple[dict, str, str | None]:
     return result, bases.table(result), args.out
 
 
+def measure_quality(argv) -> tuple[dict, str, str | None]:
+    p = Parser(quality.__doc__)
+    add = p.add_argument
+    names = [*studies.STUDIES, "cost"]
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--study", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all but real)")
+    which.add_argument("--quick", action="store_true", help="three tasks of the first study, two seeds")
+    which.add_argument("--again", type=int, metavar="N", help="run line N of --lines again, and compare the scores")
+    add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"), help="where cells are written, and looked up")
+    add("--processes", type=int, default=os.cpu_count(), metavar="N", help="cells at a time, each on one CPU thread")
+    add("--smollm2", metavar="FOLDER", help="study real: SmolLM2-135M-Instruct")
+    add("--e2e", metavar="FOLDER", help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    args = parsed(p, argv)
+    if args.processes < 1:
+        raise Error(f"--processes must be at least 1, not {args.processes}")
+    where, folders = str(device(args.device)), {k: v for k in ("smollm2", "e2e") if (v := getattr(args, k)) is not None}
+    if args.again is not None:
+        result = again.run(args.lines, args.again, folders, where)
+        return result, again.table(result), args.out
+    if args.quick:
+        wanted = studies.methods(studies.QUICK, seeds=range(2))
+    else:
+        chosen = args.study or [name for name in studies.STUDIES if name != "real"]
+        wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
+    lines = grid.fill(args.lines, wanted, args.processes, folders, where)
+    result = {"cells": len(lines), "lines": str(args.lines)}
+    return result, "", args.out
+
+
 MEASUREMENTS = {
     "attention": measure_attention,
     "bases": measure_bases,
     "params": measure_params,
     "peers": measure_peers,
+    "quality": measure_quality,
     "serving": measure_serving,
 }
 

@@ -38,14 +38,14 @@ from minipeft.accounting import base_parameters, bytes_per_step
 from minipeft.bench.measure import card, saved_bytes
 from minipeft.checkpoint import check_place, fingerprint, read_json, write_json, write_text
 from minipeft.config import EMBEDDED
-from minipeft.console import Parser, device, line_breaks, progress, run, seed, shown_as
+from minipeft.console import Parser, device, line_breaks, run, seed, shown_as
 from minipeft.data import BASES
 from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
-from minipeft.data.tasks import KINDS, NOVEL, SKILLS, Example, find_task, skill_example
+from minipeft.data.tasks import INSTRUCTIONS, KINDS, NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import DEFAULT, Template
-from minipeft.data.tokenizer import Tokenizer, in_letters, tokenizer_for
+from minipeft.data.tokenizer import Tokenizer, tokenizer_for
 from minipeft.distributed import check_same, join, leader, leave, lost_peer, own_noise, parallel, together, whole_base, world
-from minipeft.evaluation import answer, batches, evaluate, perplexity
+from minipeft.evaluation import answer, batches, choose_wording, evaluate, perplexity
 from minipeft.hf import find_base
 from minipeft.memory import available, gigabytes, resident_peak
 from minipeft.methods import hyperparameters_of
@@ -228,29 +228,17 @@ def attach(args, base, tokenizer) -> tuple[Adapted, "FileData | TaskData", list[
         return model, open_data(args, base, tokenizer, model.method.num_virtual_tokens), []
     if args.wordings is None and args.data is not None and not args.search:
         raise Error("hard-prompt on your own data needs --wordings to choose from, or --search P")
-    instructions = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings] if args.data is None else []
-    candidates = [ids(tokenizer, text) for text in args.wordings or instructions]
+    candidates = [ids(tokenizer, text) for text in args.wordings or (INSTRUCTIONS if args.data is None else [])]
     random = torch.randint(base.config.vocab_size, (args.search or 0,))
     longest = max([*candidates, random], key=len)
     minipeft.adapt(base, "hard-prompt", tokens=longest).detach()  # it fits, or this says why not
     data = open_data(args, base, tokenizer, len(longest))
     if args.search:
         candidates.append(search(base, random, lambda step: encode(data.batch(step), tokenizer, args.template), steps(args, data)))
-    scores, tokens = choose_wording(base, candidates, batches(data.development(DEVELOPMENT), tokenizer, args.template), tokenizer)
+    development = batches(data.development(DEVELOPMENT), tokenizer, args.template)
+    scores, tokens = choose_wording(base, candidates, development, tokenizer)
     model = minipeft.adapt(base, args.methods, tokens=tokens, **hyperparameters(args, base, tokenizer))
     return model, open_data(args, base, tokenizer, model.method.num_virtual_tokens), scores
-
-
-def choose_wording(base, candidates: list[Tensor], development: list, tokenizer: Tokenizer) -> tuple[list[dict], Tensor]:
-    """Score hard prompts by exact match, and where that is equal by loss: all scores, best first, and the best one's tokens."""
-    scored = []
-    for tokens in progress(candidates, unit="wording", desc="choosing"):
-        model = minipeft.adapt(base, "hard-prompt", tokens=tokens)
-        loss, exact = evaluate(model, development)
-        model.detach()
-        scored.append(({"wording": in_letters(tokenizer, tokens.tolist()), "exact_match": exact, "loss": loss}, tokens))
-    scored.sort(key=lambda x: (-x[0]["exact_match"], x[0]["loss"]))
-    return [score for score, _ in scored], scored[0][1]
 
 
 def open_data(args, base, tokenizer, virtual: int) -> "FileData | TaskData":

@@ -11,9 +11,10 @@ from .console import progress
 from .data.batches import encode, length, question
 from .data.tasks import Example
 from .data.template import ARROW, Template
-from .data.tokenizer import Tokenizer
+from .data.tokenizer import Tokenizer, in_letters
 from .distributed import reshard, share_batches, total
 from .generation import generate
+from .methods import adapt
 from .model import GPT
 
 CHUNK = 256  # positions whose logits are in memory at once
@@ -56,6 +57,21 @@ def evaluate(model, given: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, floa
     model.train(training)
     loss, tokens, exact, examples = total(torch.tensor([loss, tokens, exact, examples], dtype=torch.float64)).tolist()
     return loss / tokens, exact / examples
+
+
+def choose_wording(base: GPT, candidates: list[Tensor], development: list, tokenizer: Tokenizer) -> tuple[list[dict], Tensor]:
+    """Score hard prompts, tokens (P,) each, by exact match on batches of idx, targets, and where that is equal by loss.
+
+    Returns all scores, best first, and the best one's tokens.
+    """
+    scored = []
+    for tokens in progress(candidates, unit="wording", desc="choosing"):
+        model = adapt(base, "hard-prompt", tokens=tokens)
+        loss, exact = evaluate(model, development)
+        model.detach()
+        scored.append(({"wording": in_letters(tokenizer, tokens.tolist()), "exact_match": exact, "loss": loss}, tokens))
+    scored.sort(key=lambda x: (-x[0]["exact_match"], x[0]["loss"]))
+    return [score for score, _ in scored], scored[0][1]
 
 
 def perplexity(loss: float) -> float:

@@ -51,6 +51,8 @@ SKILLS = {
     "complement": Skill(_each(lambda d: 9 - d), ("complement", "nine minus", "invert")),
 }
 
+INSTRUCTIONS = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings]  # as they stand before an input
+
 NOVEL = {
     "parity": _each(lambda d: d % 2),  # each digit: odd or not
     "running-max": lambda s: "".join(max(s[: i + 1]) for i in range(len(s))),  # the largest digit so far

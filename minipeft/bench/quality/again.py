@@ -1,0 +1,29 @@
+"""A line's cell run again: is the score the same?"""
+
+from pathlib import Path
+
+from ...config import Error
+from .cell import Cell
+from .grid import read, work
+
+SAME = ("score", "loss", "curve", "loss_on_learnt", "score_on_learnt", "wording", "trained", "stored_bytes", "chrf", "failed")
+
+
+def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
+    """The line of this number (from 1), and what it gives now; "same": whether all but times agree to the last bit."""
+    lines = list(read(path).values())
+    if not 1 <= number <= len(lines):
+        raise Error(f"{path} has {len(lines)} lines: there is no line {number}")
+    before = lines[number - 1]
+    now = work(Cell.of(before), folders, device)
+    differs = [name for name in SAME if before.get(name) != now.get(name)]
+    return {"cell": before["cell"], "before": before, "now": now, "same": not differs, "differs": differs}
+
+
+def table(result: dict) -> str:
+    c, (before, now) = result["cell"], (result[x] for x in ("before", "now"))
+    machine = "" if result["same"] else f" ({', '.join(result['differs'])}; then on {before['card']['device']}, {before['card']['torch']})"
+    return (
+        f"{c['method']} on {c['task']}, base {c['base']}, seed {c['seed']}: score {before['score']} then, {now['score']} now; "
+        f"loss {before['loss']} then, {now['loss']} now: {'the same' if result['same'] else 'not the same'}{machine}"
+    )

@@ -1,0 +1,155 @@
+"""Running a grid: what is not in the lines yet, over several processes, every line written when it is done."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...accounting import base_parameters
+from ...config import EMBEDDED, PRESETS, Error
+from ...console import progress
+from ..measure import card
+from .cell import Cell, run
+from .studies import PROMPT_RUNG, sweep
+
+Lines = dict[str, dict]  # a cell's key -> its line
+
+
+def read(path: Path) -> Lines:
+    """The lines of a file, by their cells; none where there is no file. What a stop tore, the last line, is passed over. Raises Error for
+    any other line that is none."""
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise Error(f"{path} cannot be read ({type(e).__name__})") from None
+    lines = {}
+    for number, text in enumerate(texts, 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            lines[Cell.of(line).key] = line
+        except (ValueError, AttributeError) as e:  # Error is one
+            if number == len(texts):
+                break
+            raise Error(f"{path}, line {number}, is no line of `bench.py quality`: {e}") from None
+    return lines
+
+
+class Writer:
+    """Appends lines to a file, each whole and on the disk before the next; what a stop tore is cut off first."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("ab+")
+        self.file.seek(0)
+        whole = self.file.read().rfind(b"\n") + 1
+        self.file.truncate(whole)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def __call__(self, line: dict) -> None:
+        self.file.write(json.dumps(line).encode() + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+def chosen(lines: Lines, like: Cell) -> float | None:
+    """The rate of the sweep of this cell with the lowest loss on dev; None where nothing is trained. Raises Error when it is not run."""
+    if not (cells := sweep(like)):
+        return None
+    if missing := [c for c in cells if c.key not in lines]:
+        raise Error(f"the sweep of {missing[0].method} on {missing[0].task} is not run")
+    best = min(cells, key=lambda c: loss(lines[c.key]))
+    if not math.isfinite(loss(lines[best.key])):
+        raise Error(f"no rate of {[c.lr for c in cells]} trains {best.method} on {best.task}")
+    return best.lr
+
+
+def loss(line: dict) -> float:
+    return math.inf if line["loss"] is None else line["loss"]
+
+
+def rated(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
+    """The cell with the rate that the sweep of `like` chose (and a soft prompt below it with its own); None: it has one."""
+    if like is None:
+        return cell
+    if cell.start == PROMPT_RUNG:
+        prompt = replace(like, method="prompt")
+        cell = replace(cell, start={**PROMPT_RUNG, "lr": chosen(lines, prompt)})
+    return replace(cell, lr=chosen(lines, like))
+
+
+def fill(path: Path, wanted: list[tuple[Cell, Cell | None]], processes: int, folders: dict[str, str], device: str) -> Lines:
+    """Run the sweeps of these cells, then the cells, all but those whose lines are in the file; returns the lines of both."""
+    lines = read(path)
+    sweeps = [c for _, like in wanted if like is not None for c in sweep(like)]
+    with Writer(path) as write, pool(processes) as workers:
+        for cells in (lambda: sweeps, lambda: [rated(lines, *pair) for pair in wanted]):
+            todo = list({c.key: c for c in cells() if c.key not in lines}.values())
+            for line in done(workers, todo, folders, device):
+                write(line)
+                lines[Cell.of(line).key] = line
+    keys = {c.key for c in sweeps} | {rated(lines, *pair).key for pair in wanted}
+    return {key: lines[key] for key in keys}
+
+
+def pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=begin)
+
+
+def begin() -> None:
+    """A worker's start: one thread, and Ctrl-C is the parent's to answer."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
+    """In a worker: the cell's line."""
+    result = run(cell, folders, device)
+    if not math.isfinite(result["loss"]):
+        result["loss"] = None  # JSON has no infinity
+    return {"cell": json.loads(cell.key), **result, "card": card(torch.device(device))}
+
+
+def done(workers: ProcessPoolExecutor, todo: list[Cell], folders: dict[str, str], device: str) -> Iterable[dict]:
+    """The lines of these cells as they are finished. The longest are begun first, so that no process waits at the end."""
+    todo = sorted(todo, key=seconds, reverse=True)
+    futures = [workers.submit(work, cell, folders, device) for cell in todo]
+    bar = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with progress(total=sum(map(seconds, todo)), desc=f"0 of {len(todo)} cells", bar_format=bar) as shown:
+        try:
+            for i, future in enumerate(as_completed(futures), 1):
+                line = future.result()
+                shown.set_description(f"{i} of {len(todo)} cells", refresh=False)
+                shown.update(seconds(Cell.of(line)))
+                yield line
+        except BrokenProcessPool:
+            raise Error("a process was ended from outside, most likely because memory ran out: try fewer --processes") from None
+        except BaseException:  # stopped: cells that are not done are worth nothing
+            for future in futures:
+                future.cancel()
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def seconds(cell: Cell) -> float:
+    """About how long it takes on one CPU core: what blocks cost to call, and floating-point operations. For the bar's time left alone."""
+    config, virtual = (EMBEDDED | PRESETS)[cell.base], cell.size.get("num_virtual_tokens", 0) if cell.method == "prompt" else 0
+    tokens = cell.batch_size * ((80 if cell.task == "e2e" else 20) + virtual)
+    return (cell.steps if cell.lr else 100) * (0.004 * config.n_layer + 6 * tokens * base_parameters(config) / 7e10)
