@@ -10,6 +10,7 @@
     python bench.py serving                                      many tasks in one batch, and long prefixes shared by it
     python bench.py params                                       the same costs by closed forms, on a shape of any size
     python bench.py quality --quick                              what every method reaches, on equal terms
+    python bench.py report                                       tables, figures and a page of that
     python bench.py bases                                        pretrain the bases that ship with the package
 
 Columns: parameters trained, stored for one task, and trained in % of the base; the adapter on the disk; the optimizer's state;
@@ -30,8 +31,10 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
-from minipeft.bench import attention, bases, cost, params, peers, quality, serving
-from minipeft.bench.quality import again, grid, studies
+from minipeft.bench import attention, bases, cost, params, peers, quality, report, serving
+from minipeft.bench.quality import again, costs, grid, studies
+from minipeft.bench.report import page as report_page
+from minipeft.bench.report.tables import TABLES
 from minipeft.checkpoint import write_json
 from minipeft.config import EMBEDDED, SHAPES
 from minipeft.console import Parser, device, run, seed
@@ -288,8 +291,21 @@ def measure_quality(argv) -> tuple[dict, str, str | None]:
         chosen = args.study or [name for name in studies.STUDIES if name != "real"]
         wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     lines = grid.fill(args.lines, wanted, args.processes, folders, where)
+    if not args.quick and "cost" in (args.study or ["cost"]):
+        costs.measure(args.lines, where)
+    names = ["methods"] if args.quick else chosen
+    tables = [table for name in names if name != "cost" for table in TABLES[name](lines)]
     result = {"cells": len(lines), "lines": str(args.lines)}
-    return result, "", args.out
+    return result, "\n\n".join(table.text() for table in tables), args.out
+
+
+def draw_report(argv) -> tuple[dict, str, str | None]:
+    p = Parser(report.__doc__)
+    p.add_argument("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"), help="what `bench.py quality` wrote")
+    p.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/comparison"), help="where pages and figures go")
+    args = parsed(p, argv)
+    result = report_page.run(args.lines, args.folder)
+    return result, f"{len(result['figures'])} figures, {result['trends']} trends: {', '.join(result['pages'])}", args.out
 
 
 MEASUREMENTS = {
@@ -298,6 +314,7 @@ MEASUREMENTS = {
     "params": measure_params,
     "peers": measure_peers,
     "quality": measure_quality,
+    "report": draw_report,
     "serving": measure_serving,
 }
 

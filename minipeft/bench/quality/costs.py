@@ -1,8 +1,11 @@
 """What the methods of the main table cost: time of a step, what autograd keeps, peak memory. Interleaved step by step, like bench.py's."""
 
+from pathlib import Path
+
 import torch
 from tqdm import tqdm
 
+from ...checkpoint import read_json, write_json
 from ...config import EMBEDDED
 from ...data.tasks import DIGITS
 from ...model import GPT
@@ -41,3 +44,21 @@ def run(device: str) -> dict:
     for r, its in zip(rows, times, strict=True):
         r["step_ms"] = spread(its)
     return {"card": card(where), "batch_size": s.batch_size, "seq_len": s.seq_len, "rows": rows}
+
+
+def place(lines: Path) -> Path:
+    """The file of the costs beside the lines: quality.jsonl -> quality-costs.json."""
+    return lines.with_name(f"{lines.stem}-costs.json")
+
+
+def measure(lines: Path, device: str) -> dict:
+    """Measure them, unless that is done."""
+    if not (found := read_costs(lines)):
+        found = run(device)
+        write_json(place(lines), found)
+    return found
+
+
+def read_costs(lines: Path) -> dict | None:
+    """What was measured beside these lines; None where nothing was."""
+    return read_json(place(lines)) if place(lines).exists() else None

@@ -1,0 +1,180 @@
+"""One honest sentence a question, put together from the lines: whatever they say, the words follow."""
+
+from collections.abc import Callable
+
+from ...data.tasks import find_task
+from ..quality.grid import Lines
+from ..quality.studies import BUDGETS, largest
+from ..quality.summary import Interval, Point, beyond_chance, points
+from .figures import best
+from .tables import at_half, cost_rows, of, shown, start_name, values
+
+GOOD = 0.9  # exact match from which on a method is said to do a task
+
+
+def against(difference: Interval) -> str:
+    """A paired difference in words."""
+    word = {1: "ahead by", -1: "behind by", 0: "not told apart,"}[beyond_chance(difference)]
+    mean, half = difference
+    return f"{word} {shown((abs(mean), half) if beyond_chance(difference) else difference, sign='' if beyond_chance(difference) else '+')}"
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "none"
+
+
+def with_scores(its: list[Point]) -> str:
+    return listed([f"{p.row} ({p.mean()[0]:.2f})" for p in sorted(its, key=lambda p: -p.mean()[0])])
+
+
+def methods(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "methods"), []
+    for t in values(found, "task"):
+        its = of(found, task=t)
+        able = [p for p in its if p.mean()[0] >= GOOD]
+        rest = [p for p in its if p not in able]
+        more = f"; {with_scores(rest)} {'do' if len(rest) > 1 else 'does'} not" if rest else ""
+        parts.append(f"{find_task(t).kind} (`{t}`) is done, to {GOOD} or more, by {with_scores(able)}{more}")
+    return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+
+
+def budget(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "budget"), []
+    for t in values(found, "task"):
+        for b in BUDGETS:
+            its = {p.row: p for p in of(found, task=t) if p.cell.size == largest(p.row, b)}
+            if len(its) < 2:
+                continue
+            first, second, *_ = sorted(its.values(), key=lambda p: -p.mean()[0])
+            parts.append(
+                f"`{t}` with at most {b:,}: {first.row} {shown(first.mean())} first, next {second.row} ({against(first.less(second))})"
+            )
+    return "; ".join(parts) + "."
+
+
+def time(lines: Lines, costs: dict | None) -> str:
+    if not costs:
+        return ""
+    step = {r["row"]: r["step_ms"]["median"] for r in costs["rows"]}
+    found, parts = [p for p in points(lines, "methods") if p.row in step], []
+    for t in values(found, "task"):
+        reached = []
+        for p in of(found, task=t):
+            at = next((s for s, (mean, _) in p.curve() if mean >= GOOD), None)
+            if at is not None:
+                reached.append((at * step[p.row] / 1000, p.row))
+        text = listed([f"{row} after {seconds:.1f} s" for seconds, row in sorted(reached)])
+        parts.append(f"`{t}`: {text if reached else 'nothing'} {'reach' if len(reached) != 1 else 'reaches'} {GOOD}")
+    trained = {p.row: next(iter(p.runs.values()))["trained"] for p in found}
+    fewest = min(trained, key=trained.get)
+    full = step["full"]
+    slow = f"{fewest}, with {trained[fewest]:,} parameters the fewest, takes {step[fewest] / full:.2f} of full fine-tuning's time a step"
+    return "; ".join(parts) + f"; {slow}."
+
+
+def scale(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "scale"), []
+    for t in values(found, "task"):
+        its = {(p.row, p.cell.base): p for p in of(found, task=t)}
+        bases = [b for b in values(found, "base") if ("full", b) in its]
+        for r in ("prompt", "prefix"):
+            gaps = [f"{its['full', b].less(its[r, b])[0]:+.2f}" for b in bases if (r, b) in its]
+            parts.append(f"`{t}`: from {bases[0]} to {bases[-1]} full fine-tuning is ahead of {r} by {', '.join(gaps)}")
+    return "; ".join(parts) + "."
+
+
+def length(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "length"), []
+    for t in values(found, "task"):
+        for r in values(found, "row"):
+            its = {p.cell.size["num_virtual_tokens"]: p for p in of(found, task=t, row=r)}
+            top = max(its, key=lambda P: (its[P].mean()[0], -P))
+            text = f"{r} on `{t}`: {its[min(its)].mean()[0]:.2f} with {min(its)}, best {its[top].mean()[0]:.2f} with {top}"
+            if top != max(its):
+                text += f", with {max(its)} {against(its[max(its)].less(its[top]))}"
+            parts.append(text)
+    return "; ".join(parts) + "."
+
+
+def start(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "start"), []
+    for t in values(found, "task"):
+        for r in values(found, "row"):
+            its = sorted(of(found, task=t, row=r), key=lambda p: -at_half(p)[0])
+            noise = next(p for p in its if p.cell.start == "random")
+            ends = [p for p in its if p is not noise and beyond_chance(p.less(noise)) > 0]
+            parts.append(
+                f"{r} on `{t}`: half-way {start_name(its[0].cell)} leads ({at_half(its[0])[0]:.2f}; noise {at_half(noise)[0]:.2f}), "
+                f"at the end {listed([start_name(p.cell) for p in ends])} {'are' if len(ends) > 1 else 'is'} ahead of noise"
+            )
+    return "; ".join(parts) + "."
+
+
+def projection(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "projection"), []
+    for r in values(found, "row"):
+        its = of(found, row=r)
+        top = max(its, key=lambda p: p.mean()[0])
+        near = [p for p in its if p.mean()[0] > top.mean()[0] - 0.1]
+        name = "learnt directly" if r == "prefix" else r
+        parts.append(f"{name}: best {shown(top.mean())} at rate {top.cell.lr:g}, within 0.1 of it at {len(near)} of {len(its)} rates")
+    tops = [max(of(found, row=r), key=lambda p: p.mean()[0]) for r in values(found, "row")]
+    if len(tops) == 2:
+        parts.append(f"at the best rate of each the MLP is {against(tops[1].less(tops[0]))}")
+    return "; ".join(parts) + "."
+
+
+def data(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "data"), []
+    for t in values(found, "task"):
+        its = {(p.row, p.cell.examples): p for p in of(found, task=t)}
+        sizes = values(found, "examples")
+        for r in ("prompt", "prefix"):
+            pairs = [(n, its[r, n].less(its["full", n])) for n in sizes if (r, n) in its and ("full", n) in its]
+            ahead = [f"{n:,} ({d[0]:+.2f})" for n, d in pairs if beyond_chance(d) > 0]
+            behind = [f"{n:,} ({d[0]:+.2f})" for n, d in pairs if beyond_chance(d) < 0]
+            parts.append(f"`{t}`: {r} is ahead of full fine-tuning with {listed(ahead)} examples, behind with {listed(behind)}")
+    return "; ".join(parts) + "."
+
+
+def real(lines: Lines, costs: dict | None) -> str:
+    found, parts = points(lines, "real"), []
+    for n in values(found, "examples"):
+        its = sorted(of(found, examples=n), key=lambda p: -p.mean()[0])
+        first, *rest = its
+        text = f"{n} examples: {first.row} {shown(first.mean(), 1)}"
+        parts.append(text + "".join(f", {p.row} {shown(p.mean(), 1)}" for p in rest))
+    return "BLEU with " + "; ".join(parts) + "."
+
+
+def cost(lines: Lines, costs: dict | None) -> str:
+    rows = cost_rows(lines, costs)
+    if not rows:
+        return ""
+    names = {
+        "trained": "trained parameters",
+        "stored_bytes": "stored bytes",
+        "step_ms": "time of a step",
+        "kept_bytes": "memory kept for backward",
+    }
+    return (
+        "Nothing else costs as little and scores more: by "
+        + "; by ".join(f"{name}, {listed(best(rows, what))}" for what, name in names.items())
+        + "."
+    )
+
+
+Sentence = Callable[[Lines, "dict | None"], str]
+FINDINGS: dict[str, Sentence] = {
+    "methods": methods,
+    "budget": budget,
+    "time": time,
+    "scale": scale,
+    "length": length,
+    "start": start,
+    "projection": projection,
+    "data": data,
+    "real": real,
+    "cost": cost,
+}
