@@ -1,11 +1,12 @@
 """A cell: one run of one method, as a line of JSON, and how it is run."""
 
 import contextlib
+import functools
 import io
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -53,10 +54,10 @@ class Cell:
     seed: int = 0
     scored_on: str = "held-out"
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The cell as one line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
 
     @classmethod
     def of(cls, line: dict) -> "Cell":

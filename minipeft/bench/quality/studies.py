@@ -22,17 +22,17 @@ LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = (10, 30, 100, 300, 1000, 3000)
 REAL_EXAMPLES = (50, 200, 500)
 
-# The same number of rates for everything, a factor of √10 apart; in the middle, where there is one, the method's default.
+# The same number of rates for everything, a factor of about √10 apart, around what a first look had as best.
 RATES = {
-    "prompt": (0.03, 0.1, 0.3),
-    "prefix": (0.03, 0.1, 0.3),
-    "hidden prefix": (0.03, 0.1, 0.3),
+    "prompt": (0.1, 0.3, 1.0),
+    "prefix": (0.1, 0.3, 1.0),
+    "hidden prefix": (0.1, 0.3, 1.0),
     "lora": (6e-3, 2e-2, 6e-2),
-    "adapter": (3e-3, 1e-2, 3e-2),
-    "llama-adapter": (0.03, 0.1, 0.3),
-    "full": (3e-4, 1e-3, 3e-3),
+    "adapter": (1e-2, 3e-2, 1e-1),
+    "llama-adapter": (0.1, 0.3, 1.0),
+    "full": (1e-3, 3e-3, 1e-2),
 }
-PROJECTION_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # for both forms of a prefix
+PROJECTION_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both forms of a prefix
 REAL_RATES = {"prompt": (1e-2, 3e-2, 1e-1), "prefix": (1e-2, 3e-2, 1e-1), "lora": (6e-4, 2e-3, 6e-3), "full": (3e-5, 1e-4, 3e-4)}
 
 # What grows with a method's budget: its hyper-parameter, and those that stay.

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 from ...checkpoint import write_atomically, write_text
+from ...config import Error
 from ...data.tasks import KINDS, find_task
 from ..measure import card_line
 from ..quality import studies
+from ..quality.costs import read_costs
 from ..quality.grid import Lines, read
 from ..quality.summary import points
 from .figures import FIGURES
@@ -42,9 +44,9 @@ def command(study: str) -> str:
 
 def run(path: Path, folder: Path) -> dict:
     """Draw and write everything; returns {"pages", "figures", "trends"}. Raises Error where there are no lines, or no matplotlib."""
-    from ..quality.costs import read_costs
-
     lines, costs = read(path), read_costs(path)
+    if not lines:
+        raise Error(f"{path} has no lines: `python bench.py quality` writes them")
     there = [
         s for s in QUESTIONS if points(lines, READ_OFF.get(s, s) if s != "cost" else "methods") and (costs or s not in ("time", "cost"))
     ]
