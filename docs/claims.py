@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
+from minipeft.bench.quality import grid
+from minipeft.bench.quality.summary import beyond_chance, points
 from minipeft.config import SHAPES
 
 RESULTS = Path(__file__).parent / "results"
@@ -125,7 +127,6 @@ def of_prefixes() -> list[Claim]:
     times = prefix["stored"] // prompt["stored"]
     parity = [exact(m, "parity") for m in ("prompt", "prefix")]
     two = [exact(m, "reverse+increment") for m in ("prompt", "prefix")]
-    few = read("little-data")
     return [
         Claim(
             "A prefix enters every block, produced by a two-layer MLP with a nonlinearity",
@@ -136,8 +137,8 @@ def of_prefixes() -> list[Claim]:
         ),
         Claim(
             "With little data a prefix overfits less than full fine-tuning",
-            "python docs/little_data.py",
-            *little_data(few),
+            "python bench.py quality --study data",
+            *little_data(grid.read(RESULTS / "quality.jsonl")),
         ),
         Claim(
             "A prompt is lighter than a prefix",
@@ -165,29 +166,30 @@ def projection_verdict(through: float, direct: float) -> str:
     return CONDITIONS + ": it works, and directly it works better here"
 
 
-def little_data(result: dict) -> tuple[str, str]:
-    """What was seen, and the verdict: by the cells whose 95 % interval of the paired difference leaves zero out."""
+def little_data(lines: dict) -> tuple[str, str]:
+    """What was seen with at most 300 examples, and the verdict: by the differences, seed by seed, whose 95 % interval leaves zero out."""
+    found = {(p.row, p.cell.task, p.cell.examples): p for p in points(lines, "data") if p.cell.examples <= 300}
+    cells = list(dict.fromkeys(key[1:] for key in found))
+    gap = {cell: found[("prefix", *cell)].less(found[("full", *cell)], "gap") for cell in cells}
+    exact = {cell: found[("prefix", *cell)].less(found[("full", *cell)]) for cell in cells}
 
-    def certain(what: str, sign: int) -> list[dict]:
-        return [c for c in result["cells"] if sign * c[what][0] > c[what][1]]
+    def named(differences: dict, sign: int) -> str:
+        certain = {cell: d for cell, d in differences.items() if beyond_chance(d) == sign}
+        return ", ".join(f"{task} {n:,} ({mean:+.2f} ± {half:.2f})" for (task, n), (mean, half) in certain.items()) or "none"
 
-    def named(cells: list[dict], what: str) -> str:
-        return ", ".join(f"{c['task']} {c['size']:,} ({c[what][0]:+.2f} ± {c[what][1]:.2f})" for c in cells) or "none"
-
-    narrower, wider, ahead, behind = certain("wider", -1), certain("wider", 1), certain("ahead", 1), certain("ahead", -1)
-    sizes = sorted({c["size"] for c in result["cells"]})
+    narrower, wider, ahead, behind = named(gap, -1), named(gap, 1), named(exact, 1), named(exact, -1)
+    sizes = sorted({n for _, n in cells})
     text = (
-        f"{sizes[0]} to {sizes[-1]} examples, {len({r['seed'] for r in result['runs']})} seeds. "
-        "Gap of held-out and learnt loss, prefix less full, beyond chance "
-        f"narrower: {named(narrower, 'wider')}; wider: {named(wider, 'wider')}. "
-        f"Exact match ahead: {named(ahead, 'ahead')}; behind: {named(behind, 'ahead')}"
+        f"{sizes[0]} to {sizes[-1]} examples, {len(found[('prefix', *cells[0])].runs)} seeds. "
+        f"Gap of held-out and learnt loss, prefix less full, beyond chance narrower: {narrower}; wider: {wider}. "
+        f"Exact match ahead: {ahead}; behind: {behind}"
     )
-    good, bad = bool(narrower or ahead), bool(wider or behind)
+    good, bad = sum(beyond_chance(d) < 0 for d in gap.values()), sum(beyond_chance(d) > 0 for d in gap.values())
     if good and bad:
         return text, "inconclusive: it depends on task and size"
     if good:
-        return text, AGREES if 2 * len(narrower) > len(result["cells"]) else f"{CONDITIONS}: not with every task and size"
-    return text, f"{DISAGREES} here: a small base, digits, default rates" if bad else "inconclusive: no difference beyond chance"
+        return text, AGREES if 2 * good > len(cells) else f"{CONDITIONS}: not with every task and size"
+    return text, f"{DISAGREES} here: a small base, digits" if bad else "inconclusive: no difference beyond chance"
 
 
 def of_use() -> list[Claim]:
@@ -202,8 +204,9 @@ def of_use() -> list[Claim]:
         ),
         Claim(
             "No benchmark sets prompt and prefix tuning side by side",
-            "python bench.py",
-            "the tables of scores and of cost on this page do, on the same base, data and steps",
+            "python bench.py quality",
+            f"{len(grid.read(RESULTS / 'quality.jsonl')):,} runs do, one thing varied at a time: "
+            "[the comparison](docs/results/comparison.md)",
             "no longer so",
         ),
         Claim(

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from minipeft.bench.report import figures, findings, page, tables, trends
 from minipeft.drawing import COLOURS
 
 CARD = {"device": "X", "device_type": "cpu", "cores": 2, "threads": 1, "platform": "P", "python": "3", "torch": "2", "commit": "c"}
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 GOOD = {"full": 0.95, "lora": 0.8, "prefix": 0.5, "prompt": 0.3}
 
 
@@ -28,7 +30,8 @@ def made_up(cell: Cell, rng: random.Random) -> dict:
     score = min(1, max(0, GOOD.get(cell.method, 0.6) + rng.gauss(0, 0.05))) * (50 if cell.task == "e2e" else 1)
     curve = [[step, score * step / cell.steps, 1.0] for step in range(0, cell.steps, 37)]
     few = {"loss_on_learnt": rng.random()} if cell.examples else {}
-    numbers = {"score": score, "loss": 2 - GOOD.get(cell.method, 0.6) + rng.random() / 10, "trained": 10, "stored_bytes": 20, "seconds": 1.0}
+    loss = 2 - GOOD.get(cell.method, 0.6) + rng.random() / 10
+    numbers = {"score": score, "loss": loss, "trained": 10, "stored_bytes": 20, "seconds": 1.0}
     return {"cell": json.loads(cell.key), **numbers, "curve": curve, **few, "card": CARD}
 
 
@@ -110,7 +113,8 @@ def test_the_main_table_holds_the_means_of_the_lines(lines):
     scores = {}
     for line in lines.values():
         c = line["cell"]
-        if (c["method"], c["task"], c["size"], c["examples"], c["base"], c["scored_on"]) == ("lora", "parity", {"r": 4}, None, "small", "held-out"):
+        of_study = (c["examples"], c["base"], c["scored_on"]) == (None, "small", "held-out")
+        if of_study and (c["method"], c["task"], c["size"]) == ("lora", "parity", {"r": 4}):
             scores[c["seed"]] = line["score"]
     assert len(scores) == 5
     column = next(i for i, head in enumerate(table.head) if head.startswith("parity"))
@@ -136,12 +140,9 @@ def test_a_verdict_follows_from_the_intervals(differences, word):
     assert made.verdict == word and made.why == ("" if word == "reproduced" else f"because {word}")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_the_lines_say_every_trend_that_is_not_reproduced_has_a_reason(seed, monkeypatch):
-    rng = random.Random(seed)
-    monkeypatch.setattr("test_report.GOOD", {name: rng.random() for name in ("full", "lora", "prefix", "prompt")})
-    found = trends.all_trends(all_lines(studies.STUDIES, seed))
-    assert len(found) >= 12
+def test_every_trend_of_the_committed_lines_that_is_not_reproduced_has_its_reason():
+    found = trends.all_trends(read(RESULTS / "quality.jsonl"))
+    assert len(found) >= 8
     assert all(bool(t.why) == (t.verdict != "reproduced") for t in found)
 
 

@@ -94,13 +94,15 @@ def head(lines: Lines, path: Path) -> list[str]:
         f"**{kind}** ({KINDS[kind]}): {', '.join(f'`{t}`' for t in kinds if kinds[t] == kind)}" for kind in dict.fromkeys(kinds.values())
     )
     return [
-        f"{len(lines):,} runs, one JSON line each, in `{path.name}`: {hours:.1f} hours of training on one CPU thread a run. Every line holds what "
-        "it takes to run it again, and the machine it ran on; `python bench.py quality --lines FILE --again N` runs line N again and compares.",
-        f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, 300 steps of AdamW on "
-        "16 examples, new ones in every batch, warm-up and cosine, the same examples in the same order for all methods of a seed. Every method "
-        "has a sweep of three learning rates on every base and task (at one size), by its loss on dev examples with a seed of its own. Scores "
-        "are of 500 held-out examples: exact match, the share of answers without a wrong digit. Means are over 5 seeds, with the 95 % interval "
-        "of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* are said where that interval leaves zero out.",
+        f"{len(lines):,} runs, one JSON line each, in `{path.name}`: {hours:.1f} hours of training, one CPU thread a run. Every line holds "
+        "what it takes to run it again, and the machine it ran on; `python bench.py quality --lines FILE --again N` runs line N again "
+        "and compares.",
+        f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, 300 steps of "
+        "AdamW on 16 examples, new ones in every batch, warm-up and cosine, the same examples in the same order for all methods of a seed. "
+        "Every method has a sweep of three learning rates on every base and task (at one size), by its loss on dev examples, with a seed "
+        "of its own. Scores are of 500 held-out examples: exact match, the share of answers without a wrong digit. Means are over 5 "
+        "seeds, with the 95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* are said where that "
+        "interval leaves zero out.",
         f"The tasks: {tasks}.",
         "Machines and versions: " + "; ".join(cards) + ".",
     ]
@@ -138,7 +140,7 @@ def trend_rows(trends: list[Trend]) -> list[str]:
 STYLE = """
 body { font: 17px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem }
-figure { margin: 1.5rem 0 } figure svg { width: 100%; height: auto }
+figure { margin: 1.5rem 0 } figure img { width: 100%; height: auto }
 .scroll { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-style: italic; padding: .3rem 0 } th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #999 } tbody tr { border-bottom: 1px solid #e5e5e5 }
@@ -153,7 +155,7 @@ def page(lines: Lines, path: Path, sections: list[Section], trends: list[Trend],
 
     def drawn(name: str) -> str:
         data = base64.b64encode(pictures[name].encode()).decode()
-        return f'<figure><img alt="{html.escape(QUESTIONS.get(name, name))}" src="data:image/svg+xml;base64,{data}" style="width:100%"></figure>'
+        return f'<figure><img alt="{html.escape(QUESTIONS.get(name, name))}" src="data:image/svg+xml;base64,{data}"></figure>'
 
     body = [f"<h1>{TITLE}</h1>", *(f"<p>{inline(p)}</p>" for p in head(lines, path)), "<nav><ol>"]
     body += [f'<li><a href="#{s.study}">{html.escape(s.question)}</a></li>' for s in sections]
