@@ -26,17 +26,15 @@ from random import Random
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from minipeft.bench.quality.real import TEMPLATE, WORDING, fifth  # noqa: E402
 from minipeft.checkpoint import write_json  # noqa: E402
 
-# A turn of a chat: the wording opens it, the template closes it. The last wording shows one example.
-TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 WORDINGS = [
     "<|im_start|>user\nWrite one sentence about this restaurant: ",
     "<|im_start|>user\nTurn these facts into one natural sentence and leave none of them out: ",
     "<|im_start|>user\nDescribe the restaurant in a single sentence, using all of these attributes: ",
     "<|im_start|>user\nPut the following data about a place to eat into words: ",
-    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]<|im_end|>\n<|im_start|>assistant\n"
-    "The Mill is a family friendly pub by the riverside.<|im_end|>\n<|im_start|>user\n",
+    WORDING,  # shows one example
 ]
 RATES = {
     "prompt": (3e-3, 3e-2),
@@ -63,9 +61,7 @@ def split(e2e: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rng = Random(0)
     known, unseen = rows("devset.csv"), rows("testset_w_refs.csv")
-    inputs = list(dict.fromkeys(row["mr"] for row in known))
-    rng.shuffle(inputs)
-    for_dev = set(inputs[: len(inputs) // 5])
+    for_dev = fifth((row["mr"] for row in known), rng)
     write("train.csv", rng.sample([row for row in known if row["mr"] not in for_dev], 500))
     write("dev.csv", rng.sample([row for row in known if row["mr"] in for_dev], 100))
     asked = set(rng.sample(list(dict.fromkeys(row["mr"] for row in unseen)), 200))

@@ -144,6 +144,36 @@ def draw(example: Callable[[Random], Example], seed: str, n: int) -> list[Exampl
     return [example(rng) for _ in range(n)]
 
 
+class Epochs:
+    """Examples of these lengths, by their numbers, in batches of about one length, every example once an epoch.
+
+    batch(step) depends on the step alone. steps: batches of an epoch; one of them may be smaller than the others.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.seed, self.batch_size = lengths, seed, min(batch_size, len(lengths))
+        self.steps = -(-len(lengths) // self.batch_size)
+        self._epoch = None, []  # which one, and its batches
+
+    def batch(self, step: int) -> list[int]:
+        epoch, place = divmod(step, self.steps)
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self._batches(epoch)
+        return self._epoch[1][place]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """One epoch: shuffled, sorted by length a window at a time, cut into batches, and these shuffled."""
+        rng, B = Random(f"{self.seed}/{epoch}"), self.batch_size
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        size = B * max(1, min(WINDOW, self.steps // 4))  # a window over everything would make the same batches every epoch
+        windows = [order[i : i + size] for i in range(0, len(order), size)]
+        order = [i for window in windows for i in sorted(window, key=self.lengths.__getitem__)]
+        batches = [order[i : i + B] for i in range(0, len(order), B)]
+        rng.shuffle(batches)
+        return batches
+
+
 class FileData:
     """Examples of a file, in batches of about one length, every example once an epoch.
 
@@ -191,31 +221,14 @@ class FileData:
         self.digest = hashlib.sha256(repr((self.examples, self.held_out, self.chosen_by)).encode()).hexdigest()
         self.lengths = [length(e, tokenizer, template) for e in self.examples]
         self.longest = self.examples[max(range(len(self.lengths)), key=self.lengths.__getitem__)]
-        self.seed, self.batch_size = seed, min(batch_size, len(self.examples))
-        self._epoch = None, []  # which one, and its batches
+        self._epochs = Epochs(self.lengths, batch_size, seed)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every example once; the shortest of them may be smaller than the others."""
-        return -(-len(self.examples) // self.batch_size)
+        return self._epochs.steps
 
     def batch(self, step: int) -> list[Example]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, self._batches(epoch)
-        return [self.examples[i] for i in self._epoch[1][place]]
-
-    def _batches(self, epoch: int) -> list[list[int]]:
-        """One epoch: shuffled, sorted by length a window at a time, cut into batches, and these shuffled."""
-        rng, B = Random(f"{self.seed}/{epoch}"), self.batch_size
-        order = list(range(len(self.examples)))
-        rng.shuffle(order)
-        size = B * max(1, min(WINDOW, self.steps_per_epoch // 4))  # a window over everything would make the same batches every epoch
-        windows = [order[i : i + size] for i in range(0, len(order), size)]
-        order = [i for window in windows for i in sorted(window, key=self.lengths.__getitem__)]
-        batches = [order[i : i + B] for i in range(0, len(order), B)]
-        rng.shuffle(batches)
-        return batches
+        return [self.examples[i] for i in self._epochs.batch(step)]
 
     def development(self, n: int) -> list[Example]:
         """At most n examples to choose by, evenly over the dev file, or over those that are trained on."""

@@ -1,0 +1,133 @@
+"""bench.py quality on a real model: which pairs a cell learns from and is scored on, what it starts from, and what is refused."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_scripts import real_base
+
+from minipeft import GPT, Error, adapt
+from minipeft.bench.quality import cell as cells
+from minipeft.bench.quality import real
+from minipeft.data.template import Template
+from minipeft.data.tokenizer import tokenizer_for
+from minipeft.evaluation import batches, evaluate
+
+pytest.importorskip("tokenizers")
+pytest.importorskip("sacrebleu")
+METHODS = ("prompt", "prefix", "lora", "full")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny Llama, and files of E2E's names: 20 MRs to learn from and choose by, 6 to report on, each said three times."""
+    e2e = tmp_path_factory.mktemp("e2e")
+    for name, numbers in (("devset.csv", range(20)), ("testset_w_refs.csv", range(20, 26))):
+        rows = [f'"name[Zizzi {n}], food[Thai]","{say} Zizzi {n} serves Thai food."' for n in numbers for say in ("The", "Here", "At")]
+        (e2e / name).write_text("\n".join(["mr,ref", *rows, f'"{"long " * 60}","It is."', ""]))
+    return {"smollm2": str(real_base(tmp_path_factory.mktemp("base"))), "e2e": str(e2e)}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(real, "SCORED", 4)
+
+
+def cell(name="lora", examples=16, **changed):
+    return replace(real.cell(name, examples), **{"lr": 3e-3, "steps": 4, "scored_on": "dev", **changed})
+
+
+def scores(result: dict) -> dict:
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def test_a_cell_gives_the_same_every_time_and_its_seed_matters(folders):
+    held_out = cell(scored_on="held-out")
+    result = cells.run(held_out, folders)
+    torch.rand(1)  # whatever was drawn before
+    assert scores(cells.run(held_out, folders)) == scores(result)
+    assert cells.run(replace(held_out, seed=1), folders)["loss"] != result["loss"]
+    assert {"score", "chrf", "loss", "loss_on_learnt", "seconds", "trained", "stored_bytes", "curve"} == set(result)
+
+
+def test_methods_see_the_same_pairs_the_fewer_among_the_more_and_none_of_an_mr_that_is_scored(folders, monkeypatch):
+    seen, scored = [], []
+    encode, batches_of = real.encode, real.batches
+    monkeypatch.setattr(real, "encode", lambda examples, *rest: seen.append(examples) or encode(examples, *rest))
+    monkeypatch.setattr(real, "batches", lambda examples, *rest: scored.append(examples) or batches_of(examples, *rest))
+
+    def pairs(*changed, **rest) -> list:
+        seen.clear()
+        cells.run(cell(*changed, **rest), folders)
+        return [*seen]
+
+    def flat(of) -> set:
+        return {e for batch in of for e in batch}
+
+    more = pairs()
+    assert all(pairs(name) == more for name in METHODS)
+    assert [len(batch) for batch in more] == [4] * 4 and len(flat(more)) == 16  # an epoch
+    fewer = flat(pairs(examples=8))
+    assert len(fewer) == 8 and fewer < flat(more) and fewer != flat(pairs(examples=8, seed=1))
+    everything = flat(pairs(examples=48, steps=12))  # all that are learnt from: the long pair does not fit
+    assert len(everything) == 48
+    dev = scored[0]
+    assert all(its == dev for its in scored) and len(dev) == 4
+    cells.run(cell(scored_on="held-out"), folders)
+    test, learnt = scored[-2:]
+    assert learnt == scored[-1] and set(learnt) <= flat(more) and len({e.input for e in test}) == 4
+    inputs = [{e.input for e in its} for its in (everything, dev, test)]
+    assert len(set.union(*inputs)) == sum(map(len, inputs))
+
+
+def test_prompt_and_prefix_start_as_the_wording_and_the_others_as_the_base(folders, monkeypatch):
+    dev = []
+    batches_of = real.batches
+    monkeypatch.setattr(real, "batches", lambda examples, *rest: dev.append(examples) or batches_of(examples, *rest))
+    losses = {name: cells.run(cell(name, steps=0), folders)["loss"] for name in METHODS}
+    base = GPT.from_pretrained(folders["smollm2"])
+    tokenizer = tokenizer_for(300, folders["smollm2"])
+    its = batches(dev[0], tokenizer, Template("{input}<|im_end|>\n<|im_start|>assistant\n"))
+    bare = evaluate(base, its)[0]
+    tokens = torch.tensor(tokenizer.encode(real.WORDING))[:46]  # which are more here than of SmolLM2's
+    worded = evaluate(adapt(base, "hard-prompt", tokens=tokens), its)[0]
+    assert abs(bare - worded) > 1e-3
+    assert losses == pytest.approx({"prompt": worded, "prefix": worded, "lora": bare, "full": bare}, abs=1e-5)
+    assert cells.run(cell("full", lr=1e-2, steps=40), folders)["loss"] < 0.8 * bare
+
+
+def test_answers_are_measured_against_all_references_of_their_mr(folders, monkeypatch):
+    monkeypatch.setattr(real, "answer", lambda model, examples, *_, **__: [e.target.replace("Here", "At") for e in examples])
+    assert cells.run(cell(scored_on="held-out"), folders)["score"] == pytest.approx(100)
+    monkeypatch.setattr(real, "answer", None)  # where a rate is chosen nothing is answered
+    cells.run(cell(), folders)
+
+
+def missing(monkeypatch, name: str) -> None:
+    """As if the package were not installed."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked, *rest: None if asked == name else found(asked, *rest))
+    monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize("package", ["sacrebleu", "safetensors", "tokenizers"])
+def test_a_package_that_is_missing_is_named(package, folders, monkeypatch):
+    pytest.importorskip("safetensors")
+    missing(monkeypatch, package)
+    with pytest.raises(Error, match=f"pip install {package}$"):
+        cells.run(cell(), folders)
+
+
+def test_what_is_missing_in_or_of_the_folders_is_refused(folders, tmp_path):
+    def refused(given: dict, message: str, **changed):
+        with pytest.raises(Error, match=message) as e:
+            cells.run(cell(**changed), given)
+        assert "\n" not in str(e.value)
+
+    for name in folders:
+        refused({other: path for other, path in folders.items() if other != name}, f"need --{name} FOLDER$")
+    refused(folders | {"e2e": str(tmp_path)}, "no data at .*devset.csv: there is no such file")
+    refused(folders | {"smollm2": str(tmp_path)}, "holds no config.json")
+    refused(folders, "devset.csv has 48 of the 500 pairs of at most 64 tokens that are needed of it", examples=500)
