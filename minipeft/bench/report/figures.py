@@ -53,23 +53,28 @@ def panels(n: int, height: float, columns: int = 2, **subplots):
     return fig, axes[:n]
 
 
+ORDER = ("full", "lora", "adapter", "llama-adapter", "prefix", "hidden prefix", "prompt", "hard-prompt")  # from above
+
+
 def methods(lines: Lines, costs: dict | None):
-    """A dot a method and task."""
+    """A mark a method and task, and a small dot a seed."""
     found = points(lines, "methods")
-    tasks, rows = values(found, "task"), values(found, "row")[::-1]
+    tasks, rows = values(found, "task"), ORDER[::-1]
     fig, axes = panels(len(tasks), 4.1, columns=len(tasks), sharey=True)
     for ax, t in zip(axes, tasks, strict=True):
-        for y, row in enumerate(rows):
-            if its := of(found, task=t, row=row):
-                mean, half = its[0].mean()
-                ax.errorbar([mean], [y], xerr=[half or 0], capsize=3, **(look(row) | {"linestyle": "none", "markersize": 9}))
+        for p in of(found, task=t):
+            (mean, half), y, style = p.mean(), rows.index(p.row), look(p.row)
+            ends = [[mean - max(0, mean - (half or 0))], [min(1, mean + (half or 0)) - mean]]  # no share lies outside
+            ax.errorbar([mean], [y], xerr=ends, capsize=3, **(style | {"linestyle": "none", "markersize": 9}))
+            scores = list(p.values("score").values())
+            ax.plot(scores, [y - 0.32] * len(scores), "o", color=style["color"], markersize=3, alpha=0.6)
         name, _, kind = task(t).partition(" ")
         ax.set_title(f"{kind[1:-1]}:\n{name}", fontsize=12)
-        ax.set_xlim(-0.06, 1.06)
-        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-        ax.set_ylim(-0.6, len(rows) - 0.4)
+        ax.set_xlim(-0.08, 1.08)
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        ax.set_ylim(-0.7, len(rows) - 0.4)
     axes[0].set_yticks(range(len(rows)), rows)
-    fig.supxlabel(f"{EXACT}; bars: 95 % over seeds", fontsize=12)
+    fig.supxlabel(f"{EXACT}; bars: 95 % over seeds, dots: seeds", fontsize=12)
     return fig
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ...data.tasks import find_task
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, largest
-from ..quality.summary import Interval, Point, beyond_chance, points
+from ..quality.summary import Interval, beyond_chance, points
 from .figures import best
 from .tables import at_half, cost_rows, of, shown, start_name, values
 
@@ -24,19 +24,14 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "none"
 
 
-def with_scores(its: list[Point]) -> str:
-    return listed([f"{p.row} ({p.mean()[0]:.2f})" for p in sorted(its, key=lambda p: -p.mean()[0])])
-
-
 def methods(lines: Lines, costs: dict | None) -> str:
     found, parts = points(lines, "methods"), []
     for t in values(found, "task"):
-        its = of(found, task=t)
-        able = [p for p in its if p.mean()[0] >= GOOD]
-        rest = [p for p in its if p not in able]
-        more = f"; {with_scores(rest)} {'do' if len(rest) > 1 else 'does'} not" if rest else ""
-        parts.append(f"{find_task(t).kind} (`{t}`) is done, to {GOOD} or more, by {with_scores(able)}{more}")
-    return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+        its = sorted(of(found, task=t), key=lambda p: -p.mean()[0])
+        able, rest = [p.row for p in its if p.mean()[0] >= GOOD], [p for p in its if p.mean()[0] < GOOD]
+        text = f"{find_task(t).kind}, `{t}`: {GOOD} or more by {listed(able)}"
+        parts.append(text + (f", next {rest[0].row} {shown(rest[0].mean())}" if rest else ""))
+    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
 
 
 def budget(lines: Lines, costs: dict | None) -> str:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ...checkpoint import write_atomically, write_text
@@ -32,14 +33,21 @@ QUESTIONS = {
     "real": "Does it hold on a real model and real language?",
     "cost": "What does a score cost?",
 }
-READ_OFF = {"time": "methods"}  # drawn from the cells of another study
+READ_OFF = {"time": "methods", "cost": "methods"}  # drawn from the cells of another study …
+MEASURED = ("time", "cost")  # … and from what its methods cost
 
 
 def command(study: str) -> str:
     """What makes the lines of this study."""
-    name = READ_OFF.get(study, study)
-    folders = " --smollm2 FOLDER --e2e FOLDER" if name == "real" else ""
-    return f"python bench.py quality --study {name}{folders}" + (" cost" if study == "time" else "")
+    name = f"{READ_OFF[study]} cost" if study in MEASURED else study
+    folders = " --smollm2 FOLDER --e2e FOLDER" if study == "real" else ""
+    return f"python bench.py quality --study {name}{folders}"
+
+
+def is_there(lines: Lines, study: str) -> bool:
+    """Whether it is run: half of its points are enough, since studies share some of their cells."""
+    wanted = {replace(cell, seed=0).key for cell, _ in studies.STUDIES[study]()}
+    return 2 * len(points(lines, study)) >= len(wanted)
 
 
 def run(path: Path, folder: Path) -> dict:
@@ -47,9 +55,7 @@ def run(path: Path, folder: Path) -> dict:
     lines, costs = read(path), read_costs(path)
     if not lines:
         raise Error(f"{path} has no lines: `python bench.py quality` writes them")
-    there = [
-        s for s in QUESTIONS if points(lines, READ_OFF.get(s, s) if s != "cost" else "methods") and (costs or s not in ("time", "cost"))
-    ]
+    there = [s for s in QUESTIONS if is_there(lines, READ_OFF.get(s, s)) and (costs or s not in MEASURED)]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
     for name in [*there, *(["sweeps"] if "methods" in there else [])]:
