@@ -20,7 +20,10 @@ import claims  # noqa: E402
 
 import train  # noqa: E402
 from minipeft import METHODS  # noqa: E402
-from minipeft.bench import attention, cost, params, peers, serving  # noqa: E402
+from minipeft.bench import attention, bases, cost, params, peers, serving  # noqa: E402
+from minipeft.bench.quality import grid  # noqa: E402
+from minipeft.bench.quality.summary import beyond_chance, points  # noqa: E402
+from minipeft.bench.report.tables import shown  # noqa: E402
 from minipeft.checkpoint import write_text  # noqa: E402
 from minipeft.console import shown_as  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
@@ -46,6 +49,36 @@ def run_block(name: str) -> str:
 def article() -> str:
     """What `python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5` prints."""
     return fenced(params.table(params.run(params.Settings("t5-xxl", "prompt", {"num_virtual_tokens": 5}, 1000, 8, 128))))
+
+
+def findings() -> str:
+    """The main figure, and three sentences to repeat; what the lines no longer bear out stops the command."""
+    lines = grid.read(RESULTS / "quality.jsonl")
+    it = {(p.row, p.cell.task): p for p in points(lines, "methods")}
+    score = {key: shown(p.mean()) for key, p in it.items()}
+    trained = max(run["trained"] for key, p in it.items() if key[0] == "prefix" for run in p.runs.values())
+    assert all(it[row, "reverse"].mean()[0] > 0.9 for row in ("prompt", "prefix", "lora"))
+    assert all(beyond_chance(it["lora", "reverse+increment"].less(it[row, "reverse+increment"])) > 0 for row in ("prompt", "prefix"))
+    assert all(beyond_chance(it["prefix", "parity"].less(it[row, "parity"])) > 0 for row in ("prompt", "hidden prefix"))
+    return "\n".join(
+        [
+            "![exact match of every method on four tasks](docs/results/figures/quality-methods.png)",
+            "",
+            "- **To choose among what a base knows a prompt is enough; to teach it more it is not.** A known skill, no instruction given:",
+            f"  prompt {score['prompt', 'reverse']}, prefix {score['prefix', 'reverse']}, LoRA {score['lora', 'reverse']} exact match, "
+            f"with {trained:,} trained parameters each.",
+            f"  Two skills in a row, never seen together: prompt {score['prompt', 'reverse+increment']}, prefix "
+            f"{score['prefix', 'reverse+increment']}, LoRA {score['lora', 'reverse+increment']}.",
+            "- **A prefix is more than a long prompt.** A new map of digits: prefix "
+            f"{score['prefix', 'parity']}, as many parameters in a prompt {score['prompt', 'parity']},",
+            f"  as hidden vectors before every block {score['hidden prefix', 'parity']}: it learns by keys and values that no token has.",
+            "- **FINDING 3**",
+            "",
+            "Means over 5 seeds, ± 95 %; the base has 0.2 million parameters, and every method the best of three learning rates. "
+            "[The comparison](docs/results/comparison.md): all studies,",
+            "what they cost, and what papers reported beside it.",
+        ]
+    )
 
 
 def scores_table() -> str:
@@ -178,6 +211,8 @@ def processes() -> str:
 
 
 BLOCKS = {
+    "findings": findings,
+    "bases": lambda: fenced(bases.table(read(RESULTS / "bases.json"))),
     "claims": claims.table,
     "faults": faults,
     "processes": processes,
@@ -200,7 +235,7 @@ BLOCKS = {
 }
 
 
-PROSE = ("claims", "faults", "wordings", "profile-nano", "skills", "e2e")  # those with words to translate
+PROSE = ("findings", "claims", "faults", "wordings", "profile-nano", "skills", "e2e")  # those with words to translate
 PAGES = {
     "README.md": BLOCKS,
     "README.zh-CN.md": {name: block for name, block in BLOCKS.items() if name not in PROSE},
