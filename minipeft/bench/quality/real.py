@@ -2,10 +2,9 @@
 
     data        pairs of a meaning representation (MR) and a description. devset.csv: a fifth of its MRs is for choosing rates, the others
                 are learnt from; testset_w_refs.csv is reported on. No MR is in two of the three
-    lengths     only pairs of at most LONGEST tokens are learnt from or scored, a third of all: what is compared is short, and so is the
-                time it takes
+    lengths     only pairs of at most LONGEST tokens are learnt from or scored, a third of devset.csv: the time of a run is short so
     examples    drawn by the seed, the fewer among the more; STEPS batches of BATCH of about one length, whatever the number of examples:
-                equal work, and of one seed the same for every method. Past STEPS · BATCH examples, more of them are more to draw from
+                equal work, and of one seed the same for every method. Of more examples than STEPS · BATCH a run sees so many
     score       BLEU of the greedy answers, of at most NEW tokens, to SCORED test MRs against all references that each of them has
     loss        of SCORED test pairs, one of each of these MRs; where a rate is chosen, of dev pairs, and then nothing is answered
 
