@@ -165,8 +165,10 @@ class Watched:
 
 
 def stored_bytes(cell: Cell, base: GPT, model: Adapted) -> int:
-    """Of one task's file; a hard prompt's ids included."""
-    size = cell.size if cell.method != "hard-prompt" else {"num_virtual_tokens": model.method.num_virtual_tokens}
+    """Of one task's file, by its closed form."""
+    size = cell.size
+    if cell.method in ("hard-prompt", "prompt", "prefix"):  # as long as what it started from
+        size = size | {"num_virtual_tokens": model.method.num_virtual_tokens}
     return adapter_bytes(base.config, cell.method, **size)
 
 

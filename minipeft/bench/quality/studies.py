@@ -133,19 +133,19 @@ def length() -> list[tuple[Cell, Cell]]:
     )
 
 
-TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # TOKENS or fewer
+TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}
 PROMPT_RUNG = {"rung": "prompt"}  # where it is trained at the rate that a prompt's sweep chose
 
 
 def start() -> list[tuple[Cell, Cell]]:
     """6 What to start from? Noise, tokens of the vocabulary, a text that describes the task, the best of the base's own instructions, and
-    for a prefix a soft prompt that was trained for half of the steps."""
+    for a prefix a soft prompt that was trained for half of the steps. What starts from a text has its length, the others TOKENS."""
     cells = []
     for t, text in TEXTS.items():
         for r in ("prompt", "prefix"):
-            starts = ["random", "vocab", {"text": text}, {"rung": "hard-prompt"}] + ([PROMPT_RUNG] if r == "prefix" else [])
             like = cell(r, t, {"num_virtual_tokens": TOKENS})
-            cells += [(replace(like, start=s), like) for s in starts]
+            cells += [(replace(like, start=s), like) for s in ["random", "vocab"] + ([PROMPT_RUNG] if r == "prefix" else [])]
+            cells += [(replace(like, start=s, size={}), like) for s in ({"text": text}, {"rung": "hard-prompt"})]
     return seeded(cells)
 
 
