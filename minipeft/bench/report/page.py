@@ -104,11 +104,11 @@ def head(lines: Lines, path: Path) -> list[str]:
         "what it takes to run it again, and the machine it ran on; `python bench.py quality --lines FILE --again N` runs line N again "
         "and compares.",
         f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, 300 steps of "
-        "AdamW on 16 examples, new ones in every batch, warm-up and cosine, the same examples in the same order for all methods of a seed. "
-        "Every method has a sweep of three learning rates on every base and task (at one size), by its loss on dev examples, with a seed "
-        "of its own. Scores are of 500 held-out examples: exact match, the share of answers without a wrong digit. Means are over 5 "
-        "seeds, with the 95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* are said where that "
-        "interval leaves zero out.",
+        "AdamW on 16 examples, new ones in every batch, warm-up and cosine, the same examples in the same order for all methods of a "
+        "seed. Every method has a sweep of three learning rates on every base and task (at one size), by its loss on dev examples, with "
+        "a seed of its own. Scores are of 500 held-out examples: exact match, the share of answers without a wrong digit. Means are "
+        "over 5 seeds, with the 95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* "
+        "are said where that interval leaves zero out.",
         f"The tasks: {tasks}.",
         "Machines and versions: " + "; ".join(cards) + ".",
     ]
@@ -149,6 +149,7 @@ h1, h2 { line-height: 1.2 } h2 { margin-top: 3rem; border-top: 1px solid #ddd; p
 figure { margin: 1.5rem 0 } figure img { width: 100%; height: auto }
 .scroll { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-style: italic; padding: .3rem 0 } th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap }
+th { white-space: normal }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #999 } tbody tr { border-bottom: 1px solid #e5e5e5 }
 .trends td, .trends th { white-space: normal; text-align: left; vertical-align: top; min-width: 7rem }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: .9em; overflow-wrap: anywhere }
