@@ -33,6 +33,8 @@ import torch
 from minipeft import METHODS, PRESETS, Error
 from minipeft.bench import attention, bases, cost, params, peers, quality, report, serving
 from minipeft.bench.quality import again, cell, costs, grid, studies
+from minipeft.bench.report import page as report_page
+from minipeft.bench.report.tables import TABLES
 from minipeft.checkpoint import write_json
 from minipeft.config import EMBEDDED, SHAPES
 from minipeft.console import Parser, device, run, seed

@@ -48,7 +48,7 @@ def call(capsys, script, *argv) -> tuple[int, str, str]:
 
 def refusal(err: str) -> list[str]:
     """What stderr says beside progress bars."""
-    return [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+    return [line for line in err.splitlines() if line.strip() and "%|" not in line]
 
 
 def scored(printed: str) -> list[str]:

@@ -108,7 +108,7 @@ def fill(path: Path, wanted: list[tuple[Cell, Cell | None]], processes: int, fol
     with Writer(path) as write, pool(processes) as workers:
         for cells in (lambda: sweeps, lambda: [rated(lines, *pair) for pair in wanted]):
             todo = list({c.key: c for c in cells() if c.key not in lines}.values())
-            for line in done(workers, todo, folders, device):
+            for line in done(workers, todo, folders, device) if todo else ():
                 write(line)
                 lines[Cell.of(line).key] = line
     keys = {c.key for c in sweeps} | {rated(lines, *pair).key for pair in wanted}
@@ -130,10 +130,16 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def begin() -> None:
-    """A worker's start: one thread, and Ctrl-C is the parent's to answer."""
+    """A worker's start: one thread, Ctrl-C is the parent's to answer, and what kills the parent ends the worker."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which outlives a process that is killed
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
