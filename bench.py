@@ -32,7 +32,7 @@ import torch
 
 from minipeft import METHODS, PRESETS, Error
 from minipeft.bench import attention, bases, cost, params, peers, quality, report, serving
-from minipeft.bench.quality import again, costs, grid, studies
+from minipeft.bench.quality import again, cell, costs, grid, studies
 from minipeft.bench.report import page as report_page
 from minipeft.bench.report.tables import TABLES
 from minipeft.checkpoint import write_json
@@ -289,6 +289,8 @@ def measure_quality(argv) -> tuple[dict, str, str | None]:
         wanted = studies.methods(studies.QUICK, seeds=range(2))
     else:
         chosen = args.study or [name for name in studies.STUDIES if name != "real"]
+        for name in ("smollm2", "e2e") if "real" in chosen else ():
+            cell.folder_of(folders, name)  # what is missing is noticed before anything is run
         wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     lines = grid.fill(args.lines, wanted, args.processes, folders, where)
     if not args.quick and "cost" in (args.study or ["cost"]):

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -25,6 +27,14 @@ def in_shape(config: GPTConfig, h: dict) -> dict:
     if "target_modules" not in h or "attn.c_attn" in linears(config):
         return h
     return h | {"target_modules": [name for gpt2s in h["target_modules"] for name in LLAMA_NAMES[gpt2s]]}
+
+
+WITHOUT_CODE = "aot_eager_decomp_partition"  # a compilation with its graphs and their two halves, but no code for the CPU
+
+
+def compiling_by(backend: str):
+    """What minipeft.compiling.compiled does, by a backend of torch.compile that may be faster to compile."""
+    return functools.cache(lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
 
 def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:

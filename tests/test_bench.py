@@ -8,11 +8,14 @@ import sys
 
 import pytest
 import torch
+from conftest import WITHOUT_CODE, compiling_by
+from forked import context
 
 import bench
+import minipeft.model
 from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attention
 from minipeft.bench import attention as attention_bench
-from minipeft.bench import cost, peers, serving
+from minipeft.bench import cost, measure, peers, serving
 from minipeft.bench.measure import peak_bytes, saved_bytes, spread
 from minipeft.compiling import can_compile
 
@@ -36,10 +39,12 @@ def divide(by):
     return 1 / by
 
 
-def test_peak_memory_is_that_of_the_work_alone():
+def test_peak_memory_is_that_of_the_work_alone(monkeypatch):
     big = torch.ones(100_000_000)  # what this process holds does not count
     assert 190e6 < peak_bytes(torch.device("cpu"), allocate, 200) < 260e6
     del big
+    start = context()
+    monkeypatch.setattr(measure.multiprocessing, "get_context", lambda name: start)
     with pytest.raises(Error, match="try a smaller shape: .*division by zero"):
         peak_bytes(torch.device("cpu"), divide, 0)
 
@@ -54,10 +59,12 @@ def result(tmp_path_factory):
     out, measured = io.StringIO(), cost.peak_bytes
 
     def two_of_them(device, work, s, method, h):
-        return measured(device, work, s, method, h) if method in ("full", "prefix") else 1  # each is a process that imports everything
+        return measured(device, work, s, method, h) if method in ("full", "prefix") else 1  # each is a process
 
+    start = context()
     with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "peak_bytes", two_of_them)
+        patch.setattr(measure.multiprocessing, "get_context", lambda name: start)
         bench.main(["--batch-size", "4", "--seq-len", "32", "--steps", "3", "--num-virtual-tokens", "8", "--out", str(path)])
     lines = out.getvalue().splitlines()
     assert json.loads(lines[-1]) == json.loads(path.read_text())
@@ -108,17 +115,20 @@ def test_attention_is_checked_before_it_is_timed(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_is_the_same_work():
+def test_compiled_is_the_same_work(monkeypatch):
+    compiled, count = compiling_by(WITHOUT_CODE), []  # what code is worth is test_training_step's
+    monkeypatch.setattr(minipeft.model, "compiled", lambda block: count.append(block) or compiled(block))
     config = GPTConfig(vocab_size=97, block_size=32, n_layer=1, n_head=2, n_embd=16, position="rotary")
     torch.manual_seed(0)
     base = GPT(config)
     h = {"num_virtual_tokens": 4, "init": torch.tensor([1, 2, 3])}
     small = dict(config=config, batch_size=2, seq_len=8)
-    eager, compiled = (cost.Contestant(settings(**small, compile=c), "prefix", h, base) for c in (False, True))
-    torch.testing.assert_close(compiled.forward_loss(), eager.forward_loss())
-    for c in (eager, compiled):
+    eager, fast = (cost.Contestant(settings(**small, compile=c), "prefix", h, base) for c in (False, True))
+    torch.testing.assert_close(fast.forward_loss(), eager.forward_loss())
+    assert count  # and it was compiled
+    for c in (eager, fast):
         c.train_step()
-    torch.testing.assert_close(*(next(c.model.trainable_parameters()) for c in (compiled, eager)))
+    torch.testing.assert_close(*(next(c.model.trainable_parameters()) for c in (fast, eager)))
 
 
 def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch, capsys):
@@ -140,7 +150,7 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
 def test_attention_backends_side_by_side(capsys):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    bench.main(["attention", "--shapes", "2x2x40x0x8", "2x2x40x6x8", "--dtype", "float32", "--steps", "3"])
+    bench.main(["attention", "--shapes", "2x2x70x0x8", "2x2x70x6x8", "--dtype", "float32", "--steps", "3"])
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == attention_bench.table(result).splitlines()
@@ -151,7 +161,7 @@ def test_attention_backends_side_by_side(capsys):
         assert r["against_sdpa"] == pytest.approx(r["ms"]["median"] / rows[r["P"], "sdpa"]["ms"]["median"])
     assert rows[6, "fused"]["saved_bytes"] < rows[6, "sdpa"]["saved_bytes"]
     (growth,) = result["growth"]
-    assert growth["flops"] == pytest.approx((40 * 41 / 2 + 40 * 6) / (40 * 41 / 2))
+    assert growth["flops"] == pytest.approx((70 * 71 / 2 + 70 * 6) / (70 * 71 / 2))
     assert growth["time"] == pytest.approx(rows[6, "fused"]["ms"]["median"] / rows[0, "fused"]["ms"]["median"])
 
 

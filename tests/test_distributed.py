@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import multiprocessing
 import os
 import random
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHAPES, tiny
+from forked import context
 
 from minipeft import Error, GPTConfig, adapt, distributed
 from minipeft.accounting import Traffic, base_parameters, bytes_per_step
@@ -22,16 +22,13 @@ CPU = torch.device("cpu")
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this build of torch has no torch.distributed with gloo", allow_module_level=True)
-if "forkserver" not in multiprocessing.get_all_start_methods():
-    pytest.skip("this system cannot fork the processes that train together", allow_module_level=True)
 
 
 class Group:
-    """N processes that wait for functions of this file to call, all at once. Forked from one that has imported torch, they start fast."""
+    """N processes that wait for functions of this file to call, all at once."""
 
     def __init__(self, n: int):
-        start = multiprocessing.get_context("forkserver")
-        start.set_forkserver_preload(["test_distributed", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"])
+        start = context()
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]

@@ -1,10 +1,17 @@
-"""The base that ships with the package: it knows every skill when told, and cannot know which is meant when not."""
+"""The bases that ship with the package. The default one knows every skill when told, and cannot know which is meant when not."""
+
+import json
+import shlex
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minipeft import GPT, PRESETS, fingerprint
-from minipeft.data import NANO
+from minipeft import GPT, Error, fingerprint
+from minipeft.bench import bases
+from minipeft.config import EMBEDDED
+from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example
 from minipeft.data.tokenizer import ByteTokenizer
@@ -16,11 +23,42 @@ def nano() -> GPT:
     return GPT.from_pretrained(NANO)
 
 
-def test_it_is_small_complete_and_needs_no_extra_package(nano):
-    assert sorted(f.name for f in NANO.iterdir()) == ["config.json", "pytorch_model.bin", "scores.json"]
-    assert sum(f.stat().st_size for f in NANO.iterdir()) <= 4_000_000
-    assert nano.config == PRESETS["nano"]
-    assert {p.dtype for p in nano.parameters()} == {torch.float32}
+@pytest.mark.parametrize("size", EMBEDDED)
+def test_every_size_is_complete_needs_no_extra_package_and_comes_of_the_same_recipe(size):
+    folder = BASES[size]
+    assert sorted(f.name for f in folder.iterdir()) == ["config.json", "pytorch_model.bin", "scores.json"]
+    base = GPT.from_pretrained(folder)
+    assert base.config == EMBEDDED[size] and {p.dtype for p in base.parameters()} == {torch.float32}
+    command = json.loads((folder / "scores.json").read_text())["command"]
+    start = "scratch" if size == "nano" else f"scratch:{size}"  # the default
+    assert command == f"python train.py --base {start} {shlex.join(bases.RECIPE)} --out minipeft/data/{size}"
+
+
+def test_they_are_small():
+    sizes = [sum(f.stat().st_size for f in BASES[size].iterdir()) for size in EMBEDDED if BASES[size].exists()]
+    assert max(sizes) <= 8_000_000 and sum(sizes) <= 20_000_000 and NANO == BASES["nano"]
+
+
+def test_what_is_pretrained_stays_and_what_is_not_is_pretrained_like_the_others(tmp_path, monkeypatch):
+    commands = []
+
+    def train(command):
+        commands.append(command)
+        shutil.copytree(BASES["small"], tmp_path / "small")
+        return SimpleNamespace(returncode=int(len(commands) > 1))
+
+    monkeypatch.setattr(bases.subprocess, "run", train)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BASES["tiny"], tmp_path / "tiny")
+    result = bases.run(["tiny", "small"], tmp_path)
+    assert [r["parameters"] for r in result["rows"]] == [33_696, 216_512]
+    ((_, script, *flags),) = commands
+    assert script.endswith("train.py") and flags == ["--base", "scratch:small", *bases.RECIPE, "--out", "small"]
+    assert [line.split()[0] for line in bases.table(result).splitlines()] == ["base", "tiny", "small"]
+    assert bases.run(["tiny", "small"], tmp_path) == result and len(commands) == 1
+    shutil.rmtree(tmp_path / "small")
+    with pytest.raises(Error, match="pretraining small failed"):
+        bases.run(["tiny", "small"], tmp_path)
 
 
 def test_its_fingerprint_stays_so_that_adapters_saved_for_it_stay_good(nano):

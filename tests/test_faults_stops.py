@@ -7,12 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forked import Script
 
 from minipeft.faults import disk, stops
-
-ROOT = Path(__file__).parent.parent
+from minipeft.faults.running import Running
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+
+class Forked(Running):
+    """A run that need not wait for an interpreter to start and import torch."""
+
+    def __init__(self, out: Path, *flags: str, **how):
+        self.out, self.states = out, out / "training_state"
+        self.process = Script([*flags, "--out", str(out)], out.with_name(f"{out.name}.printed"), **how)
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +28,8 @@ def disturbed(tmp_path_factory):
     """One run killed, one terminated, one out of disk, each set against the same that nobody disturbs."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(stops, "Running", Forked)
+        patch.setattr(disk, "Running", Forked)
         whole = stops.uninterrupted(folder)
 
         def stopped(number: signal.Signals) -> dict:

@@ -145,9 +145,9 @@ def test_a_prefix_in_another_type_is_cast():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("gated, shape", [(False, (2, 4, 4, 70, 70, 5, 8, 1)), (True, (2, 4, 2, 66, 80, 3, 8, 2))])
-def test_compiled_is_the_same(gated, shape):
-    given, upstream = rounded(shape, torch.float32, gated)
+def test_compiled_is_the_same():
+    """With all there is: a gate, grouped heads, several blocks, a prefix for each row. Without these, test_bench measures it."""
+    given, upstream = rounded((2, 4, 2, 66, 80, 3, 8, 2), torch.float32, True)
     for got, exact in zip(
         gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream), strict=True
     ):

@@ -1,10 +1,9 @@
 """python -m minipeft as a person uses it."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from minipeft.console import run
 from minipeft.data import NANO
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
 from minipeft.faults.originals import write_tensors
-
-ROOT = Path(__file__).parent.parent
 
 
 def call(capsys, *argv) -> tuple[int, str, str]:
@@ -183,6 +180,9 @@ def test_a_torn_adapter_or_another_bases_gets_one_line(adapters, capsys, tmp_pat
     assert code == 0 and f", not {other}\n" in out and "nearest" not in out
 
 
-def test_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "minipeft", "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.startswith("usage: python -m minipeft")
+@pytest.mark.filterwarnings("ignore:'minipeft.__main__' found in sys.modules")
+def test_as_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minipeft", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("minipeft", run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: python -m minipeft")

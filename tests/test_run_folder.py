@@ -4,11 +4,10 @@ import errno
 import io
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import context
 
 from minipeft import Error, checkpoint
 from minipeft.run_folder import RunFolder, is_whole, read_state
@@ -73,20 +72,21 @@ def test_a_second_run_is_refused_while_one_works_and_after_it(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def hold(folder, end):
+    with RunFolder(folder):
+        end.send("held")
+        end.recv()
+
+
 def test_a_process_that_is_killed_lets_go_of_the_folder(tmp_path):
-    code = f"""
-import os, sys
-from minipeft.run_folder import RunFolder
-with RunFolder({str(tmp_path / "out")!r}):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "held\n"
+    ours, theirs = context().Pipe()
+    child = context().Process(target=hold, args=(tmp_path / "out", theirs), daemon=True)
+    child.start()
+    assert ours.recv() == "held"
     with pytest.raises(Error, match="is in use"):
         RunFolder(tmp_path / "out").__enter__()
     child.kill()
-    child.wait()
+    child.join()
     with RunFolder(tmp_path / "out", resume=True) as run:  # it was stopped before its first state
         assert run.newest() is None
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import WITHOUT_CODE, compiling_by, tiny
 
 import bench
+import minipeft.model
 import train
 from minipeft import GPT, PRESETS, GPTConfig, adapt, console, generate, load_adapter
+from minipeft.bench.quality import grid
 from minipeft.config import LLAMA
 from minipeft.data import NANO
 from minipeft.data.tokenizer import tokenizer_for
@@ -45,7 +48,7 @@ def call(capsys, script, *argv) -> tuple[int, str, str]:
 
 def refusal(err: str) -> list[str]:
     """What stderr says beside progress bars."""
-    return [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+    return [line for line in err.splitlines() if line.strip() and "%|" not in line]
 
 
 def scored(printed: str) -> list[str]:
@@ -291,7 +294,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
-def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path):
+def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = dict(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=32)
     GPT(GPTConfig(**sizes, position="rotary")).save_pretrained(tmp_path / "base")  # where bfloat16 is slow, nano is too large
@@ -308,7 +311,9 @@ def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path):
     for flags in (["--base-dtype", "bfloat16", "--gradient-checkpointing"], ["--dtype", "bfloat16"]):
         assert held_out_loss(*flags) == pytest.approx(plain, abs=0.02)
     if shutil.which("g++"):  # torch.compile needs it
-        assert held_out_loss("--compile") == pytest.approx(plain, abs=0.02)
+        compiled, count = compiling_by(WITHOUT_CODE), []  # what code is worth is test_training_step's
+        monkeypatch.setattr(minipeft.model, "compiled", lambda block: count.append(block) or compiled(block))
+        assert held_out_loss("--compile") == pytest.approx(plain, abs=0.02) and count
 
 
 def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path, monkeypatch):
@@ -408,6 +413,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--out", tmp_path / "prefix"): "holds a finished run: --overwrite replaces it",
         ("--out", tmp_path / "state"): "holds a run that was stopped: --resume goes on with it",
         ("--climb", "--method", "prompt"): "not allowed with",
+        ("--base", "scratch:huge"): "--base scratch: takes one of tiny, small, nano, medium, not 'huge'",
         ("--climb", "--r", "4"): "--r does not go with --climb",
         ("--eval-only", "--resume"): "not allowed with",
         ("--steps", "0"): "--steps must be at least 1",
@@ -585,17 +591,32 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["serving", "--tasks", "0"], "--tasks must be at least 1"),
         (["serving", "--tasks", "65"], "65 tasks do not fit a batch of 64 rows"),
         (["peers", "--preset", "nano", "--seq-len", "500"], "20 virtual + 500 real tokens do not fit the block size of 512"),
+        (["quality", "--study", "magic"], "invalid choice: 'magic'"),
+        (["quality", "--study", "length", "--quick"], "not allowed with"),
+        (["quality", "--processes", "0"], "--processes must be at least 1, not 0"),
+        (["quality", "--device", "magic"], "--device magic cannot be used"),
+        (["quality", "--quick", "--lines", "."], ". cannot be read (IsADirectoryError)"),
+        (["quality", "--again", "1", "--lines", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["quality", "--again", "0", "--lines", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["quality", "--study", "length", "real"], "cells on SmolLM2 and E2E need --smollm2 FOLDER"),
+        (["quality", "--study", "real", "--smollm2", "."], "cells on SmolLM2 and E2E need --e2e FOLDER"),
+        (["quality", "--study", "real", "--smollm2", "nowhere"], "--smollm2 nowhere: no such folder"),
+        (["bases", "--sizes", "huge"], "invalid choice: 'huge'"),
         (["magic"], "unrecognized arguments: magic"),
     ],
 )
-def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys):
+def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys, monkeypatch):
+    monkeypatch.setattr(grid, "work", lambda *_: pytest.fail("a cell was run"))
     code, _, err = call(capsys, bench, *argv)
     lines = refusal(err)
     assert code == 2 and len(lines) == 1 and lines[0].startswith("bench.py: ") and message in lines[0], err
 
 
-def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path):
+def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path, monkeypatch, capsys):
     done = subprocess.run([sys.executable, ROOT / "train.py", "--task", "magic"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
-    helped = subprocess.run([sys.executable, ROOT / "bench.py", "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert helped.returncode == 0 and "--num-virtual-tokens" in helped.stdout and "(default: 8)" in helped.stdout
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--help"])  # the other script, without another interpreter
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "bench.py"), run_name="__main__")
+    helped = capsys.readouterr().out
+    assert ended.value.code == 0 and "--num-virtual-tokens" in helped and "(default: 8)" in helped

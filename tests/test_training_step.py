@@ -1,12 +1,11 @@
 """What makes a training step fast or small changes nothing in what is learnt."""
 
 import copy
-import functools
 import shutil
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import WITHOUT_CODE, compiling_by, tiny
 from test_methods import FROZEN
 
 import minipeft.model
@@ -15,13 +14,6 @@ from minipeft.bench.measure import saved_bytes
 
 METHODS = [("full", {}), *FROZEN]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-
-
-WITHOUT_CODE = "aot_eager_decomp_partition"  # a compilation with its graphs and their two halves, but no code for the CPU
-
-
-def compiling_by(backend):
-    return functools.cache(lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
 
 def batch(seed, T=40):

@@ -4,17 +4,22 @@ from pathlib import Path
 
 from ...config import Error
 from .cell import Cell
-from .grid import read, work
+from .grid import numbered, work
 
 SAME = ("score", "loss", "curve", "loss_on_learnt", "score_on_learnt", "wording", "trained", "stored_bytes", "chrf", "failed")
 
 
 def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
-    """The line of this number (from 1), and what it gives now; "same": whether all but times agree to the last bit."""
-    lines = list(read(path).values())
-    if not 1 <= number <= len(lines):
+    """The line of this number (from 1), and what it gives now; "same": whether all but times agree to the last bit.
+
+    Raises Error when there is no such line or no such file.
+    """
+    if not path.exists():
+        raise Error(f"there is no file {path}: it must hold the line that is to be run again")
+    lines = numbered(path)
+    if number not in lines:
         raise Error(f"{path} has {len(lines)} lines: there is no line {number}")
-    before = lines[number - 1]
+    before = lines[number]
     now = work(Cell.of(before), folders, device)
     differs = [name for name in SAME if before.get(name) != now.get(name)]
     return {"cell": before["cell"], "before": before, "now": now, "same": not differs, "differs": differs}

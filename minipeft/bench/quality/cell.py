@@ -173,7 +173,9 @@ def stored_bytes(cell: Cell, base: GPT, model: Adapted) -> int:
 
 
 def folder_of(folders: dict[str, str], name: str) -> Path:
-    """The folder of this name. Raises Error when it was not given."""
+    """The folder of this name. Raises Error when it was not given, or is not there."""
     if name not in folders:
         raise Error(f"cells on SmolLM2 and E2E need --{name} FOLDER")
-    return Path(folders[name])
+    if not (folder := Path(folders[name])).is_dir():
+        raise Error(f"--{name} {folder}: no such folder")
+    return folder

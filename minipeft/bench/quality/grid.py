@@ -1,17 +1,20 @@
 """Running a grid: what is not in the lines yet, over several processes, every line written when it is done."""
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ...accounting import base_parameters
 from ...config import EMBEDDED, PRESETS, Error
@@ -24,13 +27,16 @@ Lines = dict[str, dict]  # a cell's key -> its line
 
 
 def read(path: Path) -> Lines:
-    """The lines of a file, by their cells; none where there is no file. What a stop tore, the last line, is passed over. Raises Error for
-    any other line that is none."""
+    """The lines of a file, by their cells; none where there is no file. Raises Error as numbered() does."""
+    return {Cell.of(line).key: line for line in numbered(path).values()} if path.exists() else {}
+
+
+def numbered(path: Path) -> dict[int, dict]:
+    """The lines of a file by their numbers, from 1. What a stop tore, after the last line break, is passed over. Raises Error for any
+    other line that is none, and for a file that cannot be read."""
     try:
-        texts = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as e:
+        *texts, _ = path.read_bytes().split(b"\n")
+    except OSError as e:
         raise Error(f"{path} cannot be read ({type(e).__name__})") from None
     lines = {}
     for number, text in enumerate(texts, 1):
@@ -38,11 +44,12 @@ def read(path: Path) -> Lines:
             continue
         try:
             line = json.loads(text)
-            lines[Cell.of(line).key] = line
-        except (ValueError, AttributeError) as e:  # Error is one
-            if number == len(texts):
-                break
+            Cell.of(line)
+            if not {"score", "loss"} <= line.keys():
+                raise Error("it has no score and loss")
+        except (ValueError, AttributeError, RecursionError) as e:  # Error is one
             raise Error(f"{path}, line {number}, is no line of `bench.py quality`: {e}") from None
+        lines[number] = line
     return lines
 
 
@@ -101,21 +108,38 @@ def fill(path: Path, wanted: list[tuple[Cell, Cell | None]], processes: int, fol
     with Writer(path) as write, pool(processes) as workers:
         for cells in (lambda: sweeps, lambda: [rated(lines, *pair) for pair in wanted]):
             todo = list({c.key: c for c in cells() if c.key not in lines}.values())
-            for line in done(workers, todo, folders, device):
+            for line in done(workers, todo, folders, device) if todo else ():
                 write(line)
                 lines[Cell.of(line).key] = line
     keys = {c.key for c in sweeps} | {rated(lines, *pair).key for pair in wanted}
     return {key: lines[key] for key in keys}
 
 
-def pool(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=begin)
+@contextlib.contextmanager
+def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Workers, which are killed when anything ends what is done with them: a cell that is not done is worth nothing."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=begin) as workers:
+        try:
+            yield workers
+        except BaseException as e:
+            for process in multiprocessing.active_children():  # and their futures are left to the pool: it fails to fail cancelled ones
+                process.kill()
+            if isinstance(e, BrokenProcessPool):
+                raise Error("a process was ended from outside, most likely because memory ran out: try fewer --processes") from None
+            raise
 
 
 def begin() -> None:
-    """A worker's start: one thread, and Ctrl-C is the parent's to answer."""
+    """A worker's start: one thread, Ctrl-C is the parent's to answer, and what kills the parent ends the worker."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which outlives a process that is killed
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
@@ -129,23 +153,16 @@ def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
 def done(workers: ProcessPoolExecutor, todo: list[Cell], folders: dict[str, str], device: str) -> Iterable[dict]:
     """The lines of these cells as they are finished. The longest are begun first, so that no process waits at the end."""
     todo = sorted(todo, key=seconds, reverse=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers begin here, and have it from their first moment
     futures = [workers.submit(work, cell, folders, device) for cell in todo]
+    signal.signal(signal.SIGINT, handler)
     bar = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with progress(total=sum(map(seconds, todo)), desc=f"0 of {len(todo)} cells", bar_format=bar) as shown:
-        try:
-            for i, future in enumerate(as_completed(futures), 1):
-                line = future.result()
-                shown.set_description(f"{i} of {len(todo)} cells", refresh=False)
-                shown.update(seconds(Cell.of(line)))
-                yield line
-        except BrokenProcessPool:
-            raise Error("a process was ended from outside, most likely because memory ran out: try fewer --processes") from None
-        except BaseException:  # stopped: cells that are not done are worth nothing
-            for future in futures:
-                future.cancel()
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
+        for i, future in enumerate(as_completed(futures), 1):
+            line = future.result()
+            shown.set_description(f"{i} of {len(todo)} cells", refresh=False)
+            shown.update(seconds(Cell.of(line)))
+            yield line
 
 
 def seconds(cell: Cell) -> float:

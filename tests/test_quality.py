@@ -1,0 +1,390 @@
+"""bench.py quality: what is compared differs in one thing, a run is the same every time, and a grid that is stopped loses no line."""
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from forked import context
+
+from minipeft import GPT, METHODS, Error, accounting, adapt, console
+from minipeft.bench.quality import again, grid, studies
+from minipeft.bench.quality import cell as cells
+from minipeft.bench.quality.cell import Cell
+from minipeft.config import EMBEDDED
+from minipeft.data import BASES
+from minipeft.data.batches import TaskData, draw, length
+from minipeft.data.tasks import INSTRUCTIONS, find_task
+from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.evaluation import batches, choose_wording, evaluate
+
+MADE_HERE = [name for name in studies.STUDIES if name != "real"]
+TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps=8, batch_size=4)
+
+
+# What is compared
+
+
+@pytest.mark.parametrize("name", studies.GROWS)
+def test_a_size_is_the_largest_within_its_budget(name):
+    base, (grows, _), method = GPT(EMBEDDED[studies.BASE]), studies.GROWS[name], studies.method_of(name)
+
+    def trained(size: dict) -> int:
+        model = adapt(base, method, **size)
+        n = sum(p.numel() for p in model.trainable_parameters())
+        model.detach()
+        assert n == accounting.count(base.config, method, **size).trained
+        return n
+
+    for budget in studies.BUDGETS:
+        size = studies.largest(name, budget)
+        assert trained(size) <= budget < trained(size | {grows: size[grows] + 1})
+    with pytest.raises(Error, match=f"no size of {name} trains as few as 3 parameters of tiny"):
+        studies.largest(name, 3, "tiny")
+
+
+AXES = {  # a study is every combination of these, once; what is on no axis is the same in all of its cells
+    "methods": ["task", "method size", "seed"],
+    "budget": ["task", "method size", "seed"],
+    "scale": ["base", "task", "method size", "seed"],
+    "length": ["task", "method", "size", "seed"],
+    "start": ["task method start", "seed"],
+    "projection": ["size", "lr", "seed"],
+    "data": ["task", "method size", "examples", "seed"],
+}
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+def test_what_a_study_compares_differs_in_nothing_but_its_axes(name):
+    pairs = studies.STUDIES[name]()
+    places = [tuple(json.dumps([asdict(c)[f] for f in axis.split()]) for axis in AXES[name]) for c, _ in pairs]
+    assert len(set(places)) == len(places) == math.prod(len(set(along)) for along in zip(*places, strict=True))
+    on_axes = set(" ".join(AXES[name]).split())
+    assert all(len({json.dumps(asdict(c)[f]) for c, _ in pairs}) == 1 for f in asdict(TINY).keys() - on_axes)
+    assert {c.seed for c, _ in pairs} == {0, 1, 2, 3, 4}
+
+    longest = max(
+        length(
+            e,
+            ByteTokenizer(),
+        )
+        for e in draw(find_task("reverse").example, "any", 9)
+    )
+    for c, like in pairs:
+        assert c.size.get("num_virtual_tokens", 0) + longest <= EMBEDDED[c.base].block_size
+        assert Cell.of(json.loads(json.dumps({"cell": json.loads(c.key)}))) == c
+        if name == "projection":
+            assert like is None and c.lr in studies.PROJECTION_RATES
+            continue
+        assert replace(like, size=c.size, start=c.start, seed=c.seed) == c and studies.row(like) == studies.row(c)
+        swept = studies.sweep(like)
+        assert len({s.lr for s in swept}) == len(swept) == (0 if c.method == "hard-prompt" else 3)
+        for s in swept:  # on other data than any cell that is compared, and for all amounts of data once
+            assert s.seed not in studies.SEEDS and s.scored_on == "dev"
+            assert replace(s, lr=None, seed=0, scored_on="held-out") == replace(like, seed=0, examples=None, start=None)
+
+
+def test_sizes_within_a_study_are_those_that_its_question_names():
+    def sizes(name: str, **these) -> dict:
+        found = [c for c, _ in studies.STUDIES[name]() if all(getattr(c, f) == v for f, v in these.items())]
+        return {r: [c.size for c in found if studies.row(c) == r] for r in map(studies.row, found)}
+
+    assert set(sizes("methods")) == {*studies.GROWS, "full", "hard-prompt"} and set(map(studies.method_of, sizes("methods"))) == set(
+        METHODS
+    )
+    for r, found in sizes("budget").items():
+        grows, rest = studies.GROWS[r]
+        assert len({s[grows] for s in found}) == 3 and all(s == {grows: s[grows], **rest} for s in found)
+    tokens = {"num_virtual_tokens": 16}
+    for r, found in (sizes("scale") | sizes("data") | sizes("start")).items():
+        assert all(s == found[0] for s in found) and found[0] in ({}, tokens, studies.largest(r, 4096))
+    assert all([s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128] for found in sizes("length").values())
+    assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [tokens | {"prefix_projection": True}]}
+    texts = [*studies.TEXTS.values(), *INSTRUCTIONS]
+    assert max(len(ByteTokenizer().encode(text)) for text in texts) <= 16  # nothing of a text is cut off where it is a start
+    assert {len(rates) for rates in (*studies.RATES.values(), *studies.REAL_RATES.values())} == {3}
+
+
+# The data
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """taken(cell): the batches that a run of this cell trains on, as examples; nothing is trained or scored."""
+    found, steps = [], []
+    monkeypatch.setattr(cells, "evaluate", lambda model, given: (0.0, 0.0))
+    monkeypatch.setattr(cells, "encode", lambda examples, tokenizer: examples)
+    monkeypatch.setattr(cells, "train", lambda model, batch, n, lr: (steps.append(n), found.extend(batch(i) for i in range(n))))
+
+    def run(c: Cell) -> list:
+        found.clear(), steps.clear()
+        cells.run(c)
+        run.steps = [*steps]
+        return [*found]
+
+    return run
+
+
+def test_of_a_seed_all_methods_see_the_same_batches_and_they_are_those_of_train_py(taken):
+    for seed in (0, 3):
+        data = TaskData(find_task("reverse+increment"), seed, 16)
+        for c, _ in studies.methods(tasks=("reverse+increment",), seeds=(seed,)):
+            if c.method != "hard-prompt":
+                assert taken(replace(c, base="tiny", lr=0.1, steps=5)) == [data.batch(step) for step in range(5)]
+    assert taken(replace(TINY, seed=1)) != taken(replace(TINY, seed=2))
+
+
+def test_no_run_trains_on_what_it_is_scored_on(taken):
+    task = find_task("parity")
+    held_out = {e.input for e in draw(task.example, "held-out", cells.HELD_OUT)}
+    for seed in (*studies.SEEDS, studies.SWEPT_WITH):
+        learnt = {e.input for batch in taken(replace(TINY, seed=seed, steps=300, batch_size=16)) for e in batch}
+        assert len(learnt) > 4790 and not learnt & held_out
+        assert not learnt & {e.input for e in draw(task.example, f"{seed}/development", cells.DEV)}
+
+
+def test_of_few_examples_no_others_are_seen_and_more_of_them_hold_the_fewer(taken):
+    seen = [{e for batch in taken(replace(TINY, steps=100, examples=n)) for e in batch} for n in (5, 20, 60)]
+    assert [len(s) for s in seen] == [5, 20, 60] and seen[0] < seen[1] < seen[2]
+    assert taken(replace(TINY, examples=5)) == taken(replace(TINY, method="lora", size={"r": 2}, examples=5))
+
+
+def test_a_rung_below_takes_half_of_the_steps(taken):
+    taken(replace(TINY, method="prefix", start={"rung": "prompt", "lr": 0.1}, steps=9))
+    assert taken.steps == [4, 5]
+
+
+# A run
+
+
+def without_times(result: dict) -> dict:
+    return {k: v for k, v in result.items() if k not in ("seconds", "card")}
+
+
+def test_a_run_is_the_same_to_the_last_bit_and_looking_at_it_changes_nothing(monkeypatch):
+    monkeypatch.setattr(cells, "HELD_OUT", 100)
+    for c in (TINY, replace(TINY, method="prefix", examples=6)):
+        first = without_times(cells.run(c))
+        cells.run(replace(TINY, method="lora", size={"r": 2}, seed=5, steps=2))
+        assert without_times(cells.run(c)) == first
+        assert [step for step, *_ in first["curve"]] == [*range(8)] and first["curve"][0][2] > first["curve"][-1][2] > 0
+        with monkeypatch.context() as patch:
+            patch.setattr(cells.Watched, "__call__", lambda self, step: self.batch(step))
+            assert without_times(cells.run(c)) == first | {"curve": []}
+    assert 0 < first["loss_on_learnt"] != first["loss"]
+    assert first["trained"] == accounting.count(EMBEDDED["tiny"], "prefix", num_virtual_tokens=4).trained
+
+
+def test_a_run_starts_from_what_its_cell_says(monkeypatch):
+    monkeypatch.setattr(cells, "HELD_OUT", 100)
+    monkeypatch.setattr(cells, "DEV", 20)
+    tokenizer, task = ByteTokenizer(), find_task("reverse")
+    looked_at = batches(draw(task.example, "held-out", 500)[: cells.LOOKED_AT], tokenizer)
+
+    def begins(start, method="prefix") -> tuple[float, dict]:
+        result = cells.run(replace(TINY, task="reverse", method=method, size={"num_virtual_tokens": 16}, start=start, steps=2))
+        return result["curve"][0][2], result
+
+    def with_tokens(tokens: torch.Tensor, method="prefix") -> float:
+        model = adapt(GPT.from_pretrained(BASES["tiny"]), method, num_virtual_tokens=16, init=tokens)
+        return round(evaluate(model, looked_at)[0], 4)
+
+    base = GPT.from_pretrained(BASES["tiny"])
+    development = batches(draw(task.example, "0/development", 20), tokenizer)
+    scores, best = choose_wording(base, [torch.tensor(tokenizer.encode(text)) for text in INSTRUCTIONS], development, tokenizer)
+    text = torch.tensor(tokenizer.encode("last to first: "))
+    for method in ("prompt", "prefix"):
+        assert begins({"text": "last to first: "}, method)[0] == with_tokens(text, method)
+        found, result = begins({"rung": "hard-prompt"}, method)
+        assert (found, result["wording"]) == (with_tokens(best, method), scores[0]["wording"])
+    noise, vocab, rung = (begins(start)[0] for start in ("random", "vocab", {"rung": "prompt", "lr": 0.1}))
+    assert len({noise, vocab, rung, with_tokens(text), with_tokens(best)}) == 5
+    assert cells.run(replace(TINY, task="reverse", method="hard-prompt", size={}, lr=None))["wording"] == scores[0]["wording"]
+
+
+def test_a_rate_that_breaks_training_is_a_result():
+    line = json.loads(json.dumps(grid.work(replace(TINY, lr=1e30), {}, "cpu"), allow_nan=False))
+    assert line["failed"].startswith("training came apart at step ") and (line["score"], line["loss"]) == (0, None)
+    with pytest.raises(Error, match="task must be one of"):  # what is wrong with a cell is none
+        cells.run(replace(TINY, task="magic"))
+
+
+# A grid
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The cells that were run, in their order; none is trained: the lower the rate, the lower the loss, and the lowest one fails."""
+    called, lowest = [], studies.RATES["prompt"][0]
+
+    def work(c: Cell, folders, device) -> dict:
+        called.append(c)
+        return {"cell": json.loads(c.key), "score": 0.5, "loss": None if c.lr == lowest else c.lr}
+
+    monkeypatch.setattr(grid, "work", work)
+    monkeypatch.setattr(grid, "pool", lambda processes: ThreadPoolExecutor(1))
+    return called
+
+
+def asked_for() -> list[tuple[Cell, Cell]]:
+    prompt, prefix = (replace(TINY, method=m, lr=None) for m in ("prompt", "prefix"))
+    return studies.seeded([(prompt, prompt), (replace(prefix, start=studies.PROMPT_RUNG), prefix)], range(2))
+
+
+def test_a_grid_runs_what_is_not_there_and_nothing_twice(tmp_path, ran):
+    path = tmp_path / "made" / "lines.jsonl"
+    lines = grid.fill(path, asked_for(), 1, {}, "cpu")
+    assert len(ran) == len({c.key for c in ran}) == 10 == len(lines) and [c.scored_on for c in ran] == 6 * ["dev"] + 4 * ["held-out"]
+    (_, best, _), started = studies.RATES["prompt"], [c.start for c in ran[6:] if c.start]
+    assert {c.lr for c in ran[6:]} == {best} and started == 2 * [{"rung": "prompt", "lr": best}]
+    whole = path.read_bytes()
+    for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: whole.index(b"\n") + 5], 9), (b"", 10), (whole, 0)):
+        ran.clear()
+        path.write_bytes(torn)
+        assert grid.fill(path, asked_for(), 1, {}, "cpu") == lines and len(ran) == missing
+        kept = torn[: torn.rfind(b"\n") + 1]
+        assert path.read_bytes()[: len(kept)] == kept and grid.read(path) == lines
+
+
+def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
+    path = tmp_path / "lines.jsonl"
+    grid.fill(path, asked_for(), 1, {}, "cpu")
+    before = path.read_bytes().split(b"\n")
+    unscored = before[0].replace(b'"score"', b'"x"')
+    for garbage in (b"{", b"[]", b"\xff", b"{}", b'{"cell": {"base": "tiny"}}', b"[" * 10**5, unscored):
+        path.write_bytes(b"\n".join([*before[:2], garbage, *before[2:]]))
+        with pytest.raises(Error) as refused:
+            grid.fill(path, asked_for(), 1, {}, "cpu")
+        assert str(refused.value).startswith(f"{path}, line 3, is no line of `bench.py quality`: ") and "\n" not in str(refused.value)
+        assert garbage in path.read_bytes()
+    with pytest.raises(Error, match=r"cannot be read \(IsADirectoryError\)"):
+        grid.fill(tmp_path, asked_for(), 1, {}, "cpu")
+
+
+def test_a_rate_is_chosen_by_the_loss_on_dev_examples_or_refused():
+    like = replace(TINY, method="lora", lr=None)
+    swept = studies.sweep(like)
+    lines = {c.key: {"loss": loss} for c, loss in zip(swept, (2.0, 1.0, None), strict=True)}
+    assert grid.chosen(lines, like) == swept[1].lr
+    lines[swept[1].key] = {"loss": None}
+    assert grid.chosen(lines, like) == swept[0].lr
+    lines[swept[0].key] = {"loss": None}
+    with pytest.raises(Error, match=r"no rate of \[0.006, 0.02, 0.06\] trains lora on parity"):
+        grid.chosen(lines, like)
+    with pytest.raises(Error, match="the sweep of lora on parity is not run"):
+        grid.chosen({swept[0].key: {"loss": 1.0}}, like)
+    assert grid.chosen({}, replace(like, method="hard-prompt")) is None
+
+
+ENDLESS = [replace(TINY, steps=10**8, seed=seed) for seed in range(8)]  # more than the workers take at once
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that start in a moment, and begin cells in the order they are given."""
+    start = context()
+    monkeypatch.setattr(grid.multiprocessing, "get_context", lambda name: start)
+    monkeypatch.setattr(grid, "seconds", lambda c: 1)  # no cell is longer than another: the first are begun first
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def ended(path, wanted: list[Cell], processes: int, when, do) -> int:
+    """The exit code of a grid to which something is done once it is so far."""
+    over, late = threading.Event(), []
+
+    def disturb():
+        deadline = time.monotonic() + 600
+        while not when() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        do()
+        if not over.wait(60):
+            late.extend(multiprocessing.active_children())
+            for process in late:
+                process.kill()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    code = console.run("bench.py", lambda: grid.fill(path, [(c, None) for c in wanted], processes, {}, "cpu"))
+    over.set()
+    thread.join()
+    assert not late and not multiprocessing.active_children()
+    return code
+
+
+def lines_are(path, n: int):
+    return lambda: path.exists() and path.read_bytes().count(b"\n") == n
+
+
+def told(err: str) -> list[str]:
+    """What stderr says beside the bar."""
+    return [line for line in err.splitlines() if line.strip() and "%|" not in line]
+
+
+def test_a_grid_that_is_stopped_keeps_its_lines_which_are_those_of_this_process(tmp_path, forked, capfd):
+    path, two = tmp_path / "lines.jsonl", [TINY, replace(TINY, method="prefix")]
+    for number, code, line in ((signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")):
+        path.unlink(missing_ok=True)
+        assert ended(path, [*two, *ENDLESS], 2, lines_are(path, 2), lambda number=number: os.kill(os.getpid(), number)) == code
+        assert told(capfd.readouterr().err) == [f"bench.py: {line}"]
+        written = grid.read(path)
+        assert written.keys() == {c.key for c in two}
+    for c in two:
+        assert without_times(written[c.key]) == without_times(grid.work(c, {}, "cpu"))
+
+    for number, c in enumerate(map(Cell.of, written.values()), 1):
+        result = again.run(path, number, {}, "cpu")
+        assert result["same"] and f"{c.method} on parity" in again.table(result) and again.table(result).endswith(": the same")
+    changed = [replace_score(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(["", *changed, ""]))  # numbers are those of the file's lines
+    result = again.run(path, 2, {}, "cpu")
+    assert (result["same"], result["differs"]) == (False, ["score"]) and "not the same (score; then on" in again.table(result)
+    for number in (0, 1, 4, -1):
+        with pytest.raises(Error, match=f"has 2 lines: there is no line {number}"):
+            again.run(path, number, {}, "cpu")
+    with pytest.raises(Error, match="there is no file"):
+        again.run(tmp_path / "nowhere.jsonl", 1, {}, "cpu")
+
+
+def replace_score(line: str) -> str:
+    return json.dumps(json.loads(line) | {"score": 0.123})
+
+
+def lonely(end) -> None:
+    """A grid of one long cell, in a process of its own. Its worker, forked, holds the end of the pipe as well."""
+    start = multiprocessing.get_context("fork")
+    grid.multiprocessing.get_context = lambda name: start
+    with grid.pool(1) as workers:
+        workers.submit(grid.work, replace(TINY, steps=20_000), {}, "cpu")
+        end.send("begun")
+        end.recv()
+
+
+def test_when_a_grid_is_killed_its_workers_end_too():
+    ours, theirs = context().Pipe()
+    process = context().Process(target=lonely, args=(theirs,))
+    process.start()
+    theirs.close()
+    assert ours.recv() == "begun"
+    process.kill()
+    process.join()
+    with pytest.raises(EOFError):  # nobody holds the other end
+        assert ours.poll(30)
+        ours.recv()
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, forked, capfd):
+    """At once: the others, which the pool asks to end by a signal that a training waits for its step with, begin no further cells."""
+    path = tmp_path / "lines.jsonl"
+    is_begun = lines_are(path, 1)
+    assert ended(path, [replace(TINY, steps=1), *ENDLESS], 2, is_begun, lambda: multiprocessing.active_children()[0].kill()) == 2
+    (line,) = told(capfd.readouterr().err)
+    assert line.startswith("bench.py: a process was ended from outside, most likely because memory ran out: try fewer --processes")
