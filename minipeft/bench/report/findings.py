@@ -153,11 +153,9 @@ def cost(lines: Lines, costs: dict | None) -> str:
         "step_ms": "time of a step",
         "kept_bytes": "memory kept for backward",
     }
-    return (
-        "Nothing else costs as little and scores more: by "
-        + "; by ".join(f"{name}, {listed(best(rows, what))}" for what, name in names.items())
-        + "."
-    )
+    score = {r["row"]: r["score"][0] for r in rows}
+    fronts = [f"by {name}: {listed([f'{r} ({score[r]:.2f})' for r in best(rows, what)])}" for what, name in names.items()]
+    return f"Nothing else costs as little and scores as much (mean exact match of the tasks), {'; '.join(fronts)}."
 
 
 Sentence = Callable[[Lines, "dict | None"], str]
