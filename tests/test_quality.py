@@ -55,7 +55,7 @@ AXES = {  # a study is every combination of these, once; what is on no axis is t
     "budget": ["task", "method size", "seed"],
     "scale": ["base", "task", "method size", "seed"],
     "length": ["task", "method", "size", "seed"],
-    "start": ["task method start", "seed"],
+    "start": ["task method start size", "seed"],
     "projection": ["size", "lr", "seed"],
     "data": ["task", "method size", "examples", "seed"],
 }
@@ -103,12 +103,11 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
         grows, rest = studies.GROWS[r]
         assert len({s[grows] for s in found}) == 3 and all(s == {grows: s[grows], **rest} for s in found)
     tokens = {"num_virtual_tokens": 16}
-    for r, found in (sizes("scale") | sizes("data") | sizes("start")).items():
+    for r, found in (sizes("scale") | sizes("data")).items():
         assert all(s == found[0] for s in found) and found[0] in ({}, tokens, studies.largest(r, 4096))
     assert all([s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128] for found in sizes("length").values())
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [tokens | {"prefix_projection": True}]}
-    texts = [*studies.TEXTS.values(), *INSTRUCTIONS]
-    assert max(len(ByteTokenizer().encode(text)) for text in texts) <= 16  # nothing of a text is cut off where it is a start
+    assert all(c.size == (tokens if c.start in ("random", "vocab", studies.PROMPT_RUNG) else {}) for c, _ in studies.start())
     assert {len(rates) for rates in (*studies.RATES.values(), *studies.REAL_RATES.values())} == {3}
 
 
@@ -188,12 +187,12 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
     tokenizer, task = ByteTokenizer(), find_task("reverse")
     looked_at = batches(draw(task.example, "held-out", 500)[: cells.LOOKED_AT], tokenizer)
 
-    def begins(start, method="prefix") -> tuple[float, dict]:
-        result = cells.run(replace(TINY, task="reverse", method=method, size={"num_virtual_tokens": 16}, start=start, steps=2))
+    def begins(start, method="prefix", **size) -> tuple[float, dict]:
+        result = cells.run(replace(TINY, task="reverse", method=method, size=size, start=start, steps=2))
         return result["curve"][0][2], result
 
     def with_tokens(tokens: torch.Tensor, method="prefix") -> float:
-        model = adapt(GPT.from_pretrained(BASES["tiny"]), method, num_virtual_tokens=16, init=tokens)
+        model = adapt(GPT.from_pretrained(BASES["tiny"]), method, init=tokens)
         return round(evaluate(model, looked_at)[0], 4)
 
     base = GPT.from_pretrained(BASES["tiny"])
@@ -204,7 +203,8 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
         assert begins({"text": "last to first: "}, method)[0] == with_tokens(text, method)
         found, result = begins({"rung": "hard-prompt"}, method)
         assert (found, result["wording"]) == (with_tokens(best, method), scores[0]["wording"])
-    noise, vocab, rung = (begins(start)[0] for start in ("random", "vocab", {"rung": "prompt", "lr": 0.1}))
+        assert result["trained"] == accounting.count(base.config, method, num_virtual_tokens=len(best)).trained  # as long as the wording
+    noise, vocab, rung = (begins(start, num_virtual_tokens=16)[0] for start in ("random", "vocab", {"rung": "prompt", "lr": 0.1}))
     assert len({noise, vocab, rung, with_tokens(text), with_tokens(best)}) == 5
     assert cells.run(replace(TINY, task="reverse", method="hard-prompt", size={}, lr=None))["wording"] == scores[0]["wording"]
 
