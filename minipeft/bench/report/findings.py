@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ...data.tasks import find_task
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, largest
-from ..quality.summary import Interval, beyond_chance, points
+from ..quality.summary import Interval, Point, beyond_chance, points
 from .figures import best
 from .tables import at_half, cost_rows, of, shown, start_name, values
 
@@ -37,14 +37,13 @@ def methods(lines: Lines, costs: dict | None) -> str:
 def budget(lines: Lines, costs: dict | None) -> str:
     found, parts = points(lines, "budget"), []
     for t in values(found, "task"):
+        ranked = []
         for b in BUDGETS:
-            its = {p.row: p for p in of(found, task=t) if p.cell.size == largest(p.row, b)}
-            if len(its) < 2:
-                continue
-            first, second, *_ = sorted(its.values(), key=lambda p: -p.mean()[0])
-            parts.append(
-                f"`{t}` with at most {b:,}: {first.row} {shown(first.mean())} first, next {second.row} ({against(first.less(second))})"
-            )
+            its = [p for p in of(found, task=t) if p.cell.size == largest(p.row, b)]
+            ranked.append((b, sorted(its, key=lambda p: -p.mean()[0])))
+        ranked = [(b, its) for b, its in ranked if len(its) > 1]
+        firsts = [f"{b:,}: {its[0].row} {its[0].mean()[0]:.2f}, {against(its[0].less(its[1]))} of {its[1].row}" for b, its in ranked]
+        parts.append(f"`{t}` with at most {'; '.join(firsts)}")
     return "; ".join(parts) + "."
 
 
@@ -83,13 +82,20 @@ def length(lines: Lines, costs: dict | None) -> str:
     found, parts = points(lines, "length"), []
     for t in values(found, "task"):
         for r in values(found, "row"):
-            its = {p.cell.size["num_virtual_tokens"]: p for p in of(found, task=t, row=r)}
-            top = max(its, key=lambda P: (its[P].mean()[0], -P))
-            text = f"{r} on `{t}`: {its[min(its)].mean()[0]:.2f} with {min(its)}, best {its[top].mean()[0]:.2f} with {top}"
-            if top != max(its):
-                text += f", with {max(its)} {against(its[max(its)].less(its[top]))}"
+            its = sorted(of(found, task=t, row=r), key=tokens)
+            scores = {tokens(p): p.mean()[0] for p in its}
+            enough = next((P for P, score in scores.items() if score >= GOOD), None)
+            top = max(its, key=lambda p: (p.mean()[0], -tokens(p)))
+            text = f"with {enough} tokens" if enough else f"with no length (best {max(scores.values()):.2f})"
+            text = f"{r} on `{t}`: {GOOD} {text}, {scores[min(scores)]:.2f} with {min(scores)}"
+            if beyond_chance(its[-1].less(top)) < 0:
+                text += f", and {max(scores)} are {against(its[-1].less(top))} of {tokens(top)}"
             parts.append(text)
-    return "; ".join(parts) + "."
+    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
+
+
+def tokens(p: Point) -> int:
+    return p.cell.size["num_virtual_tokens"]
 
 
 def start(lines: Lines, costs: dict | None) -> str:
@@ -98,12 +104,16 @@ def start(lines: Lines, costs: dict | None) -> str:
         for r in values(found, "row"):
             its = sorted(of(found, task=t, row=r), key=lambda p: -at_half(p)[0])
             noise = next(p for p in its if p.cell.start == "random")
-            ends = [p for p in its if p is not noise and beyond_chance(p.less(noise)) > 0]
+            if max(p.mean()[0] for p in its) < GOOD / 2:
+                parts.append(f"no start makes a {r} learn `{t}`")
+                continue
+            ahead, behind = ([p for p in its if beyond_chance(p.less(noise)) == sign] for sign in (1, -1))
             parts.append(
-                f"{r} on `{t}`: half-way {start_name(its[0].cell)} leads ({at_half(its[0])[0]:.2f}; noise {at_half(noise)[0]:.2f}), "
-                f"at the end {listed([start_name(p.cell) for p in ends])} {'are' if len(ends) > 1 else 'is'} ahead of noise"
+                f"{r} on `{t}`: half-way {start_name(its[0].cell)} leads with {at_half(its[0])[0]:.2f} (noise {at_half(noise)[0]:.2f}), "
+                f"at the end ahead of noise: {listed([f'{start_name(p.cell)} ({p.less(noise)[0]:+.2f})' for p in ahead])}, "
+                f"behind: {listed([f'{start_name(p.cell)} ({p.less(noise)[0]:+.2f})' for p in behind])}"
             )
-    return "; ".join(parts) + "."
+    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
 
 
 def projection(lines: Lines, costs: dict | None) -> str:
@@ -129,8 +139,8 @@ def data(lines: Lines, costs: dict | None) -> str:
             pairs = [(n, its[r, n].less(its["full", n])) for n in sizes if (r, n) in its and ("full", n) in its]
             ahead = [f"{n:,} ({d[0]:+.2f})" for n, d in pairs if beyond_chance(d) > 0]
             behind = [f"{n:,} ({d[0]:+.2f})" for n, d in pairs if beyond_chance(d) < 0]
-            parts.append(f"`{t}`: {r} is ahead of full fine-tuning with {listed(ahead)} examples, behind with {listed(behind)}")
-    return "; ".join(parts) + "."
+            parts.append(f"a {r} on `{t}` is ahead of full fine-tuning with {listed(ahead)}, behind with {listed(behind)}")
+    return f"Of the numbers of examples, {'; '.join(parts)}."
 
 
 def real(lines: Lines, costs: dict | None) -> str:
