@@ -12,11 +12,12 @@ from .tables import at_half, cost_rows, of, shown, start_name, values
 GOOD = 0.9  # exact match from which on a method is said to do a task
 
 
-def against(difference: Interval) -> str:
-    """A paired difference in words."""
-    word = {1: "ahead by", -1: "behind by", 0: "not told apart,"}[beyond_chance(difference)]
+def against(difference: Interval, whom: str) -> str:
+    """A paired difference to someone, in words."""
     mean, half = difference
-    return f"{word} {shown((abs(mean), half) if beyond_chance(difference) else difference, sign='' if beyond_chance(difference) else '+')}"
+    if not (sign := beyond_chance(difference)):
+        return f"not told apart from {whom} ({shown(difference, sign='+')})"
+    return f"{'ahead of' if sign > 0 else 'behind'} {whom} by {shown((abs(mean), half))}"
 
 
 def listed(names: list[str]) -> str:
@@ -42,7 +43,7 @@ def budget(lines: Lines, costs: dict | None) -> str:
             its = [p for p in of(found, task=t) if p.cell.size == largest(p.row, b)]
             ranked.append((b, sorted(its, key=lambda p: -p.mean()[0])))
         ranked = [(b, its) for b, its in ranked if len(its) > 1]
-        firsts = [f"{b:,}: {its[0].row} {its[0].mean()[0]:.2f}, {against(its[0].less(its[1]))} of {its[1].row}" for b, its in ranked]
+        firsts = [f"{b:,}: {its[0].row} {its[0].mean()[0]:.2f}, {against(its[0].less(its[1]), its[1].row)}" for b, its in ranked]
         parts.append(f"`{t}` with at most {'; '.join(firsts)}")
     return "; ".join(parts) + "."
 
@@ -89,7 +90,7 @@ def length(lines: Lines, costs: dict | None) -> str:
             text = f"with {enough} tokens" if enough else f"with no length (best {max(scores.values()):.2f})"
             text = f"{r} on `{t}`: {GOOD} {text}, {scores[min(scores)]:.2f} with {min(scores)}"
             if beyond_chance(its[-1].less(top)) < 0:
-                text += f", and {max(scores)} are {against(its[-1].less(top))} of {tokens(top)}"
+                text += f", and {max(scores)} are {against(its[-1].less(top), str(tokens(top)))}"
             parts.append(text)
     return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
 
@@ -126,7 +127,7 @@ def projection(lines: Lines, costs: dict | None) -> str:
         parts.append(f"{name}: best {shown(top.mean())} at rate {top.cell.lr:g}, within 0.1 of it at {len(near)} of {len(its)} rates")
     tops = [max(of(found, row=r), key=lambda p: p.mean()[0]) for r in values(found, "row")]
     if len(tops) == 2:
-        parts.append(f"at the best rate of each the MLP is {against(tops[1].less(tops[0]))}")
+        parts.append(f"at the best rate of each the MLP is {against(tops[1].less(tops[0]), 'the direct form')}")
     return "; ".join(parts) + "."
 
 
