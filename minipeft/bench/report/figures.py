@@ -1,5 +1,6 @@
 """The lines as figures, one a study: 8 inches wide, an interval on every point, one colour a method everywhere."""
 
+import math
 from collections.abc import Callable
 
 from ...accounting import base_parameters, count
@@ -29,9 +30,15 @@ def look(row: str) -> dict:
     }
 
 
-def line(axes, xs: list[float], its: list[Interval], row: str, **other) -> None:
+def bars(its: list[Interval], share: bool = True) -> list[list[float]]:
+    """The lengths of the intervals, below and above; of a share, no more than lies between 0 and 1."""
+    low, high = (0.0, 1.0) if share else (-math.inf, math.inf)
+    return [[mean - max(low, mean - (half or 0)) for mean, half in its], [min(high, mean + (half or 0)) - mean for mean, half in its]]
+
+
+def line(axes, xs: list[float], its: list[Interval], row: str, share: bool = True, **other) -> None:
     """Points joined by a line, each with its interval."""
-    axes.errorbar(xs, [m for m, _ in its], [h or 0 for _, h in its], capsize=3, elinewidth=1.2, **(look(row) | other))
+    axes.errorbar(xs, [m for m, _ in its], bars(its, share), capsize=3, elinewidth=1.2, **(look(row) | other))
 
 
 def legend(fig, axes, columns: int = 4) -> None:
@@ -63,9 +70,8 @@ def methods(lines: Lines, costs: dict | None):
     fig, axes = panels(len(tasks), 4.1, columns=len(tasks), sharey=True)
     for ax, t in zip(axes, tasks, strict=True):
         for p in of(found, task=t):
-            (mean, half), y, style = p.mean(), rows.index(p.row), look(p.row)
-            ends = [[mean - max(0, mean - (half or 0))], [min(1, mean + (half or 0)) - mean]]  # no share lies outside
-            ax.errorbar([mean], [y], xerr=ends, capsize=3, **(style | {"linestyle": "none", "markersize": 9}))
+            y, style = rows.index(p.row), look(p.row)
+            ax.errorbar([p.mean()[0]], [y], xerr=bars([p.mean()]), capsize=3, **(style | {"linestyle": "none", "markersize": 9}))
             scores = list(p.values("score").values())
             ax.plot(scores, [y - 0.32] * len(scores), "o", color=style["color"], markersize=3, alpha=0.6)
         name, _, kind = task(t).partition(" ")
@@ -145,7 +151,7 @@ def scale(lines: Lines, costs: dict | None):
         for row in values(found, "row"):
             line(above, xs, [its[row, b].mean() for b in bases], row)
             if row != "full":
-                line(below, xs, [its["full", b].less(its[row, b]) for b in bases], row)
+                line(below, xs, [its["full", b].less(its[row, b]) for b in bases], row, share=False)
         above.set(title=task(t), ylim=(-0.05, 1.08))
         below.axhline(0, color=COLOURS["full"], linewidth=1)
         below.set(xscale="log", xlabel="parameters of the base")
@@ -165,7 +171,7 @@ def length(lines: Lines, costs: dict | None):
         for ax, what in ((axes[column], "score"), (axes[len(tasks) + column], "loss")):
             for row in values(found, "row"):
                 its = sorted(of(found, task=t, row=row), key=lambda p: p.cell.size["num_virtual_tokens"])
-                line(ax, [p.cell.size["num_virtual_tokens"] for p in its], [p.mean(what) for p in its], row)
+                line(ax, [p.cell.size["num_virtual_tokens"] for p in its], [p.mean(what) for p in its], row, share=what == "score")
             ax.set_xscale("log", base=2)
             lengths = sorted({p.cell.size["num_virtual_tokens"] for p in found})
             ax.set_xticks(lengths, [str(n) for n in lengths])
@@ -186,9 +192,11 @@ def start(lines: Lines, costs: dict | None):
     for ax, t in zip(axes, tasks, strict=True):
         for p in of(found, task=t):
             y, style = names.index(f"{p.row} from {start_name(p.cell)}"), look(p.row) | {"linestyle": "none", "capsize": 3}
-            for (mean, half), fill, label in ((at_half(p), "white", "half-way"), (p.mean(), style["color"], "at the end")):
+            for score, fill, label in ((at_half(p), "white", "half-way"), (p.mean(), style["color"], "at the end")):
                 offset = 0.14 if label == "half-way" else -0.14
-                ax.errorbar([mean], [y + offset], xerr=[half or 0], **(style | {"markerfacecolor": fill, "label": f"{p.row}, {label}"}))
+                ax.errorbar(
+                    [score[0]], [y + offset], xerr=bars([score]), **(style | {"markerfacecolor": fill, "label": f"{p.row}, {label}"})
+                )
         ax.set(title=task(t), xlim=(-0.06, 1.06), xlabel="exact match")
     axes[0].set_yticks(range(len(names)), names)
     legend(fig, axes)
@@ -218,7 +226,7 @@ def data(lines: Lines, costs: dict | None):
             its = of(found, task=t, row=row)
             xs = [p.cell.examples for p in its]
             line(axes[column], xs, [p.mean() for p in its], row)
-            line(axes[len(tasks) + column], xs, [p.mean("gap") for p in its], row)
+            line(axes[len(tasks) + column], xs, [p.mean("gap") for p in its], row, share=False)
         axes[column].set(title=task(t), ylim=(-0.05, 1.08))
         axes[len(tasks) + column].set(xscale="log", xlabel="examples to learn from", yscale="symlog")
     axes[0].set_ylabel("exact match")
@@ -232,7 +240,7 @@ def real(lines: Lines, costs: dict | None):
     fig, ax = figure(height=4.2)
     for row in values(found, "row"):
         its = of(found, row=row)
-        line(ax, [p.cell.examples for p in its], [p.mean() for p in its], row)
+        line(ax, [p.cell.examples for p in its], [p.mean() for p in its], row, share=False)
     ax.set(xscale="log", xlabel="examples to learn from", ylabel="BLEU, E2E NLG", title="SmolLM2-135M")
     ticks = values(found, "examples")
     ax.set_xticks(ticks, [str(n) for n in ticks])
@@ -248,16 +256,16 @@ def cost(lines: Lines, costs: dict | None):
         "trained": "trained parameters",
         "stored_bytes": "stored for a task, bytes",
         "step_ms": "a training step, ms",
-        "kept_bytes": "kept for the backward pass, bytes",
+        "kept_mb": "kept for the backward pass, MB",
     }
     fig, axes = panels(len(whats), 7.2, sharey=True)
     for ax, (what, label) in zip(axes, whats.items(), strict=True):
         for r in rows:
-            mean, half = r["score"]
-            ax.errorbar([r[what]], [mean], yerr=[half or 0], capsize=3, **(look(r["row"]) | {"linestyle": "none", "markersize": 8}))
+            mean, _ = r["score"]
+            ax.errorbar([r[what]], [mean], yerr=bars([r["score"]]), capsize=3, **(look(r["row"]) | {"linestyle": "none", "markersize": 8}))
             if r["row"] in best(rows, what):
                 ax.plot([r[what]], [mean], "o", markersize=16, markerfacecolor="none", color="#777777", label="nothing is better in both")
-        ax.set(xlabel=label, xscale="linear" if what == "step_ms" else "log", ylim=(-0.03, 1.05))
+        ax.set(xlabel=label, xscale="log" if what in ("trained", "stored_bytes") else "linear", ylim=(-0.03, 1.05))
     for ax in axes[::2]:
         ax.set_ylabel("exact match, mean of all tasks")
     legend(fig, axes)

@@ -162,7 +162,7 @@ def cost(lines: Lines, costs: dict | None) -> str:
         "trained": "trained parameters",
         "stored_bytes": "stored bytes",
         "step_ms": "time of a step",
-        "kept_bytes": "memory kept for backward",
+        "kept_mb": "memory kept for backward",
     }
     score = {r["row"]: r["score"][0] for r in rows}
     fronts = [f"by {name}: {listed([f'{r} ({score[r]:.2f})' for r in best(rows, what)])}" for what, name in names.items()]

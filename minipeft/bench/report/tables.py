@@ -225,7 +225,7 @@ def cost_rows(lines: Lines, costs: dict | None) -> list[dict]:
                 "trained": any_line["trained"],
                 "stored_bytes": any_line["stored_bytes"],
                 "step_ms": measured[name]["step_ms"]["median"],
-                "kept_bytes": measured[name]["kept_bytes"],
+                "kept_mb": measured[name]["kept_bytes"] / 1e6,
                 "peak_bytes": measured[name]["peak_bytes"],
             }
         )
@@ -244,7 +244,7 @@ def cost(lines: Lines, costs: dict | None) -> list[Table]:
             f"{r['stored_bytes'] / 1000:,.1f}",
             f"{r['step_ms']:.1f}",
             f"{r['step_ms'] / full:.2f}" if full else "-",
-            f"{r['kept_bytes'] / 1e6:.2f}",
+            f"{r['kept_mb']:.2f}",
             f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] else "-",
         ]
         for r in rows
