@@ -77,8 +77,8 @@ def findings() -> str:
             "- **To choose among what a base knows a prompt is enough; to teach it more it is not.** A known skill, no instruction given:",
             f"  {scores('reverse', 'prompt', 'prefix', 'lora')} exact match, with {trained:,} trained parameters each. Two skills in",
             f"  a row, never seen together: {scores('reverse+increment', 'prompt', 'prefix', 'lora')}.",
-            f"- **A prefix is more than a long prompt.** A new map of digits: {scores('parity', 'prefix', 'prompt', 'hidden prefix')}, at equal",
-            f"  parameters; with {P} tokens at a gentler rate the prefix has {shown(steady.mean())}.",
+            f"- **A prefix is more than a long prompt.** A new map of digits: {scores('parity', 'prefix', 'prompt', 'hidden prefix')},",
+            f"  at equal parameters; with {P} tokens at a gentler rate the prefix has {shown(steady.mean())}.",
             "  It learns by keys and values that no input gives.",
             "- **With few examples the prompt wins, where the base has the skill.** From 10 examples: "
             + ", ".join(f"{row.replace('lora', 'LoRA')} {shown(few[row].mean())}" for row in ("prompt", "prefix", "lora", "full"))

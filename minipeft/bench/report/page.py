@@ -93,7 +93,11 @@ def section(lines: Lines, costs: dict | None, study: str, there: bool) -> Sectio
 
 def head(lines: Lines, path: Path) -> list[str]:
     """How it was made, in paragraphs of Markdown."""
-    cards = list(dict.fromkeys(card_line(line["card"]) for line in lines.values()))
+    commits: dict[str, list[str]] = {}  # of every machine
+    for line in lines.values():
+        machine, _, commit = card_line(line["card"]).rpartition(", commit ")
+        commits.setdefault(machine, []).append(commit)
+    cards = [f"{machine}, commits {', '.join(dict.fromkeys(its))}" for machine, its in commits.items()]
     hours = sum(line["seconds"] for line in lines.values()) / 3600
     kinds = {t: find_task(t).kind for t in studies.TASKS}
     tasks = "; ".join(
