@@ -271,7 +271,7 @@ def measure_quality(argv) -> tuple[dict, str, str | None]:
     names = [*studies.STUDIES, "cost"]
     which = p.add_mutually_exclusive_group()
     which.add_argument("--study", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all but real)")
-    which.add_argument("--quick", action="store_true", help="three tasks of the first study, two seeds")
+    which.add_argument("--quick", action="store_true", help="two tasks of the first study, two seeds")
     which.add_argument("--again", type=int, metavar="N", help="run line N of --lines again, and compare the scores")
     add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"), help="where cells are written, and looked up")
     add("--processes", type=int, default=os.cpu_count(), metavar="N", help="cells at a time, each on one CPU thread")

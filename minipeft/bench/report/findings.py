@@ -73,10 +73,9 @@ def scale(lines: Lines, costs: dict | None) -> str:
     for t in values(found, "task"):
         its = {(p.row, p.cell.base): p for p in of(found, task=t)}
         bases = [b for b in values(found, "base") if ("full", b) in its]
-        for r in ("prompt", "prefix"):
-            gaps = [f"{its['full', b].less(its[r, b])[0]:+.2f}" for b in bases if (r, b) in its]
-            parts.append(f"`{t}`: from {bases[0]} to {bases[-1]} full fine-tuning is ahead of {r} by {', '.join(gaps)}")
-    return "; ".join(parts) + "."
+        gaps = {r: [f"{its['full', b].less(its[r, b])[0]:.2f}" for b in bases if (r, b) in its] for r in ("prompt", "prefix")}
+        parts.append(f"on `{t}` by {', '.join(gaps['prompt'])} of a prompt and {', '.join(gaps['prefix'])} of a prefix")
+    return f"From the smallest base to the largest full fine-tuning is ahead {'; '.join(parts)}."
 
 
 def length(lines: Lines, costs: dict | None) -> str:

@@ -51,7 +51,6 @@ WHY: dict[tuple[str, str], str] = {
         "overfits",
         PARTLY,
     ): "with tens of examples full fine-tuning is the surer of its wrong answers, from 100 on both gaps are next to nothing",
-    ("few, prompt", PARTLY): "a known skill has only to be named, and few examples do that; a new rule a prompt does not learn",
 }
 
 
@@ -141,23 +140,19 @@ def of_scale(lines: Lines) -> list[Trend]:
     if len(its) < 3 * len(bases) * len(tasks) or len(bases) < 4:
         return []
 
-    def gap(r: str, base: str, t: str) -> dict[int, float]:
-        full, own = its["full", base, t].values("score"), its[r, base, t].values("score")
+    def gap(base: str, t: str) -> dict[int, float]:
+        full, own = its["full", base, t].values("score"), its["prompt", base, t].values("score")
         return {seed: full[seed] - own[seed] for seed in full if seed in own}
 
-    def closes(name: str, source: str, r: str) -> Trend:
-        series = [f"`{t}` {' → '.join(f'{interval(list(gap(r, b, t).values()))[0]:.2f}' for b in bases)}" for t in tasks]
-        return trend(
-            name,
-            source,
-            f"the gap of {r} tuning to full fine-tuning closes as the base grows; here, from the smallest to the largest, it narrows by",
-            {f"`{t}`": difference(gap(r, bases[0], t), gap(r, bases[-1], t)) for t in tasks},
-            note=f" ({', '.join(series)})",
-        )
-
+    series = [f"`{t}` {' → '.join(f'{interval(list(gap(b, t).values()))[0]:.2f}' for b in bases)}" for t in tasks]
     return [
-        closes("closes", f"{LESTER}, figure 1", "prompt"),
-        closes("prefix closes", "asked by the study, not reported", "prefix"),
+        trend(
+            "closes",
+            f"{LESTER}, figure 1",
+            "the gap of prompt tuning to full fine-tuning closes as the base grows; here, from the smallest to the largest: it narrows by",
+            {f"`{t}`": difference(gap(bases[0], t), gap(bases[-1], t)) for t in tasks},
+            note=f" ({', '.join(series)})",
+        ),
         trend(
             "deep",
             "[Liu et al. 2022](https://arxiv.org/abs/2110.07602) (P-tuning v2)",
@@ -266,18 +261,15 @@ def of_data(lines: Lines) -> list[Trend]:
     if len(its) < 8 * len(values(found, "examples")) or not few:
         return []
 
-    def ahead(r: str) -> dict[str, Interval]:
-        return {f"`{t}`, {n}": its[r, t, n].less(its["full", t, n]) for t in tasks for n in few}
-
+    ahead = {f"`{t}`, {n}": its["prefix", t, n].less(its["full", t, n]) for t in tasks for n in few}
     return [
-        trend("few", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: ahead by", ahead("prefix")),
+        trend("few", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: ahead by", ahead),
         trend(
             "overfits",
             f"{LI}, §6.3",
             "and overfits less; here: its gap of held-out and learnt loss narrower by (nats per token)",
             {f"`{t}`, {n}": its["full", t, n].less(its["prefix", t, n], "gap") for t in tasks for n in few},
         ),
-        trend("few, prompt", "asked by the study, not reported", "and a soft prompt? Ahead of full fine-tuning by", ahead("prompt")),
     ]
 
 
