@@ -135,7 +135,7 @@ def test_the_main_table_holds_the_means_of_the_lines(lines):
     ],
 )
 def test_a_verdict_follows_from_the_intervals(differences, word, monkeypatch):
-    monkeypatch.setattr(trends, "WHY", {("name", "contradicted"): "because"})
+    monkeypatch.setattr(trends, "WHY", {"name": ("contradicted", "because")})
     made = trends.trend("name", "paper", "claim", {str(i): d for i, d in enumerate(differences)})
     assert made.verdict == word and made.why == ("because" if word == "contradicted" else "")
 
