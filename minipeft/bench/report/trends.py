@@ -20,8 +20,8 @@ PETROV = "[Petrov et al. 2024](https://arxiv.org/abs/2310.19698)"
 WHY = {
     "new": (
         PARTLY,
-        "300 steps are few for LoRA on `differences`, where one seed of five is on its way; and a map of single digits asks for no new "
-        "attention between the real tokens, which is what a prefix cannot give",
+        "300 steps are few for LoRA on `differences`, where one seed of five is on its way; and a map of single digits asks for no "
+        "new attention between the real tokens, which is what a prefix cannot give",
     ),
     "lora": (
         PARTLY,
@@ -30,8 +30,8 @@ WHY = {
     ),
     "closes": (
         PARTLY,
-        "it closes where the task is a choice among what the base knows (on nano one seed of five fails); a composition no prompt learns on "
-        "any of these sizes, all far below the paper's",
+        "it closes where the task is a choice among what the base knows (on nano one seed of five fails); a composition no prompt learns "
+        "on any of these sizes, all far below the paper's",
     ),
     "deep": (
         PARTLY,
@@ -46,14 +46,14 @@ WHY = {
     "vocabulary": (PARTLY, "a start only helps where the task can be learnt: `parity` no prompt learns"),
     "words": (
         PARTLY,
-        "the best wording names a skill: a good start for that skill, and a poor one for something new. `parity` is learnt from noise, and "
-        "not from a wording, a trained prompt, or tokens, from which the rate that suits noise goes astray",
+        "the best wording names a skill: a good start for that skill, and a poor one for something new. `parity` is learnt from noise, "
+        "and not from a wording, a trained prompt, or tokens, from which the rate that suits noise goes astray",
     ),
     "mlp": (INCONCLUSIVE, "each form has a sweep of its own here; at one rate for both, 0.01, the MLP looks far better"),
     "unstable": (
         INCONCLUSIVE,
-        "the MLP moves the window of good rates to a tenth and does not widen it; who tries both forms at the MLP's rate sees the direct one "
-        "stand still, and at a rate too high for either its loss swings",
+        "the MLP moves the window of good rates to a tenth and does not widen it; who tries both forms at the MLP's rate sees the direct "
+        "one stand still, and at a rate too high for either its loss swings",
     ),
     "few": (
         CONTRADICTED,
