@@ -13,7 +13,7 @@ import bench
 from minipeft import Error, console
 from minipeft.bench.quality import studies
 from minipeft.bench.quality.cell import Cell
-from minipeft.bench.quality.costs import place
+from minipeft.bench.quality.costs import place, read_costs
 from minipeft.bench.quality.grid import rated, read
 from minipeft.bench.quality.studies import method_of
 from minipeft.bench.quality.summary import STUDENT, Point, beyond_chance, interval, points
@@ -144,6 +144,18 @@ def test_every_trend_of_the_committed_lines_that_is_not_reproduced_has_its_reaso
     found = trends.all_trends(read(RESULTS / "quality.jsonl"))
     assert len(found) >= 8
     assert all(bool(t.why) == (t.verdict != "reproduced") for t in found)
+
+
+def test_the_committed_page_is_what_the_committed_lines_say():
+    path = RESULTS / "quality.jsonl"
+    lines, costs = read(path), read_costs(path)
+    sections = [page.section(lines, costs, study) for study in page.QUESTIONS]
+    written = page.markdown(lines, path, sections, trends.all_trends(lines))
+    assert (RESULTS / "comparison.md").read_text(encoding="utf-8") == written, (
+        "run: python bench.py report --lines docs/results/quality.jsonl --folder docs/results"
+    )
+    for name in page.drawn(sections):
+        assert all((RESULTS / "figures" / f"quality-{name}.{kind}").exists() for kind in ("png", "svg"))
 
 
 def test_every_question_has_a_sentence_and_every_sentence_numbers(lines, costs):

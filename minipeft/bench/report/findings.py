@@ -61,11 +61,10 @@ def time(lines: Lines, costs: dict | None) -> str:
                 reached.append((at * step[p.row] / 1000, p.row))
         text = listed([f"{row} after {seconds:.1f} s" for seconds, row in sorted(reached)])
         parts.append(f"`{t}`: {text if reached else 'nothing'} {'reach' if len(reached) != 1 else 'reaches'} {GOOD}")
-    trained = {p.row: next(iter(p.runs.values()))["trained"] for p in found}
-    fewest = min(trained, key=trained.get)
-    full = step["full"]
-    slow = f"{fewest}, with {trained[fewest]:,} parameters the fewest, takes {step[fewest] / full:.2f} of full fine-tuning's time a step"
-    return "; ".join(parts) + f"; {slow}."
+    others = sorted((seconds / step["full"], row) for row, seconds in step.items() if row != "full")
+    (least, fast), (most, slow) = others[0], others[-1]
+    range_of = f"with about as many trained parameters, a step takes from {least:.2f} ({fast}) to {most:.2f} ({slow}) of full fine-tuning's"
+    return f"{'; '.join(parts)}; {range_of}."
 
 
 def scale(lines: Lines, costs: dict | None) -> str:
@@ -122,10 +121,10 @@ def projection(lines: Lines, costs: dict | None) -> str:
         its = of(found, row=r)
         top = max(its, key=lambda p: p.mean()[0])
         near = [p for p in its if p.mean()[0] > top.mean()[0] - 0.1]
-        name = "learnt directly" if r == "prefix" else r
+        name = "A prefix learnt directly" if r == "prefix" else "by an MLP"
         parts.append(f"{name}: best {shown(top.mean())} at rate {top.cell.lr:g}, within 0.1 of it at {len(near)} of {len(its)} rates")
     tops = [max(of(found, row=r), key=lambda p: p.mean()[0]) for r in values(found, "row")]
-    if len(tops) == 2:
+    if len(tops) > 1:
         parts.append(f"at the best rate of each the MLP is {against(tops[1].less(tops[0]), 'the direct form')}")
     return "; ".join(parts) + "."
 

@@ -55,19 +55,23 @@ def run(path: Path, folder: Path) -> dict:
     lines, costs = read(path), read_costs(path)
     if not lines:
         raise Error(f"{path} has no lines: `python bench.py quality` writes them")
-    there = [s for s in QUESTIONS if is_there(lines, READ_OFF.get(s, s)) and (costs or s not in MEASURED)]
+    sections, trends = [section(lines, costs, study) for study in QUESTIONS], all_trends(lines)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for name in [*there, *(["sweeps"] if "methods" in there else [])]:
+    for name in drawn(sections):
         figure = FIGURES[name](lines, costs)
         pictures[name] = picture(figure, "svg").decode()
         for kind in ("png", "svg"):
             write_atomically(folder / "figures" / f"quality-{name}.{kind}", lambda to, f=figure, k=kind: to.write_bytes(picture(f, k)))
-    sections = [section(lines, costs, s, s in there) for s in QUESTIONS]
-    trends = all_trends(lines)
     write_text(folder / "comparison.md", markdown(lines, path, sections, trends))
     write_text(folder / "comparison.html", page(lines, path, sections, trends, pictures))
     return {"pages": [str(folder / f"comparison.{kind}") for kind in ("md", "html")], "figures": list(pictures), "trends": len(trends)}
+
+
+def drawn(sections: "list[Section]") -> list[str]:
+    """The figures of these sections: one each that has something to say, and the sweeps beside the first."""
+    names = [s.study for s in sections if s.sentence]
+    return names + ["sweeps"] * ("methods" in names)
 
 
 def picture(figure, kind: str) -> bytes:
@@ -84,8 +88,9 @@ class Section:
         self.question, self.command = QUESTIONS[study], command(study)
 
 
-def section(lines: Lines, costs: dict | None, study: str, there: bool) -> Section:
-    if not there:
+def section(lines: Lines, costs: dict | None, study: str) -> Section:
+    """A study's section; without a sentence where it is not run."""
+    if not is_there(lines, READ_OFF.get(study, study)) or (study in MEASURED and not costs):
         return Section(study, "", [])
     tables = cost(lines, costs) if study == "cost" else TABLES[study](lines) if study in TABLES else []
     return Section(study, FINDINGS[study](lines, costs), tables)
@@ -164,7 +169,7 @@ nav li { margin: .2rem 0 }
 def page(lines: Lines, path: Path, sections: list[Section], trends: list[Trend], pictures: dict[str, str]) -> str:
     """The HTML page: its figures are in it, and it loads nothing."""
 
-    def drawn(name: str) -> str:
+    def shown(name: str) -> str:
         data = base64.b64encode(pictures[name].encode()).decode()
         return f'<figure><img alt="{html.escape(QUESTIONS.get(name, name))}" src="data:image/svg+xml;base64,{data}"></figure>'
 
@@ -176,9 +181,9 @@ def page(lines: Lines, path: Path, sections: list[Section], trends: list[Trend],
         if not s.sentence:
             body.append(f"<p>Not run yet: <code>{s.command}</code>.</p>")
             continue
-        body += [f"<p>{inline(s.sentence)}</p>", drawn(s.study), *(f'<div class="scroll">{t.html()}</div>' for t in s.tables)]
+        body += [f"<p>{inline(s.sentence)}</p>", shown(s.study), *(f'<div class="scroll">{t.html()}</div>' for t in s.tables)]
         if s.study == "methods":
-            body.append(drawn("sweeps"))
+            body.append(shown("sweeps"))
         body.append(f"<p><code>{s.command}</code></p>")
     body.append('<h2 id="elsewhere">What was reported elsewhere</h2><div class="scroll"><table class="trends">')
     body.append(
