@@ -43,7 +43,7 @@ WORDING = (
     "The Mill is a family friendly pub by the riverside.<|im_end|>\n<|im_start|>user\n"
 )
 FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 tokens of SmolLM2's
-STEPS, BATCH = 100, 4
+STEPS, BATCH = 75, 4
 LONGEST = 64  # tokens of a pair, the virtual ones not among them
 SCORED, NEW = 50, 40
 
