@@ -1,5 +1,6 @@
 """Figures: one look, and one colour for a method wherever it is drawn (needs matplotlib)."""
 
+import io
 from pathlib import Path
 
 from .config import Error
@@ -44,7 +45,14 @@ def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
     return fig, fig.subplots(rows, columns, **subplots)
 
 
+def picture(fig, kind: str) -> bytes:
+    """The figure as a file of this kind, "svg" or "png"; the same drawing gives the same file."""
+    to = io.BytesIO()
+    fig.savefig(to, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+    return to.getvalue()
+
+
 def save(fig, name: str) -> None:
     """Write the figure to FOLDER/name, in the format its ending says (.svg, .png)."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    fig.savefig(FOLDER / name, dpi=100, metadata={"Date": None} if name.endswith(".svg") else None)
+    (FOLDER / name).write_bytes(picture(fig, name.rpartition(".")[2]))

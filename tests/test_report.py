@@ -100,6 +100,14 @@ def test_differences_are_taken_seed_by_seed_over_those_that_both_have():
     assert beyond_chance((0.1, 0.2)) == beyond_chance((0.1, None)) == 0
 
 
+def test_half_way_is_half_of_all_steps_those_of_the_prompt_below_included():
+    looks = [[step, step / 1000, 0.0] for step in range(0, 300, 37)]
+    whole = Point(Cell("small", "reverse", "prefix", start="random"), {0: {"curve": looks}})
+    climbed = Point(Cell("small", "reverse", "prefix", start={"rung": "prompt", "lr": 0.1}), {0: {"curve": looks[:5]}})
+    assert whole.values("half-way") == {0: 0.148} and climbed.values("half-way") == {0: 0.0}
+    assert whole.values("curve") == {0: pytest.approx(0.148)}
+
+
 def test_a_study_has_what_is_run_of_it_and_no_more(lines):
     assert not points({}, "methods")
     without = {k: v for k, v in lines.items() if v["cell"]["seed"] != 3}

@@ -106,7 +106,11 @@ class MatrixRate:
 
 def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[str]:
     """Aligned lines: the headings, then a line a row. The first column stands left, the others right."""
-    text = [list(cells)] + [[cell(r) for cell in cells.values()] for r in rows]
+    return aligned([list(cells)] + [[cell(r) for cell in cells.values()] for r in rows])
+
+
+def aligned(text: list[list[str]]) -> list[str]:
+    """Lines of cells under each other: the first column stands left, the others right."""
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
     return ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in text]
 

@@ -35,10 +35,17 @@ class Point:
 
     def values(self, what: str) -> dict[int, float]:
         """Of every seed that has it: "score" (BLEU of E2E, exact match elsewhere), "loss", "gap" (nats by which the loss on what is
-        held out is above that on what was learnt) …"""
+        held out is above that on what was learnt), "curve" (the mean score of the looks), "half-way" (that of the look nearest to half of
+        the steps) …"""
         if what == "gap":
             learnt = self.values("loss_on_learnt")
             return {seed: value - learnt[seed] for seed, value in self.values("loss").items() if seed in learnt}
+        if what == "curve":
+            return {seed: statistics.mean(score for _, score, _ in line["curve"]) for seed, line in self.runs.items()}
+        if what == "half-way":
+            before = self.cell.steps // 2 if self.cell.start and "lr" in self.cell.start else 0  # steps of the soft prompt below it
+            half = self.cell.steps / 2 - before
+            return {seed: min(line["curve"], key=lambda look: abs(look[0] - half))[1] for seed, line in self.runs.items()}
         return {seed: line[what] for seed, line in self.runs.items() if line.get(what) is not None}
 
     def mean(self, what: str = "score") -> Interval:

@@ -9,7 +9,7 @@ from ...drawing import COLOURS, figure
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, largest, method_of
 from ..quality.summary import Interval, points
-from .tables import at_half, cost_rows, of, start_name, sweep_losses, task, values
+from .tables import best, cost_rows, of, start_name, sweep_losses, task, tokens, values
 
 MARKERS = {"full": "s", "hard-prompt": "P", "prompt": "o", "prefix": "D", "lora": "^", "adapter": "v", "llama-adapter": "X"}
 EXACT = "exact match on held-out examples"
@@ -170,10 +170,10 @@ def length(lines: Lines, costs: dict | None):
     for column, t in enumerate(tasks):
         for ax, what in ((axes[column], "score"), (axes[len(tasks) + column], "loss")):
             for row in values(found, "row"):
-                its = sorted(of(found, task=t, row=row), key=lambda p: p.cell.size["num_virtual_tokens"])
-                line(ax, [p.cell.size["num_virtual_tokens"] for p in its], [p.mean(what) for p in its], row, share=what == "score")
+                its = sorted(of(found, task=t, row=row), key=tokens)
+                line(ax, list(map(tokens, its)), [p.mean(what) for p in its], row, share=what == "score")
             ax.set_xscale("log", base=2)
-            lengths = sorted({p.cell.size["num_virtual_tokens"] for p in found})
+            lengths = sorted(set(map(tokens, found)))
             ax.set_xticks(lengths, [str(n) for n in lengths])
         axes[column].set(title=task(t), ylim=(-0.05, 1.08))
         axes[len(tasks) + column].set(yscale="log", xlabel="virtual tokens")
@@ -192,7 +192,7 @@ def start(lines: Lines, costs: dict | None):
     for ax, t in zip(axes, tasks, strict=True):
         for p in of(found, task=t):
             y, style = names.index(f"{p.row} from {start_name(p.cell)}"), look(p.row) | {"linestyle": "none", "capsize": 3}
-            for score, fill, label in ((at_half(p), "white", "half-way"), (p.mean(), style["color"], "at the end")):
+            for score, fill, label in ((p.mean("half-way"), "white", "half-way"), (p.mean(), style["color"], "at the end")):
                 offset = 0.14 if label == "half-way" else -0.14
                 ax.errorbar(
                     [score[0]], [y + offset], xerr=bars([score]), **(style | {"markerfacecolor": fill, "label": f"{p.row}, {label}"})
@@ -270,15 +270,6 @@ def cost(lines: Lines, costs: dict | None):
         ax.set_ylabel("exact match, mean of all tasks")
     legend(fig, axes)
     return fig
-
-
-def best(rows: list[dict], what: str) -> list[str]:
-    """The Pareto front: rows for which no other one costs as little or less and scores more, or costs less and scores as much."""
-
-    def beats(a: dict, b: dict) -> bool:
-        return a[what] <= b[what] and a["score"][0] >= b["score"][0] and (a[what], a["score"][0]) != (b[what], b["score"][0])
-
-    return [r["row"] for r in rows if not any(beats(other, r) for other in rows)]
 
 
 Figure = Callable[[Lines, "dict | None"], object]

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from ...data.tasks import find_task
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, largest
-from ..quality.summary import Interval, Point, beyond_chance, points
-from .figures import best
-from .tables import at_half, cost_rows, of, shown, start_name, values
+from ..quality.summary import Interval, beyond_chance, points
+from .tables import best, cost_rows, of, shown, start_name, tokens, values
 
 GOOD = 0.9  # exact match from which on a method is said to do a task
 
@@ -25,6 +24,11 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "none"
 
 
+def sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def methods(lines: Lines, costs: dict | None) -> str:
     found, parts = points(lines, "methods"), []
     for t in values(found, "task"):
@@ -32,7 +36,7 @@ def methods(lines: Lines, costs: dict | None) -> str:
         able, rest = [p.row for p in its if p.mean()[0] >= GOOD], [p for p in its if p.mean()[0] < GOOD]
         text = f"{find_task(t).kind}, `{t}`: {GOOD} or more by {listed(able)}"
         parts.append(text + (f", next {rest[0].row} {shown(rest[0].mean())}" if rest else ""))
-    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
+    return sentence(parts)
 
 
 def budget(lines: Lines, costs: dict | None) -> str:
@@ -90,29 +94,26 @@ def length(lines: Lines, costs: dict | None) -> str:
             if beyond_chance(its[-1].less(top)) < 0:
                 text += f", and {max(scores)} are {against(its[-1].less(top), str(tokens(top)))}"
             parts.append(text)
-    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
-
-
-def tokens(p: Point) -> int:
-    return p.cell.size["num_virtual_tokens"]
+    return sentence(parts)
 
 
 def start(lines: Lines, costs: dict | None) -> str:
     found, parts = points(lines, "start"), []
     for t in values(found, "task"):
         for r in values(found, "row"):
-            its = sorted(of(found, task=t, row=r), key=lambda p: -at_half(p)[0])
+            its = sorted(of(found, task=t, row=r), key=lambda p: -p.mean("half-way")[0])
             noise = next(p for p in its if p.cell.start == "random")
             if max(p.mean()[0] for p in its) < GOOD / 2:
                 parts.append(f"no start makes a {r} learn `{t}`")
                 continue
+            half, of_noise = (p.mean("half-way")[0] for p in (its[0], noise))
             ahead, behind = ([p for p in its if beyond_chance(p.less(noise)) == sign] for sign in (1, -1))
             parts.append(
-                f"{r} on `{t}`: half-way {start_name(its[0].cell)} leads with {at_half(its[0])[0]:.2f} (noise {at_half(noise)[0]:.2f}), "
+                f"{r} on `{t}`: half-way {start_name(its[0].cell)} leads with {half:.2f} (noise {of_noise:.2f}), "
                 f"at the end ahead of noise: {listed([f'{start_name(p.cell)} ({p.less(noise)[0]:+.2f})' for p in ahead])}, "
                 f"behind: {listed([f'{start_name(p.cell)} ({p.less(noise)[0]:+.2f})' for p in behind])}"
             )
-    return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
+    return sentence(parts)
 
 
 def projection(lines: Lines, costs: dict | None) -> str:

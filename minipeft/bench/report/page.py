@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 from ...checkpoint import write_atomically, write_text
 from ...config import Error
 from ...data.tasks import KINDS, find_task
+from ...drawing import picture
 from ..measure import card_line
 from ..quality import studies
+from ..quality.cell import HELD_OUT, Cell
 from ..quality.costs import read_costs
 from ..quality.grid import Lines, read
 from ..quality.summary import points
@@ -60,9 +61,9 @@ def run(path: Path, folder: Path) -> dict:
     pictures = {}
     for name in drawn(sections):
         figure = FIGURES[name](lines, costs)
-        pictures[name] = picture(figure, "svg").decode()
         for kind in ("png", "svg"):
-            write_atomically(folder / "figures" / f"quality-{name}.{kind}", lambda to, f=figure, k=kind: to.write_bytes(picture(f, k)))
+            pictures[name] = picture(figure, kind)  # the page takes the last
+            write_atomically(folder / "figures" / f"quality-{name}.{kind}", lambda to, data=pictures[name]: to.write_bytes(data))
     write_text(folder / "comparison.md", markdown(lines, path, sections, trends))
     write_text(folder / "comparison.html", page(lines, path, sections, trends, pictures))
     return {"pages": [str(folder / f"comparison.{kind}") for kind in ("md", "html")], "figures": list(pictures), "trends": len(trends)}
@@ -72,12 +73,6 @@ def drawn(sections: "list[Section]") -> list[str]:
     """The figures of these sections: one each that has something to say, and the sweeps beside the first."""
     names = [s.study for s in sections if s.sentence]
     return names + ["sweeps"] * ("methods" in names)
-
-
-def picture(figure, kind: str) -> bytes:
-    to = io.BytesIO()
-    figure.savefig(to, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
-    return to.getvalue()
 
 
 class Section:
@@ -104,6 +99,7 @@ def head(lines: Lines, path: Path) -> list[str]:
         commits.setdefault(machine, []).append(commit)
     cards = [f"{machine}, commits {', '.join(dict.fromkeys(its))}" for machine, its in commits.items()]
     hours = sum(line["seconds"] for line in lines.values()) / 3600
+    seeds = len({line["cell"]["seed"] for line in lines.values() if line["cell"]["scored_on"] == "held-out"})
     kinds = {t: find_task(t).kind for t in studies.TASKS}
     tasks = "; ".join(
         f"**{kind}** ({KINDS[kind]}): {', '.join(f'`{t}`' for t in kinds if kinds[t] == kind)}" for kind in dict.fromkeys(kinds.values())
@@ -112,12 +108,13 @@ def head(lines: Lines, path: Path) -> list[str]:
         f"{len(lines):,} runs, one JSON line each, in `{path.name}`: {hours:.1f} hours of training, one CPU thread a run. Every line holds "
         "what it takes to run it again, and the machine it ran on; `python bench.py quality --lines FILE --again N` runs line N again "
         "and compares.",
-        f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, 300 steps of "
-        "AdamW on 16 examples, new ones in every batch, warm-up and cosine, the same examples in the same order for all methods of a "
-        "seed. Every method has a sweep of three learning rates on every base and task (at one size), by its loss on dev examples, with "
-        "a seed of its own. Scores are of 500 held-out examples: exact match, the share of answers without a wrong digit. Means are "
-        "over 5 seeds, with the 95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* "
-        "are said where that interval leaves zero out.",
+        f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, "
+        f"{Cell.steps} steps of AdamW on {Cell.batch_size} examples, new ones in every batch, warm-up and cosine, the same examples in "
+        "the same order for all methods of a seed. Every method has a sweep of three learning rates on every base and task (at one "
+        "size), by its loss on dev examples, with a seed of its own. Scores are of "
+        f"{HELD_OUT} held-out examples: exact match, the share of answers without a wrong digit. Means are over {seeds} seeds, with the "
+        "95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* are said where that "
+        "interval leaves zero out.",
         f"The tasks: {tasks}.",
         "Machines and versions: " + "; ".join(cards) + ".",
     ]
@@ -166,11 +163,11 @@ nav li { margin: .2rem 0 }
 """
 
 
-def page(lines: Lines, path: Path, sections: list[Section], trends: list[Trend], pictures: dict[str, str]) -> str:
+def page(lines: Lines, path: Path, sections: list[Section], trends: list[Trend], pictures: dict[str, bytes]) -> str:
     """The HTML page: its figures are in it, and it loads nothing."""
 
     def shown(name: str) -> str:
-        data = base64.b64encode(pictures[name].encode()).decode()
+        data = base64.b64encode(pictures[name]).decode()
         return f'<figure><img alt="{html.escape(QUESTIONS.get(name, name))}" src="data:image/svg+xml;base64,{data}"></figure>'
 
     body = [f"<h1>{TITLE}</h1>", *(f"<p>{inline(p)}</p>" for p in head(lines, path)), "<nav><ol>"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ...accounting import count
 from ...config import EMBEDDED
 from ...data.tasks import find_task
+from ..measure import aligned
 from ..quality.cell import Cell
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, RATES, largest
@@ -21,9 +22,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
     def text(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
-        lines = [[c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in [self.head, *self.rows]]
-        return "\n".join([self.title, *("  ".join(line).rstrip() for line in lines)])
+        return "\n".join([self.title, *(line.rstrip() for line in aligned([self.head, *self.rows]))])
 
     def markdown(self) -> str:
         lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *self.rows]
@@ -57,6 +56,11 @@ def task(name: str) -> str:
 def of(found: list[Point], **wanted) -> list[Point]:
     """The points whose cell, or row, has these values."""
     return [p for p in found if all((p.row if name == "row" else getattr(p.cell, name)) == value for name, value in wanted.items())]
+
+
+def tokens(p: Point) -> int:
+    """Virtual tokens of a prompt or prefix."""
+    return p.cell.size["num_virtual_tokens"]
 
 
 def values(found: list[Point], name: str) -> list:
@@ -148,8 +152,8 @@ def length(lines: Lines) -> list[Table]:
     found, tables = points(lines, "length"), []
     for what, title in (("score", "Exact match"), ("loss", "Loss, nats per token,")):
         rows = []
-        for P in sorted({p.cell.size["num_virtual_tokens"] for p in found}):
-            its = [p for p in found if p.cell.size["num_virtual_tokens"] == P]
+        for P in sorted(set(map(tokens, found))):
+            its = [p for p in found if tokens(p) == P]
             columns = [of(its, row=r, task=t) for r in values(found, "row") for t in values(found, "task")]
             rows.append([str(P), *(shown(ps[0].mean(what)) if ps else "-" for ps in columns)])
         head = ["virtual tokens", *(f"{r}, {t}" for r in values(found, "row") for t in values(found, "task"))]
@@ -164,17 +168,19 @@ def start_name(cell: Cell) -> str:
     return {"random": "noise", "vocab": "tokens of the vocabulary"}[cell.start]
 
 
-def at_half(p: Point) -> Interval:
-    """The score in the middle of training."""
-    step, score = p.curve()[len(p.curve()) // 2]
-    return score
-
-
 def start(lines: Lines) -> list[Table]:
     rows, found = [], points(lines, "start")
     for p in found:
         rows.append(
-            [p.row, p.cell.task, start_name(p.cell), shown(p.curve()[0][1]), shown(at_half(p)), shown(p.mean()), shown(p.mean("loss"), 3)]
+            [
+                p.row,
+                p.cell.task,
+                start_name(p.cell),
+                shown(p.curve()[0][1]),
+                shown(p.mean("half-way")),
+                shown(p.mean()),
+                shown(p.mean("loss"), 3),
+            ]
         )
     head = ["method", "task", "starts from", "before", "half-way", "at the end", "loss at the end"]
     return [Table(f"Exact match by what it starts from, {seeds(found)}", head, rows)] if rows else []
@@ -230,6 +236,15 @@ def cost_rows(lines: Lines, costs: dict | None) -> list[dict]:
             }
         )
     return rows
+
+
+def best(rows: list[dict], what: str) -> list[str]:
+    """The Pareto front: rows for which no other one costs as little or less and scores more, or costs less and scores as much."""
+
+    def beats(a: dict, b: dict) -> bool:
+        return a[what] <= b[what] and a["score"][0] >= b["score"][0] and (a[what], a["score"][0]) != (b[what], b["score"][0])
+
+    return [r["row"] for r in rows if not any(beats(other, r) for other in rows)]
 
 
 def cost(lines: Lines, costs: dict | None) -> list[Table]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..quality.grid import Lines
-from ..quality.summary import Interval, Point, beyond_chance, interval, points
-from .tables import of, shown, start_name, values
+from ..quality.summary import Interval, beyond_chance, interval, points
+from .tables import of, shown, start_name, tokens, values
 
 REPRODUCED, PARTLY, CONTRADICTED, INCONCLUSIVE = "reproduced", "reproduced in part", "contradicted", "inconclusive"
 LITTLE = 0.05  # of exact match
@@ -84,10 +84,10 @@ def verdict(signs: list[int]) -> str:
     return CONTRADICTED if any(s < 0 for s in signs) else INCONCLUSIVE
 
 
-def trend(name: str, source: str, says: str, differences: dict[str, Interval], note: str = "", word: str = "") -> Trend:
+def trend(name: str, source: str, says: str, differences: dict[str, Interval], note: str = "", word: str = "", digits: int = 2) -> Trend:
     """A trend that wants every one of these differences to be above zero; word: its verdict, where that follows otherwise."""
     word = word or verdict([beyond_chance(d) for d in differences.values()])
-    measured = "; ".join(f"{of_what}: {shown(d, sign='+')}" for of_what, d in differences.items())
+    measured = "; ".join(f"{of_what}: {shown(d, digits, '+')}" for of_what, d in differences.items())
     thought_of, why = WHY.get(name, ("", ""))
     return Trend(source, says, measured + note, word, why if word == thought_of else "")
 
@@ -127,19 +127,10 @@ def of_tasks(lines: Lines) -> list[Trend]:
             "slow",
             "[Su et al. 2022](https://arxiv.org/abs/2111.06719)",
             "prompt tuning needs many more steps than fine-tuning; here, mean of the training curve: full ahead by",
-            {"`reverse`": difference(mean_of_curve(select["full"]), mean_of_curve(select["prompt"]))},
-            note=f" ({mean_score(select['full'])} and {mean_score(select['prompt'])})",
+            {"`reverse`": select["full"].less(select["prompt"], "curve")},
+            note=f" ({shown(select['full'].mean('curve'))} and {shown(select['prompt'].mean('curve'))})",
         ),
     ]
-
-
-def mean_of_curve(p: Point) -> dict[int, float]:
-    """Of every seed, the mean of the looks."""
-    return {seed: sum(score for _, score, _ in line["curve"]) / len(line["curve"]) for seed, line in p.runs.items()}
-
-
-def mean_score(p: Point) -> str:
-    return shown(interval(list(mean_of_curve(p).values())))
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> Interval:
@@ -158,7 +149,8 @@ def of_scale(lines: Lines) -> list[Trend]:
         full, own = its["full", base, t].values("score"), its["prompt", base, t].values("score")
         return {seed: full[seed] - own[seed] for seed in full if seed in own}
 
-    series = [f"`{t}` {' → '.join(f'{interval(list(gap(b, t).values()))[0]:.2f}' for b in bases)}" for t in tasks]
+    means = {t: [its["full", b, t].less(its["prompt", b, t])[0] for b in bases] for t in tasks}
+    series = [f"`{t}` {' → '.join(f'{mean:.2f}' for mean in its_means)}" for t, its_means in means.items()]
     return [
         trend(
             "closes",
@@ -177,15 +169,14 @@ def of_scale(lines: Lines) -> list[Trend]:
 
 
 def of_length(lines: Lines) -> list[Trend]:
-    its = {(p.row, p.cell.task, p.cell.size["num_virtual_tokens"]): p for p in points(lines, "length")}
+    its = {(p.row, p.cell.task, tokens(p)): p for p in points(lines, "length")}
     tasks, lengths = list(dict.fromkeys(t for _, t, _ in its)), sorted({P for _, _, P in its})
     if len(its) < 2 * len(tasks) * len(lengths) or len(lengths) < 8:
         return []
     past, peaks, longest = {}, {}, lengths[-1]
     for t in tasks:
-        best = min(lengths, key=lambda P: its["prefix", t, P].mean("loss")[0])
-        if best != longest:
-            peaks[f"`{t}`, {longest} tokens above {best}"] = its["prefix", t, longest].less(its["prefix", t, best], "loss")
+        best = min(lengths[:-1], key=lambda P: its["prefix", t, P].mean("loss")[0])
+        peaks[f"`{t}`, {longest} tokens above {best}"] = its["prefix", t, longest].less(its["prefix", t, best], "loss")
         past |= {f"`{t}`, {P}": its["prompt", t, P].less(its["prompt", t, 16]) for P in lengths if P > 16}
     more = any(beyond_chance(d) > 0 and d[0] >= LITTLE for d in past.values())
     one = {f"`{t}`": its["prompt", t, 16].less(its["prompt", t, 1]) for t in tasks if its["prompt", t, 16].mean()[0] > ENOUGH}
@@ -193,8 +184,9 @@ def of_length(lines: Lines) -> list[Trend]:
         trend(
             "peak",
             f"{LI}, figure 4",
-            "a longer prefix is better up to a peak, past which it gets worse; here: the loss of the longest above that of the best by",
-            peaks or {f"{longest} tokens are the best": (0.0, None)},
+            "a longer prefix is better up to a peak, past which it gets worse; here: the longest's loss above the best shorter one's by",
+            peaks,
+            digits=4,
         ),
         trend(
             "past",
@@ -215,12 +207,9 @@ def of_start(lines: Lines) -> list[Trend]:
     if len(its) < 18:
         return []
 
-    def half_way(p: Point) -> dict[int, float]:
-        return {seed: line["curve"][len(line["curve"]) // 2][1] for seed, line in p.runs.items()}
-
     def ahead(r: str, name: str) -> dict[str, Interval]:
         pairs = {t: (its[r, t, name], its[r, t, "noise"]) for t in values(found, "task")}
-        halves = {f"`{t}`, half-way": difference(half_way(a), half_way(b)) for t, (a, b) in pairs.items()}
+        halves = {f"`{t}`, half-way": a.less(b, "half-way") for t, (a, b) in pairs.items()}
         return halves | {f"`{t}`, at the end": a.less(b) for t, (a, b) in pairs.items()}
 
     return [
