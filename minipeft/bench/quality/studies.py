@@ -33,7 +33,7 @@ RATES = {
     "full": (1e-3, 3e-3, 1e-2),
 }
 PROJECTION_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both forms of a prefix
-REAL_RATES = {"prompt": (1e-2, 3e-2, 1e-1), "prefix": (1e-2, 3e-2, 1e-1), "lora": (6e-4, 2e-3, 6e-3), "full": (3e-5, 1e-4, 3e-4)}
+REAL_RATES = {"prompt": (1e-2, 3e-2, 1e-1), "prefix": (1e-2, 3e-2, 1e-1), "lora": (2e-3, 6e-3, 2e-2), "full": (3e-5, 1e-4, 3e-4)}
 
 # What grows with a method's budget: its hyper-parameter, and those that stay.
 GROWS = {
