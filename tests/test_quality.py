@@ -264,8 +264,30 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
             grid.fill(path, asked_for(), 1, {}, "cpu")
         assert str(refused.value).startswith(f"{path}, line 3, is no line of `bench.py quality`: ") and "\n" not in str(refused.value)
         assert garbage in path.read_bytes()
+    path.write_bytes(b'{"another": "file"}')  # whose end is no line that was torn
+    with pytest.raises(Error, match="line 1, is no line"):
+        grid.fill(path, asked_for(), 1, {}, "cpu")
+    assert path.read_bytes() == b'{"another": "file"}'
     with pytest.raises(Error, match=r"cannot be read \(IsADirectoryError\)"):
         grid.fill(tmp_path, asked_for(), 1, {}, "cpu")
+
+
+def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
+    path, work = tmp_path / "lines.jsonl", grid.work
+
+    def second(*its):
+        before = path.read_bytes()
+        with pytest.raises(Error, match="lines.jsonl is in use: another grid writes to it$"):
+            grid.fill(path, [], 1, {}, "cpu")
+        assert path.read_bytes() == before
+        return work(*its)
+
+    monkeypatch.setattr(grid, "work", second)
+    grid.fill(path, asked_for(), 1, {}, "cpu")
+    assert [p.name for p in tmp_path.iterdir()] == ["lines.jsonl"]
+    (tmp_path / "file").touch()
+    with pytest.raises(Error, match="cannot be written to: "):
+        grid.fill(tmp_path / "file" / "lines.jsonl", [], 1, {}, "cpu")
 
 
 def test_a_rate_is_chosen_by_the_loss_on_dev_examples_or_refused():

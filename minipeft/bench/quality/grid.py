@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout  # comes with torch, which needs it
 from tqdm import tqdm
 
 from ...accounting import base_parameters
@@ -24,6 +25,7 @@ from .cell import Cell, run
 from .studies import PROMPT_RUNG, sweep
 
 Lines = dict[str, dict]  # a cell's key -> its line
+BEGINNING = b'{"cell": '  # of every line that Writer writes
 
 
 def read(path: Path) -> Lines:
@@ -35,9 +37,11 @@ def numbered(path: Path) -> dict[int, dict]:
     """The lines of a file by their numbers, from 1. What a stop tore, after the last line break, is passed over. Raises Error for any
     other line that is none, and for a file that cannot be read."""
     try:
-        *texts, _ = path.read_bytes().split(b"\n")
+        *texts, torn = path.read_bytes().split(b"\n")
     except OSError as e:
         raise Error(f"{path} cannot be read ({type(e).__name__})") from None
+    if torn[: len(BEGINNING)] != BEGINNING[: len(torn)]:
+        texts.append(torn)  # another file's
     lines = {}
     for number, text in enumerate(texts, 1):
         if not text:
@@ -53,11 +57,30 @@ def numbered(path: Path) -> dict[int, dict]:
     return lines
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[Lines]:
+    """The lines of a file, which no other grid writes to meanwhile. Raises Error where one does or none can, and as read() does."""
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        held.acquire(timeout=0)
+    except Timeout:
+        raise Error(f"{path} is in use: another grid writes to it") from None
+    except OSError as e:
+        raise Error(f"{path} cannot be written to: {e.strerror}") from None
+    try:
+        yield read(path)
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            lock.unlink()
+        held.release()
+
+
 class Writer:
     """Appends lines to a file, each whole and on the disk before the next; what a stop tore is cut off first."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("ab+")
         self.file.seek(0)
         whole = self.file.read().rfind(b"\n") + 1
@@ -103,9 +126,8 @@ def rated(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
 
 def fill(path: Path, wanted: list[tuple[Cell, Cell | None]], processes: int, folders: dict[str, str], device: str) -> Lines:
     """Run the sweeps of these cells, then the cells, all but those whose lines are in the file; returns the lines of both."""
-    lines = read(path)
     sweeps = [c for _, like in wanted if like is not None for c in sweep(like)]
-    with Writer(path) as write, pool(processes) as workers:
+    with alone(path) as lines, Writer(path) as write, pool(processes) as workers:
         for cells in (lambda: sweeps, lambda: [rated(lines, *pair) for pair in wanted]):
             todo = list({c.key: c for c in cells() if c.key not in lines}.values())
             for line in done(workers, todo, folders, device) if todo else ():

@@ -100,6 +100,7 @@ def head(lines: Lines, path: Path) -> list[str]:
     cards = [f"{machine}, commits {', '.join(dict.fromkeys(its))}" for machine, its in commits.items()]
     hours = sum(line["seconds"] for line in lines.values()) / 3600
     seeds = len({line["cell"]["seed"] for line in lines.values() if line["cell"]["scored_on"] == "held-out"})
+    rates = len(studies.RATES["full"])
     kinds = {t: find_task(t).kind for t in studies.TASKS}
     tasks = "; ".join(
         f"**{kind}** ({KINDS[kind]}): {', '.join(f'`{t}`' for t in kinds if kinds[t] == kind)}" for kind in dict.fromkeys(kinds.values())
@@ -110,11 +111,11 @@ def head(lines: Lines, path: Path) -> list[str]:
         "and compares.",
         f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, "
         f"{Cell.steps} steps of AdamW on {Cell.batch_size} examples, new ones in every batch, warm-up and cosine, the same examples in "
-        "the same order for all methods of a seed. Every method has a sweep of three learning rates on every base and task (at one "
+        f"the same order for all methods of a seed. Every method has a sweep of {rates} learning rates on every base and task (at one "
         "size), by its loss on dev examples, with a seed of its own. Scores are of "
-        f"{HELD_OUT} held-out examples: exact match, the share of answers without a wrong digit. Means are over {seeds} seeds, with the "
-        "95 % interval of Student's t; differences between methods are taken seed by seed. *Ahead* and *behind* are said where that "
-        "interval leaves zero out.",
+        f"{HELD_OUT} held-out examples: exact match, the share of answers without a wrong digit. (The real model's work is less, and its "
+        f"score BLEU, as its table says.) Means are over {seeds} seeds, with the 95 % interval of Student's t; differences between methods "
+        "are taken seed by seed. *Ahead* and *behind* are said where that interval leaves zero out.",
         f"The tasks: {tasks}.",
         "Machines and versions: " + "; ".join(cards) + ".",
     ]

@@ -8,8 +8,9 @@ from ...config import EMBEDDED
 from ...data.tasks import find_task
 from ..measure import aligned
 from ..quality.cell import Cell
-from ..quality.grid import Lines
-from ..quality.studies import BUDGETS, RATES, largest
+from ..quality.grid import Lines, chosen
+from ..quality.real import LONGEST, SCORED
+from ..quality.studies import BUDGETS, RATES, STUDIES, largest, row
 from ..quality.studies import sweep as sweep_of
 from ..quality.summary import Interval, Point, interval, points
 
@@ -74,15 +75,13 @@ def seeds(found: list[Point]) -> str:
     return f"{n[0]} seeds" if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
 
 
-def grid(
-    title: str, found: list[Point], across: str, what: str = "score", digits: int = 2, down: str = "row", head: str = "method"
-) -> Table:
-    """A line for every value of `down`, a column for every value of `across`."""
+def grid(title: str, found: list[Point], across: str, what: str = "score", digits: int = 2) -> Table:
+    """A line for every row of the study, a column for every value of `across`."""
     columns, rows = values(found, across), []
-    for name in values(found, down):
-        its = [of(found, **{down: name, across: column}) for column in columns]
-        rows.append([str(name), *(shown(ps[0].mean(what), digits) if ps and ps[0].values(what) else "-" for ps in its)])
-    return Table(title, [head, *(task(c) if across == "task" else str(c) for c in columns)], rows)
+    for name in values(found, "row"):
+        its = [of(found, **{"row": name, across: column}) for column in columns]
+        rows.append([name, *(shown(ps[0].mean(what), digits) if ps and ps[0].values(what) else "-" for ps in its)])
+    return Table(title, ["method", *(task(c) if across == "task" else str(c) for c in columns)], rows)
 
 
 def methods(lines: Lines) -> list[Table]:
@@ -101,7 +100,7 @@ def methods(lines: Lines) -> list[Table]:
     return [
         Table(f"Exact match on held-out examples, base {base}, mean ± 95 % over {n}", head, rows),
         grid(f"Loss on them, nats per token, {n}", found, "task", "loss"),
-        sweep(lines, found),
+        sweep(lines, "methods"),
     ]
 
 
@@ -110,15 +109,20 @@ def sweep_losses(lines: Lines, p: Point) -> dict[float, "float | None"]:
     return {c.lr: lines[c.key]["loss"] for c in sweep_of(p.cell) if c.key in lines}
 
 
-def sweep(lines: Lines, found: list[Point]) -> Table:
-    """The learning rates: the loss on dev of every rate, the chosen one marked."""
-    rows = []
-    for p in sorted((p for p in found if p.cell.lr is not None), key=lambda p: values(found, "row").index(p.row)):
-        losses = sorted(sweep_losses(lines, p).items())
-        marks = [f"{lr:g}: {'apart' if loss is None else f'{loss:.3f}'}{' ←' if lr == p.cell.lr else ''}" for lr, loss in losses]
-        rows.append([p.row, p.cell.task, *marks])
-    n = len(next(iter(RATES.values())))
-    return Table("The sweep: loss on dev at every learning rate; ← the one that was taken", ["method", "task", *["rate: loss"] * n], rows)
+def sweep(lines: Lines, study: str) -> Table:
+    """The study's sweeps: the loss on dev at every learning rate, the chosen one marked. Other studies may share them."""
+    rows = {}
+    for _, like in STUDIES[study]():
+        cells = sweep_of(like)
+        if not cells or any(c.key not in lines for c in cells):
+            continue
+        losses, taken = [(c.lr, lines[c.key]["loss"]) for c in cells], chosen(lines, like)
+        marks = [f"{lr:g}: {'apart' if loss is None else f'{loss:.3f}'}{' ←' if lr == taken else ''}" for lr, loss in losses]
+        rows[cells[0].key] = [row(cells[0]), size(cells[0]), cells[0].base, cells[0].task, *marks]
+    names = list(dict.fromkeys(r[0] for r in rows.values()))
+    head = ["method", "size", "base", "task", *["rate: loss"] * len(RATES["full"])]
+    title = "The sweep: loss on dev at every learning rate; ← the one that was taken"
+    return Table(title, head, sorted(rows.values(), key=lambda r: names.index(r[0])))
 
 
 def budget(lines: Lines) -> list[Table]:
@@ -145,7 +149,8 @@ def scale(lines: Lines) -> list[Table]:
             gaps = [shown(its["full"].less(its[r])) if r in its else "-" for r in ("prompt", "prefix")]
             rows.append([base, f"{count(EMBEDDED[base], 'full').trained:,}", task(t), *scores, *gaps])
     head = ["base", "parameters", "task", "prompt", "prefix", "full", "full − prompt", "full − prefix"]
-    return [Table(f"Exact match by the size of the base, {seeds(found)}; differences seed by seed", head, rows)] if rows else []
+    title = f"Exact match by the size of the base, {seeds(found)}; differences seed by seed"
+    return [Table(title, head, rows), sweep(lines, "scale")] if rows else []
 
 
 def length(lines: Lines) -> list[Table]:
@@ -158,7 +163,7 @@ def length(lines: Lines) -> list[Table]:
             rows.append([str(P), *(shown(ps[0].mean(what)) if ps else "-" for ps in columns)])
         head = ["virtual tokens", *(f"{r}, {t}" for r in values(found, "row") for t in values(found, "task"))]
         tables.append(Table(f"{title} by length, {seeds(found)}", head, rows)) if rows else None
-    return tables
+    return [*tables, sweep(lines, "length")] if tables else []
 
 
 def start_name(cell: Cell) -> str:
@@ -209,7 +214,21 @@ def data(lines: Lines) -> list[Table]:
 
 def real(lines: Lines) -> list[Table]:
     found = points(lines, "real")
-    return [grid(f"BLEU on E2E by examples to learn from, SmolLM2-135M, {seeds(found)}", found, "examples", digits=1)] if found else []
+    if not found:
+        return []
+    of_all = found[0].cell  # what is the same for all
+    work = f"{of_all.steps} steps of {of_all.batch_size} pairs of at most {LONGEST} tokens"
+    return [
+        grid(
+            f"BLEU of the answers to {SCORED} test MRs by examples to learn from, {of_all.base}, {work}, {seeds(found)}",
+            found,
+            "examples",
+            digits=1,
+        ),
+        grid("Loss on test pairs, nats per token", found, "examples", "loss", 3),
+        grid("Gap: that loss above the loss on what was learnt, nats per token", found, "examples", "gap", 3),
+        sweep(lines, "real"),
+    ]
 
 
 def cost_rows(lines: Lines, costs: dict | None) -> list[dict]:
