@@ -1,4 +1,8 @@
 import functools
+import os
+
+# Read by torch when it is imported, here and in what tests start: tensors this small are not worth a second thread, which spins waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -18,8 +22,6 @@ LLAMA_NAMES = {  # of what GPT-2's names of linears mean
     "mlp.c_fc": ["gate_proj", "up_proj"],
     "mlp.c_proj": ["mlp.down_proj"],
 }
-
-torch.set_num_threads(1)  # tensors this small are not worth a second one, which waits by spinning
 
 
 def in_shape(config: GPTConfig, h: dict) -> dict:

@@ -59,6 +59,12 @@ def test_what_is_pretrained_stays_and_what_is_not_is_pretrained_like_the_others(
     shutil.rmtree(tmp_path / "small")
     with pytest.raises(Error, match="pretraining small failed"):
         bases.run(["tiny", "small"], tmp_path)
+    shutil.rmtree(tmp_path / "small")
+    (tmp_path / "tiny" / "scores.json").unlink()
+    (tmp_path / "tiny" / "training_state").mkdir()  # it was stopped
+    with pytest.raises(Error, match="pretraining tiny failed"):
+        bases.run(["tiny", "small"], tmp_path)
+    assert [command[-1] for command in commands] == ["small", "small", "--resume"]
 
 
 def test_its_fingerprint_stays_so_that_adapters_saved_for_it_stay_good(nano):

@@ -2,7 +2,7 @@
 
 Every size of minipeft.config.EMBEDDED sees the same examples of the same skills in the same order, for as many steps at the same
 peak learning rate; only its shape differs. One run of train.py each, so that every folder's scores.json has the command that makes
-it again. What is there already, finished, is left as it is.
+it again. What is there already is left as it is where it is finished, and gone on with where it was stopped.
 """
 
 import os
@@ -25,6 +25,8 @@ def run(sizes: list[str], out: Path) -> dict:
         scores = out / size / "scores.json"
         if not scores.exists():
             command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE, "--out", os.path.relpath(out / size)]
+            if (out / size / "training_state").is_dir():
+                command.append("--resume")
             print(f"{size}: {' '.join(command[1:])}", file=sys.stderr)
             if subprocess.run(command).returncode:
                 raise Error(f"pretraining {size} failed, as the line above says")
