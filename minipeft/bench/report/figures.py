@@ -7,6 +7,7 @@ from ...accounting import base_parameters, count
 from ...config import EMBEDDED
 from ...drawing import COLOURS, figure
 from ..quality.grid import Lines
+from ..quality.real import SCORED
 from ..quality.studies import BUDGETS, largest, method_of
 from ..quality.summary import Interval, points
 from .tables import best, cost_rows, of, start_name, sweep_losses, task, tokens, values
@@ -236,16 +237,19 @@ def data(lines: Lines, costs: dict | None):
 
 
 def real(lines: Lines, costs: dict | None):
+    """BLEU, held-out loss, and by how much that is above the loss on what was learnt; methods side by side at every number of examples."""
     found = points(lines, "real")
-    fig, ax = figure(height=4.2)
-    for row in values(found, "row"):
-        its = of(found, row=row)
-        line(ax, [p.cell.examples for p in its], [p.mean() for p in its], row, share=False)
-    ax.set(xscale="log", xlabel="examples to learn from", ylabel="BLEU, E2E NLG", title="SmolLM2-135M")
-    ticks = values(found, "examples")
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.minorticks_off()
-    legend(fig, [ax])
+    ticks, rows = values(found, "examples"), values(found, "row")
+    whats = {"score": f"BLEU of\n{SCORED} answers", "loss": "loss on test pairs,\nnats/token", "gap": "the same less that\non learnt pairs"}
+    fig, axes = panels(len(whats), 4.0, columns=len(whats))
+    for ax, (what, label) in zip(axes, whats.items(), strict=True):
+        for i, row in enumerate(rows):
+            its, aside = of(found, row=row), 1.1 ** (i - (len(rows) - 1) / 2)
+            line(ax, [aside * p.cell.examples for p in its], [p.mean(what) for p in its], row, share=False)
+        ax.set(xscale="log", xlabel="examples", title=label)
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.minorticks_off()
+    legend(fig, axes)
     return fig
 
 

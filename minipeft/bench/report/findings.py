@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ...data.tasks import find_task
 from ..quality.grid import Lines
 from ..quality.studies import BUDGETS, largest
-from ..quality.summary import Interval, beyond_chance, points
+from ..quality.summary import Interval, Point, beyond_chance, points
 from .tables import best, cost_rows, of, shown, start_name, tokens, values
 
 GOOD = 0.9  # exact match from which on a method is said to do a task
@@ -144,13 +144,18 @@ def data(lines: Lines, costs: dict | None) -> str:
 
 
 def real(lines: Lines, costs: dict | None) -> str:
+    def placed(its: list[Point], what: str, digits: int, sign: int) -> str:
+        """The first, and of the others who is behind it beyond chance; sign: 1 where more is better, -1 where less is."""
+        first, *rest = sorted(its, key=lambda p: -sign * p.mean(what)[0])
+        differences = [(p.row, first.less(p, what)) for p in rest]
+        behind = [f"{row} ({mean:+.{digits}f})" for row, (mean, half) in differences if beyond_chance((sign * mean, half)) > 0]
+        return f"{first.row} {shown(first.mean(what), digits)}, ahead of {listed(behind)}"
+
     found, parts = points(lines, "real"), []
     for n in values(found, "examples"):
-        its = sorted(of(found, examples=n), key=lambda p: -p.mean()[0])
-        first, *rest = its
-        text = f"{n} examples: {first.row} {shown(first.mean(), 1)}"
-        parts.append(text + "".join(f", {p.row} {shown(p.mean(), 1)}" for p in rest))
-    return "BLEU with " + "; ".join(parts) + "."
+        its = of(found, examples=n)
+        parts.append(f"with {n} examples {placed(its, 'score', 1, 1)} by BLEU, {placed(its, 'loss', 2, -1)} by loss")
+    return sentence(parts)
 
 
 def cost(lines: Lines, costs: dict | None) -> str:

@@ -279,16 +279,28 @@ def of_data(lines: Lines) -> list[Trend]:
 def of_real(lines: Lines) -> list[Trend]:
     found = points(lines, "real")
     its = {(p.row, p.cell.examples): p for p in found}
-    both = [n for n in values(found, "examples") if ("prefix", n) in its and ("full", n) in its]
+    both = {n: (its["prefix", n], its["full", n]) for n in values(found, "examples") if ("prefix", n) in its and ("full", n) in its}
     if not both:
         return []
     return [
         trend(
             "e2e",
-            f"{LI}, table 1 and figure 3",
+            f"{LI}, table 1",
             "on E2E a prefix is on a par with full fine-tuning or ahead; here, BLEU: ahead of 1 below it by",
-            {f"{n} examples": (mean + 1, half) for n in both for mean, half in [its["prefix", n].less(its["full", n])]},
-        )
+            {f"{n} examples": (mean + 1, half) for n, (a, b) in both.items() for mean, half in [a.less(b)]},
+        ),
+        trend(
+            "few e2e",
+            f"{LI}, figure 3",
+            "with little data a prefix is ahead of full fine-tuning; here, on E2E: its held-out loss lower by (nats per token)",
+            {f"{n} examples": b.less(a, "loss") for n, (a, b) in both.items()},
+        ),
+        trend(
+            "overfits e2e",
+            f"{LI}, §6.3",
+            "and overfits less; here, on E2E: its gap of held-out and learnt loss narrower by (nats per token)",
+            {f"{n} examples": b.less(a, "gap") for n, (a, b) in both.items()},
+        ),
     ]
 
 
