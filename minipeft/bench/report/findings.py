@@ -148,13 +148,13 @@ def real(lines: Lines, costs: dict | None) -> str:
         """The first, and of the others who is behind it beyond chance; sign: 1 where more is better, -1 where less is."""
         first, *rest = sorted(its, key=lambda p: -sign * p.mean(what)[0])
         differences = [(p.row, first.less(p, what)) for p in rest]
-        behind = [f"{row} ({mean:+.{digits}f})" for row, (mean, half) in differences if beyond_chance((sign * mean, half)) > 0]
-        return f"{first.row} {shown(first.mean(what), digits)}, ahead of {listed(behind)}"
+        behind = [f"{row} by {abs(mean):.{digits}f}" for row, (mean, half) in differences if beyond_chance((sign * mean, half)) > 0]
+        return f"{first.row} {shown(first.mean(what), digits)} (ahead of {listed(behind)})"
 
     found, parts = points(lines, "real"), []
     for n in values(found, "examples"):
         its = of(found, examples=n)
-        parts.append(f"with {n} examples {placed(its, 'score', 1, 1)} by BLEU, {placed(its, 'loss', 2, -1)} by loss")
+        parts.append(f"with {n} examples by BLEU {placed(its, 'score', 1, 1)}, by loss {placed(its, 'loss', 2, -1)}")
     return sentence(parts)
 
 
