@@ -217,7 +217,7 @@ def real(lines: Lines) -> list[Table]:
     if not found:
         return []
     of_all = found[0].cell  # what is the same for all
-    work = f"{of_all.steps} steps of {of_all.batch_size} pairs of at most {LONGEST} tokens"
+    work = f"{of_all.steps} steps of {of_all.batch_size} pairs of at most {LONGEST} tokens; prompt and prefix start from a wording"
     return [
         grid(
             f"BLEU of the answers to {SCORED} test MRs by examples to learn from, {of_all.base}, {work}, {seeds(found)}",

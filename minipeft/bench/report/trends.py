@@ -60,6 +60,16 @@ WHY = {
         "the paper's prefix starts from words and is made by an MLP, on GPT-2 medium; this one starts from noise, and its rate was chosen "
         "with new examples in every batch. What is ahead with few examples is the soft prompt, a fraction of its size",
     ),
+    "e2e": (
+        PARTLY,
+        "the BLEU of 50 answers scatters from seed to seed, so that only with 200 examples it is beyond chance; the means are ahead with "
+        "every number. The prefix starts from a wording, as full fine-tuning does not",
+    ),
+    "few e2e": (
+        PARTLY,
+        "the steps are as many for every number of examples: with 200 and more a run sees them hardly more than once, and full "
+        "fine-tuning has nothing to overfit with",
+    ),
     "overfits": (
         PARTLY,
         "with tens of examples full fine-tuning is the surer of its wrong answers, from 100 on both gaps are next to nothing",
