@@ -60,7 +60,7 @@ def numbered(path: Path) -> dict[int, dict]:
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[Lines]:
     """The lines of a file, which no other grid writes to meanwhile. Raises Error where one does or none can, and as read() does."""
-    lock = path.with_name(f"{path.name}.lock")
+    lock = path.parent / f"{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)
