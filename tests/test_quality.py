@@ -279,7 +279,7 @@ def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
         before = path.read_bytes()
         with pytest.raises(Error, match="lines.jsonl is in use: another grid writes to it$"):
             grid.fill(path, [], 1, {}, "cpu")
-        assert path.read_bytes() == before
+        assert path.read_bytes().startswith(before)  # the first goes on with its own
         return work(*its)
 
     monkeypatch.setattr(grid, "work", second)
