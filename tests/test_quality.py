@@ -272,6 +272,15 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
         grid.fill(tmp_path, asked_for(), 1, {}, "cpu")
 
 
+def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
+    card = {"device": "X", "device_type": "cpu", "torch": "2"}
+    avx2, avx512 = card | {"instructions": "AVX2"}, card | {"instructions": "AVX512"}
+    assert again.machines(avx2, avx2) == "then on X with AVX2, torch 2, now on X with AVX2, torch 2"
+    assert again.machines(avx512, avx2).endswith("ATEN_CPU_CAPABILITY=avx512 has torch take AVX512")
+    assert again.machines(card, avx512).endswith("ATEN_CPU_CAPABILITY=avx2 has torch take AVX2")
+    assert "ATEN" not in again.machines(avx2, card | {"device_type": "cuda"})
+
+
 def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
     path, work = tmp_path / "lines.jsonl", grid.work
 

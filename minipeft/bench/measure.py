@@ -20,9 +20,11 @@ from ..memory import resident_peak
 
 def card(device: torch.device) -> dict:
     """The machine and the versions, for the top of every result."""
+    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         "device_type": device.type,
+        **({} if cuda else {"instructions": torch.backends.cpu.get_cpu_capability()}),  # of vectors, that torch takes: they decide rounding
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -76,9 +78,10 @@ def geometric_mean(values: list[float]) -> float:
 
 def card_line(c: dict) -> str:
     """The card as the first line of a table."""
+    instructions = f" with {c['instructions']}" if "instructions" in c else ""
     libraries = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
     return (
-        f"{c['device']}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, Python {c['python']}, "
+        f"{c['device']}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, Python {c['python']}, "
         f"{libraries}commit {c['commit']}"
     )
 

@@ -27,8 +27,21 @@ def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
 
 def table(result: dict) -> str:
     c, (before, now) = result["cell"], (result[x] for x in ("before", "now"))
-    machine = "" if result["same"] else f" ({', '.join(result['differs'])}; then on {before['card']['device']}, {before['card']['torch']})"
     return (
         f"{c['method']} on {c['task']}, base {c['base']}, seed {c['seed']}: score {before['score']} then, {now['score']} now; "
-        f"loss {before['loss']} then, {now['loss']} now: {'the same' if result['same'] else 'not the same'}{machine}"
+        f"loss {before['loss']} then, {now['loss']} now: "
+        + ("the same" if result["same"] else f"not the same ({', '.join(result['differs'])}; {machines(before['card'], now['card'])})")
     )
+
+
+def machines(then: dict, now: dict) -> str:
+    """Where both ran, and what to try where the CPU may be what differs."""
+    took = [card.get("instructions") for card in (then, now)]
+    text = ", ".join(
+        f"{when} on {card['device']}{f' with {its}' if its else ''}, torch {card['torch']}"
+        for when, card, its in zip(("then", "now"), (then, now), took, strict=True)
+    )
+    if took[0] == took[1] or "cuda" in (then["device_type"], now["device_type"]):
+        return text
+    its = took[0] or "AVX2"  # lines from before this was noted do not say
+    return f"{text}: other vector instructions round differently, and ATEN_CPU_CAPABILITY={its.lower()} has torch take {its}"
