@@ -8,6 +8,8 @@ from .grid import numbered, work
 
 SAME = ("score", "loss", "curve", "loss_on_learnt", "score_on_learnt", "wording", "trained", "stored_bytes", "chrf", "failed")
 
+AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"  # for torch's own operators and the library it has small products from
+
 
 def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
     """The line of this number (from 1), and what it gives now; "same": whether all but times agree to the last bit.
@@ -43,5 +45,5 @@ def machines(then: dict, now: dict) -> str:
     )
     if took[0] == took[1] or "cuda" in (then["device_type"], now["device_type"]):
         return text
-    its = took[0] or "AVX2"  # lines from before this was noted do not say
-    return f"{text}: other vector instructions round differently, and ATEN_CPU_CAPABILITY={its.lower()} has torch take {its}"
+    text += ": other vector instructions round differently"
+    return text if took[0] not in (None, "AVX2") else f"{text}, `{AVX2}` in front of the command takes AVX2"

@@ -12,6 +12,7 @@ from ...data.tasks import KINDS, find_task
 from ...drawing import picture
 from ..measure import card_line
 from ..quality import studies
+from ..quality.again import AVX2
 from ..quality.cell import HELD_OUT, Cell
 from ..quality.costs import read_costs
 from ..quality.grid import Lines, read
@@ -108,8 +109,8 @@ def head(lines: Lines, path: Path) -> list[str]:
     return [
         f"{len(lines):,} runs, one JSON line each, in `{path.name}`: {hours:.1f} hours of training, one CPU thread a run. Every line holds "
         "what it takes to run it again, and the machine it ran on; `python bench.py quality --lines FILE --again N` runs line N again "
-        "and compares. With the same torch and vector instructions it agrees to the last bit; a CPU that has more of them takes AVX2 with "
-        "`ATEN_CPU_CAPABILITY=avx2` in front of the command.",
+        "and compares. With the same torch and vector instructions it agrees to the last bit; on a CPU that has more of them "
+        f"`{AVX2}` in front of the command takes AVX2.",
         f"A study varies one thing. The rest is the same for all: the base `{studies.BASE}` unless a study says otherwise, "
         f"{Cell.steps} steps of AdamW on {Cell.batch_size} examples, new ones in every batch, warm-up and cosine, the same examples in "
         f"the same order for all methods of a seed. Every method has a sweep of {rates} learning rates on every base and task (at one "
