@@ -15,6 +15,7 @@ import torch
 from forked import context
 
 from minipeft import GPT, METHODS, Error, accounting, adapt, console
+from minipeft.bench import measure
 from minipeft.bench.quality import again, grid, studies
 from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality.cell import Cell
@@ -281,7 +282,10 @@ def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
             "`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` in front of the command takes AVX2"
         )
     assert again.machines(avx512, avx2).endswith("other vector instructions round differently")  # and what it has not it cannot take
-    assert "ATEN" not in again.machines(avx2, card | {"device_type": "cuda"})
+    for other in (card | {"device_type": "cuda"}, card | {"instructions": "NEON"}):
+        assert "ATEN" not in again.machines(avx2, other)
+    here = measure.card(torch.device("cpu"))
+    assert f"{here['device']} with {torch.backends.cpu.get_cpu_capability()}, " in measure.card_line(here)
 
 
 def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):

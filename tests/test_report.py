@@ -132,6 +132,16 @@ def test_the_main_table_holds_the_means_of_the_lines(lines):
     assert half == pytest.approx(2.776 * np.std(list(scores.values()), ddof=1) / np.sqrt(5), abs=0.006)
 
 
+def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where_every_rate_came_apart(lines):
+    shown = tables.sweep(lines, "real")
+    assert [row[0] for row in shown.rows] == [*studies.REAL_RATES]  # once for all numbers of examples
+    for row in shown.rows:
+        losses = {mark: float(mark.split(": ")[1].removesuffix(" ←")) for mark in row[4:]}
+        assert [mark.endswith("←") for mark in losses] == [loss == min(losses.values()) for loss in losses.values()]
+    apart = {k: v | {"loss": None} if v["cell"]["scored_on"] == "dev" and v["cell"]["method"] == "lora" else v for k, v in lines.items()}
+    assert [row for row in tables.sweep(lines, "methods").rows if row[0] != "lora"] == tables.sweep(apart, "methods").rows
+
+
 @pytest.mark.parametrize(
     "differences, word",
     [

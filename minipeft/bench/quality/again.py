@@ -46,4 +46,5 @@ def machines(then: dict, now: dict) -> str:
     if took[0] == took[1] or "cuda" in (then["device_type"], now["device_type"]):
         return text
     text += ": other vector instructions round differently"
-    return text if took[0] not in (None, "AVX2") else f"{text}, `{AVX2}` in front of the command takes AVX2"
+    has_both = took[1] == "AVX512" and took[0] in (None, "AVX2")  # lines from before it was noted do not say
+    return f"{text}, `{AVX2}` in front of the command takes AVX2" if has_both else text

@@ -94,7 +94,7 @@ def sweeps(lines: Lines, costs: dict | None):
         for p in of(found, task=t):
             if p.cell.lr is None:
                 continue
-            losses = [x for x in sorted(sweep_losses(lines, p).items()) if x[1] is not None]
+            losses = [x for x in sorted(sweep_losses(lines, p.cell).items()) if x[1] is not None]
             ax.plot(*zip(*losses, strict=True), **look(p.row))
             ax.plot([p.cell.lr], [dict(losses)[p.cell.lr]], "o", markersize=13, markerfacecolor="none", color=COLOURS[p.cell.method])
         ax.set(title=task(t), xscale="log", yscale="log", xlabel="peak learning rate", ylabel="loss on dev, nats/token")

@@ -4,7 +4,7 @@ import html
 from typing import NamedTuple
 
 from ...accounting import count
-from ...config import EMBEDDED
+from ...config import EMBEDDED, Error
 from ...data.tasks import find_task
 from ..measure import aligned
 from ..quality.cell import Cell
@@ -104,25 +104,28 @@ def methods(lines: Lines) -> list[Table]:
     ]
 
 
-def sweep_losses(lines: Lines, p: Point) -> dict[float, "float | None"]:
-    """{rate: loss on dev} of the sweep that chose the point's rate; None: training came apart."""
-    return {c.lr: lines[c.key]["loss"] for c in sweep_of(p.cell) if c.key in lines}
+def sweep_losses(lines: Lines, like: Cell) -> dict[float, "float | None"]:
+    """{rate: loss on dev} of the sweep that chose the rate of this cell; None: training came apart."""
+    return {c.lr: lines[c.key]["loss"] for c in sweep_of(like) if c.key in lines}
 
 
 def sweep(lines: Lines, study: str) -> Table:
     """The study's sweeps: the loss on dev at every learning rate, the chosen one marked. Other studies may share them."""
-    rows = {}
+    rows = []
     for _, like in STUDIES[study]():
-        cells = sweep_of(like)
-        if not cells or any(c.key not in lines for c in cells):
+        try:
+            taken = chosen(lines, like)
+        except Error:  # it is not run, or came apart at every rate
             continue
-        losses, taken = [(c.lr, lines[c.key]["loss"]) for c in cells], chosen(lines, like)
-        marks = [f"{lr:g}: {'apart' if loss is None else f'{loss:.3f}'}{' ←' if lr == taken else ''}" for lr, loss in losses]
-        rows[cells[0].key] = [row(cells[0]), size(cells[0]), cells[0].base, cells[0].task, *marks]
-    names = list(dict.fromkeys(r[0] for r in rows.values()))
+        losses = sweep_losses(lines, like)
+        marks = [f"{lr:g}: {'apart' if loss is None else f'{loss:.3f}'}{' ←' if lr == taken else ''}" for lr, loss in losses.items()]
+        line = [row(like), size(like), like.base, like.task, *marks]
+        if marks and line not in rows:  # words have none, and cells of other data or seeds the same
+            rows.append(line)
+    names = list(dict.fromkeys(r[0] for r in rows))
     head = ["method", "size", "base", "task", *["rate: loss"] * len(RATES["full"])]
     title = "The sweep: loss on dev at every learning rate; ← the one that was taken"
-    return Table(title, head, sorted(rows.values(), key=lambda r: names.index(r[0])))
+    return Table(title, head, sorted(rows, key=lambda r: names.index(r[0])))
 
 
 def budget(lines: Lines) -> list[Table]:
