@@ -35,10 +35,11 @@ from minipeft.bench import attention, bases, cost, params, peers, quality, repor
 from minipeft.bench.quality import again, cell, costs, grid, studies
 from minipeft.bench.report import page as report_page
 from minipeft.bench.report.tables import TABLES
-from minipeft.checkpoint import write_json
 from minipeft.config import EMBEDDED, SHAPES
-from minipeft.console import Parser, device, run, seed
 from minipeft.data import BASES
+from minipeft.files.atomic import write_json
+from minipeft.runtime.console import Parser, run, seed
+from minipeft.runtime.devices import device
 
 
 def cost_arguments(argv) -> argparse.Namespace:
@@ -127,7 +128,7 @@ def params_arguments(argv) -> argparse.Namespace:
     for name, (kind, metavar, text) in SIZES.items():
         add(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     add("--prefix-projection", action="store_true", default=None, help="a prefix made by an MLP")
-    add("--target-modules", nargs="+", metavar="NAME", help="linears that LoRA edits (default: c_attn; or q_proj and v_proj)")
+    add("--target-modules", nargs="+", metavar="NAME", help="linears that LoRA hooks (default: c_attn; or q_proj and v_proj)")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
     add("--batch-size", type=int, default=8, metavar="B", help="sequences a step")
     add("--seq-len", type=int, default=128, metavar="T", help="real tokens a sequence")

@@ -35,27 +35,47 @@ from torch import Tensor
 import minipeft
 from minipeft import METHODS, Error
 from minipeft.accounting import base_parameters, bytes_per_step
-from minipeft.bench.measure import card, saved_bytes
-from minipeft.checkpoint import check_place, fingerprint, read_json, write_json, write_text
+from minipeft.adapters import fingerprint
 from minipeft.config import EMBEDDED
-from minipeft.console import Parser, device, line_breaks, run, seed, shown_as
 from minipeft.data import BASES
 from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
-from minipeft.data.tasks import INSTRUCTIONS, KINDS, NOVEL, SKILLS, Example, find_task, skill_example
+from minipeft.data.tasks import (
+    INSTRUCTIONS,
+    KINDS,
+    NOVEL,
+    SKILLS,
+    Example,
+    find_task,
+    skill_example,
+)
 from minipeft.data.template import DEFAULT, Template
 from minipeft.data.tokenizer import Tokenizer, tokenizer_for
-from minipeft.distributed import check_same, join, leader, leave, lost_peer, own_noise, parallel, together, whole_base, world
-from minipeft.evaluation import answer, batches, choose_wording, evaluate, perplexity
-from minipeft.hf import find_base
-from minipeft.memory import available, gigabytes, resident_peak
+from minipeft.files.atomic import check_place, read_json, write_json, write_text
+from minipeft.files.huggingface import find_base
 from minipeft.methods import hyperparameters_of
 from minipeft.methods.base import WIDE, Adapted
-from minipeft.methods.hard_prompt import search
-from minipeft.run_folder import RunFolder
-from minipeft.scores import text_scores
-from minipeft.stopping import Stopped
-from minipeft.traffic import counted_step
-from minipeft.training import train
+from minipeft.runtime.console import Parser, line_breaks, run, seed, shown_as
+from minipeft.runtime.devices import device
+from minipeft.runtime.memory import available, gigabytes, resident_peak
+from minipeft.runtime.processes import (
+    check_same,
+    is_main_process,
+    join,
+    leave,
+    lost_peer,
+    own_noise,
+    run_on_rank0,
+    world_size,
+)
+from minipeft.runtime.profiling import card, saved_bytes
+from minipeft.runtime.signals import Stopped
+from minipeft.training.evaluation import answer, batches, evaluate, perplexity
+from minipeft.training.loop import train
+from minipeft.training.prompt_search import choose_wording, search
+from minipeft.training.run_folder import RunFolder
+from minipeft.training.scores import text_scores
+from minipeft.training.sharding import full_base, parallel
+from minipeft.training.traffic import counted_step
 
 DEVELOPMENT = 200  # examples that hard prompts are chosen by
 REPORTED = 200  # held-out examples of a file that the loss is reported on, at most
@@ -191,7 +211,7 @@ def open_base(args) -> tuple[minipeft.GPT, Tokenizer]:
 
 def is_sharded(args) -> bool:
     """Whether every process holds a part of the base: then it moves to the device block by block."""
-    return world() > 1 and ("full" in args.methods or args.shard_base)
+    return world_size() > 1 and ("full" in args.methods or args.shard_base)
 
 
 def hyperparameters(args, base, tokenizer) -> dict:
@@ -201,9 +221,9 @@ def hyperparameters(args, base, tokenizer) -> dict:
         h["init"] = ids(tokenizer, args.init_from_text)
     if args.init_from is not None:
         lower = minipeft.load_adapter(base, args.init_from)
-        if not hasattr(lower.method, "rung"):
+        if not hasattr(lower.method, "ladder_value"):
             raise Error(f"--init-from {args.init_from} is {lower.method.name}, no rung of the ladder: only {', '.join(LADDER)} are")
-        h["init"], P = lower.method.rung().detach().clone(), lower.method.num_virtual_tokens
+        h["init"], P = lower.method.ladder_value().detach().clone(), lower.method.num_virtual_tokens
         lower.detach()
         if args.num_virtual_tokens not in (None, P):
             raise Error(f"--init-from {args.init_from} has {P} virtual tokens, so --num-virtual-tokens cannot be {args.num_virtual_tokens}")
@@ -291,7 +311,7 @@ def main(argv=None) -> None:
     args.device = join(device(args.device))
     args.command = command(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
-        if not leader():  # it prints for all
+        if not is_main_process():  # it prints for all
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         if args.climb:
             climb(args)
@@ -302,7 +322,7 @@ def main(argv=None) -> None:
 
 def command(argv: list[str]) -> str:
     """What starts this again. Behind -- torchrun leaves flags alone: else it would take --r for one of its own, cut short."""
-    start = ["python"] if world() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
+    start = ["python"] if world_size() == 1 else ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
     return shlex.join([*start, "train.py", *argv])
 
 
@@ -342,7 +362,7 @@ def tune_and_score(args) -> dict:
     try:
         with RunFolder(args.out, args.resume, args.overwrite) as run:
             result = work(args, run)
-            together(lambda: write_json(args.out / "scores.json", result))
+            run_on_rank0(lambda: write_json(args.out / "scores.json", result))
             run.finish()  # only now that the result is safe
             return result
     except KeyboardInterrupt as e:
@@ -393,7 +413,7 @@ def work(args, run: RunFolder | None) -> dict:
     result = {
         "command": args.command,
         "card": card(args.device),
-        "processes": world(),
+        "processes": world_size(),
         "head": head,
         "seconds": seconds,
         "trained": sum(p.numel() for p in model.trainable_parameters()),
@@ -429,7 +449,7 @@ def write_answers(args, model, data, tokenizer) -> dict:
         for e, a, r in zip(examples, given, known, strict=True)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    together(lambda: write_text(args.out / "answers.jsonl", text))
+    run_on_rank0(lambda: write_text(args.out / "answers.jsonl", text))
     return {"inputs": len(rows), **text_scores(given, known)}
 
 
@@ -483,7 +503,7 @@ def tune(args, tokenizer, model, data, run: RunFolder, training: Training) -> fl
     resume = run.newest() if args.resume else None
     if args.resume:
         print(f"resuming from {resume}" if resume else f"nothing to resume in {args.out} yet: from the beginning", flush=True)
-    if world() > 1:
+    if world_size() > 1:
         print(traffic_line(args, model, training), flush=True)
     start = time.perf_counter()
     model.compile_blocks(args.compile)
@@ -509,23 +529,23 @@ def traffic_line(args, model, training: Training) -> str:
     base, trained = model.base, sum(p.numel() for p in model.trainable_parameters())
     item = base.wte.weight.element_size()
     full = "full" in args.methods
-    known = bytes_per_step(base.config, trained, world(), full, args.shard_base, item)
+    known = bytes_per_step(base.config, trained, world_size(), full, args.shard_base, item)
     counted = counted_step(model, training.loss_of, *training.batch(0))
-    everything = bytes_per_step(base.config, base_parameters(base.config), world())
+    everything = bytes_per_step(base.config, base_parameters(base.config), world_size())
     return (
-        f"{world()} processes, each hands {sum(counted):,} bytes a step to collectives (closed form {sum(known):,}), "
-        f"and sends {known.sent(world()):,.0f}; full fine-tuning's gradients are {sum(everything):,} bytes"
+        f"{world_size()} processes, each hands {sum(counted):,} bytes a step to collectives (closed form {sum(known):,}), "
+        f"and sends {known.sent(world_size()):,.0f}; full fine-tuning's gradients are {sum(everything):,} bytes"
     )
 
 
 def save(args, tokenizer, model, training: Training | None) -> None:
     """The leader writes the adapter, or the base that was tuned, for all."""
     if "full" not in args.methods:
-        together(lambda: model.save(args.out, training and training.settings["base"]))
+        run_on_rank0(lambda: model.save(args.out, training and training.settings["base"]))
         return
-    tuned = whole_base(model.base)
-    together(lambda: tuned.save_pretrained(args.out))
-    together(lambda: tokenizer.save(args.out))  # what was saved is a base of its own
+    tuned = full_base(model.base)
+    run_on_rank0(lambda: tuned.save_pretrained(args.out))
+    run_on_rank0(lambda: tokenizer.save(args.out))  # what was saved is a base of its own
 
 
 RUN = ("method", *HYPERPARAMETERS, "task", "data", "dev", "test", "columns", "limit", "batch_size", "seed", "dtype", "base_dtype", "lr",
@@ -562,7 +582,7 @@ def check_memory(args, model, longest: tuple[Tensor, Tensor]) -> None:
     with torch.autocast(on.type, dtype, enabled=dtype != torch.float32):
         row = saved_bytes(lambda: model.loss(*(t.to(on) for t in longest)), model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.trainable_parameters())
-    rows = -(-args.batch_size // world())
+    rows = -(-args.batch_size // world_size())
     need, there = rows * row + (4 if args.keep_best else 3) * trained, available(on)
     if there is not None and need > there:
         raise Error(f"training needs {gigabytes(need)} more memory, and {gigabytes(there)} are left: {gigabytes(row)} for each of "

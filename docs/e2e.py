@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft.bench.quality.real import TEMPLATE, WORDING, fifth  # noqa: E402
-from minipeft.checkpoint import write_json  # noqa: E402
+from minipeft.files.atomic import write_json  # noqa: E402
 
 WORDINGS = [
     "<|im_start|>user\nWrite one sentence about this restaurant: ",

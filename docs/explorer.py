@@ -17,12 +17,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft import METHODS, console, drawing  # noqa: E402
+from minipeft import METHODS
 from minipeft.accounting import depends_on  # noqa: E402
-from minipeft.accounting.parameters import block_tensors, rest_tensors, settings  # noqa: E402
-from minipeft.checkpoint import write_text  # noqa: E402
+from minipeft.accounting.parameters import settings  # noqa: E402
+from minipeft.bench import drawing  # noqa: E402
 from minipeft.config import CHOICES, LLAMA, PRESETS, Error, GPTConfig  # noqa: E402
-from minipeft.layout import SIZES, architecture, config_to_json, stored_name  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
+from minipeft.files.huggingface import (  # noqa: E402
+    SIZES,
+    architecture,
+    block_tensors,
+    config_to_json,
+    rest_tensors,
+    stored_name,
+)
+from minipeft.runtime import console
 
 PAGE = ROOT / "docs" / "explorer.html"
 PICTURE = ROOT / "docs" / "explorer.png"

@@ -23,9 +23,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft import console, drawing  # noqa: E402
-from minipeft.checkpoint import write_text  # noqa: E402
+from minipeft.bench import drawing  # noqa: E402
 from minipeft.config import Error  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
+from minipeft.runtime import console
 
 LESSONS = ROOT / "docs" / "lessons"
 LANGUAGES = {"en": LESSONS, "zh-CN": LESSONS / "zh-CN"}  # where the pages of each lie
@@ -47,7 +48,7 @@ class Block(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        return self.runs and "minipeft.drawing" in self.text
+        return self.runs and "minipeft.bench.drawing" in self.text
 
 
 def pages(language: str) -> dict[int, Path]:

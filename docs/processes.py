@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS  # noqa: E402
 from minipeft.accounting import base_parameters, bytes_per_step, count  # noqa: E402
-from minipeft.checkpoint import write_text  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
 
 PAGE = ROOT / "docs" / "processes.md"
 WAYS = {  # name in the table: method, its hyper-parameters, how the base is held

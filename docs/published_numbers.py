@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS, GPTConfig  # noqa: E402
 from minipeft.accounting import base_parameters, count  # noqa: E402
-from minipeft.accounting.parameters import block_tensors  # noqa: E402
-from minipeft.checkpoint import write_text  # noqa: E402
 from minipeft.config import SHAPES, T5Shape  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
+from minipeft.files.huggingface import block_tensors  # noqa: E402
 
 PAGE = ROOT / "docs" / "published-numbers.md"
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from minipeft import PRESETS
 from minipeft.bench import peers
-from minipeft.bench.measure import card
-from minipeft.checkpoint import write_json
+from minipeft.files.atomic import write_json
+from minipeft.runtime.profiling import card
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 ATTENTION = ("flash_attention",)  # torch's fused operator has its products inside

@@ -24,10 +24,10 @@ from minipeft.bench import attention, bases, cost, params, peers, serving  # noq
 from minipeft.bench.quality import grid  # noqa: E402
 from minipeft.bench.quality.summary import beyond_chance, points  # noqa: E402
 from minipeft.bench.report.tables import shown  # noqa: E402
-from minipeft.checkpoint import write_text  # noqa: E402
-from minipeft.console import shown_as  # noqa: E402
 from minipeft.data import NANO  # noqa: E402
 from minipeft.data.tasks import find_task  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
+from minipeft.runtime.console import shown_as  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 TASKS = ("reverse", "reverse+increment", "differences", "parity")
@@ -187,7 +187,7 @@ def faults() -> str:
     rows = ["| provoked | times | what came of it | command |", "|---|---|---|---|"]
 
     def row(name: str, what: str, times: int, outcome: str) -> None:
-        rows.append(f"| {what} | {times:,} | {outcome} | `python -m minipeft.faults {name}` |")
+        rows.append(f"| {what} | {times:,} | {outcome} | `python -m tests.faults {name}` |")
 
     for name, what in (
         ("kill", "`kill -9` at a random moment, then `--resume`"),

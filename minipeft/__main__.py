@@ -15,19 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import fingerprint, load_adapter, parts_in, read_json, read_tensors
+from .adapters import export_adapter, fingerprint, load_adapter, parts_in
 from .config import Error
-from .console import Parser, device, line_breaks, run, seed, shown_as
 from .data import BASES
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
-from .generation import generate, stream
-from .hf import export_adapter, find_base
+from .files.atomic import read_json
+from .files.huggingface import find_base
+from .files.tensors import read_tensors
+from .inference.generation import generate, stream
+from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS
 from .methods.base import Adapted
 from .model import GPT
-from .task_bank import TaskBank, why_not
+from .runtime.console import Parser, line_breaks, run, seed, shown_as
+from .runtime.devices import device
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -146,7 +149,7 @@ SIZES = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_module
 
 def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
     """A hard prompt's text; the tokens that a soft prompt's vectors are nearest to."""
-    rung = load_adapter(base, folder).method.rung().detach()
+    rung = load_adapter(base, folder).method.ladder_value().detach()
     if rung.dim() == 1:
         return [f"  {'text':<20}{in_letters(tokenizer, rung.tolist())!r}"]
     lines = ["  nearest tokens of each vector: cosine, distance (tokens lie about "

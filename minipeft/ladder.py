@@ -28,38 +28,38 @@ def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
     return base.wte(tokens.to(base.wte.weight.device)).unsqueeze(0)
 
 
-def hidden_from_prompt(base: GPT, prompt: Tensor, edits: list[dict] | None = None) -> Tensor:
+def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = None) -> Tensor:
     """Soft → hidden: prompt (1, P, C) -> the input it gives every block, (L, 1, P, C); learned positions are already in it.
 
-    edits: those of GPT.hidden, for a prompt that was tuned together with them; the next step then wants them as well.
+    hooks: those of GPT.hidden, for a prompt that was tuned together with them; the next step then wants them as well.
     """
     _fits(base, "prompt", prompt, (1, None, base.config.n_embd))
     x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
     inputs = []
-    for block, its_edits in zip(base.h, edits or [None] * len(base.h), strict=True):
+    for block, its_hooks in zip(base.h, hooks or [None] * len(base.h), strict=True):
         inputs.append(x)
-        x = block(x, rope, edits=its_edits)
+        x = block(x, rope, hooks=its_hooks)
     return torch.stack(inputs)
 
 
-def prefix_from_hidden(base: GPT, hidden: Tensor, edits: list[dict] | None = None) -> Tensor:
+def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: list[dict] | None = None) -> Tensor:
     """Hidden → keys and values: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), through each block's own ln_1 and projection."""
     _fits(base, "hidden", hidden, (base.config.n_layer, 1, None, base.config.n_embd))
     hidden = hidden.to(base.wte.weight.dtype)
     _, rope = base.add_positions(hidden[0])
     layers = []
-    for block, x, its_edits in zip(base.h, hidden, edits or [None] * len(base.h), strict=True):
-        _, k, v = block.attn.qkv(block.ln_1(x), rope, its_edits)  # (1, n_kv, P, hs)
+    for block, x, its_hooks in zip(base.h, hidden, hooks or [None] * len(base.h), strict=True):
+        _, k, v = block.attn.qkv(block.ln_1(x), rope, its_hooks)  # (1, n_kv, P, hs)
         layers.append(torch.stack([k, v]))
     return torch.stack(layers)
 
 
-def prefix_from_prompt(base: GPT, prompt: Tensor, edits: list[dict] | None = None) -> Tensor:
+def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = None) -> Tensor:
     """Soft → keys and values in one step: (1, P, C) -> (L, 2, 1, n_kv, P, hs)."""
-    return prefix_from_hidden(base, hidden_from_prompt(base, prompt, edits), edits)
+    return prefix_from_hidden(base, hidden_from_prompt(base, prompt, hooks), hooks)
 
 
-def climb(base: GPT, x: Tensor, rung: str) -> Tensor:
+def convert_up(base: GPT, x: Tensor, rung: str) -> Tensor:
     """x, on whatever rung it is, as what it is on this one: "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (L, 2, 1, n_kv, P, hs).
 
     Its own dimensions say where it starts: tokens (P,) have one, the others three, four and six. Raises Error for a way down.

@@ -7,7 +7,7 @@
     slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (Li & Liang 2021, 2101.00190)
 
 What is no virtual token is an *edit*: a function of what a place in a block reads and puts out (`places`), which gives what it puts
-out from then on. LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) are edits.
+out from then on. LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) are hooks.
 
 The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. What the Llama family (2302.13971) does otherwise
 are named choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm, SwiGLU, grouped heads, linears without biases, a head
@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from .attention import prefix_attention
 from .compiling import can_compile, compiled
 from .config import Error, GPTConfig, RopeScaling, linears
-from .slots import Cache, Prefix
+from .files import huggingface
+from .slots import KVCache, Prefix
 
 
 def rotary_tables(
@@ -49,19 +50,19 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
-def places(config: GPTConfig) -> list[str]:
+def hookable_modules(config: GPTConfig) -> list[str]:
     """Where a block can be edited: its linears, and what is added to the residual stream."""
     return [*linears(config), "attn", "mlp"]
 
 
-def edited(edits: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
+def apply_hook(hooks: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
     """What comes out of this place, which read x and put out y."""
-    return edits[place](x, y) if edits and place in edits else y
+    return hooks[place](x, y) if hooks and place in hooks else y
 
 
-def linear(part: nn.Module, place: str, x: Tensor, edits: dict | None) -> Tensor:
+def linear(part: nn.Module, place: str, x: Tensor, hooks: dict | None) -> Tensor:
     """The linear at this place, which lies in this part of the block, and what an edit makes of it."""
-    return edited(edits, place, x, getattr(part, place.split(".")[1])(x))
+    return apply_hook(hooks, place, x, getattr(part, place.split(".")[1])(x))
 
 
 class CausalSelfAttention(nn.Module):
@@ -76,27 +77,27 @@ class CausalSelfAttention(nn.Module):
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=config.bias != "none") for width in self.widths)
             self.o_proj = nn.Linear(C, C, bias=config.bias == "all")
 
-    def qkv(self, x: Tensor, rope=None, edits=None) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rope=None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); rotary positions are already in q and k."""
         B, T, C = x.shape
         if self.joined:
-            q, k, v = linear(self, "attn.c_attn", x, edits).split(self.widths, dim=-1)
+            q, k, v = linear(self, "attn.c_attn", x, hooks).split(self.widths, dim=-1)
         else:
-            q, k, v = (linear(self, place, x, edits) for place in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
+            q, k, v = (linear(self, place, x, hooks) for place in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
         q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv | n_kv, T, hs)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: Cache | None = None, edits=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None, hooks=None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x, rope, edits)
+        q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
         prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
         # slot 2: keys and values from outside
         y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, "auto", prefix_length, length)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, edits)  # (B, T, C)
+        return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -119,12 +120,12 @@ class MLP(nn.Module):
         else:
             self.c_fc, self.c_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
 
-    def forward(self, x: Tensor, edits=None) -> Tensor:
+    def forward(self, x: Tensor, hooks=None) -> Tensor:
         if self.gated:
-            y = F.silu(linear(self, "mlp.gate_proj", x, edits)) * linear(self, "mlp.up_proj", x, edits)  # (B, T, M)
-            return linear(self, "mlp.down_proj", y, edits)
-        y = gelu(linear(self, "mlp.c_fc", x, edits))  # (B, T, M), M = 4C in GPT-2
-        return linear(self, "mlp.c_proj", y, edits)
+            y = F.silu(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)  # (B, T, M)
+            return linear(self, "mlp.down_proj", y, hooks)
+        y = gelu(linear(self, "mlp.c_fc", x, hooks))  # (B, T, M), M = 4C in GPT-2
+        return linear(self, "mlp.c_proj", y, hooks)
 
 
 def norm(config: GPTConfig) -> nn.Module:
@@ -142,11 +143,11 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: Cache | None = None, edits=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None, hooks=None) -> Tensor:
         a = self.ln_1(x)
-        x = x + edited(edits, "attn", a, self.attn(a, rope, prefix, cache, edits))
+        x = x + apply_hook(hooks, "attn", a, self.attn(a, rope, prefix, cache, hooks))
         m = self.ln_2(x)
-        return x + edited(edits, "mlp", m, self.mlp(m, edits))
+        return x + apply_hook(hooks, "mlp", m, self.mlp(m, hooks))
 
 
 def call_block(block: Block, *inputs) -> Tensor:
@@ -188,24 +189,24 @@ class GPT(nn.Module):
         c = self.config
         return x, rotary_tables(positions, c.head_size, c.rope_theta, dtype, c.rope_scaling)
 
-    def forward(self, idx: Tensor, prompt=None, prefix=None, edits=None) -> Tensor:
-        """idx (B, T) int64 -> logits of the real tokens (B, T, V); the slots and edits are those of `hidden`."""
-        return F.linear(self.hidden(idx, prompt, prefix, edits), self.head)
+    def forward(self, idx: Tensor, prompt=None, prefix=None, hooks=None) -> Tensor:
+        """idx (B, T) int64 -> logits of the real tokens (B, T, V); the slots and hooks are those of `hidden`."""
+        return F.linear(self.hidden(idx, prompt, prefix, hooks), self.head)
 
     def hidden(
         self,
         idx: Tensor,
         prompt: Tensor | None = None,
         prefix: "Tensor | Prefix | None" = None,
-        edits: list[dict] | None = None,
-        cache: Cache | None = None,
+        hooks: list[dict] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """idx (B, T) int64 -> what the head is applied to: the last block's output at the real tokens, normalised (B, T, C).
 
         prompt   (1|B, P, C): vectors put before the token embeddings
         prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions: keys already
                  turned, as a cache stores them); or a Prefix record, which may have a gate, lengths, or less than L layers
-        edits    for every layer {place: f}, f(x, y) instead of y where the place, which read x, put out y
+        hooks    for every layer {place: f}, f(x, y) instead of y where the place, which read x, put out y
         cache    what came before idx; what idx adds to it is written there
 
         Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size, or for
@@ -213,7 +214,7 @@ class GPT(nn.Module):
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
-        self._check_slots(idx, prompt, prefix, edits, cache)
+        self._check_slots(idx, prompt, prefix, hooks, cache)
         (B, T), L = idx.shape, len(self.h)
         first = 0  # the position where what is new starts
         if prefix is not None and prefix.gate is None:
@@ -225,7 +226,7 @@ class GPT(nn.Module):
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)
-        parts = [prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None], edits or L * [None]]
+        parts = [prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None], hooks or L * [None]]
         for block, *its_own in zip(self.h, *parts, strict=True):  # slot 2: every layer its own part of the prefix
             x = self.run_block(block, x, rope, *its_own)
         return self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work   (B, T, C)
@@ -241,14 +242,14 @@ class GPT(nn.Module):
         """Keep only every block's input for the backward pass and run the block again there (Chen et al. 2016, 1604.06174)."""
         self.checkpointed = on
 
-    def run_block(self, block: Block, x: Tensor, rope, prefix: Prefix | None, cache: Cache | None, edits: dict | None) -> Tensor:
-        inputs = (block, x, rope, prefix, cache, edits)
+    def run_block(self, block: Block, x: Tensor, rope, prefix: Prefix | None, cache: KVCache | None, hooks: dict | None) -> Tensor:
+        inputs = (block, x, rope, prefix, cache, hooks)
         run = compiled(call_block) if self.through_compile and cache is None else call_block  # with a cache, every length is new
         if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=edits is not None)  # an edit may drop out
+            return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # an edit may drop out
         return run(*inputs)
 
-    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None, edits: list | None, cache: Cache | None) -> None:
+    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None, hooks: list | None, cache: KVCache | None) -> None:
         """Raise Error unless the shapes are those that `hidden` names and all tokens find a position."""
         c = self.config
         if idx.dim() != 2:
@@ -267,8 +268,8 @@ class GPT(nn.Module):
             if gate is not None and gate.shape != (k.size(0), c.n_head):
                 raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({k.size(0)}, {c.n_head})")
             P += k.size(3) if gate is None else 0
-        if edits is not None and (len(edits) != c.n_layer or not set().union(*edits) <= set(places(c))):
-            raise Error(f"edits must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(places(c))}")
+        if hooks is not None and (len(hooks) != c.n_layer or not set().union(*hooks) <= set(hookable_modules(c))):
+            raise Error(f"hooks must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(hookable_modules(c))}")
         if P + T > c.block_size:
             raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 
@@ -278,15 +279,15 @@ class GPT(nn.Module):
 
         Raises Error for a folder that is none, or an architecture this file does not have.
         """
-        from . import hf  # the file formats live above the model, so that this file stands alone
-
-        return hf.load_base(folder, dtype)
+        config, tensors = huggingface.read_base(folder, dtype)
+        with torch.device("meta"):
+            base = cls(config)  # shapes only: the file's tensors become the weights
+        base.load_state_dict(tensors, assign=True)
+        return base
 
     def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
         """Write config.json and the weights as Hugging Face does; GPT-2, Llama and Qwen2 shapes open in transformers.
 
         safe_serialization: True writes safetensors, False pytorch_model.bin; None takes safetensors when it is installed.
         """
-        from . import hf
-
-        hf.save_base(self, folder, safe_serialization)
+        huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
         return [None] * (L - len(parts)) + parts
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """Keys and values of the positions read so far, in buffers with room for S; what is read next is written behind them."""
 
     k: Tensor  # (L, B, n_kv, S, hs)
@@ -41,10 +41,10 @@ class Cache(NamedTuple):
     read: int = 0  # positions in use
     length: Tensor | None = None  # (B,) int64: positions in use in each row, where rows differ; `read` is the longest's
 
-    def layers(self, L: int) -> "list[Cache]":
-        return [Cache(k, v, self.read, self.length) for k, v in zip(self.k, self.v, strict=True)]
+    def layers(self, L: int) -> "list[KVCache]":
+        return [KVCache(k, v, self.read, self.length) for k, v in zip(self.k, self.v, strict=True)]
 
-    def after(self, T: int) -> "Cache":
+    def after(self, T: int) -> "KVCache":
         """The same buffers, T positions later."""
         return self._replace(read=self.read + T, length=None if self.length is None else self.length + T)
 

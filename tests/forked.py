@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minipeft import console
+from minipeft.runtime import console
 
 IMPORTED = ["train", "minipeft.bench.quality.grid", "torch._dynamo"]
 if torch.distributed.is_available():

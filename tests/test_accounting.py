@@ -137,7 +137,7 @@ def attention_flops(c, method, B, T, h):
 @pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("method, h", [s for s in SETTINGS if "space" not in s[1]])
 def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
-    """torch's own counter sees every mm of weights, edits and head; attention, which it counts with the masked half, is left out."""
+    """torch's own counter sees every mm of weights, hooks and head; attention, which it counts with the masked half, is left out."""
     B, T, h = 2, 9, in_shape(config, h)
     if method == "llama-adapter":
         h = {"adapter_layers": config.n_layer} | h

@@ -9,10 +9,10 @@ from test_hf import base_of, opened_by_transformers
 from test_methods import moved
 
 from minipeft import GPT, Error, __main__, adapt, fingerprint, load_adapter
-from minipeft.checkpoint import read_tensors
-from minipeft.console import run
+from minipeft.adapters import export_adapter
 from minipeft.data import NANO
-from minipeft.hf import export_adapter
+from minipeft.files.tensors import read_tensors
+from minipeft.runtime.console import run
 
 BASES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2"}  # Llama and Qwen2 with grouped heads
 LINEARS = {

@@ -16,8 +16,9 @@ import minipeft.model
 from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attention
 from minipeft.bench import attention as attention_bench
 from minipeft.bench import cost, measure, peers, serving
-from minipeft.bench.measure import peak_bytes, saved_bytes, spread
+from minipeft.bench.measure import peak_bytes, spread
 from minipeft.compiling import can_compile
+from minipeft.runtime.profiling import saved_bytes
 
 
 def test_bytes_saved_for_backward_are_each_storage_once_and_no_weights():

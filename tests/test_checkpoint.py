@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import tiny
 
-from minipeft import GPT, METHODS, Error, adapt, checkpoint, fingerprint, load_adapter
+from minipeft import GPT, METHODS, Error, adapt, fingerprint, load_adapter
 from minipeft.config import RopeScaling, linears, shown
-from minipeft.faults import pickles
+from minipeft.files import atomic
+from minipeft.files import tensors as stored_tensors
+from tests.faults import pickles
 
 
 @pytest.fixture(params=["safetensors", "bin"])
@@ -23,7 +25,7 @@ def folder(request, base, tmp_path, monkeypatch):
     if request.param == "safetensors":
         pytest.importorskip("safetensors")
     else:
-        monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+        monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "prefix", num_virtual_tokens=5).save(tmp_path / "adapter")
     assert (tmp_path / "adapter" / f"adapter_model.{request.param}").exists()
     return tmp_path / "adapter"
@@ -46,7 +48,7 @@ def read_config(folder):
 
 def without_checksum(folder):
     """What the checks behind the checksum see: the same file, with no notes."""
-    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model", read_config(folder))
+    tensors, notes, path = stored_tensors.read_tensors(folder, "adapter_model", read_config(folder))
     edit(folder, lambda c: c.pop("minipeft", None))
     return tensors, path.suffix != ".bin"
 
@@ -91,9 +93,9 @@ def test_a_torn_file_is_refused(base, folder, keep):
 
 
 def test_a_changed_number_is_noticed(base, folder):
-    tensors, notes, path = checkpoint.read_tensors(folder, "adapter_model", read_config(folder))
+    tensors, notes, path = stored_tensors.read_tensors(folder, "adapter_model", read_config(folder))
     tensors["prompt_embeddings"][2, 3] += 1e-6
-    checkpoint.write_tensors(folder, "adapter_model", tensors, path.suffix != ".bin", notes)
+    stored_tensors.write_tensors(folder, "adapter_model", tensors, path.suffix != ".bin", notes)
     refused(base, folder, "do not match their checksum")
 
 
@@ -106,7 +108,7 @@ def test_other_keys_and_shapes_are_refused(base, folder):
         ({"prompt_embeddings": t[:4]}, rf"is \(4, {W}\), but \(5, {W}\)"),
         ({"prompt_embeddings": t.long()}, "does not fit"),
     ]:
-        checkpoint.write_tensors(folder, "adapter_model", wrong, safe)
+        stored_tensors.write_tensors(folder, "adapter_model", wrong, safe)
         refused(base, folder, message)
 
 
@@ -120,7 +122,7 @@ def test_a_file_of_other_things_is_refused(base, folder):
 
 def test_peft_adapters_name_the_shape_of_their_base(base, folder):
     tensors, safe = without_checksum(folder)
-    checkpoint.write_tensors(folder, "adapter_model", tensors, safe)
+    stored_tensors.write_tensors(folder, "adapter_model", tensors, safe)
     load_adapter(base, folder)
     edit(folder, lambda c: c.update(num_layers=6, token_dim=24))
     refused(base, folder, f"another base: token_dim is 24, this one has {base.config.n_kv * 8}")
@@ -180,7 +182,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(Error, match="file cannot be written: disk full"):
-        checkpoint.write_atomically(path, fail)
+        atomic.write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -205,9 +207,9 @@ def test_a_changed_number_in_a_base_is_noticed(base, safe, tmp_path):
         pytest.importorskip("safetensors")
     base.save_pretrained(tmp_path, safe_serialization=safe)
     config = json.loads((tmp_path / "config.json").read_text())
-    tensors, notes, _ = checkpoint.read_tensors(tmp_path, "model", config)
+    tensors, notes, _ = stored_tensors.read_tensors(tmp_path, "model", config)
     tensors["model.norm.weight" if config["model_type"] == "llama" else "transformer.ln_f.bias"][3] += 1e-6
-    checkpoint.write_tensors(tmp_path, "model", tensors, safe, notes)
+    stored_tensors.write_tensors(tmp_path, "model", tensors, safe, notes)
     with pytest.raises(Error, match="do not match their checksum"):
         GPT.from_pretrained(tmp_path)
 
@@ -252,7 +254,7 @@ def test_folders_that_are_no_base_are_refused(tmp_path):
 
 def in_torchs_format(base, tmp_path, monkeypatch):
     """An adapter's folder whose tensors lie in a .bin without a checksum, so that what is checked is the file alone."""
-    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "prompt", num_virtual_tokens=4).save(tmp_path / "adapter")
     edit(tmp_path / "adapter", lambda c: c.pop("minipeft"))
     return tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.bin"
@@ -328,7 +330,7 @@ def test_torch_and_this_reader_agree(tmp_path):
     shared = torch.arange(10.0)
     value["tied"] = [shared[2:5], shared]
     torch.save(value, tmp_path / "file.pt")
-    ours, theirs = checkpoint.read_torch(tmp_path / "file.pt"), torch.load(tmp_path / "file.pt", weights_only=True)
+    ours, theirs = stored_tensors.read_torch(tmp_path / "file.pt"), torch.load(tmp_path / "file.pt", weights_only=True)
     assert ours["c"] == theirs["c"] and ours[3] == {} and list(ours["a"]) == ["weight", "bias"]
     for a, b in zip([*ours["a"].values(), ours["b"], *ours["d"], *ours["tied"]],
                     [*theirs["a"].values(), theirs["b"], *theirs["d"], *theirs["tied"]], strict=True):  # fmt: skip
@@ -340,7 +342,7 @@ def test_a_reader_keeps_no_tensor_alive(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "file.pt")
     gc.disable()
     try:
-        read = checkpoint.read_torch(tmp_path / "file.pt")
+        read = stored_tensors.read_torch(tmp_path / "file.pt")
         alive = weakref.ref(read["a"])
         del read
         assert alive() is None
@@ -376,7 +378,7 @@ def test_a_config_that_was_changed_after_saving_is_noticed(change, tmp_path):
 
 
 def test_notes_without_a_digest_of_the_config_are_still_read(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "prompt").save(tmp_path)
     edit(tmp_path, lambda c: c["minipeft"].pop("config"))
     load_adapter(base, tmp_path)
@@ -423,7 +425,7 @@ def test_a_combination_that_lost_a_part_is_noticed(tmp_path):
 )
 def test_what_a_config_claims_is_refused_before_it_is_made(method, h, change, tmp_path, monkeypatch):
     base = tiny("learned")
-    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, method, **h).save(tmp_path)
     edit(tmp_path, lambda c: c.pop("minipeft"))
     edit(tmp_path, lambda c: c.update(change))
@@ -439,7 +441,7 @@ def test_a_hard_prompt_takes_no_memory_for_what_its_config_claims():
 
 def test_a_hard_prompt_of_no_tokens_is_refused(tmp_path, monkeypatch):
     base = tiny("learned")
-    monkeypatch.setattr(checkpoint, "have_safetensors", lambda: False)
+    monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "hard-prompt", tokens=torch.tensor([3, 96])).save(tmp_path)
     edit(tmp_path, lambda c: c.pop("minipeft"))
     torch.save({"prompt_tokens": torch.tensor([3, 97])}, tmp_path / "adapter_model.bin")
@@ -457,7 +459,7 @@ def test_types_that_no_method_computes_in_are_refused(dtype, base, tmp_path):
 def test_tensors_of_several_types_are_read_in_the_widest(base, tmp_path, monkeypatch):
     folder, path = in_torchs_format(base, tmp_path, monkeypatch)
     adapt(base, "adapter").save(tmp_path / "b")
-    tensors, _, path = checkpoint.read_tensors(tmp_path / "b", "adapter_model", {})
+    tensors, _, path = stored_tensors.read_tensors(tmp_path / "b", "adapter_model", {})
     edit(tmp_path / "b", lambda c: c.pop("minipeft"))
     name = next(iter(tensors))
     tensors[name] = torch.rand_like(tensors[name], dtype=torch.float64)
@@ -476,7 +478,7 @@ def test_json_that_is_large_deep_or_no_text_is_refused(tmp_path):
     ]:
         path.write_bytes(data)
         with pytest.raises(Error, match=message):
-            checkpoint.read_json(path)
+            atomic.read_json(path)
 
 
 def test_what_is_shown_of_a_file_is_short_and_on_one_line():

@@ -10,7 +10,16 @@ import torch
 
 from minipeft import Error
 from minipeft.data import NANO
-from minipeft.data.batches import FileData, TaskData, draw, encode, fit, question, references, thinned
+from minipeft.data.batches import (
+    FileData,
+    TaskData,
+    draw,
+    encode,
+    fit,
+    question,
+    references,
+    thinned,
+)
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import Template

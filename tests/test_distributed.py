@@ -13,10 +13,13 @@ import torch
 from conftest import SHAPES, tiny
 from forked import context
 
-from minipeft import Error, GPTConfig, adapt, distributed
+from minipeft import Error, GPTConfig, adapt
 from minipeft.accounting import Traffic, base_parameters, bytes_per_step
-from minipeft.distributed import parallel, share, share_batches
-from minipeft.traffic import CountedBytes
+from minipeft.runtime import processes
+from minipeft.runtime.processes import share, share_batches
+from minipeft.training import sharding
+from minipeft.training.sharding import parallel
+from minipeft.training.traffic import CountedBytes
 
 CPU = torch.device("cpu")
 
@@ -63,12 +66,12 @@ class Group:
 def serve(pipe, rank: int, n: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    assert distributed.join(CPU) == CPU and (distributed.world(), distributed.rank()) == (n, rank)
+    assert processes.join(CPU) == CPU and (processes.world_size(), processes.rank()) == (n, rank)
     while True:
         try:
             name, args, kwargs = pipe.recv()
         except EOFError:
-            return distributed.leave()
+            return processes.leave()
         try:
             pipe.send((True, globals()[name](*args, **kwargs)))
         except Exception:
@@ -111,7 +114,7 @@ def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_b
     """A training run as training.py has it, over all processes of this group (or here, alone), from a state if one is given."""
     model = adapted(name, h or {}, shape, dtype)
     before = [p.clone() for p in model.base.parameters()]
-    if how.get("start_apart") and distributed.rank():
+    if how.get("start_apart") and processes.rank():
         with torch.no_grad():
             for p in model.trainable_parameters():
                 p.add_(1)
@@ -129,12 +132,12 @@ def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_b
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
-        losses.append(distributed.mean(loss.detach()).item())
+        losses.append(processes.all_reduce_mean(loss.detach()).item())
         traffic.append(counted.traffic)
-    base = [distributed.whole(p).detach() for p in model.base.parameters()]
+    base = [sharding.full_tensor(p).detach() for p in model.base.parameters()]
     return {
         "losses": losses,
-        "trained": {k: distributed.whole(p).detach() for k, p in parameters.items()},
+        "trained": {k: sharding.full_tensor(p).detach() for k, p in parameters.items()},
         "traffic": traffic,
         "state": save(steps, parameters, optimizer),
         "base_changed": any(not torch.equal(a, b) for a, b in zip(base, before, strict=True)),
@@ -145,17 +148,17 @@ def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_b
 
 def save(step: int, parameters: dict, optimizer) -> dict:
     found = optimizer.state_dict()
-    moments = {i: distributed.collected(tensors) for i, tensors in found["state"].items()}
-    return {"step": step, "trained": distributed.collected(parameters), "optimizer": found | {"state": moments}}
+    moments = {i: sharding.collected(tensors) for i, tensors in found["state"].items()}
+    return {"step": step, "trained": sharding.collected(parameters), "optimizer": found | {"state": moments}}
 
 
 @torch.no_grad()
 def load(state: dict, parameters: dict, optimizer) -> int:
     for name, p in parameters.items():
-        p.copy_(distributed.placed(state["trained"][name], p))
+        p.copy_(sharding.placed(state["trained"][name], p))
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {  # cloned, since what comes through a pipe lies in memory that all receivers share
-        i: {k: (distributed.placed(t, ordered[i]) if t.dim() else t).clone() for k, t in tensors.items()}
+        i: {k: (sharding.placed(t, ordered[i]) if t.dim() else t).clone() for k, t in tensors.items()}
         for i, tensors in state["optimizer"]["state"].items()
     }
     optimizer.load_state_dict(state["optimizer"] | {"state": moments})
@@ -249,7 +252,7 @@ def sharded_base() -> dict:
     model = adapted("full", {}, "llama")
     parallel(model, CPU)
     random = torch.get_rng_state()
-    copy = distributed.whole_base(model.base)
+    copy = sharding.full_base(model.base)
     same_noise = torch.equal(random, torch.get_rng_state())
     loss, tokens = 0.0, 0
     with torch.no_grad():
@@ -257,14 +260,14 @@ def sharded_base() -> dict:
             n = (targets != -100).sum().item() * counted
             loss, tokens = loss + n * model.loss(idx, targets).item(), tokens + n
         unsharded = sum(not hasattr(p, "full_tensor") for p in model.base.parameters())
-        distributed.reshard(model.base)
+        sharding.reshard(model.base)
         for p in model.base.parameters():
-            p.copy_(distributed.placed(torch.zeros(p.shape), p))
+            p.copy_(sharding.placed(torch.zeros(p.shape), p))
         zeroed = model.base(batch(0)[0])  # its forward pass goes through `hidden`
     return {
         "copy": copy and copy.state_dict(),
         "same_noise": same_noise,
-        "loss": (distributed.total(torch.tensor(loss)) / distributed.total(torch.tensor(tokens))).item(),
+        "loss": (processes.all_reduce_sum(torch.tensor(loss)) / processes.all_reduce_sum(torch.tensor(tokens))).item(),
         "unsharded": unsharded,
         "sharded": all(hasattr(p, "full_tensor") for p in adapted_parameters(model)),
         "zeroed": zeroed.abs().max().item(),
@@ -272,7 +275,7 @@ def sharded_base() -> dict:
 
 
 def adapted_parameters(model):
-    distributed.reshard(model.base)
+    sharding.reshard(model.base)
     return model.base.parameters()
 
 
@@ -290,7 +293,7 @@ def test_a_sharded_base_is_copied_whole_evaluated_in_step_and_sharded_again(two)
         assert one["loss"] == pytest.approx(wanted, rel=1e-5)
         assert one["unsharded"] > 0 and one["sharded"]
         assert one["zeroed"] == 0  # weights loaded after an evaluation are those that the next forward pass sees
-    assert distributed.whole_base(model.base) is model.base
+    assert sharding.full_base(model.base) is model.base
 
 
 def refusal(name: str, h: dict, compiled: bool = False) -> str:
@@ -318,26 +321,26 @@ def talk() -> dict:
             raise error
 
         try:
-            distributed.together(work)
+            processes.run_on_rank0(work)
         except Exception as e:
             return type(e).__name__, str(e)
 
     def differs():
         try:
-            distributed.check_same({"seed": 0, "data": f"{distributed.rank()}.csv"})
+            processes.check_same({"seed": 0, "data": f"{processes.rank()}.csv"})
         except Error as e:
             return str(e)
 
-    distributed.check_same({"seed": 0})
+    processes.check_same({"seed": 0})
     torch.manual_seed(5)
-    distributed.own_noise(5)
+    processes.own_noise(5)
     return {
-        "leader": distributed.leader(),
-        "total": distributed.total(torch.tensor([1.0, distributed.rank()])).tolist(),
-        "mean": distributed.mean(torch.tensor(float(distributed.rank()))).item(),
-        "agree": [distributed.agree(distributed.rank()), distributed.agree(0)],
-        "gathered": distributed.gathered(str(distributed.rank())),
-        "together": distributed.together(lambda: {"by": distributed.rank()}),
+        "leader": processes.is_main_process(),
+        "total": processes.all_reduce_sum(torch.tensor([1.0, processes.rank()])).tolist(),
+        "mean": processes.all_reduce_mean(torch.tensor(float(processes.rank()))).item(),
+        "agree": [processes.all_reduce_max(processes.rank()), processes.all_reduce_max(0)],
+        "gathered": processes.all_gather(str(processes.rank())),
+        "together": processes.run_on_rank0(lambda: {"by": processes.rank()}),
         "refused": fails(Error("no such file")),
         "failed": fails(OSError("disk full")),
         "differs": differs(),
@@ -364,13 +367,13 @@ def die() -> None:
 
 
 def outlive() -> tuple[bool, str]:
-    if distributed.rank():
+    if processes.rank():
         die()
     try:
         for _ in range(3):
-            distributed.mean(torch.ones(1000))
+            processes.all_reduce_mean(torch.ones(1000))
     except Exception as e:
-        return distributed.lost_peer(e), repr(e)
+        return processes.lost_peer(e), repr(e)
     return False, "nothing was raised"
 
 
@@ -382,12 +385,12 @@ def test_a_peer_that_died_is_recognised_and_other_errors_are_not():
     worked, (recognised, error) = group.ends[0].recv()
     assert worked and recognised, error
     group.close()
-    assert not distributed.lost_peer(RuntimeError("shapes do not match")) and not distributed.lost_peer(Error("no"))
+    assert not processes.lost_peer(RuntimeError("shapes do not match")) and not processes.lost_peer(Error("no"))
 
 
 def as_if(monkeypatch, rank: int, world: int) -> None:
-    monkeypatch.setattr(distributed, "rank", lambda: rank)
-    monkeypatch.setattr(distributed, "world", lambda: world)
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    monkeypatch.setattr(processes, "world_size", lambda: world)
 
 
 def test_shares_and_weights_give_the_mean_over_all_supervised_tokens(monkeypatch):
@@ -445,16 +448,16 @@ def test_the_page_has_the_closed_forms_figures():
 
 def test_joining_refuses_what_cannot_be(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert distributed.join(CPU) is CPU and distributed.world() == 1 and distributed.leader()
+    assert processes.join(CPU) is CPU and processes.world_size() == 1 and processes.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Error, match="WORLD_SIZE is 2 but RANK is not set"):
-        distributed.join(CPU)
+        processes.join(CPU)
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "7")
     with pytest.raises(Error, match="not on mps"):
-        distributed.join(torch.device("mps"))
+        processes.join(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(Error, match="process 7 .* no GPU of its own: with 4 of them"):
-        distributed.join(torch.device("cuda"))
+        processes.join(torch.device("cuda"))

@@ -15,7 +15,7 @@ from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.evaluation import batches, evaluate
+from minipeft.training.evaluation import batches, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from minipeft.data import NANO
 from minipeft.data.batches import question
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.evaluation import answer, batches, evaluate
+from minipeft.training.evaluation import answer, batches, evaluate
 
 TOKENIZER = ByteTokenizer()
 

@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from minipeft import Error, checkpoint, torch_format
-from minipeft.console import run
-from minipeft.faults import files, pickles
-from minipeft.faults.originals import KINDS, Held, Readers, build
+from minipeft import Error, adapters
+from minipeft.files import tensors as stored_tensors
+from minipeft.files import torch_format
+from minipeft.runtime.console import run
+from tests.faults import files, pickles
+from tests.faults.originals import KINDS, Held, Readers, build
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
@@ -64,20 +66,20 @@ def test_a_file_is_drawn_again_by_its_number(made, tmp_path):
 
 
 def no_checksum(monkeypatch):
-    opened = checkpoint.StoredTensors.__init__
-    monkeypatch.setattr(checkpoint.StoredTensors, "__init__", lambda self, *a: opened(self, *a) or self.notes.pop("sha256", None) and None)
+    opened = stored_tensors.StoredTensors.__init__
+    monkeypatch.setattr(stored_tensors.StoredTensors, "__init__", lambda self, *a: opened(self, *a) or self.notes.pop("sha256", None) and None)
 
 
 def no_digest_of_the_config(monkeypatch):
-    monkeypatch.setattr(checkpoint.StoredTensors, "check_config", lambda *_: None)
+    monkeypatch.setattr(stored_tensors.StoredTensors, "check_config", lambda *_: None)
 
 
 def no_check_of_names(monkeypatch):
-    monkeypatch.setattr(checkpoint, "check_tensors", lambda *_: None)
+    monkeypatch.setattr(adapters, "check_tensors", lambda *_: None)
 
 
 def any_json(monkeypatch):
-    monkeypatch.setattr(checkpoint, "read_json", lambda path: json.loads(path.read_text()))
+    monkeypatch.setattr(adapters, "read_json", lambda path: json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import numpy
 import pytest
 import torch
 
-from minipeft import GPT, METHODS, Error, GPTConfig, console
-from minipeft.faults import soak
+from minipeft import GPT, METHODS, Error, GPTConfig
+from minipeft.runtime import console
+from tests.faults import soak
 
 
 def short() -> dict:
@@ -134,7 +135,7 @@ def test_the_command_writes_its_file_and_fails_with_one_line(capsys, tmp_path, m
     code, printed, err = call(capsys, "--out", out, "--seed", 3)
     assert code == 2 and err == "soak: not flat: handles grew from 6 to 7\n" and "verdict: handles grew" in printed
     written = json.loads(out.read_text())
-    assert written["command"] == f"python -m minipeft.faults soak --out {out} --seed 3" and written["seed"] == 3
+    assert written["command"] == f"python -m tests.faults soak --out {out} --seed 3" and written["seed"] == 3
     assert written["card"]["torch"] == torch.__version__ and written["leaks"] == ["handles grew from 6 to 7"]
 
 

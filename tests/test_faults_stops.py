@@ -1,4 +1,4 @@
-"""Runs of train.py that are killed, terminated, or find the disk full, as `python -m minipeft.faults` tries them many times."""
+"""Runs of train.py that are killed, terminated, or find the disk full, as `python -m tests.faults` tries them many times."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from forked import Script
 
-from minipeft.faults import disk, stops
-from minipeft.faults.running import Running
+from tests.faults import disk, stops
+from tests.faults.running import Running
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
 

@@ -8,8 +8,8 @@ import test_attention
 import torch
 
 from minipeft import attention, prefix_attention
-from minipeft.bench.measure import saved_bytes
 from minipeft.fused import blocks, fused_attention
+from minipeft.runtime.profiling import saved_bytes
 
 EDGES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 2, 2, 1, 1, 0, 8, 1),

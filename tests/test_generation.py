@@ -6,7 +6,7 @@ from conftest import in_shape
 from test_methods import COMBINED, FROZEN, moved
 
 from minipeft import Error, Prefix, adapt, attention, generate
-from minipeft.generation import sample, stream
+from minipeft.inference.generation import sample, stream
 
 HARD = ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7])))
 
@@ -215,13 +215,13 @@ def test_dropout_is_off_while_generating_and_on_again_after(base, idx):
 
 def test_a_cache_keeps_what_it_is_given(base):
     """Two calls with a cache see what one call without it sees."""
-    from minipeft.slots import Cache
+    from minipeft.slots import KVCache
 
     idx = torch.randint(97, (2, 9))
     k, v = torch.zeros(2, 3, 2, base.config.n_kv, 12, 8)
     with torch.no_grad():
-        first = base.hidden(idx[:, :5], cache=Cache(k, v))
-        second = base.hidden(idx[:, 5:], cache=Cache(k, v).after(5))
+        first = base.hidden(idx[:, :5], cache=KVCache(k, v))
+        second = base.hidden(idx[:, 5:], cache=KVCache(k, v).after(5))
         torch.testing.assert_close(torch.cat([first, second], dim=1), base.hidden(idx), rtol=0, atol=1e-5)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
-from minipeft.checkpoint import StoredTensors
 from minipeft.config import LLAMA, RopeScaling
-from minipeft.layout import architecture
+from minipeft.files.huggingface import architecture
+from minipeft.files.tensors import StoredTensors
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=97, block_size=64, n_layer=3, n_head=4, n_embd=32)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from conftest import tiny
 
-from minipeft import Error, adapt, hidden_from_prompt, prefix_attention, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
+from minipeft import (
+    Error,
+    adapt,
+    hidden_from_prompt,
+    prefix_attention,
+    prefix_from_hidden,
+    prefix_from_prompt,
+    prompt_from_tokens,
+)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
@@ -50,7 +58,7 @@ def test_a_rung_starts_with_the_loss_of_the_one_below(base, idx):
     """Hard prompt -> soft prompt -> hidden prefix -> prefix, and every shortcut."""
     rungs = [adapt(base, "hard-prompt", tokens=torch.tensor([7, 8, 9]))]
     for name, h in (("prompt", {}), ("prefix", dict(space="hidden")), ("prefix", {})):
-        above = [adapt(base, name, init=below.method.rung().detach(), **h) for below in rungs]
+        above = [adapt(base, name, init=below.method.ladder_value().detach(), **h) for below in rungs]
         for model in above:
             torch.testing.assert_close(model.loss(idx, idx), rungs[0].loss(idx, idx), rtol=1e-5, atol=0)
             assert model.method.num_virtual_tokens == 3
@@ -64,8 +72,8 @@ def test_the_way_through_with_edits(base, idx):
         for p in model.trainable_parameters():
             p.add_(0.2 * torch.randn_like(p))
     slots = model.slots()
-    prefix = prefix_from_prompt(base, slots["prompt"], slots["edits"])
-    torch.testing.assert_close(base(idx, prefix=prefix, edits=slots["edits"]), model(idx), rtol=0, atol=2e-5)
+    prefix = prefix_from_prompt(base, slots["prompt"], slots["hooks"])
+    torch.testing.assert_close(base(idx, prefix=prefix, hooks=slots["hooks"]), model(idx), rtol=0, atol=2e-5)
     assert (prefix - prefix_from_prompt(base, slots["prompt"])).abs().max() > 0.01
 
 

@@ -8,9 +8,9 @@ from conftest import SHAPES as BASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
-from minipeft.bench.measure import saved_bytes
 from minipeft.config import LLAMA, linears
-from minipeft.generation import read_slots
+from minipeft.inference.generation import read_slots
+from minipeft.runtime.profiling import saved_bytes
 
 SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
     "gpt2": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32), 2, 7),

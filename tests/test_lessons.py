@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from two_languages import ROOT, assert_in_step, lessons, links, read
 
-from minipeft import Error, console, drawing
+from minipeft import Error
+from minipeft.bench import drawing
+from minipeft.runtime import console
 
 FOLDERS = lessons.LANGUAGES
 PAGES = [path for language in FOLDERS for path in lessons.pages(language).values()]

@@ -13,10 +13,10 @@ from test_scripts import real_base
 
 from minipeft import GPT, __main__, adapt, generate
 from minipeft.__main__ import nearest_tokens
-from minipeft.console import run
 from minipeft.data import NANO
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
-from minipeft.faults.originals import write_tensors
+from minipeft.runtime.console import run
+from tests.faults.originals import write_tensors
 
 
 def call(capsys, *argv) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from minipeft import memory
+from minipeft.runtime import memory
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
 def test_running_out_is_one_line_with_what_was_asked_for_and_what_is_left():
     code = """
 import resource, sys, torch
-from minipeft.console import run
+from minipeft.runtime.console import run
 held = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (held + 10**9, held + 10**9))
 sys.exit(run("script.py", lambda: torch.empty(10**9), "--batch-size"))

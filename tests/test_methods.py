@@ -9,10 +9,18 @@ import pytest
 import torch
 from conftest import in_shape, tiny
 
-from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
-from minipeft.checkpoint import read_tensors
+from minipeft import (
+    METHODS,
+    Error,
+    adapt,
+    hidden_from_prompt,
+    load_adapter,
+    prefix_from_hidden,
+    prompt_from_tokens,
+)
 from minipeft.config import linears
-from minipeft.methods.hard_prompt import search
+from minipeft.files.tensors import read_tensors
+from minipeft.training.prompt_search import search
 
 FROZEN = [  # everything that leaves the base alone
     ("prompt", dict(num_virtual_tokens=5)),
@@ -350,7 +358,7 @@ def test_methods_combine(base, idx, tmp_path):
         load_adapter(base, tmp_path)
     adapt(base, ["lora", "prompt"]).save(tmp_path)  # the whole again, of other parts
     assert load_adapter(base, tmp_path).method.name == "prompt+lora"
-    both = moved(adapt(base, ["adapter", "lora", "prompt"]))  # two kinds of edits, and a prompt
+    both = moved(adapt(base, ["adapter", "lora", "prompt"]))  # two kinds of hooks, and a prompt
     both.save(tmp_path / "three")
     torch.testing.assert_close(load_adapter(base, tmp_path / "three")(idx), both(idx), rtol=0, atol=1e-5)
 

@@ -114,11 +114,11 @@ def test_edits_have_places(base, idx):
         return 2 * y
 
     layers = [{"mlp": double}] * 3
-    assert (base(idx, edits=layers) - base(idx)).abs().max() > 0.1
+    assert (base(idx, hooks=layers) - base(idx)).abs().max() > 0.1
     first, *_, last = linears(base.config)
     for wrong in (layers[:2], [{first.removeprefix("attn."): double}] * 3):
         with pytest.raises(Error, match=f"each of 3 layers, with places of {first}, .*, {last}, attn, mlp"):
-            base(idx, edits=wrong)
+            base(idx, hooks=wrong)
 
 
 @pytest.mark.parametrize("shape, adds", [({}, ("c_proj",)), (LLAMA | {"bias": "qkv", "tied": False}, ("o_proj", "down_proj"))])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from forked import context
 
-from minipeft import GPT, METHODS, Error, accounting, adapt, console
+from minipeft import GPT, METHODS, Error, accounting, adapt
 from minipeft.bench import measure
 from minipeft.bench.quality import again, grid, studies
 from minipeft.bench.quality import cell as cells
@@ -24,7 +24,9 @@ from minipeft.data import BASES
 from minipeft.data.batches import TaskData, draw, length
 from minipeft.data.tasks import INSTRUCTIONS, find_task
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.evaluation import batches, choose_wording, evaluate
+from minipeft.runtime import console
+from minipeft.training.evaluation import batches, evaluate
+from minipeft.training.prompt_search import choose_wording
 
 MADE_HERE = [name for name in studies.STUDIES if name != "real"]
 TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps=8, batch_size=4)
@@ -284,7 +286,7 @@ def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
     assert again.machines(avx512, avx2).endswith("other vector instructions round differently")  # and what it has not it cannot take
     for other in (card | {"device_type": "cuda"}, card | {"instructions": "NEON"}):
         assert "ATEN" not in again.machines(avx2, other)
-    here = measure.card(torch.device("cpu"))
+    here = profiling.card(torch.device("cpu"))
     assert f"{here['device']} with {torch.backends.cpu.get_cpu_capability()}, " in measure.card_line(here)
 
 

@@ -13,7 +13,7 @@ from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality import real
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import tokenizer_for
-from minipeft.evaluation import batches, evaluate
+from minipeft.training.evaluation import batches, evaluate
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacrebleu")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import bench
-from minipeft import Error, console
+from minipeft import Error
+from minipeft.bench.drawing import COLOURS
 from minipeft.bench.quality import studies
 from minipeft.bench.quality.cell import Cell
 from minipeft.bench.quality.costs import place, read_costs
@@ -18,7 +19,7 @@ from minipeft.bench.quality.grid import rated, read
 from minipeft.bench.quality.studies import method_of
 from minipeft.bench.quality.summary import STUDENT, Point, beyond_chance, interval, points
 from minipeft.bench.report import figures, findings, page, tables, trends
-from minipeft.drawing import COLOURS
+from minipeft.runtime import console
 
 CARD = {"device": "X", "device_type": "cpu", "cores": 2, "threads": 1, "platform": "P", "python": "3", "torch": "2", "commit": "c"}
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from forked import context
 
-from minipeft import Error, checkpoint
-from minipeft.run_folder import RunFolder, is_whole, read_state
+from minipeft import Error
+from minipeft.files import atomic
+from minipeft.training.run_folder import RunFolder, is_whole, read_state
 
 STATE = {"step": 1, "trained": {"x": torch.arange(1000.0)}}
 
@@ -163,7 +164,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
         with pytest.raises(Error, match="out cannot be written to: Permission denied"):
             RunFolder(tmp_path / "out").__enter__()
     with pytest.raises(Error, match="scores.json cannot be written: "):
-        checkpoint.write_json(tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {})
+        atomic.write_json(tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {})
 
 
 def test_a_pipe_in_place_of_a_state_is_not_waited_for(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from minipeft import Error
-from minipeft.scores import text_scores
+from minipeft.training.scores import text_scores
 
 
 def test_exact_match_and_bleu_by_hand():

@@ -18,13 +18,14 @@ from conftest import WITHOUT_CODE, compiling_by, tiny
 import bench
 import minipeft.model
 import train
-from minipeft import GPT, PRESETS, GPTConfig, adapt, console, generate, load_adapter
+from minipeft import GPT, PRESETS, GPTConfig, adapt, generate, load_adapter
 from minipeft.bench.quality import grid
 from minipeft.config import LLAMA
 from minipeft.data import NANO
 from minipeft.data.tokenizer import tokenizer_for
 from minipeft.methods.base import Adapted
-from minipeft.scores import text_scores
+from minipeft.runtime import console
+from minipeft.training.scores import text_scores
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minipeft import Error, console
-from minipeft.stopping import Asked, Stopped
+from minipeft import Error
+from minipeft.runtime import console
+from minipeft.runtime.signals import Asked, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_a_terminate_while_the_reason_is_told_does_not_cut_it_short(capsys, monk
 
 
 def test_a_reader_who_has_had_enough_ends_it_without_a_word():
-    code = "import sys; from minipeft.console import run; sys.exit(run('s.py', lambda: [print('a' * 1000) for _ in range(1000)]))"
+    code = "import sys; from minipeft.runtime.console import run; sys.exit(run('s.py', lambda: [print('a' * 1000) for _ in range(1000)]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent
     )

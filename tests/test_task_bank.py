@@ -9,7 +9,7 @@ from conftest import in_shape, tiny
 from test_methods import moved
 
 from minipeft import Error, TaskBank, adapt, generate
-from minipeft.task_bank import vote
+from minipeft.inference.task_bank import vote
 
 KINDS = [
     ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7, 8]))),

@@ -8,11 +8,12 @@ import torch
 from conftest import tiny
 
 import minipeft
-from minipeft import GPT, Error, GPTConfig, adapt, generate, training
-from minipeft.evaluation import evaluate
-from minipeft.run_folder import RunFolder
-from minipeft.stopping import Stopped
-from minipeft.training import learning_rate, train
+from minipeft import GPT, Error, GPTConfig, adapt, generate
+from minipeft.runtime.signals import Stopped
+from minipeft.training import loop as training
+from minipeft.training.evaluation import evaluate
+from minipeft.training.loop import learning_rate, train
+from minipeft.training.run_folder import RunFolder
 
 
 def batch(step):

@@ -10,7 +10,7 @@ from test_methods import FROZEN
 
 import minipeft.model
 from minipeft import adapt, attention
-from minipeft.bench.measure import saved_bytes
+from minipeft.runtime.profiling import saved_bytes
 
 METHODS = [("full", {}), *FROZEN]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

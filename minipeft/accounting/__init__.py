@@ -13,14 +13,17 @@ They differ so much because each counts something else: parameters are what a ta
 and of the text; operations are what the frozen weights do for every token, whoever is trained.
 """
 
+from ..files.huggingface import base_tensors
+from ..methods.llama_adapter import top_layers
+from ..methods.lora import lora_targets
 from .activations import Kept, activations
+from .communication import Traffic, bytes_per_step, wire_bytes
 from .decoding import Inference, inference
-from .memory import TrainBytes, train_bytes
-from .parameters import Count, base_parameters, base_tensors, count, depends_on, lora_targets, top_layers
-from .products import Flops, Product, flops, products, step_flops
+from .matmuls import Flops, Product, flops, products, step_flops
+from .parameters import Count, base_parameters, count, depends_on
+from .step_memory import TrainBytes, train_bytes
 from .storage import adapter_bytes, storage_bytes
 from .table import ledger
-from .wire import Traffic, bytes_per_step, wire_bytes
 
 __all__ = [
     "Count",

@@ -130,8 +130,8 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
         keep(f"{name}: input", residual, norm_bytes(c, b))
         found.extend(statistics(c, name, B * S, full, b))
 
-    def edited(*places: str) -> bool:
-        """Keep what LoRA's edits of these linears keep, but for their input; returns whether there are any."""
+    def apply_hook(*places: str) -> bool:
+        """Keep what LoRA's hooks of these linears keep, but for their input; returns whether there are any."""
         places = [place for place in places if place in h.get("places", ())]
         for place in places:
             keep(f"{place}: x Aᵀ", B * S * h["r"])
@@ -145,7 +145,7 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
 
     if block.x:
         norm("ln_1")
-    if edited(*make_qkv) or full:
+    if apply_hook(*make_qkv) or full:
         keep("ln_1: output", residual)
 
     gated = block.prefix and method == "llama-adapter"
@@ -171,13 +171,13 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
     if gated:
         keep("attention to the prompts: output", residual)
         keep("attention to the prompts: log-sums", log_sums, 4)
-    if edited(attn_out) or attends:
+    if apply_hook(attn_out) or attends:
         keep("attention: output", residual)
     bottleneck("attn")
 
     if block.m:
         norm("ln_2")
-    if edited(*mlp_in) or full:
+    if apply_hook(*mlp_in) or full:
         keep("ln_2: output", residual)
     if c.mlp == "gelu" and block.inner["mlp.c_fc"]:
         keep("c_fc: output", middle)
@@ -186,7 +186,7 @@ def in_a_block(c: GPTConfig, method: str, h: dict, block: Block, B: int, S: int,
         keep("up_proj: output", middle)
     if c.mlp == "swiglu" and block.inner["mlp.up_proj"]:
         keep("silu: output", middle)
-    if edited(mlp_out) or full:
+    if apply_hook(mlp_out) or full:
         keep("gelu: output" if c.mlp == "gelu" else "silu(g) · u", middle)
     bottleneck("mlp")
     return found

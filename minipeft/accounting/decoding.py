@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from ..config import GPTConfig, at_least_one
+from .matmuls import Product, block_products, prefix_products
 from .parameters import settings, virtual_tokens
-from .products import Product, block_products, prefix_products
 
 
 class Inference(NamedTuple):

@@ -14,7 +14,8 @@ and shape decide, and from there on it holds for everything up to the loss:
 from typing import NamedTuple
 
 from ..config import GPTConfig, linears
-from .parameters import READ_FIRST, settings
+from ..files.huggingface import READ_FIRST
+from .parameters import settings
 
 
 class Block(NamedTuple):
@@ -42,20 +43,20 @@ def flow(c: GPTConfig, method: str, **hyperparameters) -> list[Block]:
     """Every block in turn. Raises Error as `count` does."""
     h = settings(c, method, hyperparameters)
     full, places = method == "full", list(linears(c))
-    edits = set(h["places"]) if method == "lora" else set()
+    hooks = set(h["places"]) if method == "lora" else set()
     if method == "adapter":
-        edits = {"attn", "mlp"} if h["placement"] == "houlsby" else {"mlp"}
+        hooks = {"attn", "mlp"} if h["placement"] == "houlsby" else {"mlp"}
     first_prefix = {"prefix": 0, "llama-adapter": c.n_layer - h.get("adapter_layers", 0)}.get(method, c.n_layer)
     attention, mlp = [p for p in places if p.startswith("attn.")], [p for p in places if p.startswith("mlp.")]
     x, blocks = method in ("full", "prompt"), []
     for i in range(c.n_layer):
-        q, k, v = (x or full or place in edits for place in (READ_FIRST[:1] * 3 if c.projections == "joined" else READ_FIRST[1:]))
+        q, k, v = (x or full or place in hooks for place in (READ_FIRST[:1] * 3 if c.projections == "joined" else READ_FIRST[1:]))
         prefix = i >= first_prefix
         y = q or k or v or prefix
-        o = y or attention[-1] in edits or "attn" in edits
+        o = y or attention[-1] in hooks or "attn" in hooks
         m = x or o
-        inner = {place: m or place in edits for place in mlp[:-1]}
-        down = any(inner.values()) or mlp[-1] in edits or "mlp" in edits
+        inner = {place: m or place in hooks for place in mlp[:-1]}
+        down = any(inner.values()) or mlp[-1] in hooks or "mlp" in hooks
         blocks.append(Block(x, q, k, v, prefix, y, o, m, inner, down, m or down))
         x = m or down
     return blocks

@@ -1,10 +1,12 @@
 """How many parameters a base has, a method trains, and an adapter stores."""
 
 import inspect
-import math
 from typing import NamedTuple
 
 from ..config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_named
+from ..files.huggingface import base_size
+from ..methods.llama_adapter import top_layers
+from ..methods.lora import lora_targets
 
 
 class Count(NamedTuple):
@@ -14,41 +16,6 @@ class Count(NamedTuple):
     stored: int  # numbers the saved file holds, once per task
 
 
-# linears that make queries, keys and values
-READ_FIRST = ("attn.c_attn", "attn.q_proj", "attn.k_proj", "attn.v_proj")
-
-
-def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a block: its linears (out, in) with their biases (out,), and two norms (C,)."""
-    shapes = {}
-    for name in ("ln_1", "ln_2"):
-        shapes |= _norm(c, name)
-    for place, (into, out) in linears(c).items():
-        shapes[f"{place}.weight"] = (out, into)
-        if c.bias == "all" or (c.bias == "qkv" and place in READ_FIRST):
-            shapes[f"{place}.bias"] = (out,)
-    return shapes
-
-
-def rest_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor outside the blocks: the tables (V, C) and (block_size, C), the last norm, a head of its own (V, C)."""
-    shapes = {"wte.weight": (c.vocab_size, c.n_embd)}
-    if c.position == "learned":
-        shapes["wpe.weight"] = (c.block_size, c.n_embd)
-    shapes |= _norm(c, "ln_f")
-    if not c.tied:
-        shapes["lm_head.weight"] = (c.vocab_size, c.n_embd)
-    return shapes
-
-
-def base_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a base, under model.py's names."""
-    blocks = {f"h.{i}.{name}": shape for i in range(c.n_layer) for name, shape in block_tensors(c).items()}
-    return rest_tensors(c) | blocks
-
-
-def _norm(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.{part}": (c.n_embd,) for part in (("weight", "bias") if c.norm == "layer" else ("weight",))}
 
 
 def base_parameters(c: GPTConfig | T5Shape) -> int:
@@ -62,7 +29,7 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
     if isinstance(c, T5Shape):
         layer = 12 * c.n_embd * c.n_head * c.head_size + 6 * c.n_embd * c.n_inner + 5 * c.n_embd
         return 2 * c.vocab_size * c.n_embd + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * c.n_embd
-    return sum(map(math.prod, rest_tensors(c).values())) + c.n_layer * sum(map(math.prod, block_tensors(c).values()))
+    return base_size(c)
 
 
 def _full(c: GPTConfig | T5Shape) -> Count:
@@ -109,9 +76,6 @@ def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] | None = Non
     return Count(n, n)
 
 
-def lora_targets(c: GPTConfig) -> tuple[str, ...]:
-    """What LoRA edits by default: the attention's input projection; where that is three matrices, the two that the paper edits."""
-    return ("c_attn",) if c.projections == "joined" else ("q_proj", "v_proj")
 
 
 def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby") -> Count:
@@ -133,9 +97,6 @@ def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | No
     return Count(n * each, n * each)
 
 
-def top_layers(c: GPTConfig) -> int:
-    """How many layers LLaMA-Adapter takes by default: the paper's share, 30 of 32 (2303.16199 §4.1)."""
-    return max(1, round(c.n_layer * 30 / 32))
 
 
 _COUNTS = {

@@ -4,8 +4,9 @@ import json
 import math
 
 from ..config import GPTConfig, at_least_one, linears
-from ..layout import adaption_modules, architecture, config_to_json, lora_config, peft_module, prefix_config, prompt_config, stored_name
-from .parameters import base_tensors, settings
+from ..files.huggingface import architecture, base_tensors, config_to_json, stored_name
+from ..files.peft import adaption_modules, lora_config, peft_module, prefix_config, prompt_config
+from .parameters import settings
 
 DIGEST = 64 * "0"  # a SHA-256 as text
 

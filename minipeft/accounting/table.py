@@ -1,12 +1,12 @@
 """The whole ledger of one method on one shape, flat, for tables."""
 
 from ..config import GPTConfig
+from .communication import wire_bytes
 from .decoding import inference
-from .memory import train_bytes
+from .matmuls import flops, step_flops
 from .parameters import base_parameters, count
-from .products import flops, step_flops
+from .step_memory import train_bytes
 from .storage import adapter_bytes, storage_bytes
-from .wire import wire_bytes
 
 
 def ledger(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> dict[str, int]:

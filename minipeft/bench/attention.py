@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ..attention import faster, prefix_attention
 from ..compiling import can_compile
 from ..config import Error
-from .measure import MatrixRate, card, card_line, columns, geometric_mean, milliseconds, saved_bytes, spread
+from ..runtime.profiling import card, saved_bytes
+from .measure import MatrixRate, card_line, columns, geometric_mean, milliseconds, spread
 
 BACKENDS = ("reference", "sdpa", "fused")
 

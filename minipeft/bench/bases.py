@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..checkpoint import read_json
 from ..config import EMBEDDED, Error
+from ..files.atomic import read_json
 from .measure import columns
 
 TRAIN = Path(__file__).parents[2] / "train.py"

@@ -24,7 +24,8 @@ from ..config import Error, GPTConfig
 from ..methods import adapt, method_class
 from ..methods.base import Adapted
 from ..model import GPT
-from .measure import MatrixRate, card, card_line, columns, milliseconds, peak_bytes, saved_bytes, spread, synchronize
+from ..runtime.profiling import card, saved_bytes, synchronize
+from .measure import MatrixRate, card_line, columns, milliseconds, peak_bytes, spread
 
 # Size of the methods that have no virtual tokens: their defaults, named.
 SIZES = {"lora": {"r": 8}, "adapter": {"bottleneck_size": 8}, "llama-adapter": {"adapter_len": 10}}

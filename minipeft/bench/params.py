@@ -19,7 +19,7 @@ from pathlib import Path
 from .. import accounting
 from ..accounting.parameters import ENCODER_DECODER, depends_on, settings
 from ..config import PRESETS, SHAPES, Error, GPTConfig, T5Shape, at_least_one, shown
-from ..hf import base_config
+from ..files.huggingface import base_config
 from ..methods import METHODS
 from .measure import columns
 

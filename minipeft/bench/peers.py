@@ -14,23 +14,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..accounting import lora_targets, step_flops
+from ..accounting import step_flops
 from ..compiling import can_compile
 from ..config import Error, GPTConfig
 from ..methods import adapt
+from ..methods.lora import lora_targets
 from ..model import GPT
+from ..runtime.profiling import card, saved_bytes, synchronize
 from .measure import (
     MatrixRate,
-    card,
     card_line,
     columns,
     geometric_mean,
     milliseconds,
     peak_bytes,
     restart_peak,
-    saved_bytes,
     spread,
-    synchronize,
 )
 
 METHODS = ("full", "prompt", "prefix", "lora")  # what both have

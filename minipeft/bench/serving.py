@@ -21,12 +21,13 @@ from tqdm import tqdm
 from ..accounting import base_parameters
 from ..attention import prefix_attention
 from ..config import GPTConfig
-from ..generation import read_slots
+from ..inference.generation import read_slots
+from ..inference.task_bank import TaskBank
 from ..methods import adapt
 from ..model import GPT
-from ..slots import Cache, Prefix
-from ..task_bank import TaskBank
-from .measure import card, card_line, columns, milliseconds, peak_bytes, spread, synchronize
+from ..runtime.profiling import card, synchronize
+from ..slots import KVCache, Prefix
+from .measure import card_line, columns, milliseconds, peak_bytes, spread
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Decoder:
             c = base.config
             k, v = base.wte.weight.new_empty(2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
             k[:, :, :, :P], v[:, :, :, :P] = copied.k, copied.v
-            self.cache = Cache(k, v, read=P)
+            self.cache = KVCache(k, v, read=P)
         self.idx = idx
 
     @torch.no_grad()

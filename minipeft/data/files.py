@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint import is_there
 from ..config import Error, shown
+from ..files.atomic import is_there
 from .tasks import Example
 
 COLUMNS = ("input", "target")

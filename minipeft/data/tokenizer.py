@@ -16,9 +16,10 @@ import re
 import shutil
 from pathlib import Path
 
-from ..checkpoint import is_there, read_json, rust, write_atomically, write_json
 from ..config import Error, shown
-from ..console import shown_as
+from ..files.atomic import is_there, read_json, write_atomically, write_json
+from ..files.tensors import rust
+from ..runtime.console import shown_as
 
 PADDING = 1024  # published models round their vocabulary up: so many ids may belong to no token
 

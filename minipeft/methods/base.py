@@ -7,6 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..config import Error, shown
+from ..files import huggingface, peft
 from ..loss import linear_cross_entropy
 from ..model import GPT
 
@@ -32,7 +33,7 @@ class Method(nn.Module):
         return self.learning_rate if base.config.n_embd < WIDE else self.learning_rate_wide
 
     def slots(self, base: GPT) -> dict:
-        """The `prompt`, `prefix` and `edits` arguments for base(idx, …)."""
+        """The `prompt`, `prefix` and `hooks` arguments for base(idx, …)."""
         return {}
 
     def parts(self) -> "list[Method]":
@@ -57,9 +58,8 @@ class Method(nn.Module):
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder: adapter_config.json and adapter_model.*, in PEFT's layout."""
-        from .. import checkpoint  # file formats live above the methods
-
-        checkpoint.save_adapter(self, base, folder, base_fingerprint)
+        here = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        peft.write_adapter(folder, self.peft_config(base), self.tensors(), here)
 
 
 # For every base: which of its parameters required a gradient before anything was attached, and what is attached now.

@@ -56,7 +56,7 @@ class BottleneckAdapter(Method):
         self.layers = nn.ModuleList(nn.ModuleDict({place: Bottleneck(base, bottleneck_size) for place in places}) for _ in base.h)
 
     def slots(self, base: GPT) -> dict:
-        return {"edits": [dict(layer.items()) for layer in self.layers]}
+        return {"hooks": [dict(layer.items()) for layer in self.layers]}
 
     def peft_config(self, base: GPT) -> dict:
         return {"peft_type": self.peft_types[0], "bottleneck_size": self.bottleneck_size, "placement": self.placement}

@@ -1,12 +1,16 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
-Each fills its own slot, or edits its own places, and is trained at its own learning rate; what is saved is one adapter folder a part
+Each fills its own slot, or hooks its own places, and is trained at its own learning rate; what is saved is one adapter folder a part
 and a list of them.
 """
+
+from pathlib import Path
 
 from torch import nn
 
 from ..config import Error
+from ..files import huggingface, peft
+from ..files.atomic import check_place
 from ..model import GPT
 from .base import Method
 
@@ -25,7 +29,7 @@ class Combined(Method):
             raise Error("full fine-tuning cannot be combined: it changes the base that the others are tuned for")
         filled: dict[str, str] = {}
         for part in parts:
-            for slot in part.slots(base).keys() - {"edits"}:  # edits are apart: LoRA's at linears, adapters' behind sublayers
+            for slot in part.slots(base).keys() - {"hooks"}:  # hooks are apart: LoRA's at linears, adapters' behind sublayers
                 if slot in filled:
                     raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
                 filled[slot] = part.name
@@ -37,12 +41,14 @@ class Combined(Method):
         slots = {}
         for part in self.parts():
             its_own = part.slots(base)
-            if "edits" in slots and "edits" in its_own:
-                its_own["edits"] = [a | b for a, b in zip(slots["edits"], its_own["edits"], strict=True)]
+            if "hooks" in slots and "hooks" in its_own:
+                its_own["hooks"] = [a | b for a, b in zip(slots["hooks"], its_own["hooks"], strict=True)]
             slots |= its_own
         return slots
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
-        from .. import checkpoint
-
-        checkpoint.save_combination(self.by_name, base, folder, base_fingerprint)
+        check_place(folder, "a combination")
+        here = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        for name, part in self.by_name.items():
+            part.save(base, Path(folder) / name, here)
+        peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})

@@ -12,17 +12,14 @@ and of the k most promising the best is kept, if it lowers the loss on the next 
 passes for at most one token changed: that is the price of "discrete".
 """
 
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..config import at_least_one
-from ..console import progress
 from ..ladder import prompt_from_tokens
-from ..loss import linear_cross_entropy
 from ..model import GPT
-from .base import Adapted, Method, virtual_tokens
+from .base import Method, virtual_tokens
 
 
 class HardPrompt(Method):
@@ -38,7 +35,7 @@ class HardPrompt(Method):
         self.register_buffer("prompt_tokens", tokens.to(base.wte.weight.device, copy=True).contiguous())  # (P,) int64
         self.check(base)
 
-    def rung(self) -> Tensor:
+    def ladder_value(self) -> Tensor:
         """What is stored, as the ladder has it: (P,) int64."""
         return self.prompt_tokens
 
@@ -59,33 +56,3 @@ class HardPrompt(Method):
         P = at_least_one("num_virtual_tokens", config.get("num_virtual_tokens"))
         return {"tokens": torch.zeros((), dtype=torch.int64).expand(P)}  # as large as a file claims, and yet one number
 
-
-def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, candidates: int = 8) -> Tensor:
-    """Improve the tokens (P,) int64 step by step, as the equation above says; returns the tokens reached.
-
-    batch(step) -> (idx, targets) (B, T); in each step one token, drawn at random, may change into one of `candidates`.
-    """
-
-    def loss(prompt: Tensor, step: int) -> Tensor:
-        idx, targets = (t.to(device) for t in batch(step))
-        x = base.hidden(idx, prompt=prompt)
-        return linear_cross_entropy(x.flatten(0, 1), base.head, targets.flatten())
-
-    device = base.wte.weight.device
-    tokens = start.to(device)
-    frozen = Adapted(base, HardPrompt(base, start))  # no gradient of any weight
-    with progress(total=steps, unit="step", desc="search") as bar:
-        for step in range(steps):
-            prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(prompt, 2 * step), prompt)  # (1, P, C)
-            i = int(torch.randint(len(tokens), ()))
-            promising = (base.wte.weight.detach().float() @ gradient[0, i].float()).topk(candidates, largest=False).indices
-            tries = tokens.repeat(candidates + 1, 1)
-            tries[1:, i] = promising
-            with torch.no_grad():
-                losses = torch.stack([loss(prompt_from_tokens(base, t), 2 * step + 1) for t in tries])
-            tokens = tries[int(losses.argmin())]
-            bar.update()
-            bar.set_postfix(loss=f"{losses.min():.3f}")
-    frozen.detach()
-    return tokens

@@ -17,9 +17,8 @@ the layers, 30 of 32. A query turned by its position meets keys that have none, 
 import torch
 from torch import Tensor, nn
 
-from ..accounting import top_layers
-from ..config import Error, at_least_one, shown
-from ..layout import adaption_modules
+from ..config import Error, GPTConfig, at_least_one, shown
+from ..files.peft import adaption_modules
 from ..model import GPT
 from ..slots import Prefix
 from .base import Method, new_parameter, noise
@@ -70,3 +69,8 @@ class LlamaAdapter(Method):
     def hyperparameters(cls, config: dict) -> dict:
         gate = "layer" if config["peft_type"] == "ADAPTION_PROMPT" else config.get("gate", "head")
         return {name: config.get(name) for name in ("adapter_len", "adapter_layers")} | {"gate": gate}
+
+
+def top_layers(c: GPTConfig) -> int:
+    """How many layers LLaMA-Adapter takes by default: the paper's share, 30 of 32 (2303.16199 §4.1)."""
+    return max(1, round(c.n_layer * 30 / 32))

@@ -7,7 +7,7 @@ a forward pass costs what the base's does.
 
 trained = stored = r·(in + out) for every edited linear: with the default, the attention's input projection, L·r·4C in GPT-2's shape.
 
-Departs from the paper: where q, k and v are one projection, as in GPT-2, they are edited together; the paper edits q and v apart, and so
+Departs from the paper: where q, k and v are one projection, as in GPT-2, they are edited together; the paper hooks q and v apart, and so
 does this where they are two (the Llama family). A starts as its released code and PEFT have it (uniform, Kaiming) rather than Gaussian.
 """
 
@@ -18,9 +18,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..accounting import lora_targets
-from ..config import Error, at_least_one, linears_named, shown
-from ..layout import lora_config, peft_module
+from ..config import Error, GPTConfig, at_least_one, linears_named, shown
+from ..files.peft import lora_config, peft_module
 from ..model import GPT
 from .base import Method, new_parameter
 
@@ -85,7 +84,7 @@ class LoRA(Method):
             self.layers.append(pairs)
 
     def slots(self, base: GPT) -> dict:
-        return {"edits": [dict(zip(self.places, pairs, strict=True)) for pairs in self.layers]}
+        return {"hooks": [dict(zip(self.places, pairs, strict=True)) for pairs in self.layers]}
 
     def weight_changes(self) -> dict[str, Tensor]:
         """{name of a weight of the base: what to add to it}."""
@@ -136,3 +135,8 @@ _PLAIN = {
     "alora_invocation_tokens": (None, []),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
 }
+
+
+def lora_targets(c: GPTConfig) -> tuple[str, ...]:
+    """What LoRA hooks by default: the attention's input projection; where that is three matrices, the two that the paper hooks."""
+    return ("c_attn",) if c.projections == "joined" else ("q_proj", "v_proj")

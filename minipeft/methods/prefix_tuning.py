@@ -25,8 +25,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..config import Error, at_least_one
-from ..ladder import climb, prefix_from_hidden
-from ..layout import prefix_config
+from ..files.peft import prefix_config
+from ..ladder import convert_up, prefix_from_hidden
 from ..model import GPT
 from .base import Method, new_parameter, noise, start, virtual_tokens
 
@@ -75,20 +75,20 @@ class PrefixTuning(Method):
     def _start(self, base: GPT, P: int, W: int, init) -> Tensor:
         if (x := start(base, P, init)) is None:
             return noise(base, P, W)
-        x = climb(base, x, self.space)
+        x = convert_up(base, x, self.space)
         return (x[:, 0].transpose(0, 1) if self.space == "hidden" else x[:, :, 0].permute(3, 0, 1, 2, 4)).reshape(P, W)
 
     def rows(self) -> Tensor:
         """(P, W): one row a virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
 
-    def rung(self) -> Tensor:
+    def ladder_value(self) -> Tensor:
         """What is learnt, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs)."""
         rows = self.rows().view(-1, *self.shape)
         return rows.transpose(0, 1).unsqueeze(1) if self.space == "hidden" else rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
-        return {"prefix": prefix_from_hidden(base, self.rung()) if self.space == "hidden" else self.rung()}
+        return {"prefix": prefix_from_hidden(base, self.ladder_value()) if self.space == "hidden" else self.ladder_value()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self.rows().detach()}  # the MLP, if any, is folded away

@@ -12,8 +12,8 @@ the paper samples its 5,000 most common tokens. Class-label initialisation is a 
 import torch
 from torch import Tensor
 
-from ..ladder import climb
-from ..layout import prompt_config
+from ..files.peft import prompt_config
+from ..ladder import convert_up
 from ..model import GPT
 from .base import Method, new_parameter, noise, start, virtual_tokens
 
@@ -34,15 +34,15 @@ class PromptTuning(Method):
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         with torch.no_grad():
             x = start(base, P, init)
-            x = noise(base, P, base.config.n_embd) if x is None else climb(base, x, "prompt")[0]
+            x = noise(base, P, base.config.n_embd) if x is None else convert_up(base, x, "prompt")[0]
         self.prompt_embeddings = new_parameter(base, x)  # (P, C)
 
-    def rung(self) -> Tensor:
+    def ladder_value(self) -> Tensor:
         """What is learnt, as the ladder has it: (1, P, C)."""
         return self.prompt_embeddings.unsqueeze(0)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
-        return {"prompt": self.rung()}
+        return {"prompt": self.ladder_value()}
 
     def peft_config(self, base: GPT) -> dict:
         return prompt_config(base.config, self.num_virtual_tokens)

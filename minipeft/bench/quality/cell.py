@@ -20,10 +20,11 @@ from ...data import BASES
 from ...data.batches import draw, encode
 from ...data.tasks import INSTRUCTIONS, Example, find_task
 from ...data.tokenizer import ByteTokenizer
-from ...evaluation import batches, choose_wording, evaluate
 from ...methods import Adapted, adapt
 from ...model import GPT
-from ...training import train
+from ...training.evaluation import batches, evaluate
+from ...training.loop import train
+from ...training.prompt_search import choose_wording
 
 HELD_OUT, DEV = 500, 200  # examples that a score is of
 LOOKS, LOOKED_AT = 8, 96  # times in a run that the score is looked at, and examples it is then of
@@ -143,7 +144,7 @@ def start(cell: Cell, base: GPT, batch: Callable, development: list[Example]) ->
         began = time.perf_counter()
         train(lower, batch, told["steps_before"], cell.start["lr"])
         told["seconds_before"] = time.perf_counter() - began
-        init = lower.method.rung().detach()
+        init = lower.method.ladder_value().detach()
         lower.detach()
     return adapt(base, cell.method, init=init, **cell.size), told
 

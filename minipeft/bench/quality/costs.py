@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ...checkpoint import read_json, write_json
 from ...config import EMBEDDED
 from ...data.tasks import DIGITS
+from ...files.atomic import read_json, write_json
 from ...model import GPT
+from ...runtime.profiling import card, saved_bytes
 from ..cost import Contestant, Settings, train_two_steps
-from ..measure import card, milliseconds, peak_bytes, saved_bytes, spread
+from ..measure import milliseconds, peak_bytes, spread
 from .studies import BASE, cell, methods, row
 
 STEPS = 60  # timed, of each

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ...accounting import base_parameters
 from ...config import EMBEDDED, PRESETS, Error
-from ...console import progress
-from ..measure import card
+from ...runtime.console import progress
+from ...runtime.profiling import card
 from .cell import Cell, run
 from .studies import PROMPT_RUNG, sweep
 

@@ -28,11 +28,11 @@ from ...data.files import read_examples
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for
-from ...evaluation import answer, batches, evaluate
 from ...methods import adapt
 from ...model import GPT
-from ...scores import text_scores
-from ...training import train
+from ...training.evaluation import answer, batches, evaluate
+from ...training.loop import train
+from ...training.scores import text_scores
 from .cell import Cell, folder_of, stored_bytes
 
 # A turn of a chat: a wording opens it, the template closes it. This one shows an example; of the five that docs/e2e.py tries it has the

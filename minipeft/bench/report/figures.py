@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ...accounting import base_parameters, count
 from ...config import EMBEDDED
-from ...drawing import COLOURS, figure
+from ..drawing import COLOURS, figure
 from ..quality.grid import Lines
 from ..quality.real import SCORED
 from ..quality.studies import BUDGETS, largest, method_of

@@ -6,10 +6,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ...checkpoint import write_atomically, write_text
 from ...config import Error
 from ...data.tasks import KINDS, find_task
-from ...drawing import picture
+from ...files.atomic import write_atomically, write_text
+from ..drawing import picture
 from ..measure import card_line
 from ..quality import studies
 from ..quality.again import AVX2

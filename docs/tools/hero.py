@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Draw the README's first figure, in light and dark, as docs/figures/hero-light.svg and hero-dark.svg.
+
+python docs/tools/hero.py
+
+Three parts: where each method enters a Transformer block, the causal mask with its open prefix columns, and
+score against trained parameters. The scores are read from docs/results/quality.jsonl.
+"""
+
+import math
+import sys
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minipeft.accounting import count  # noqa: E402
+from minipeft.bench.drawing import COLOURS  # noqa: E402
+from minipeft.bench.quality import grid  # noqa: E402
+from minipeft.bench.quality.summary import points  # noqa: E402
+from minipeft.config import EMBEDDED  # noqa: E402
+from minipeft.files.atomic import write_text  # noqa: E402
+
+FOLDER = ROOT / "docs" / "figures"
+WIDTH, HEIGHT = 800, 440
+LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "line": "#afb8c1", "box": "#eef1f4"}
+DARK = {"paper": "#0d1117", "ink": "#f0f6fc", "soft": "#9198a1", "line": "#484f58", "box": "#21262d"}
+BRIGHT = {"full": "#f0f6fc", "prompt": "#58a6ff", "lora": "#2dd4a0", "prefix": "#ff8a4c"}  # on dark paper
+THEMES = {"light": LIGHT | COLOURS, "dark": DARK | COLOURS | BRIGHT}
+NAMES = {
+    "prompt": "soft prompt",
+    "prefix": "prefix",
+    "lora": "LoRA",
+    "adapter": "bottleneck|adapter",
+    "llama-adapter": "LLaMA-Adapter",
+    "full": "full fine-tuning",
+}
+# Where a curve's name stands, seen from its last point.
+SHIFTS = {
+    "prompt": (9, -22),
+    "prefix": (9, 12),
+    "lora": (9, 4),
+    "adapter": (9, -6),
+    "llama-adapter": (9, -5),
+    "full": (8, 22),
+}
+NEW_SKILLS = ("reverse+increment", "parity")
+P, T = 3, 6  # prefix columns and tokens of the mask
+
+
+class Canvas:
+    """SVG elements in the colours of one theme."""
+
+    def __init__(self, theme: dict):
+        self.theme, self.parts = theme, []
+
+    def rect(self, x, y, w, h, fill, stroke="none", radius=4) -> None:
+        fill, stroke = (self.theme.get(c, c) for c in (fill, stroke))
+        shape = f'x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius}"'
+        self.parts.append(f'<rect {shape} fill="{fill}" stroke="{stroke}"/>')
+
+    def text(self, x, y, words, colour="ink", size=13, anchor="start", bold=False) -> None:
+        weight = ' font-weight="600"' if bold else ""
+        place = f'x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"'
+        fill = self.theme[colour]
+        self.parts.append(f'<text {place} fill="{fill}"{weight}>{escape(words)}</text>')
+
+    def path(self, d, colour, width=1.5, arrow=False) -> None:
+        """A path of straight lines; `arrow` ends it in a head that points along its last step."""
+        stroke = self.theme[colour]
+        self.parts.append(f'<path d="{d}" fill="none" stroke="{stroke}" stroke-width="{width}"/>')
+        if arrow:
+            (x0, y0), (x, y) = ([float(n) for n in p.split()] for p in d.lstrip("M").split(" L")[-2:])
+            dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
+            a, b = (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx), (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx)
+            head = f"{x:g},{y:g} {a[0]:g},{a[1]:g} {b[0]:g},{b[1]:g}"
+            self.parts.append(f'<polygon points="{head}" fill="{stroke}"/>')
+
+    def dot(self, x, y, colour, radius=4.5) -> None:
+        fill = self.theme[colour]
+        self.parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{fill}"/>')
+
+    def svg(self) -> str:
+        font = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="{font}">'
+        paper = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{self.theme["paper"]}"/>'
+        return "\n".join([head, paper, *self.parts, "</svg>", ""])
+
+
+def block(c: Canvas, left: int) -> None:
+    """A Transformer block, its flow upwards; on its right where each method enters."""
+    c.text(left, 24, "Where each method enters", bold=True, size=15)
+    x, w = left + 22, 118
+    mid, side = x + w / 2, x + w
+    c.rect(left, 64, w + 44, 262, "paper", "line", 8)
+    c.text(left + 8, 82, "× L blocks", "soft", 12)
+    boxes = {"mlp": (118, 44, "MLP"), "attn": (232, 44, "attention"), "wte": (350, 28, "embedding")}
+    c.path(f"M{mid:g} 350 L{mid:g} 277", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 232 L{mid:g} 163", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 118 L{mid:g} 46", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 408 L{mid:g} 379", "line", 2, arrow=True)
+    c.text(mid, 42, "to the next token", "soft", 12, "middle")
+    c.text(mid, 422, "tokens", "soft", 12, "middle")
+    for y, h, name in boxes.values():
+        c.rect(x, y, w, h, "box", "line")
+        c.text(mid, y + h / 2 + 5, name, anchor="middle")
+    for y, name in ((104, "adapter"), (206, "adapter")):  # after MLP and after attention
+        c.rect(mid - 24, y - 9, 48, 16, name, radius=3)
+    c.path(f"M{side + 38:g} 99 L{mid + 26:g} 99", "adapter", 2, arrow=True)
+    c.path(f"M{side + 38:g} 205 L{mid + 26:g} 205", "adapter", 2, arrow=True)
+    c.path(f"M{side + 38:g} 99 L{side + 38:g} 205", "adapter", 2)
+    at = side + 46
+    c.text(at, 144, "bottleneck adapter", "adapter", 12.5, bold=True)
+    c.text(at, 160, "small network after", "soft", 12)
+    c.text(at, 175, "attention and MLP", "soft", 12)
+    c.path(f"M{at:g} 240 L{side:g} 240", "lora", 2, arrow=True)
+    c.text(at + 4, 236, "LoRA", "lora", bold=True)
+    c.text(at + 4, 252, "low-rank change of W", "soft", 12)
+    c.path(f"M{at:g} 269 L{side:g} 269", "prefix", 2, arrow=True)
+    c.text(at + 4, 278, "prefix", "prefix", bold=True)
+    c.text(at + 4, 294, "P keys and P values,", "soft", 12)
+    c.text(at + 4, 309, "in every block", "soft", 12)
+    c.path(f"M{at:g} 338 L{mid + 3:g} 338", "prompt", 2, arrow=True)
+    c.text(at + 4, 342, "soft prompt", "prompt", bold=True)
+    c.text(at + 4, 358, "P vectors before the", "soft", 12)
+    c.text(at + 4, 373, "token embeddings", "soft", 12)
+    c.text(at + 4, 418, "hard prompt", "hard-prompt", bold=True)
+    c.path(f"M{at:g} 414 L{mid + 28:g} 414", "hard-prompt", 2, arrow=True)
+    c.text(at + 4, 433, "words", "soft", 12)
+
+
+def mask(c: Canvas, left: int) -> None:
+    """The boolean attention mask (T, P + T): filled where the query may attend."""
+    c.text(left, 24, "What a query sees", bold=True, size=15)
+    s, top = 19, 92
+    for i in range(T):
+        for j in range(P + T):
+            open_ = j < P or j - P <= i
+            fill = "box" if not open_ else "prefix" if j < P else "soft"
+            c.rect(left + j * s + (6 if j >= P else 0), top + i * s, s - 2, s - 2, fill, radius=2)
+    c.text(left + P * s / 2 - 1, top - 26, "P prefix", "prefix", 13, "middle", bold=True)
+    c.text(left + P * s / 2 - 1, top - 10, "keys", "soft", 12, "middle")
+    c.text(left + 6 + (P + T / 2) * s, top - 26, "T token keys", "ink", 13, "middle", bold=True)
+    c.text(left + 6 + (P + T / 2) * s, top - 10, "causal", "soft", 12, "middle")
+    y = top + T * s + 22
+    for n, line in enumerate(("Each row is one query.", "Prefix columns are open to", "every query; token columns", "only up to its own position.")):
+        c.text(left, y + 17 * n, line, "soft", 12.5)
+    y += 88
+    c.text(left, y, "One softmax over both, so", "ink", 12.5)
+    c.text(left, y + 17, "a prefix takes a share λ of", "ink", 12.5)
+    c.text(left, y + 34, "each query's attention.", "ink", 12.5)
+
+
+def scores() -> dict[str, list[tuple[int, float]]]:
+    """{method: [(trained parameters, mean exact match on the new skills)]} of the budget study, and full fine-tuning."""
+    lines, found = grid.read(ROOT / "docs" / "results" / "quality.jsonl"), {}
+    cells = points(lines, "budget") + [p for p in points(lines, "methods") if p.row == "full"]
+    for p in cells:
+        if p.cell.task in NEW_SKILLS:
+            trained = count(EMBEDDED[p.cell.base], p.cell.method, **p.cell.size).trained
+            found.setdefault(p.row, {}).setdefault(trained, []).append(p.mean()[0])
+    return {row: [(n, sum(s) / len(s)) for n, s in sorted(its.items()) if len(s) == len(NEW_SKILLS)] for row, its in found.items()}
+
+
+def plot(c: Canvas, left: int) -> None:
+    """Mean exact match on the new skills against trained parameters, on a logarithmic axis."""
+    c.text(left, 24, "What a new skill takes", bold=True, size=15)
+    c.text(left, 44, "exact match on two new skills,", "soft", 12)
+    c.text(left, 59, "mean of 5 seeds", "soft", 12)
+    x0, x1, y0, y1 = left + 26, WIDTH - 18, 358, 84
+
+    def at(trained: float, score: float) -> tuple[float, float]:
+        share = math.log10(trained / 700) / math.log10(400_000 / 700)
+        return x0 + share * (x1 - x0), y0 + score * (y1 - y0)
+
+    for score in (0, 0.5, 1):
+        _, y = at(1000, score)
+        c.path(f"M{x0:g} {y:g} L{x1:g} {y:g}", "line", 0.8)
+        c.text(x0 - 5, y + 4, f"{score:g}", "soft", 12, "end")
+    for trained, name in ((1000, "1k"), (10_000, "10k"), (100_000, "100k")):
+        c.text(at(trained, 0)[0], y0 + 17, name, "soft", 12, "middle")
+    c.text((x0 + x1) / 2, y0 + 35, "trained parameters", "soft", 12, "middle")
+    found = scores()
+    for row, its in found.items():
+        where = [at(*point) for point in its]
+        c.path("M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in where), row, 2.2)
+        for x, y in where:
+            c.dot(round(x, 1), round(y, 1), row)
+        x, y = where[-1]
+        dx, dy = SHIFTS[row]
+        for n, line in enumerate(NAMES[row].split("|")):
+            anchor = "end" if row == "full" else "start"
+            c.text(x + dx, y + dy + 14 * n, line, row, 12.5, anchor, bold=True)
+
+
+def draw(theme: str) -> str:
+    c = Canvas(THEMES[theme])
+    block(c, 8)
+    mask(c, 348)
+    plot(c, 562)
+    for x in (334, 546):
+        c.path(f"M{x} 14 L{x} {HEIGHT - 14}", "line", 0.8)
+    return c.svg()
+
+
+def files() -> dict[Path, str]:
+    """Every file that this tool writes, and its text."""
+    return {FOLDER / f"hero-{theme}.svg": draw(theme) for theme in THEMES}
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        write_text(path, text)
