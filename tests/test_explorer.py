@@ -133,7 +133,7 @@ def test_any_setting_gives_the_ledgers_numbers(tmp_path):
 
 
 def test_the_page_is_what_the_command_writes():
-    assert explorer.filled(PAGE) == PAGE, "run: python docs/explorer.py"
+    assert explorer.filled(PAGE) == PAGE, "run: python docs/tools/explorer.py"
 
 
 def test_nothing_leaves_the_page():

@@ -26,13 +26,13 @@ def test_every_block_runs_and_prints_what_the_page_says(path, tmp_path, monkeypa
     page = read(path)
     monkeypatch.setattr(drawing, "FOLDER", tmp_path)
     printed = [text for _, text in lessons.run(path)]
-    assert lessons.filled(page, printed) == page, f"run: python docs/lessons.py {path.name[0]} --fill"
+    assert lessons.filled(page, printed) == page, f"run: python docs/tools/lessons.py {path.name[0]} --fill"
     pytest.importorskip("matplotlib")
     wanted = {Path(target).name for mark, target in links(page, path) if mark}
     assert {file.name for file in tmp_path.iterdir()} == wanted, "the page shows what its blocks draw, and all of it"
     for file in tmp_path.iterdir():
         assert drawn(file) > 20, f"{file.name} is as good as blank"
-        assert drawn(file) == pytest.approx(drawn(drawing_of(file.name)), rel=0.2), f"run: python docs/lessons.py {path.name[0]} --figures"
+        assert drawn(file) == pytest.approx(drawn(drawing_of(file.name)), rel=0.2), f"run: python docs/tools/lessons.py {path.name[0]} --figures"
 
 
 def drawing_of(figure: str) -> Path:

@@ -15,7 +15,7 @@ ROWS = [row for rows in published.SOURCES.values() for row in rows]
 
 
 def test_the_page_is_what_the_command_writes():
-    assert published.PAGE.read_text(encoding="utf-8") == published.page(), "run: python docs/published_numbers.py"
+    assert published.PAGE.read_text(encoding="utf-8") == published.page(), "run: python docs/tools/published_numbers.py"
     assert len(ROWS) >= 25
 
 

@@ -16,6 +16,7 @@ from forked import context
 
 from minipeft import GPT, METHODS, Error, accounting, adapt
 from minipeft.bench import measure
+from minipeft.runtime import profiling
 from minipeft.bench.quality import again, grid, studies
 from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality.cell import Cell

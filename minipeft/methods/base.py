@@ -23,7 +23,7 @@ class Method(nn.Module):
 
     name: str  # as in minipeft.METHODS
     learning_rate: float  # a default that works on the embedded base (AdamW, warm-up, cosine)
-    learning_rate_wide: float  # and one for pretrained models of hundreds of channels: docs/e2e.py chose between two for most
+    learning_rate_wide: float  # and one for pretrained models of hundreds of channels: docs/tools/e2e.py chose between two for most
     peft_types: tuple[str, ...] = ()  # what adapter_config.json may call it
     freezes_base = True
     num_virtual_tokens = 0  # positions it takes before the real tokens

@@ -9,7 +9,7 @@
     loss        of SCORED test pairs, one of each of these MRs; where a rate is chosen, of dev pairs, and then nothing is answered
 
 The weights are float32 for every method. Prompt and prefix start from a wording and have its length; LoRA and full fine-tuning begin at
-the bare base. docs/e2e.py is the experiment before this one: all lengths, three epochs, one seed.
+the bare base. docs/tools/e2e.py is the experiment before this one: all lengths, three epochs, one seed.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from ...training.loop import train
 from ...training.scores import text_scores
 from .cell import Cell, folder_of, stored_bytes
 
-# A turn of a chat: a wording opens it, the template closes it. This one shows an example; of the five that docs/e2e.py tries it has the
+# A turn of a chat: a wording opens it, the template closes it. This one shows an example; of the five that docs/tools/e2e.py tries it has the
 # lowest loss on dev pairs (docs/results/e2e-smollm2.json).
 TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 WORDING = (

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every method on a real model and real data: SmolLM2-135M writes restaurant descriptions (E2E NLG) after 500 examples.
 
-python docs/e2e.py --base SMOLLM2_FOLDER --e2e FOLDER_WITH_devset.csv_AND_testset_w_refs.csv
+python docs/tools/e2e.py --base SMOLLM2_FOLDER --e2e FOLDER_WITH_devset.csv_AND_testset_w_refs.csv
 
 E2E (Novikova et al. 2017, 1706.09254) is the task on which prefix tuning was introduced (Li & Liang 2021, table 1). Low data: 500
 pairs to train on and 100 to choose by, both from devset.csv; the report is on 200 meaning representations of testset_w_refs.csv
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft.bench.quality.real import TEMPLATE, WORDING, fifth  # noqa: E402
@@ -113,7 +113,7 @@ def main() -> None:
         best = min(probes[method], key=probes[method].get)
         results[method] = tune(args, method, *flags, "--lr", best, "--epochs", args.epochs, *report)
     result = {
-        "command": "python docs/e2e.py --base SMOLLM2_FOLDER --e2e E2E_FOLDER",
+        "command": "python docs/tools/e2e.py --base SMOLLM2_FOLDER --e2e E2E_FOLDER",
         "epochs": args.epochs,
         "wordings": WORDINGS,
         "template": TEMPLATE,

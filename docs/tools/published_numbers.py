@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/published-numbers.md: what papers and model cards printed, beside what the closed forms say.
 
-python docs/published_numbers.py
+python docs/tools/published_numbers.py
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS, GPTConfig  # noqa: E402
@@ -531,7 +531,7 @@ def page() -> str:
     head = f"""# Published numbers, counted again
 
 What papers, model cards and libraries printed, beside what `minipeft.accounting` says of the same configuration: {len(rows)} rows,
-{equal} of them equal to every digit printed, and the reason beside the {len(rows) - equal} that are not. `python docs/published_numbers.py`
+{equal} of them equal to every digit printed, and the reason beside the {len(rows) - equal} that are not. `python docs/tools/published_numbers.py`
 writes this page; the printed numbers are typed, all others computed.
 
 "Equal" rounds ours to the digits that were printed: 250K says two digits, 0.35M two decimals, 20,480 all. Encoders (BERT, RoBERTa,

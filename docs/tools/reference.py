@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Write the API reference, docs/reference/, from the docstrings (pip install pdoc).
 
-python docs/reference.py
+python docs/tools/reference.py
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 PAGES = ROOT / "docs" / "reference"
@@ -25,5 +25,5 @@ if __name__ == "__main__":
     try:
         write(PAGES)
     except ImportError:
-        sys.exit("docs/reference.py needs: pip install pdoc")
+        sys.exit("docs/tools/reference.py needs: pip install pdoc")
     print(f"{PAGES}: {len(list(PAGES.rglob('*.html')))} pages")

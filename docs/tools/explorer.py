@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Put presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
 
-python docs/explorer.py                  the data between the page's two marks
-python docs/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
+python docs/tools/explorer.py                  the data between the page's two marks
+python docs/tools/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
 """
 
 import json
@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft import METHODS

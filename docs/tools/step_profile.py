@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a training step goes on the nano shape: matrix products, and everything else (needs the extras).
 
-python docs/step_profile.py --out docs/results/profile-nano.json
+python docs/tools/step_profile.py --out docs/results/profile-nano.json
 
 torch.profiler over steps of minipeft (compiled) and of peft + transformers (eager), by the same batch and weights as bench.py peers.
 """
@@ -63,7 +63,7 @@ def main() -> None:
         for name in ("minipeft compiled", "peft"):
             rows.append({"method": method, "rival": name, **parts(peers.build(s, method, name), args.steps)})
             print("{method:<8} {rival:<18} products {products:5.1f}  attention {attention:5.1f}  rest {rest:5.1f} ms".format(**rows[-1]))
-    write_json(args.out, {"command": f"python docs/step_profile.py --out {args.out.name}", "card": card(torch.device("cpu")), "rows": rows})
+    write_json(args.out, {"command": f"python docs/tools/step_profile.py --out {args.out.name}", "card": card(torch.device("cpu")), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Run the lessons: their blocks in order, printing what they print.
 
-python docs/lessons.py 2                   lesson 2; with no number all of them
-python docs/lessons.py 2 --lang zh-CN      the Chinese page
-python docs/lessons.py --figures           also draw the pictures in docs/lessons/figures again
-python docs/lessons.py 2 --fill            also write what the blocks print into the page, in every language
+python docs/tools/lessons.py 2                   lesson 2; with no number all of them
+python docs/tools/lessons.py 2 --lang zh-CN      the Chinese page
+python docs/tools/lessons.py --figures           also draw the pictures in docs/lessons/figures again
+python docs/tools/lessons.py 2 --fill            also write what the blocks print into the page, in every language
 
 docs/lessons/README.md says how a lesson is written.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft.bench import drawing  # noqa: E402

@@ -1,0 +1,206 @@
+"""The article's claims, the command that tries each, and what came out; a table for docs/tools/tables.py.
+
+Every figure is read from a result file. Every verdict stands on a condition on them, and on the strongest evidence there is: a study
+over five seeds before a single run. Where a new result no longer bears a verdict out, `verdict` stops and the row has to be rewritten.
+"""
+
+import math
+from typing import NamedTuple
+
+from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above
+from minipeft import PRESETS
+from minipeft.accounting import base_parameters, count
+from minipeft.bench.quality import grid
+from minipeft.bench.quality.summary import Point, beyond_chance
+from minipeft.config import SHAPES
+
+T5 = SHAPES["t5-xxl"]
+AGREES, CONDITIONS, CONTRADICTED = "agrees", "agrees, with conditions", "contradicted"
+REAL = "python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER"
+WITHDRAWN = "withdrawn: learning rates were swept on endless data"
+
+
+class Claim(NamedTuple):
+    says: str
+    command: str
+    measured: str
+    verdict: str
+
+
+def verdict(word: str, holds: bool) -> str:
+    assert holds, f"the results no longer say: {word}"
+    return word
+
+
+def table() -> str:
+    rows = ["| the article says | tried by | measured here | verdict |", "|---|---|---|---|"]
+    return "\n".join(rows + [f"| {c.says} | `{c.command}` | {c.measured} | {c.verdict} |" for c in claims()])
+
+
+def claims() -> list[Claim]:
+    return [*of_learning(), *of_size(), *of_prefixes(), *of_use()]
+
+
+def methods() -> dict[tuple[str, str], Point]:
+    """(method, task) -> its five seeds, at equal trained parameters."""
+    return {(p.row, p.cell.task): p for p in quality("methods")}
+
+
+def real() -> dict[tuple[str, int], Point]:
+    """(method, examples) -> its five seeds on SmolLM2-135M and E2E."""
+    return {(p.row, p.cell.examples): p for p in quality("real")}
+
+
+def of_learning() -> list[Claim]:
+    wordings = read("train-hard-prompt-reverse")["wordings"]
+    good = sum(w["exact_match"] > 0.9 for w in wordings)
+    prompt = methods()["prompt", "reverse"]
+    return [
+        Claim(
+            "Hard prompts need tries: nobody can tell beforehand which wording works",
+            "python train.py --method hard-prompt",
+            f"of {len(wordings)} wordings {good} reach an exact match above 0.9; the worst has {wordings[-1]['exact_match']:.2f}",
+            verdict(AGREES, 0 < good < len(wordings) / 4),
+        ),
+        Claim(
+            "A soft prompt is learned by backpropagation while the model is frozen",
+            "python bench.py quality --study methods",
+            f"`reverse`: exact match 0.00 → {plus_minus(prompt.mean())}, five seeds; the base stays the same bit for bit",
+            verdict(AGREES, seeds_above(prompt) == 5),
+        ),
+    ]
+
+
+def of_size() -> list[Claim]:
+    it, on_e2e = methods(), real()
+    less = {n: on_e2e["prompt", n].less(on_e2e["full", n], "loss") for n in (50, 200, 500)}
+    bleu = {n: on_e2e["prefix", n].less(on_e2e["full", n]) for n in (50, 200, 500)}
+    small = {task: [it[m, task].mean()[0] for m in ("prompt", "full")] for task in ("reverse", "reverse+increment", "parity")}
+    numbers, base = count(T5, "prompt", num_virtual_tokens=5).stored, base_parameters(T5)
+    tokens = on_e2e["prefix", 200].cell.size["num_virtual_tokens"]
+    smollm2 = PRESETS["smollm2-135m"]
+    share = count(smollm2, "prefix", num_virtual_tokens=tokens).trained / base_parameters(smollm2)
+    medium = PRESETS["gpt2-medium"]  # Li & Liang's, with the 5 virtual tokens of their table 1 and the MLP of their code
+    paper = count(medium, "prefix", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=512)
+    stored, trained = (n / base_parameters(medium) for n in (paper.stored, paper.trained))
+    params = "python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5"
+    return [
+        Claim(
+            "On small models prompt tuning is worse than full fine-tuning",
+            "python bench.py quality --study methods",
+            "0.2M parameters, prompt against full: "
+            + ", ".join(f"`{task}` {prompt:.2f} against {full:.2f}" for task, (prompt, full) in small.items()),
+            verdict(
+                f"{CONDITIONS}: equal on a known skill, far worse on a new one",
+                min(small.pop("reverse")) > 0.9 and all(full - prompt > 0.9 for prompt, full in small.values()),
+            ),
+        ),
+        Claim(
+            "On large models prompt tuning reaches full fine-tuning",
+            REAL,
+            "SmolLM2-135M, held-out loss of prompt minus full: "
+            + ", ".join(f"{plus_minus(d, 2, '+')} with {n} examples" for n, d in less.items()),
+            verdict(
+                f"{CONTRADICTED} at 135M parameters with 200 and 500 examples; nothing larger was measured",
+                [beyond_chance(d) for d in less.values()] == [-1, 1, 1],
+            ),
+        ),
+        Claim(
+            "5 virtual tokens of T5-XXL are 5 × 4096 = 20,480 parameters a task",
+            params,
+            f"{numbers:,} of {base:,}",
+            verdict(AGREES, numbers == 20_480),
+        ),
+        Claim(
+            "That is five orders of magnitude fewer",
+            params,
+            f"{base / numbers:,.0f} times fewer, {math.log10(base / numbers):.2f} orders of magnitude",
+            verdict(AGREES, 5 <= math.log10(base / numbers) < 6),
+        ),
+        Claim(
+            "Prefix tuning trains 0.1 % of the parameters and is comparable to full fine-tuning",
+            REAL,
+            "SmolLM2-135M, BLEU of prefix minus full: "
+            + ", ".join(f"{plus_minus(d, 1, '+')} with {n} examples" for n, d in bleu.items())
+            + f"; {100 * share:.1f} % of the parameters. The paper's own prefix is {100 * stored:.2f} % as stored and "
+            f"{100 * trained:.0f} % as trained, with its MLP",
+            verdict(
+                f"{CONDITIONS}: comparable, at four times the share",
+                min(map(beyond_chance, bleu.values())) >= 0 and 0.0035 < share < 0.0045,
+            ),
+        ),
+    ]
+
+
+def of_prefixes() -> list[Claim]:
+    forms = {}
+    for p in quality("projection"):
+        forms[p.row] = max(forms.get(p.row, p), p, key=lambda its: its.mean()[0])
+    direct, mlp = forms["prefix"], forms["prefix by an MLP"]
+    bench = {(r["method"], r.get("num_virtual_tokens")): r for r in read("bench-nano")["rows"]}
+    prompt, prefix = bench["prompt", 8], bench["prefix", 8]
+    times = prefix["stored"] // prompt["stored"]
+    it, on_e2e = methods(), real()
+    parity = it["prefix", "parity"].less(it["prompt", "parity"])
+    gap = on_e2e["full", 200].less(on_e2e["prefix", 200], "gap")
+    loss = on_e2e["full", 200].less(on_e2e["prefix", 200], "loss")
+    return [
+        Claim(
+            "A prefix enters every block, made by a two-layer MLP with a nonlinearity",
+            "python bench.py quality --study projection",
+            f"`parity`, the best of six learning rates, five seeds: with the MLP {plus_minus(mlp.mean())}, without {plus_minus(direct.mean())}",
+            verdict(f"{CONDITIONS}: it works, and without the MLP it works as well", not beyond_chance(mlp.less(direct)) and mlp.mean()[0] > 0.9),
+        ),
+        Claim(
+            "With little data a prefix overfits less than full fine-tuning",
+            "python bench.py quality --study data",
+            "with learning rates chosen at 10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in a first try; to be "
+            f"measured anew. SmolLM2-135M, 200 examples, where the rates were swept: the gap is narrower by {plus_minus(gap)}, the "
+            f"held-out loss not lower ({plus_minus((-loss[0], loss[1]), 2, '+')})",
+            verdict(WITHDRAWN, beyond_chance(gap) == 1 and not beyond_chance(loss)),
+        ),
+        Claim(
+            "A prompt is lighter than a prefix",
+            "python bench.py",
+            f"P·C against 2·L·P·C parameters: {prompt['stored']:,} and {prefix['stored']:,} on the nano shape with 8 virtual tokens",
+            verdict(AGREES, times == 2 * PRESETS["nano"].n_layer),
+        ),
+        Claim(
+            "A prefix is stronger, and costs more",
+            "python bench.py quality --study methods",
+            f"`parity`, 4,096 parameters each: prefix ahead of prompt by {plus_minus(parity)}. With equal P it has {times} times the parameters, "
+            f"yet a step of {prefix['step_against_full']:.2f} of full fine-tuning's, where the prompt's is {prompt['step_against_full']:.2f}",
+            verdict(
+                f"{CONDITIONS}: it costs storage, not time",
+                beyond_chance(parity) > 0 and prefix["step_against_full"] < prompt["step_against_full"],
+            ),
+        ),
+    ]
+
+
+def of_use() -> list[Claim]:
+    mixed = {r["of"]: r["value"] for r in read("serving")["ratios"] if r["what"] == "throughput"}
+    it = methods()
+    rows = ("prompt", "prefix", "lora", "adapter", "llama-adapter")
+    scores = {m: it[m, "reverse+increment"].mean()[0] for m in rows}
+    runs = len(grid.read(RESULTS / "quality.jsonl"))
+    return [
+        Claim(
+            "One model serves many tasks: each input gets its task's prompt at inference",
+            "python bench.py serving",
+            f"64 prefix tasks mixed in one batch: {mixed['64 prefix tasks mixed']:.2f} of the throughput of one",
+            verdict(AGREES, mixed["64 prefix tasks mixed"] > 0.9),
+        ),
+        Claim(
+            "No benchmark sets prompt and prefix tuning side by side",
+            "python bench.py quality",
+            f"{runs:,} runs do, one thing varied at a time: [the comparison](comparison.md)",
+            "no longer so",
+        ),
+        Claim(
+            "Adapters, LLaMA-Adapter and LoRA are further options",
+            "python bench.py quality --study methods",
+            "`reverse+increment`, which a prompt cannot learn: " + ", ".join(f"`{m}` {score:.2f}" for m, score in scores.items()),
+            verdict(f"{AGREES} for LoRA; the other two do not learn it here", scores.pop("lora") > 0.9 and max(scores.values()) < 0.2),
+        ),
+    ]
