@@ -31,11 +31,12 @@ from pathlib import Path
 import torch
 
 from minipeft import METHODS, PRESETS, Error
+from minipeft.accounting.shapes import SHAPES
 from minipeft.bench import attention, bases, cost, params, peers, quality, report, serving
 from minipeft.bench.quality import again, cell, costs, grid, studies
 from minipeft.bench.report import page as report_page
 from minipeft.bench.report.tables import TABLES
-from minipeft.config import EMBEDDED, SHAPES
+from minipeft.config import EMBEDDED
 from minipeft.data import BASES
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run, seed

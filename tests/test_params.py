@@ -11,9 +11,10 @@ import torch
 
 import bench
 from minipeft import METHODS, PRESETS, Error, accounting
+from minipeft.accounting.shapes import SHAPES, T5Shape
 from minipeft.bench import params
 from minipeft.bench.params import shape_of
-from minipeft.config import SHAPES, T5Shape, linears
+from minipeft.config import linears
 
 LLAMA = ["llama-7b", "llama-13b", "llama-30b", "llama-65b"]
 

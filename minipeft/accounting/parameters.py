@@ -3,10 +3,11 @@
 import inspect
 from typing import NamedTuple
 
-from ..config import Error, GPTConfig, T5Shape, at_least_one, linears, linears_named
+from ..config import Error, GPTConfig, at_least_one, linears, linears_named
 from ..files.huggingface import base_size
 from ..methods.llama_adapter import top_layers
 from ..methods.lora import lora_targets
+from .shapes import T5Shape
 
 
 class Count(NamedTuple):

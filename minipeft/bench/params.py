@@ -18,7 +18,8 @@ from pathlib import Path
 
 from .. import accounting
 from ..accounting.parameters import ENCODER_DECODER, depends_on, settings
-from ..config import PRESETS, SHAPES, Error, GPTConfig, T5Shape, at_least_one, shown
+from ..accounting.shapes import SHAPES, T5Shape
+from ..config import PRESETS, Error, GPTConfig, at_least_one, shown
 from ..files.huggingface import base_config
 from ..methods import METHODS
 from .measure import columns

@@ -1,0 +1,118 @@
+"""The error every refusal raises, and the checks of arguments whose shapes and sizes must fit."""
+
+import reprlib
+import sys
+
+import torch
+
+
+class Error(ValueError):
+    """The one error minipeft raises on purpose: one line that names what was wrong and what would be right."""
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 80, 80
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+    def repr_int(self, x, level):
+        return repr(x) if abs(x) < 10**24 else f"a number of {x.bit_length()} bits"
+
+    def repr_instance(self, x, level):
+        plain = isinstance(x, (float, bytes, bool, type(None)))
+        return repr(x)[:80] if plain else f"<{type(x).__name__}>"
+
+
+def shown(value) -> str:
+    """The repr of a value read from a file, cut where it is long or deep, for a message of one line."""
+    text = _ShortRepr().repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+SIZE_LIMIT = 2**31  # far above any model's sizes, and products of several sizes still print
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Return `value`. Raises Error unless it is a whole number from 1 to SIZE_LIMIT - 1."""
+    if type(value) is not int or value < 1:
+        raise Error(f"{name} must be a whole number of at least 1, not {shown(value)}")
+    if value >= SIZE_LIMIT:
+        raise Error(f"{name} must be below {SIZE_LIMIT:,}, not {shown(value)}")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value`. Raises Error unless it is a finite number above 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
+        raise Error(f"{name} must be a positive number, not {shown(value)}")
+    return value
+
+
+def one_of(name: str, value, choices) -> None:
+    """Raise Error unless `value` is one of `choices`."""
+    if value not in tuple(choices):
+        raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {shown(value)}")
+
+
+def check_shape(name: str, x: torch.Tensor, shape: tuple) -> None:
+    """Raise Error unless x has this shape; a string in `shape` names a dimension of any size."""
+    fits = x.dim() == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, x.shape, strict=True))
+    if not fits:
+        raise Error(f"{name} {tuple(x.shape)} must be ({', '.join(map(str, shape))})")
+
+
+def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) -> None:
+    """Raise Error unless the arguments have the shapes that `attention.prefix_attention` names."""
+    (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(-2)
+    if k.shape != v.shape or k.shape != (B, n_kv, Tk, hs):
+        raise Error(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be (B, n_kv, Tk, hs) "
+                    f"with q's B {B} and hs {hs}")
+    if nh % n_kv:
+        raise Error(f"{nh} query heads do not divide into groups over {n_kv} key heads")
+    if Tq > Tk:
+        raise Error(f"queries are the last Tq of Tk positions, but Tq {Tq} > Tk {Tk}")
+    if prefix_k.shape != prefix_v.shape or prefix_k.shape not in ((1, n_kv, P, hs),
+                                                                  (B, n_kv, P, hs)):
+        raise Error(f"prefix_k {tuple(prefix_k.shape)} and prefix_v {tuple(prefix_v.shape)} must "
+                    f"both be (1|B, n_kv, P, hs) with B {B}, n_kv {n_kv}, hs {hs}")
+    if gate is not None and gate.shape != (nh,):
+        raise Error(f"gate {tuple(gate.shape)} must hold one value per head: ({nh},)")
+    for name, x in (("prefix_length", prefix_length), ("length", length)):
+        if x is not None and (x.shape != (B,) or x.dtype != torch.int64):
+            raise Error(f"{name} must be ({B},) int64, one value per row, "
+                        f"not {tuple(x.shape)} {x.dtype}")
+    if gate is not None and prefix_length is not None:
+        raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
+
+
+def check_slots(config, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
+    """Raise Error unless the arguments fit `GPT.hidden` and every token has a position.
+
+    cached: positions in the cache; hookable: the module names that hooks may have.
+    """
+    c = config
+    if idx.dim() != 2:
+        raise Error(f"idx {tuple(idx.shape)} must be (B, T)")
+    (B, T), P = idx.shape, cached
+    if prompt is not None:
+        if prompt.dim() != 3 or prompt.size(0) not in (1, B) or prompt.size(2) != c.n_embd:
+            raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd}) with B {B}")
+        P += prompt.size(1)
+    if prefix is not None:
+        k, v, gate, _ = prefix
+        fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and len(k) <= c.n_layer
+        if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
+            want = f"({c.n_layer}, 1|B, {c.n_kv}, P, {c.head_size}) with B {B}"
+            raise Error(f"a prefix's keys and values must each be {want}, "
+                        f"not {tuple(k.shape)} and {tuple(v.shape)}")
+        if gate is not None and gate.shape != (len(k), c.n_head):
+            raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({len(k)}, {c.n_head})")
+        P += k.size(3) if gate is None else 0
+    if hooks is not None and (len(hooks) != c.n_layer or not set().union(*hooks) <= set(hookable)):
+        raise Error(f"hooks must be one {{module name: function}} for each of {c.n_layer} layers, "
+                    f"with names of {', '.join(hookable)}")
+    if P + T > c.block_size:
+        raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
