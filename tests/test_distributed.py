@@ -438,12 +438,11 @@ def test_closed_forms_of_known_shapes():
 
 
 def test_the_page_has_the_closed_forms_figures():
-    folder = Path(__file__).parent.parent / "docs"
-    spec = importlib.util.spec_from_file_location("processes", folder / "processes.py")
-    processes = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(processes)
-    page = (folder / "processes.md").read_text(encoding="utf-8")
-    assert page.count("<!-- traffic-") == 2 and processes.filled(page) == page, "run: python docs/processes.py"
+    from docs.tools import processes
+
+    page = (Path(__file__).parent.parent / "docs" / "processes.md").read_text(encoding="utf-8")
+    for preset in ("gpt2", "llama-3.2-1b"):
+        assert processes.table(preset) in page, "run: python docs/tools/refresh.py pages"
 
 
 def test_joining_refuses_what_cannot_be(monkeypatch):

@@ -12,7 +12,7 @@ from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
 from minipeft.bench.quality import grid
 from minipeft.bench.quality.summary import Point, beyond_chance
-from minipeft.config import SHAPES
+from minipeft.accounting.shapes import SHAPES
 
 T5 = SHAPES["t5-xxl"]
 AGREES, CONDITIONS, CONTRADICTED = "agrees", "agrees, with conditions", "contradicted"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
+"""Write presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
 
 python docs/tools/explorer.py                  the data between the page's two marks
 python docs/tools/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
@@ -36,7 +36,7 @@ from minipeft.runtime import console
 PAGE = ROOT / "docs" / "explorer.html"
 PICTURE = ROOT / "docs" / "explorer.png"
 PLACE = re.compile(r"(/\* data \*/\n).*?(/\* end of data \*/)", re.DOTALL)
-CHOSEN = {  # what a folder of each model_type may be made of; the last takes all other mixtures
+CHOSEN = {  # the architecture choices that a folder of each model_type allows; the last takes all others
     "gpt2": {name: choices[0] for name, choices in CHOICES.items()},
     "llama": LLAMA,
     "qwen2": LLAMA | {"bias": "qkv"},
@@ -45,7 +45,7 @@ CHOSEN = {  # what a folder of each model_type may be made of; the last takes al
 
 
 def floats(value):
-    """The same for JSON, each float as Python writes it: its length in a file counts."""
+    """The value for JSON, with each float as Python writes it, because the page counts the bytes of config.json."""
     if isinstance(value, float):
         return f"float:{value!r}"
     if isinstance(value, dict):
@@ -54,13 +54,13 @@ def floats(value):
 
 
 def preset(c: GPTConfig) -> dict:
-    """A shape as the page has it; rope_scaling as each kind of config.json does."""
+    """A preset as JSON; rope_scaling in the form of each kind of config.json."""
     stretch = c.rope_scaling and {"list": list(c.rope_scaling), "folder": config_to_json(replace(c, **LLAMA))["rope_scaling"]}
     return floats(asdict(c) | {"rope_scaling": stretch})
 
 
 def kind(model_type: str) -> dict:
-    """A model_type's choices, names of tensors (of block {i}), and config.json, {"shape": name} where that depends on the shape."""
+    """Choices, tensor names (of block {i}) and config.json of a model_type; {"shape": name} where a value depends on the shape."""
     c = next(c for c in PRESETS.values() if architecture(c) == model_type)
     ours = SIZES.get(model_type, {f.name: f.name for f in fields(GPTConfig)})
     ours = ours | {"rope_scaling": "rope_scaling", "tie_word_embeddings": "tied"}
@@ -98,13 +98,18 @@ def filled(page: str) -> str:
     return page
 
 
+def files() -> dict[Path, str]:
+    """The file that this tool fills, and its text; the picture is taken with --screenshot."""
+    return {PAGE: filled(PAGE.read_text(encoding="utf-8"))}
+
+
 def chromium() -> str | None:
-    """Where a browser is that runs without a window."""
+    """Path of a browser that runs without a window, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def browse(url: str, *flags: str) -> str:
-    """What chromium prints when it opens this page with these flags. Raises Error where there is none, or it fails."""
+    """Open the page in chromium with these flags; returns what it prints. Raises Error without chromium, or if it fails."""
     if (program := chromium()) is None:
         raise Error("opening the page needs chromium")
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -118,7 +123,7 @@ def browse(url: str, *flags: str) -> str:
 
 
 def take_picture() -> None:
-    """The page as it opens, in 256 colours, which makes the file a third as large. Raises Error where what it needs is missing."""
+    """Write docs/explorer.png in 256 colours, which makes the file a third as large. Raises Error without chromium or pillow."""
     try:
         from PIL import Image
     except ImportError:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run the lessons: their blocks in order, printing what they print.
+"""Run the blocks of the lessons in order and print their output.
 
 python docs/tools/lessons.py 2                   lesson 2; with no number all of them
 python docs/tools/lessons.py 2 --lang zh-CN      the Chinese page
-python docs/tools/lessons.py --figures           also draw the pictures in docs/lessons/figures again
-python docs/tools/lessons.py 2 --fill            also write what the blocks print into the page, in every language
+python docs/tools/lessons.py --figures           also draw the figures in docs/lessons/figures again
+python docs/tools/lessons.py 2 --fill            also write the output into the page, in every language
 
 docs/lessons/README.md says how a lesson is written.
 """
@@ -29,7 +29,7 @@ from minipeft.files.atomic import write_text  # noqa: E402
 from minipeft.runtime import console
 
 LESSONS = ROOT / "docs" / "lessons"
-LANGUAGES = {"en": LESSONS, "zh-CN": LESSONS / "zh-CN"}  # where the pages of each lie
+LANGUAGES = {"en": LESSONS, "zh-CN": LESSONS / "zh-CN"}  # the folder of each
 FENCE = re.compile(r"^```(\w*)(?: ([^\n]*))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -37,9 +37,9 @@ class Block(NamedTuple):
     """A fenced block of a page."""
 
     language: str
-    note: str  # of an excerpt, where it stands: "minipeft/model.py GPT.hidden"
+    note: str  # of an excerpt, its source: "minipeft/model.py GPT.hidden"
     text: str
-    start: int  # where it lies in the page
+    start: int  # in the page
     end: int
 
     @property
@@ -52,7 +52,7 @@ class Block(NamedTuple):
 
 
 def pages(language: str) -> dict[int, Path]:
-    """The lessons there are in this language, by number."""
+    """The lessons of this language, by number."""
     return {int(path.name[0]): path for path in sorted(LANGUAGES[language].glob("[0-9]-*.md"))}
 
 
@@ -61,7 +61,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def runs(page: str) -> list[tuple[Block, Block | None]]:
-    """The blocks that are run, each with the text block right behind it, which says what it prints."""
+    """The blocks that are run, each with the text block right behind it, which has its output."""
     found, answered = blocks(page), []
     for block, after in zip(found, [*found[1:], None], strict=True):
         if block.runs:
@@ -71,7 +71,7 @@ def runs(page: str) -> list[tuple[Block, Block | None]]:
 
 
 def run(path: Path) -> Iterator[tuple[Block, str | None]]:
-    """Run a page's blocks in one namespace, from the repository's root -> each block and what it printed.
+    """Run a page's blocks in one namespace, from the repository's root -> each block and its output.
 
     None for a block that draws, where matplotlib is missing.
     """
@@ -92,7 +92,7 @@ def run(path: Path) -> Iterator[tuple[Block, str | None]]:
 
 
 def filled(page: str, printed: list[str | None]) -> str:
-    """The page with a text block behind every block that prints, saying what it printed; what was not run stays as it is."""
+    """The page with the output of every block in a text block behind it; blocks that were not run stay as they are."""
     for (block, answer), text in reversed(list(zip(runs(page), printed, strict=True))):
         if text is not None:
             said = f"\n\n```text\n{text}```" if text else ""
@@ -100,8 +100,34 @@ def filled(page: str, printed: list[str | None]) -> str:
     return page
 
 
+def printed_by(path: Path) -> list[str | None]:
+    """The printed text of every block of a page that is run."""
+    return [text for _, text in run(path)]
+
+
+def files() -> dict[Path, str]:
+    """Every lesson in every language, with its printed text made anew. Runs all lessons, which takes minutes."""
+    found, folder = {}, drawing.FOLDER
+    with tempfile.TemporaryDirectory() as scratch:
+        drawing.FOLDER = Path(scratch)
+        for number, path in pages("en").items():
+            printed = printed_by(path)
+            its = [of_language[number] for of_language in map(pages, LANGUAGES) if number in of_language]
+            found |= {page: filled(page.read_text(encoding="utf-8"), printed) for page in its}
+    drawing.FOLDER = folder
+    return found
+
+
+def draw() -> None:
+    """Draw the figures of all lessons again, into docs/lessons/figures."""
+    folder, drawing.FOLDER = drawing.FOLDER, LESSONS / "figures"
+    for path in pages("en").values():
+        printed_by(path)
+    drawing.FOLDER = folder
+
+
 def show(path: Path) -> list[str | None]:
-    """Run a page and print its headings and what its blocks print; returns the latter."""
+    """Run a page, print its headings and the output of its blocks; returns that output."""
     page, printed, at = path.read_text(encoding="utf-8"), [], 0
     print(path.relative_to(ROOT))
     for block, text in run(path):
@@ -117,9 +143,9 @@ def show(path: Path) -> list[str | None]:
 def main() -> None:
     p = console.Parser(__doc__)
     p.add_argument("lessons", nargs="*", type=int, metavar="N", help="which lessons (default: all)")
-    p.add_argument("--lang", choices=list(LANGUAGES), default="en", help="whose page")
+    p.add_argument("--lang", choices=list(LANGUAGES), default="en", help="language of the page")
     p.add_argument("--figures", action="store_true", help="write the figures into docs/lessons/figures")
-    p.add_argument("--fill", action="store_true", help="write what the blocks print into the page of every language")
+    p.add_argument("--fill", action="store_true", help="write the output into the page of every language")
     args = p.parse_args()
     there = pages(args.lang)
     for number in args.lessons:

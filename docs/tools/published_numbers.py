@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/published-numbers.md: what papers and model cards printed, beside what the closed forms say.
+"""Write docs/published-numbers.md: numbers that papers and model cards printed, beside those of the closed forms.
 
 python docs/tools/published_numbers.py
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from minipeft import PRESETS, GPTConfig  # noqa: E402
 from minipeft.accounting import base_parameters, count  # noqa: E402
-from minipeft.config import SHAPES, T5Shape  # noqa: E402
+from minipeft.accounting.shapes import SHAPES, T5Shape  # noqa: E402
 from minipeft.files.atomic import write_text  # noqa: E402
 from minipeft.files.huggingface import block_tensors  # noqa: E402
 
@@ -530,15 +530,20 @@ def page() -> str:
     equal = sum(compared(row)[1] for row in rows)
     head = f"""# Published numbers, counted again
 
-What papers, model cards and libraries printed, beside what `minipeft.accounting` says of the same configuration: {len(rows)} rows,
-{equal} of them equal to every digit printed, and the reason beside the {len(rows) - equal} that are not. `python docs/tools/published_numbers.py`
-writes this page; the printed numbers are typed, all others computed.
+What papers, model cards and libraries printed, beside the counts of `minipeft.accounting` for the same configuration: {len(rows)} rows,
+of which {equal} agree to every digit printed; the other {len(rows) - equal} say why they do not. The printed numbers are typed, all others
+computed, by `python docs/tools/published_numbers.py`.
 
-"Equal" rounds ours to the digits that were printed: 250K says two digits, 0.35M two decimals, 20,480 all. Encoders (BERT, RoBERTa,
-DeBERTa) have GPT-2's blocks, so what a method adds to them is counted there; an encoder-decoder has three attentions for a layer of each
-of its halves, so a prefix or LoRA of BART, mT0 or Whisper is counted as on so many blocks.
+Our numbers are rounded to the digits that were printed: 250K has two digits, 0.35M two decimals, 20,480 all of them. Encoders (BERT,
+RoBERTa, DeBERTa) have GPT-2's blocks, so the methods are counted on those. An encoder-decoder (BART, mT0, Whisper) has three
+attentions for each pair of encoder and decoder layers, so a prefix or LoRA is counted on that many blocks.
 """
     return "\n".join([head, *(section(source, rows) + "\n" for source, rows in SOURCES.items())])
+
+
+def files() -> dict[Path, str]:
+    """The file that this tool writes, and its text."""
+    return {PAGE: page()}
 
 
 if __name__ == "__main__":

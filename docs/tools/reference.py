@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 PAGES = ROOT / "docs" / "reference"
-MODULES = ("minipeft", "minipeft.methods", "minipeft.adapters", "minipeft.training.loop")  # what the package names, and what else users call
+MODULES = ("minipeft", "minipeft.methods", "minipeft.adapters", "minipeft.training.loop")  # public names, and modules that users call
 
 
 def write(folder: Path) -> None:

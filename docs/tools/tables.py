@@ -10,6 +10,7 @@ A place is what stands between `<!-- name -->` and `<!-- /name -->`, with a name
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -42,6 +43,9 @@ LETTERS = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter
 COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 5: "all five"}
 
 
+PRESET_NAMES = {"gpt2": "GPT-2", "nano": "nano"}
+
+
 def name(method: str) -> str:
     return NAMES.get(method, method)
 
@@ -51,6 +55,17 @@ def table(head: Iterable[str], rows: Iterable[Iterable], left: int = 1) -> str:
     head = list(head)
     lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def paragraph(*sentences: str) -> str:
+    """Sentences as one paragraph, wrapped."""
+    return textwrap.fill(" ".join(sentences), 116, break_long_words=False, break_on_hyphens=False)
+
+
+def points_list(*items: str) -> str:
+    """Items as a list, wrapped."""
+    wrap = textwrap.TextWrapper(116, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrap.fill, items))
 
 
 def fenced(text: str) -> str:
@@ -67,7 +82,7 @@ def setup(result: dict) -> str:
     s, card = result["settings"], result["card"]
     run = "compiled" if s["compile"] else "eager"
     return (
-        f"{s['preset']}'s shape, batch {s['batch_size']} × {s['seq_len']} tokens, {s['dtype']}, {run}, "
+        f"{PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']} × {s['seq_len']} tokens, {s['dtype']}, {run}, "
         f"{card['cores']} CPU cores ({card['device']}), torch {card['torch']}"
     )
 
@@ -85,14 +100,18 @@ def summary() -> str:
         r = cost[method, at]
         passed = [f"{seeds_above(scores[method, task])} of 5" for task in ("reverse", "parity")]
         rows.append([f"**{name(method)}**", TRAINS[method], f"{r['trained']:,}", f"{r['step_against_full']:.2f}", *passed])
+    s = bench["settings"]
+    assert s["compile"]
     head = ["method", "trains", "parameters on GPT-2", "step × full", "known skill", "new skill"]
     budget = max(trained(scores[m, "parity"]) for m in ("prompt", "prefix", "lora", "adapter"))
     return "\n".join(
         [
             table(head, rows, left=2),
             "",
-            f"*Parameters and step time: {setup(bench)}; 8 virtual tokens (P), rank 8, bottleneck 8. Skills: seeds of five with exact match",
-            f"above 0.9 on `reverse` (known) and `parity` (new), with at most {budget:,} trained parameters on a 0.2M GPT.*",
+            paragraph(
+                f"*Step: batch {s['batch_size']} × {s['seq_len']}, compiled, {bench['card']['cores']} CPU cores; P 8, LoRA rank 8, adapter width 8. Skills (`reverse`, `parity`): seeds with exact",
+                f"match above 0.9; a base of 0.2M parameters, at most {budget:,} trained (full: all).*",
+            ),
         ]
     )
 
@@ -111,21 +130,20 @@ def findings() -> str:
     assert above["prefix", "parity"] >= 3 and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0
     assert trained(it["prompt", "parity"]) == trained(it["prefix", "parity"]) == budget
     assert 0.5 < prefix["step_against_full"] < 0.7 and behind == [200, 500]
-    return "\n".join(
-        [
-            "- **A prompt can select a known skill; it rarely teaches a new one**: it passes 0.9 in all five seeds on a known skill, and in",
-            f"  none on each of {COUNTS[len(NEW)]} new ones.",
-            f"- **A prefix is more than a long prompt**: with the same {budget:,} parameters it learns a new map of digits in",
-            f"  {COUNTS[above['prefix', 'parity']]} seeds of five, a soft prompt in none, because it can use keys and values that no input"
-            " could produce.",
-            f"- **Time shrinks far less than parameters**: on GPT-2 a prefix trains {prefix['percent']:.2f} % of the parameters, and a step still",
-            f"  takes {prefix['step_against_full']:.2f} of the time and {prefix['peak_bytes'] / full['peak_bytes']:.2f} of the peak memory of full"
-            " fine-tuning.",
-            "- **Contradicted here: \"on large models prompt tuning reaches full fine-tuning\"**, as far as 135M parameters can tell:",
-            "  SmolLM2-135M has the lower loss with full fine-tuning after 200 and 500 examples, over five seeds.",
-            "- **Withdrawn: \"with little data a prefix overfits less\"**, which we reported: learning rates were swept on endless data; with",
-            "  rates chosen at 10 or 30 examples the difference vanishes in a first try. New figures will come with a later measurement.",
-        ]
+    seeds, share = COUNTS[above["prefix", "parity"]], prefix["step_against_full"]
+    peak = prefix["peak_bytes"] / full["peak_bytes"]
+    return points_list(
+        "**A prompt can select a known skill; it rarely teaches a new one**: it passes 0.9 in all five seeds on the known skill,"
+        f" in none on each of {COUNTS[len(NEW)]} new ones.",
+        f"**A prefix is more than a long prompt**: with the same {budget:,} parameters it learns a new map of digits in {seeds}"
+        " seeds of five, a soft prompt in none; it can use keys and values that no input could produce.",
+        f"**Time shrinks far less than parameters**: on GPT-2's shape a prefix trains {prefix['percent']:.2f} % of the parameters, and"
+        f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full fine-tuning.",
+        '**Contradicted: "on large models prompt tuning reaches full fine-tuning"**, as far as 135M parameters can tell: over five'
+        " seeds, SmolLM2-135M has the lower loss with full fine-tuning after 200 and 500 examples.",
+        '**Withdrawn: "with little data a prefix overfits less than full fine-tuning"**, reported here before: learning rates were'
+        " swept on endless data; with rates chosen at 10 or 30 examples the difference vanishes in a first try. New figures will"
+        " come with a later measurement.",
     )
 
 
@@ -143,9 +161,10 @@ def costs() -> str:
         [
             table(head, rows),
             "",
-            f"*`{bench['command'].split(' --out')[0]}`: {setup(bench)}. Size: virtual tokens P, LoRA's rank r, width m of a",
-            "bottleneck, prompts K of LLaMA-Adapter. Saved for backward: the tensors that autograd holds for the backward pass. Times are",
-            "medians of interleaved steps; quote the ratios.*",
+            paragraph(
+                f"*`{bench['command'].split(' --out')[0]}`: {setup(bench)}. Size: virtual tokens P, rank r, bottleneck width m, prompts K.",
+                "Saved for backward: the tensors that autograd holds for the backward pass.*",
+            ),
         ]
     )
 
@@ -178,11 +197,12 @@ def results() -> str:
     cell = found[0].cell
     return "\n".join(
         [
-            table(["method", "size", "trained", *(f"{task} ({find_task(task).kind})" for task in TASKS)], rows),
+            table(["method", "size", "trained", *TASKS], rows),
             "",
-            f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), {cell.steps} steps of {cell.batch_size}",
-            "examples, at most 4,096 trained parameters, the best of three learning rates for each method and task"
-            " (`python bench.py quality --study methods`).*",
+            paragraph(
+                f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), {cell.steps} steps of {cell.batch_size}",
+                "examples, the best of three learning rates for each row and task (`python bench.py quality --study methods`).*",
+            ),
         ]
     )
 
@@ -201,12 +221,10 @@ def two_tables() -> str:
     parity, compose = (f"{d['run'][t]['exact_match'][1]:.2f} instead of {d['study'][t].mean()[0]:.2f}" for t in ("parity", "reverse+increment"))
     cell = d["study"]["parity"].cell
     assert {d["study"][t].cell.lr for t in ("parity", "reverse+increment")} == {cell.lr}
-    return "\n".join(
-        [
-            f"The defaults of `train.py` do better: a prefix reaches {parity} on `parity`, {compose} on `reverse+increment`.",
-            f"Three settings differ: a base of 0.8M parameters, not 0.2M; 64 examples a step, not {cell.batch_size}; a learning rate of {d['lr']:g}, not",
-            f"the {cell.lr:g} that the sweep chose. (And it is one seed, not five.)",
-        ]
+    return paragraph(
+        f"The defaults of `train.py` do better: with them a prefix (P 8) reaches {parity} on `parity` and {compose} on",
+        f"`reverse+increment`. Three settings differ: a base of 0.8M parameters, not 0.2M; 64 examples a step, not {cell.batch_size};",
+        f"a learning rate of {d['lr']:g}, not the {cell.lr:g} that the sweep chose. (And it is one seed, not five.)",
     )
 
 
@@ -292,8 +310,10 @@ def cost_times(result_name: str) -> str:
 
 def bench_block(result_name: str) -> str:
     result = read(result_name)
-    head = f"*`{result['command'].split(' --out')[0]}`: {setup(result)}, {result['settings']['steps']} steps; large matmuls run at "
-    head += f"{result['rate'] / 1e9:.0f} GFLOP/s.*"
+    head = paragraph(
+        f"*`{result['command'].split(' --out')[0]}`: {setup(result)}, {result['settings']['steps']} steps; large matmuls run at",
+        f"{result['rate'] / 1e9:.0f} GFLOP/s.*",
+    )
     return "\n\n".join([head, cost_sizes(result_name), cost_times(result_name)])
 
 
@@ -343,21 +363,20 @@ def peers_table(result_name: str) -> str:
         peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
         rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
     versions = ", ".join(f"{library} {card[library]}" for library in ("torch", "peft", "transformers"))
-    means = "; ".join(f"{m['rival']} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})" for m in peers_means(result))
+    means = result["means"].items()
+    means = "; ".join(f"{rival} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})" for rival, m in means)
     return "\n".join(
         [
-            f"*`{result['command'].split(' --out')[0]}`: {s['preset']}'s shape, batch {s['batch_size']} × {s['seq_len']}, P {s['num_virtual_tokens']},",
-            f"{s['dtype']}, {100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU cores, {versions}.*",
+            paragraph(
+                f"*`{result['command'].split(' --out')[0]}`: batch {s['batch_size']} × {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']},",
+                f"{100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU cores, {versions}.*",
+            ),
             "",
             table(["method", "run by", "step ms (p10–p90)", "× peft", "× floor", "saved MB", "× peft", "peak MB"], rows, left=2),
             "",
-            f"Geometric means of the step against PEFT run eagerly: {means}.",
+            paragraph(f"Geometric means over the methods, step (and saved for backward) against PEFT run eagerly: {means}."),
         ]
     )
-
-
-def peers_means(result: dict) -> list[dict]:
-    return [m for m in result["means"] if isinstance(m, dict) and m.get("against_peft")]
 
 
 def profile_table() -> str:
@@ -367,7 +386,7 @@ def profile_table() -> str:
     shares = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         shares.append(f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}")
-    text = f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step."
+    text = paragraph(f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step.")
     return "\n".join([table(["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells, left=2), "", text])
 
 
@@ -389,12 +408,14 @@ def serving_table() -> str:
     head = ["served", "tasks", "P", "ms a token (p10–p90)", "tokens/s", "× base", "peak MB", "above base MB"]
     return "\n".join(
         [
-            f"*`{result['command'].split(' --out')[0]}`: {s['preset']}'s shape, batch {s['batch_size']}, prompts of {s['seq_len']} tokens, {s['steps']}",
-            f"tokens timed; {result['card']['cores']} CPU cores, torch {result['card']['torch']}.*",
+            paragraph(
+                f"*`{result['command'].split(' --out')[0]}`: {PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']}, prompts of {s['seq_len']}",
+                f"tokens, {s['steps']} tokens timed; {result['card']['cores']} CPU cores, torch {result['card']['torch']}.*",
+            ),
             "",
             table(head, rows),
             "",
-            f"Not measured, because of the memory it would take: {left_out}.",
+            paragraph(f"Not measured, because of the memory it would take: {left_out}."),
         ]
     )
 
@@ -414,9 +435,12 @@ def e2e_table() -> str:
         [
             table(head, rows),
             "",
-            f"The hard prompt is the best of {len(result['wordings'])} wordings by its loss on the validation pairs. Prompt and prefix start from it and have its",
-            "length; the others start from the bare base. Each trained method took the better of two learning rates by its validation loss",
-            f"after one epoch, then {result['epochs']} epochs. The larger rate was better for {', '.join(larger)}, so still larger ones may do better.",
+            paragraph(
+                f"The hard prompt is the best of {len(result['wordings'])} wordings by its loss on the validation pairs. Prompt and prefix",
+                "start from it and have its length; the others start from the bare base. Each trained method took the better of two learning",
+                f"rates by its validation loss after one epoch, then {result['epochs']} epochs. The larger learning rate was better for",
+                f"{', '.join(larger)}, so still larger ones may do better.",
+            ),
         ]
     )
 
@@ -517,9 +541,11 @@ def is_chinese(page: Path) -> bool:
 
 
 def filled(page: Path) -> str:
-    """The page's text with every place made anew. Raises KeyError for a place that BLOCKS does not name."""
+    """The page's text with every place made anew; a place that BLOCKS does not name stays as it is."""
 
     def made(m: re.Match) -> str:
+        if m[2] not in BLOCKS:
+            return m[0]
         if is_chinese(page):
             text = m[3].rstrip("\n") if m[2] in PROSE else chinese.translated(BLOCKS[m[2]]())
         else:

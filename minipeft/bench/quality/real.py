@@ -1,15 +1,20 @@
-"""Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants (E2E NLG, Novikova et al. 2017, 1706.09254).
+"""Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants.
 
-    data        pairs of a meaning representation (MR) and a description. devset.csv: a fifth of its MRs is for choosing rates, the others
-                are learnt from; testset_w_refs.csv is reported on. No MR is in two of the three
-    lengths     only pairs of at most LONGEST tokens are learnt from or scored, a third of devset.csv: the time of a run is short so
-    examples    drawn by the seed, the fewer among the more; STEPS batches of BATCH of about one length, whatever the number of examples:
-                equal work, and of one seed the same for every method. Of more examples than STEPS · BATCH a run sees so many
-    score       BLEU of the greedy answers, of at most NEW tokens, to SCORED test MRs against all references that each of them has
-    loss        of SCORED test pairs, one of each of these MRs; where a rate is chosen, of dev pairs, and then nothing is answered
+    data        E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR) and
+                a description. A fifth of the MRs of devset.csv is the validation set, the others are
+                for training; testset_w_refs.csv is held out. The three share no MR
+    lengths     only pairs of at most LONGEST tokens, a third of devset.csv, to keep runs short
+    examples    drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches of
+                BATCH pairs of similar length, the same for all methods of a seed. With more than
+                STEPS · BATCH examples a run does not see all of them
+    score       BLEU of greedy completions of at most NEW tokens, for SCORED held-out MRs, against all
+                references of each
+    loss        of SCORED held-out pairs, one for each of these MRs; of SCORED pairs of the validation
+                set when a learning rate is chosen, and then nothing is generated
 
-The weights are float32 for every method. Prompt and prefix start from a wording and have its length; LoRA and full fine-tuning begin at
-the bare base. docs/tools/e2e.py is the experiment before this one: all lengths, three epochs, one seed.
+Weights are float32 for every method. Prompt and prefix start from a wording and have its length; LoRA
+and full fine-tuning start from the bare base. docs/tools/e2e.py is the earlier experiment: all
+lengths, three epochs, one seed.
 """
 
 import importlib.util
@@ -22,45 +27,48 @@ from random import Random
 import torch
 from torch import Tensor
 
-from ...config import Error
+from ...accounting import adapter_bytes
+from ...checks import Error
 from ...data.batches import Epochs, encode, length, references
 from ...data.files import read_examples
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for
-from ...methods import adapt
+from ...methods import Adapted, adapt
 from ...model import GPT
 from ...training.evaluation import answer, batches, evaluate
 from ...training.loop import train
 from ...training.scores import text_scores
-from .cell import Cell, folder_of, stored_bytes
+from .lines import Cell
 
-# A turn of a chat: a wording opens it, the template closes it. This one shows an example; of the five that docs/tools/e2e.py tries it has the
-# lowest loss on dev pairs (docs/results/e2e-smollm2.json).
+# A chat turn: the wording opens it, the template closes it. This wording shows an example; of the
+# five that docs/tools/e2e.py tries it has the lowest loss on the validation set (e2e-smollm2.json).
 TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 WORDING = (
-    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]<|im_end|>\n<|im_start|>assistant\n"
-    "The Mill is a family friendly pub by the riverside.<|im_end|>\n<|im_start|>user\n"
+    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]<|im_end|>\n"
+    "<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside.<|im_end|>\n"
+    "<|im_start|>user\n"
 )
-FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 tokens of SmolLM2's
+FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 SmolLM2 tokens
 STEPS, BATCH = 75, 4
-LONGEST = 64  # tokens of a pair, the virtual ones not among them
+LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
+METHODS = {"prompt": FROM_WORDING, "prefix": FROM_WORDING, "lora": {"size": {"r": 8}}, "full": {}}
 
 
 def cell(name: str, examples: int) -> Cell:
-    """The cell of this method, its rate and seed still open."""
-    how = {"prompt": FROM_WORDING, "prefix": FROM_WORDING, "lora": {"size": {"r": 8}}, "full": {}}[name]
-    return Cell("smollm2-135m", "e2e", name, **how, steps=STEPS, batch_size=BATCH, examples=examples)
+    """The cell of this method, without learning rate and seed."""
+    work = {"steps": STEPS, "batch_size": BATCH, "examples": examples}
+    return Cell("smollm2-135m", "e2e", name, **METHODS[name], **work)
 
 
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
-    """The cell's result. Raises Error, before anything is trained, for a folder or package that is missing, or too few pairs."""
+    """The cell's result. Raises Error, before training, for missing folders, packages or pairs."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise Error("cells on SmolLM2 and E2E are scored by BLEU, which needs: pip install sacrebleu")
     folder, e2e = folder_of(folders, "smollm2"), folder_of(folders, "e2e")
     known, unseen = e2e / "devset.csv", e2e / "testset_w_refs.csv"
-    pairs, asked = read_examples(known), references(read_examples(unseen))
+    pairs, grouped = read_examples(known), references(read_examples(unseen))
     base = GPT.from_pretrained(folder, torch.float32).to(device)
     tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(TEMPLATE)
 
@@ -70,47 +78,64 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     def loss_of(examples: list[Example]) -> tuple[float, float]:
         return evaluate(model, batches(examples, tokenizer, template))
 
-    to_choose = fifth((e.input for e in pairs), Random(0))
-    learnt = first(cell.examples, (e for e in pairs if e.input not in to_choose), fits, f"{cell.seed}/few", known)
-    dev = first(SCORED, (e for e in pairs if e.input in to_choose), fits, "development", known)
-    test = first(SCORED, asked, lambda its: fits(its[0]), "held-out", unseen)  # [(a pair of the MR, its references)]
-    epochs = Epochs([length(e, tokenizer, template) for e in learnt], cell.batch_size, cell.seed)
+    chosen = fifth((e.input for e in pairs), Random(0))
+    training = (e for e in pairs if e.input not in chosen)
+    training = first(cell.examples, training, fits, f"{cell.seed}/few", known)
+    dev = first(SCORED, (e for e in pairs if e.input in chosen), fits, "development", known)
+    test = first(SCORED, grouped, lambda its: fits(its[0]), "held-out", unseen)  # (pair, references)
+    epochs = Epochs([length(e, tokenizer, template) for e in training], cell.batch_size, cell.seed)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        return encode([learnt[i] for i in epochs.batch(step)], tokenizer, template)
+        return encode([training[i] for i in epochs.batch(step)], tokenizer, template)
 
-    text = {} if cell.start is None else {"init": torch.tensor(tokenizer.begin + tokenizer.encode(cell.start["text"]))}
+    text = {}
+    if cell.start is not None:
+        text["init"] = torch.tensor(tokenizer.begin + tokenizer.encode(cell.start["text"]))
     model = adapt(base, cell.method, **cell.size, **text)
-    began = time.perf_counter()
+    start = time.perf_counter()
     train(model, batch, cell.steps, cell.lr)
-    result = {
-        "seconds": round(time.perf_counter() - began, 2),
-        "trained": sum(p.numel() for p in model.trainable_parameters()),
-        "stored_bytes": stored_bytes(cell, base, model),
-        "curve": [],
-    }
+    result = {"seconds": round(time.perf_counter() - start, 2), **sizes(cell, model), "curve": []}
     if cell.scored_on == "dev":
-        result["loss"], result["score"] = loss_of(dev)  # the score is exact match
+        result["loss"], result["score"] = loss_of(dev)  # this score is exact match
         return result
     examples, known_answers = map(list, zip(*test, strict=True))
     answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
     scores = text_scores(answers, known_answers)
     result |= {"score": scores["bleu"], "chrf": scores["chrf"], "loss": loss_of(examples)[0]}
-    return result | {"loss_on_learnt": loss_of(learnt[:SCORED])[0]}
+    return result | {"loss_on_learnt": loss_of(training[:SCORED])[0]}
+
+
+def sizes(cell: Cell, model: Adapted) -> dict[str, int]:
+    """Trained parameters, and the bytes of one task's adapter file by its closed form."""
+    size = dict(cell.size)
+    if cell.method in ("hard-prompt", "prompt", "prefix"):  # as long as their initial value
+        size["num_virtual_tokens"] = model.method.num_virtual_tokens
+    return {"trained": sum(p.numel() for p in model.trainable_parameters()),
+            "stored_bytes": adapter_bytes(model.base.config, cell.method, **size)}
+
+
+def folder_of(folders: dict[str, str], name: str) -> Path:
+    """The folder with this name. Raises Error if it was not given or does not exist."""
+    if name not in folders:
+        raise Error(f"cells on SmolLM2 and E2E need --{name} FOLDER")
+    if not (folder := Path(folders[name])).is_dir():
+        raise Error(f"--{name} {folder}: no such folder")
+    return folder
 
 
 def fifth(inputs: Iterable[str], rng: Random) -> set[str]:
-    """A fifth of these inputs, of which each may be there several times."""
+    """A random fifth of the distinct inputs."""
     inputs = list(dict.fromkeys(inputs))
     rng.shuffle(inputs)
     return set(inputs[: len(inputs) // 5])
 
 
 def first(n: int, items: Iterable, fits: Callable[..., bool], seed: str, path: Path) -> list:
-    """The first n that fit, in an order drawn by the seed. Raises Error when the file has fewer."""
+    """The first n items that fit, in random order. Raises Error if there are fewer."""
     items = list(items)
     Random(seed).shuffle(items)
     found = list(islice(filter(fits, items), n))
     if len(found) < n:
-        raise Error(f"{path} has {len(found)} of the {n} pairs of at most {LONGEST} tokens that are needed of it: is it E2E's own?")
+        raise Error(f"{path} has {len(found)} of the {n} pairs of at most {LONGEST} tokens that are "
+                    "needed: is it E2E's own file?")
     return found
