@@ -117,14 +117,14 @@ def train_two_steps(s: Settings, method: str, hyperparameters: dict) -> None:
     synchronize(contestant.device)
 
 
-def check_attention(s: Settings) -> dict[str, float]:
+def check_attention(s: Settings, rows: list[tuple[str, dict]] | None = None) -> dict[str, float]:
     """Largest error of the attention the model runs ("auto", for a compiled model what that takes), and of its gradients, relative
     to the textbook's largest value.
 
     At the bench's own shape (two rows of the batch), in its dtype, against float64. Raises Error when it is more than rounding.
     """
     c, dtype, device = s.config, getattr(torch, s.dtype), torch.device(s.device)
-    P = max(h.get("num_virtual_tokens", 0) for _, h in rows_of(s))
+    P = max(h.get("num_virtual_tokens", 0) for _, h in rows or rows_of(s))
     g = torch.Generator().manual_seed(s.seed)
     B = min(2, s.batch_size)
     sizes = [(B, c.n_head, s.seq_len), *[(B, c.n_kv, s.seq_len)] * 2, *[(1, c.n_kv, P)] * 2]
@@ -156,10 +156,13 @@ def stored_bytes(model: Adapted, trained_bytes: int) -> int:
         return sum(f.stat().st_size for f in Path(folder).iterdir())
 
 
-def run(s: Settings) -> dict:
-    """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON."""
-    rows = rows_of(s)
-    errors = check_attention(s)
+def run(s: Settings, rows: list[tuple[str, dict]] | None = None) -> dict:
+    """The whole measurement: {"card", "settings", "attention", "rows"}, ready for JSON.
+
+    rows: (method, hyper-parameters), instead of those that the settings name.
+    """
+    rows = rows or rows_of(s)
+    errors = check_attention(s, rows)
     rate = MatrixRate(getattr(torch, s.dtype), torch.device(s.device))
     s = replace(s, compile=s.compile and can_compile(torch.device(s.device).type))
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
