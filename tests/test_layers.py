@@ -1,0 +1,179 @@
+"""Layers of the package: each module imports from earlier layers only, and from libraries that are declared."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
+    "checks", "config", "runtime", "files", "compiling", "fused", "attention", "slots", "model", "loss", "ladder",
+    "methods", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
+]
+
+REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
+FROM_TORCH = {"filelock", "sympy"}  # required by torch itself
+OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
+    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu", "matplotlib", "scipy",
+}
+OPTIONAL_PARTS = ("torch.distributed.",)  # of a required library; some builds of torch come without it
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and where: `guarded` inside a try, `local` inside a function."""
+
+    module: str
+    place: str
+    local: bool
+    guarded: bool
+
+
+class Source:
+    """The imports of every module of a package, read from its files without running them."""
+
+    def __init__(self, package: Path):
+        self.name = package.name
+        self.files = {self._module(path, package): path for path in sorted(package.rglob("*.py"))}
+        self.imports = {module: list(self._read(module)) for module in self.files}
+
+    @staticmethod
+    def _module(path: Path, package: Path) -> str:
+        return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+
+    def _read(self, module: str):
+        path = self.files[module]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+
+        def visit(node: ast.AST, local: bool, guarded: bool):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for name in self._names(node, module):
+                    yield Import(name, f"{module}:{node.lineno}", local, guarded)
+            local = local or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            guarded = guarded or isinstance(node, ast.Try)
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child, local, guarded)
+
+        yield from visit(tree, False, False)
+
+    def _names(self, node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
+        """Full names of the imported modules. `from a import b` is a.b if that is one of our modules, else a."""
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        start = node.module or ""
+        if node.level:
+            parents = module.split(".") if self.files[module].stem == "__init__" else module.split(".")[:-1]
+            start = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+        return [f"{start}.{a.name}" if f"{start}.{a.name}" in self.files else start for a in node.names]
+
+    def is_ours(self, module: str) -> bool:
+        return module.split(".")[0] == self.name
+
+    def layer(self, module: str) -> str:
+        """First part of a module's name below the package; for the package itself, __init__."""
+        return (module.split(".") + ["__init__"])[1]
+
+    def faults(self) -> list[str]:
+        """One line for every import that breaks a rule."""
+        found = [f"{module} is in no layer" for module in self.files if self.layer(module) not in LAYERS]
+        for module, imports in self.imports.items():
+            for i in imports:
+                check = self._own_fault if self.is_ours(i.module) else self._library_fault
+                if fault := check(module, i):
+                    found.append(f"{i.place}: {fault}")
+        return found + self._circles()
+
+    def _own_fault(self, module: str, i: Import) -> str | None:
+        if i.module not in self.files:
+            return f"{i.module} is no module of ours"
+        if i.local:
+            return f"{i.module} is imported inside a function"
+        layers = [self.layer(name) for name in (i.module, module)]
+        if set(layers) <= set(LAYERS) and LAYERS.index(layers[0]) > LAYERS.index(layers[1]):
+            return f"{layers[1]} imports from {layers[0]}, a later layer"
+        return None
+
+    def _library_fault(self, module: str, i: Import) -> str | None:
+        library = i.module.split(".")[0]
+        if library in OPTIONAL:
+            return None if i.local or i.guarded else f"{library} is optional: import it where it is used"
+        if library not in REQUIRED | FROM_TORCH | sys.stdlib_module_names:
+            return f"{library} is not declared"
+        if i.local and not i.module.startswith(OPTIONAL_PARTS):
+            return f"{i.module} is imported inside a function, and is not optional"
+        return None
+
+    def _circles(self) -> list[str]:
+        graph = {module: {i.module for i in imports if self.is_ours(i.module)} - {module}
+                 for module, imports in self.imports.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as e:
+            return ["circle: " + " <- ".join(e.args[1])]
+        return []
+
+
+def test_every_import_obeys_the_layers():
+    assert Source(ROOT / "minipeft").faults() == []
+
+
+def test_every_layer_exists():
+    """A name left over in LAYERS would let a later module of that name in unseen."""
+    source = Source(ROOT / "minipeft")
+    assert {source.layer(module) for module in source.files} == set(LAYERS)
+
+
+@pytest.mark.parametrize("files, fault", [
+    ({"config.py": "from .model import GPT"}, "pack.config:1: config imports from model, a later layer"),
+    ({"files/hub.py": "from ..model import GPT"}, "pack.files.hub:1: files imports from model, a later layer"),
+    ({"model.py": "from . import GPT"}, "pack.model:1: model imports from __init__, a later layer"),
+    ({"model.py": "if True:\n    import pack.data.tasks", "data/tasks.py": ""},
+     "pack.model:2: model imports from data, a later layer"),
+    ({"data/a.py": "from . import b", "data/b.py": "from .a import x"},
+     "circle: pack.data.a <- pack.data.b <- pack.data.a"),
+    ({"methods/lora.py": "from . import METHODS", "methods/__init__.py": "from .lora import LoRA"},
+     "circle: pack.methods <- pack.methods.lora <- pack.methods"),
+    ({"loss.py": "def f():\n    from .config import Error"}, "pack.loss:2: pack.config is imported inside a function"),
+    ({"loss.py": "def f():\n    import pack.config"}, "pack.loss:2: pack.config is imported inside a function"),
+    ({"loss.py": "def f():\n    import json"}, "pack.loss:2: json is imported inside a function, and is not optional"),
+    ({"loss.py": "import peft"}, "pack.loss:1: peft is optional: import it where it is used"),
+    ({"loss.py": "def f():\n    import pandas"}, "pack.loss:2: pandas is not declared"),
+    ({"loss.py": "import train"}, "pack.loss:1: train is not declared"),
+    ({"loss.py": "from .configs import x"}, "pack.loss:1: pack.configs is no module of ours"),
+    ({"attic.py": ""}, "pack.attic is in no layer"),
+])
+def test_a_broken_rule_is_reported(tmp_path, files, fault):
+    for name, text in ({"__init__.py": "", "config.py": "", "model.py": ""} | files).items():
+        path = tmp_path / "pack" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    faults = Source(tmp_path / "pack").faults()
+    if fault.startswith("circle"):  # the search may start at any module of it
+        assert len(faults) == 1 and set(faults[0].split()) == set(fault.split())
+    else:
+        assert faults == [fault]
+
+
+def distributions(lines) -> set[str]:
+    """Names of requirement lines, written as a module would be: `scikit-learn>=1.5  # trees` -> scikit_learn."""
+    names = (re.match(r"[A-Za-z][\w.-]*", line.strip()) for line in lines)
+    return {name.group().lower().replace("-", "_") for name in names if name}
+
+
+def test_the_imported_libraries_are_declared():
+    required = distributions((ROOT / "requirements.txt").read_text().splitlines())
+    installed = re.search(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+    assert distributions(ast.literal_eval(installed)) == REQUIRED == required - {"pytest"}
+    assert distributions(importlib.metadata.requires("torch") or []) >= FROM_TORCH
+    assert distributions((ROOT / "requirements-extra.txt").read_text().splitlines()) >= OPTIONAL
+
+
+def test_every_listed_library_is_imported():
+    imported = {i.module.split(".")[0] for imports in Source(ROOT / "minipeft").imports.values() for i in imports}
+    assert imported >= REQUIRED | OPTIONAL
