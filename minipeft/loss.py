@@ -1,16 +1,16 @@
-"""The head and the cross-entropy in one, without the logits: attention over the vocabulary.
+"""Output head and cross-entropy in one, without the logits in memory: attention over the vocabulary.
 
     loss = mean over n of  lse_n - x_n · w_{t_n},     lse_n = logsumexp_j(x_n · w_j)
     d loss / d x_n = (Σ_j softmax_j(x_n Wᵀ) w_j - w_{t_n}) / N
 
-The sum is what an attention head computes for a query x_n whose keys and values are both the rows of W. So the online softmax of
-FlashAttention (2205.14135 §3.1) applies: one pass over the vocabulary in chunks gives the loss and the gradient, rescaling as
-larger maxima come, and no (N, V) matrix ever exists. A frozen head costs two products (logits, dx), not three. A trained one takes
-two more in the backward pass, dW = softmaxᵀ x, since its chunks of logits are made again instead of kept.
+The sum is what an attention head computes for a query x_n whose keys and values are both the rows of W. So the
+online softmax of FlashAttention (2205.14135 §3.1) applies: one pass over the vocabulary in chunks gives loss and
+gradient, rescaled as larger maxima come, and no (N, V) matrix ever exists. A frozen head costs two matmuls (logits,
+dx), not three. A trained head costs two more in backward, dW = softmaxᵀ x, since its logits are computed again.
 
-Only supervised positions (target not -100) take part. Chosen inside one operator, they may be others in every batch without
-torch.compile noticing. torch.nn.functional.linear_cross_entropy (torch 2.13) has chunks too; by its documentation torch.compile leaves
-them to run eagerly. First derivatives only, as there.
+Only supervised positions (target not -100) take part; they are selected inside one operator, so that another number
+of them does not make torch.compile compile again. torch.nn.functional.linear_cross_entropy (torch 2.13) has chunks
+too, but by its documentation torch.compile leaves them to run eagerly. First derivatives only, as there.
 """
 
 import math
@@ -18,12 +18,15 @@ import math
 import torch
 from torch import Tensor
 
-CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the cache
+CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the logits x Wᵀ over supervised positions: x (N, C), weight (V, C), targets (N,) int64, -100 = not
-    supervised. A scalar, float32 or above; nan where nothing is supervised. Products are in the weight's type, or autocast's."""
+    """Mean cross-entropy of the logits x Wᵀ over supervised positions: a scalar in float32 or above.
+
+    x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised; nan where nothing is supervised. Matmuls run in
+    the weight's dtype, or autocast's.
+    """
     device = x.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     loss, _, _ = _head_loss(x, weight, targets, low, x.requires_grad)
@@ -31,8 +34,9 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("minipeft::head_loss", mutates_args=())
-def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, with_dx: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """-> loss (), its gradient in x (N, C) (zeros at what is not supervised), lse (N,). Products in type `low`."""
+def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
+               with_dx: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """-> loss (), its gradient in x (N, C), zero where not supervised, and lse (N,). Matmuls in dtype `low`."""
     chosen = targets != -100
     rows, t = x[chosen].to(low), targets[chosen].unsqueeze(1)  # (n, C), (n, 1)
     wide = torch.promote_types(low, torch.float32)
@@ -43,7 +47,8 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, wit
         for first, w in chunks(weight, low):
             scores = (rows @ w.T).to(wide)  # (n, CHUNK)
             here = (t >= first) & (t < first + len(w))
-            own = torch.where(here, scores.gather(1, (t - first).clamp(0, len(w) - 1)), own)  # the target's, rounded as all are
+            target_score = scores.gather(1, (t - first).clamp(0, len(w) - 1))  # rounded like all scores
+            own = torch.where(here, target_score, own)
             larger = torch.maximum(m, scores.amax(-1, keepdim=True))
             shrink, m = (m - larger).exp(), larger
             weights = scores.sub_(m).exp_()
@@ -62,8 +67,9 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, wit
 
 
 @torch.library.custom_op("minipeft::head_loss_dweight", mutates_args=())
-def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient of the loss in the weight, (V, C), times the gradient that comes from above, ()."""
+def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: Tensor,
+             upstream: Tensor) -> Tensor:
+    """The gradient of the loss in the weight (V, C), times the upstream gradient ()."""
     chosen = targets != -100
     rows, t, lse = x[chosen].to(low), targets[chosen], lse[chosen, None]
     share = upstream.to(lse.dtype) / len(rows)
@@ -82,7 +88,7 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
 
 
 def chunks(weight: Tensor, low: torch.dtype):
-    """(the first row's number, the rows in type `low`), CHUNK rows at a time."""
+    """Yield (index of the first row, rows in dtype `low`), CHUNK rows at a time."""
     for first in range(0, len(weight), CHUNK):
         yield first, weight[first : first + CHUNK].to(low)
 
@@ -98,7 +104,7 @@ def _(x, weight, targets, low, lse, upstream):
     return torch.empty_like(weight)
 
 
-def _keep(ctx, inputs, output):
+def _save_for_backward(ctx, inputs, output):
     x, weight, targets, ctx.low, _ = inputs
     _, dx, lse = output
     ctx.mark_non_differentiable(dx, lse)
@@ -115,4 +121,4 @@ def _backward(ctx, upstream, _, __):
     return dx * upstream, dweight, None, None, None
 
 
-_head_loss.register_autograd(_backward, setup_context=_keep)
+_head_loss.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,17 +1,18 @@
 """A GPT from scratch, with two slots through which it can be tuned while its weights stay frozen.
 
     B  batch            T   real tokens              C   channels, n_embd (d_model in the papers)
-    L  layers, n_layer  P   virtual tokens           nh  heads            hs  head size, C / nh         V  vocabulary
+    L  layers, n_layer  P   virtual tokens           nh  heads      hs  head size, C / nh      V  vocabulary
 
-    slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts  (Lester et al. 2021, 2104.08691)
-    slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (Li & Liang 2021, 2101.00190)
+    slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts (2104.08691)
+    slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (2101.00190)
 
-What is no virtual token is an *edit*: a function of what a place in a block reads and puts out (`places`), which gives what it puts
-out from then on. LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) are hooks.
+LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) add no virtual
+tokens. They are *hooks*: functions `f(x, y) -> y'` that replace the output `y` of a named module whose input
+was `x`.
 
-The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. What the Llama family (2302.13971) does otherwise
-are named choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm, SwiGLU, grouped heads, linears without biases, a head
-of its own. The model knows no tuning method by name: it only has the slots. Read from leaf to root.
+The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. The Llama family's changes
+(2302.13971) are choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm, SwiGLU, grouped heads,
+linears without biases, an untied head. The model knows no tuning method by name. Read from leaf to root.
 """
 
 import math
@@ -23,73 +24,76 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
+from .checks import check_slots
 from .compiling import can_compile, compiled
-from .config import Error, GPTConfig, RopeScaling, linears
+from .config import GPTConfig, RopeScaling, linears
 from .files import huggingface
 from .slots import KVCache, Prefix
 
 
-def rotary_tables(
-    positions: Tensor, head_size: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles: positions (T,) or (B, T) -> two tensors (1|B, 1, T, hs) (RoPE §3.2.2)."""
-    frequency = theta ** (-torch.arange(0, head_size, 2, device=positions.device, dtype=dtype) / head_size)  # (hs/2,)
+def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype,
+                  scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles: positions (T,) or (B, T) -> two (1|B, 1, T, hs) (RoPE §3.2.2)."""
+    channel = torch.arange(0, head_size, 2, device=positions.device, dtype=dtype)
+    frequency = theta ** (-channel / head_size)  # (hs/2,)
     if scaling is not None:  # keep what turns fast, slow down what turns slowly
         turns = scaling.original * frequency / (2 * math.pi)  # within the positions first trained on
         keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        frequency = frequency * torch.lerp(torch.full_like(keep, 1 / scaling.factor), torch.ones_like(keep), keep.clamp(0, 1))
+        slowed, same = torch.full_like(keep, 1 / scaling.factor), torch.ones_like(keep)
+        frequency = frequency * torch.lerp(slowed, same, keep.clamp(0, 1))
     angle = positions.to(dtype)[..., None] * frequency  # (1|B, T, hs/2)
     angle = torch.cat([angle, angle], dim=-1).view(-1, 1, positions.size(-1), head_size)
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel i of x (B, nh, T, hs) with channel i + hs/2 by the angle of its position (the pairing Llama uses)."""
+    """Turn channel i of x (B, nh, T, hs) with channel i + hs/2 by its position's angle (the pairing Llama uses)."""
     cos, sin = rope
     a, b = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
 def hookable_modules(config: GPTConfig) -> list[str]:
-    """Where a block can be edited: its linears, and what is added to the residual stream."""
+    """Names of a block's modules whose output a hook may replace: its linears, "attn" and "mlp"."""
     return [*linears(config), "attn", "mlp"]
 
 
-def apply_hook(hooks: dict | None, place: str, x: Tensor, y: Tensor) -> Tensor:
-    """What comes out of this place, which read x and put out y."""
-    return hooks[place](x, y) if hooks and place in hooks else y
+def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
+    """The output y of the module `name`, whose input was x, or what its hook makes of it."""
+    return hooks[name](x, y) if hooks and name in hooks else y
 
 
-def linear(part: nn.Module, place: str, x: Tensor, hooks: dict | None) -> Tensor:
-    """The linear at this place, which lies in this part of the block, and what an edit makes of it."""
-    return apply_hook(hooks, place, x, getattr(part, place.split(".")[1])(x))
+def linear(part: nn.Module, name: str, x: Tensor, hooks: dict | None) -> Tensor:
+    """Apply the linear `name` of this part of a block, and its hook."""
+    return apply_hook(hooks, name, x, getattr(part, name.split(".")[1])(x))
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        C, kv = config.n_embd, config.n_kv * config.head_size
+        C, kv, bias = config.n_embd, config.n_kv * config.head_size, config.bias != "none"
         self.head_size, self.widths, self.joined = config.head_size, (C, kv, kv), config.projections == "joined"
         if self.joined:  # one matrix makes queries, keys and values
-            self.c_attn = nn.Linear(C, sum(self.widths), bias=config.bias != "none")
+            self.c_attn = nn.Linear(C, sum(self.widths), bias=bias)
             self.c_proj = nn.Linear(C, C, bias=config.bias == "all")
         else:
-            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=config.bias != "none") for width in self.widths)
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=bias) for width in self.widths)
             self.o_proj = nn.Linear(C, C, bias=config.bias == "all")
 
     def qkv(self, x: Tensor, rope=None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); rotary positions are already in q and k."""
+        """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); q and k already rotated."""
         B, T, C = x.shape
         if self.joined:
             q, k, v = linear(self, "attn.c_attn", x, hooks).split(self.widths, dim=-1)
         else:
-            q, k, v = (linear(self, place, x, hooks) for place in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
-        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv | n_kv, T, hs)
+            q, k, v = (linear(self, name, x, hooks) for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
+        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv, T, hs)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None, hooks=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None,
+                hooks=None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
@@ -103,7 +107,7 @@ class CausalSelfAttention(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
 
-    Compiled code takes the sigmoid, which costs half of the tanh; run eagerly, the one operator that torch has is faster.
+    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster.
     """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
@@ -116,14 +120,15 @@ class MLP(nn.Module):
         C, M, bias = config.n_embd, config.inner, config.bias == "all"
         self.gated = config.mlp == "swiglu"
         if self.gated:  # SwiGLU (Shazeer 2020, 2002.05202, eq. 6)
-            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+            self.gate_proj, self.up_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias)
+            self.down_proj = nn.Linear(M, C, bias)
         else:
             self.c_fc, self.c_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
 
     def forward(self, x: Tensor, hooks=None) -> Tensor:
         if self.gated:
-            y = F.silu(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)  # (B, T, M)
-            return linear(self, "mlp.down_proj", y, hooks)
+            y = F.silu(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)
+            return linear(self, "mlp.down_proj", y, hooks)  # y: (B, T, M)
         y = gelu(linear(self, "mlp.c_fc", x, hooks))  # (B, T, M), M = 4C in GPT-2
         return linear(self, "mlp.c_proj", y, hooks)
 
@@ -143,7 +148,8 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None, hooks=None) -> Tensor:
+    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None,
+                hooks=None) -> Tensor:
         a = self.ln_1(x)
         x = x + apply_hook(hooks, "attn", a, self.attn(a, rope, prefix, cache, hooks))
         m = self.ln_2(x)
@@ -156,12 +162,12 @@ def call_block(block: Block, *inputs) -> Tensor:
 
 
 class GPT(nn.Module):
-    """GPT(config); base(idx) gives logits. See `hidden` for the two slots."""
+    """GPT(config); base(idx) returns logits. See `hidden` for the two slots."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.through_compile = self.checkpointed = False  # how blocks are run, see run_block
+        self.through_compile = self.checkpointed = False  # see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -170,19 +176,20 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():  # GPT-2's initialisation; norms keep ones and zeros
             if name.endswith("bias"):
                 nn.init.zeros_(p)
-            elif p.dim() == 2:  # what adds to the residual stream starts smaller: 2 additions a layer
-                adds = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if adds else 0.02)
+            elif p.dim() == 2:  # outputs added to the residual stream start smaller: 2 additions per layer
+                added = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if added else 0.02)
 
     @property
     def head(self) -> Tensor:
-        """(V, C): what turns the last block's output into logits; GPT-2 ties it to the embeddings."""
+        """(V, C): the matrix that turns hidden states into logits; GPT-2 ties it to the embeddings."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def add_positions(self, x: Tensor, first: "int | Tensor" = 0):
-        """Place x (B, T, C) at positions first … first+T-1, first one number or (B,): returns x and the rotary tables (None with
-        learned positions)."""
-        positions = torch.arange(x.size(1), device=x.device) + (first if isinstance(first, int) else first[:, None])  # (T,) or (B, T)
+        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and the rotary tables
+        (None with learned positions)."""
+        offset = first if isinstance(first, int) else first[:, None]
+        positions = torch.arange(x.size(1), device=x.device) + offset  # (T,) or (B, T)
         if self.wpe is not None:
             return x + self.wpe(positions), None
         dtype = torch.promote_types(x.dtype, torch.float32)  # angles of far positions need the digits
@@ -190,33 +197,27 @@ class GPT(nn.Module):
         return x, rotary_tables(positions, c.head_size, c.rope_theta, dtype, c.rope_scaling)
 
     def forward(self, idx: Tensor, prompt=None, prefix=None, hooks=None) -> Tensor:
-        """idx (B, T) int64 -> logits of the real tokens (B, T, V); the slots and hooks are those of `hidden`."""
+        """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
         return F.linear(self.hidden(idx, prompt, prefix, hooks), self.head)
 
-    def hidden(
-        self,
-        idx: Tensor,
-        prompt: Tensor | None = None,
-        prefix: "Tensor | Prefix | None" = None,
-        hooks: list[dict] | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """idx (B, T) int64 -> what the head is applied to: the last block's output at the real tokens, normalised (B, T, C).
+    def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None,
+               hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
+        """idx (B, T) int64 -> the input of the head: the last block's normalised output at the real tokens (B, T, C).
 
-        prompt   (1|B, P, C): vectors put before the token embeddings
-        prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions: keys already
-                 turned, as a cache stores them); or a Prefix record, which may have a gate, lengths, or less than L layers
-        hooks    for every layer {place: f}, f(x, y) instead of y where the place, which read x, put out y
-        cache    what came before idx; what idx adds to it is written there
+        prompt   (1|B, P, C): vectors concatenated before the token embeddings
+        prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions:
+                 keys already rotated); or a Prefix record: with a gate, lengths, or fewer than L layers
+        hooks    for every layer {module name: f}; f(x, y) replaces the output y of the module whose input was x
+        cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds block_size, or for
-        a prompt or prefix of another shape.
+        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds
+        block_size, or for a prompt or prefix of another shape.
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
-        self._check_slots(idx, prompt, prefix, hooks, cache)
+        check_slots(self.config, idx, prompt, prefix, hooks, cache.read if cache else 0, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
-        first = 0  # the position where what is new starts
+        first = 0  # the position of the first new token
         if prefix is not None and prefix.gate is None:
             first = prefix.k.size(3) if prefix.length is None else prefix.length
         if cache is not None:
@@ -226,59 +227,35 @@ class GPT(nn.Module):
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)
-        parts = [prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None], hooks or L * [None]]
-        for block, *its_own in zip(self.h, *parts, strict=True):  # slot 2: every layer its own part of the prefix
-            x = self.run_block(block, x, rope, *its_own)
-        return self.ln_f(x[:, x.size(1) - T :])  # the virtual tokens have done their work   (B, T, C)
+        prefixes, caches = prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None]
+        for block, *inputs in zip(self.h, prefixes, caches, hooks or L * [None], strict=True):  # slot 2
+            x = self.run_block(block, x, rope, *inputs)
+        return self.ln_f(x[:, x.size(1) - T :])  # without the virtual tokens   (B, T, C)
+
+    def run_block(self, block: Block, x: Tensor, rope, prefix: Prefix | None, cache: KVCache | None,
+                  hooks: dict | None) -> Tensor:
+        """Run a block, compiled or checkpointed where that is switched on."""
+        inputs = (block, x, rope, prefix, cache, hooks)
+        run = compiled(call_block) if self.through_compile and cache is None else call_block  # a cache grows every step
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # dropout
+        return run(*inputs)
 
     def compile_blocks(self, on: bool = True) -> None:
-        """Run blocks through torch.compile from now on (not where it does not work, which one line on stderr says).
+        """Run blocks through torch.compile from now on; where it does not work, one line on stderr says so.
 
         The first pass of every new set of shapes compiles, some ten seconds, once for all layers.
         """
         self.through_compile = on and can_compile(self.wte.weight.device.type)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
-        """Keep only every block's input for the backward pass and run the block again there (Chen et al. 2016, 1604.06174)."""
+        """Save only every block's input for backward and run the block again there (Chen et al. 2016, 1604.06174)."""
         self.checkpointed = on
-
-    def run_block(self, block: Block, x: Tensor, rope, prefix: Prefix | None, cache: KVCache | None, hooks: dict | None) -> Tensor:
-        inputs = (block, x, rope, prefix, cache, hooks)
-        run = compiled(call_block) if self.through_compile and cache is None else call_block  # with a cache, every length is new
-        if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # an edit may drop out
-        return run(*inputs)
-
-    def _check_slots(self, idx: Tensor, prompt: Tensor | None, prefix: Prefix | None, hooks: list | None, cache: KVCache | None) -> None:
-        """Raise Error unless the shapes are those that `hidden` names and all tokens find a position."""
-        c = self.config
-        if idx.dim() != 2:
-            raise Error(f"idx {tuple(idx.shape)} must be (B, T)")
-        (B, T), P = idx.shape, cache.read if cache else 0
-        if prompt is not None:
-            if prompt.dim() != 3 or prompt.size(0) not in (1, B) or prompt.size(2) != c.n_embd:
-                raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd}) with B {B}")
-            P += prompt.size(1)
-        if prefix is not None:
-            k, v, gate, _ = prefix
-            fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and k.size(0) <= c.n_layer
-            if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
-                want = f"({c.n_layer}, 1|B, {c.n_kv}, P, {c.head_size}) with B {B}"
-                raise Error(f"a prefix's keys and values must each be {want}, not {tuple(k.shape)} and {tuple(v.shape)}")
-            if gate is not None and gate.shape != (k.size(0), c.n_head):
-                raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({k.size(0)}, {c.n_head})")
-            P += k.size(3) if gate is None else 0
-        if hooks is not None and (len(hooks) != c.n_layer or not set().union(*hooks) <= set(hookable_modules(c))):
-            raise Error(f"hooks must be one {{place: function}} for each of {c.n_layer} layers, with places of {', '.join(hookable_modules(c))}")
-        if P + T > c.block_size:
-            raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
 
     @classmethod
     def from_pretrained(cls, folder, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, or a hub id where huggingface_hub is installed; the weights keep their type, or take `dtype`.
-
-        Raises Error for a folder that is none, or an architecture this file does not have.
-        """
+        """Open a Hugging Face folder, or a hub id where huggingface_hub is installed; weights keep their dtype, or
+        take `dtype`. Raises Error for a folder that is no base, or an architecture this file does not have."""
         config, tensors = huggingface.read_base(folder, dtype)
         with torch.device("meta"):
             base = cls(config)  # shapes only: the file's tensors become the weights
@@ -286,8 +263,8 @@ class GPT(nn.Module):
         return base
 
     def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
-        """Write config.json and the weights as Hugging Face does; GPT-2, Llama and Qwen2 shapes open in transformers.
+        """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
 
-        safe_serialization: True writes safetensors, False pytorch_model.bin; None takes safetensors when it is installed.
+        safe_serialization: True for safetensors, False for pytorch_model.bin, None for safetensors if installed.
         """
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

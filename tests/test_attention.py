@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minipeft import Error, prefix_attention
-from minipeft.attention import apart, causal_mask
+from minipeft.attention import causal_mask, copies_in_inference
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 4, 4, 7, 7, 3, 8, 1),
@@ -77,7 +77,7 @@ def test_a_prefix_mixes_two_softmaxes_by_their_log_sum_exp():
     """He et al. 2022, 2110.04366 eq. 6: o = (1 - λ)·attn(q, K, V) + λ·attn(q, Pk, Pv)."""
     q, k, v, pk, pv, _ = tensors(2, 4, 4, 7, 7, 3, 8, 1)
     scale = 1 / math.sqrt(8)
-    causal = (q @ k.transpose(-2, -1) * scale).masked_fill(~causal_mask(7, 7, 0), -math.inf)
+    causal = (q @ k.transpose(-2, -1) * scale).masked_fill(~causal_mask(range(7), range(7)), -math.inf)
     on_prefix = q @ pk.transpose(-2, -1) * scale
     lam = torch.sigmoid(on_prefix.logsumexp(-1) - causal.logsumexp(-1)).unsqueeze(-1)
     mixed = (1 - lam) * (causal.softmax(-1) @ v) + lam * (on_prefix.softmax(-1) @ pv)
@@ -92,7 +92,7 @@ def test_a_zero_prefix_is_not_nothing_but_a_zero_gate_is():
 
 
 def test_the_mask():
-    assert causal_mask(2, 3, 1).tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert causal_mask(range(1, 3), range(-1, 3)).tolist() == [[True, True, True, False], [True, True, True, True]]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_mask():
         (dict(v=(2, 4, 6, 8)), "must both be"),
         (dict(prefix_k=(3, 4, 3, 8), prefix_v=(3, 4, 3, 8)), "with B 2"),
         (dict(prefix_v=(1, 4, 2, 8)), "prefix_k"),
-        (dict(gate=(3,)), "one number a head"),
+        (dict(gate=(3,)), "one value per head"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_in_one_line(change, message):
@@ -130,7 +130,7 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
 
     def chosen(B: int, Tq: int, Tk: int, shared: bool, P: int) -> bool:
         q, k = torch.empty(B, 2, Tq, 8), torch.empty(B, 2, Tk, 8)
-        return apart(q, k, torch.empty(1 if shared else B, 2, P, 8))
+        return copies_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
 
     with torch.no_grad():
         assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied

@@ -124,7 +124,7 @@ def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
         base(idx, prefix=Prefix(k, v, torch.ones(3, 4), length))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "fused", "halves", "auto"])
+@pytest.mark.parametrize("backend", ["sdpa", "fused", "split", "auto"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_backend_takes_lengths(backend, shared):
     g = torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def test_every_backend_takes_lengths(backend, shared):
 def test_lengths_must_be_one_a_row():
     q = torch.randn(2, 1, 3, 8)
     for bad in (torch.tensor([1]), torch.tensor([1.0, 2.0])):
-        with pytest.raises(Error, match="one number a row"):
+        with pytest.raises(Error, match="one value per row"):
             attention.prefix_attention(q, q, q, length=bad)
 
 

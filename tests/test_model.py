@@ -109,7 +109,7 @@ def test_far_positions_keep_their_angles_in_a_bfloat16_base():
     torch.testing.assert_close(sin[0, 0, 46, 0], torch.tensor(46.0).sin())
 
 
-def test_edits_have_places(base, idx):
+def test_hooks_name_modules(base, idx):
     def double(x, y):
         return 2 * y
 
@@ -117,7 +117,7 @@ def test_edits_have_places(base, idx):
     assert (base(idx, hooks=layers) - base(idx)).abs().max() > 0.1
     first, *_, last = linears(base.config)
     for wrong in (layers[:2], [{first.removeprefix("attn."): double}] * 3):
-        with pytest.raises(Error, match=f"each of 3 layers, with places of {first}, .*, {last}, attn, mlp"):
+        with pytest.raises(Error, match=f"each of 3 layers, with names of {first}, .*, {last}, attn, mlp"):
             base(idx, hooks=wrong)
 
 
