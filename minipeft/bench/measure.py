@@ -12,6 +12,7 @@ import torch
 
 from ..config import Error
 from ..runtime.memory import resident_peak
+from ..runtime.profiling import saved_bytes as saved_bytes  # scripts import it from here
 from ..runtime.profiling import synchronize
 
 
