@@ -1,23 +1,19 @@
-"""The explorer's page computes what the ledger says, in a real browser, and nothing leaves it."""
+"""The explorer's page computes the numbers of the ledger, in a real browser, and loads nothing."""
 
-import importlib.util
 import json
 import random
 import re
 from dataclasses import replace
 from html import unescape
-from pathlib import Path
 
 import pytest
 
+from docs.tools import explorer
 from minipeft import METHODS, accounting
+from minipeft.accounting.shapes import PRESETS
 from minipeft.bench import params
-from minipeft.config import CHOICES, PRESETS, GPTConfig, RopeScaling, linears
+from minipeft.config import CHOICES, GPTConfig, RopeScaling, linears
 
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("explorer", ROOT / "docs" / "explorer.py")
-explorer = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(explorer)
 PAGE = explorer.PAGE.read_text(encoding="utf-8")
 N_SETTINGS = 200
 

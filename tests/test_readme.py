@@ -1,6 +1,5 @@
-"""The README says what is: its tables come from result files, its excerpts are the code, its file tree is the tree."""
+"""README and the pages of docs/: generated parts are fresh, links work, blocks run, README keeps within its limits."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -9,74 +8,184 @@ from pathlib import Path
 import pytest
 from two_languages import assert_in_step
 
+from docs.tools import claims, refresh, tables
+from minipeft import GPT, adapt
+from minipeft.attention import BACKENDS
+from minipeft.data import NANO
 from minipeft.data.tasks import NOVEL, SKILLS
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 README = ENGLISH.read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+TRANSLATED = [(ENGLISH, CHINESE)] + [(DOCS / page.name, page) for page in sorted((DOCS / "zh-CN").glob("*.md"))]
+PAGES = [*tables.pages(), ROOT / "CONTRIBUTING.md", DOCS / "results" / "README.md", *sorted((DOCS / "lessons").rglob("*.md"))]
 
 
-def test_every_table_is_what_its_result_file_says():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    for name, blocks in tables.PAGES.items():
-        page = (ROOT / name).read_text(encoding="utf-8")
-        assert tables.filled(page, blocks) == page, "run: python docs/tables.py"
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-def test_the_chinese_page_is_in_step():
-    """What docs/tables.py does not fill there has the same numbers, written by hand."""
-    places = [re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (ENGLISH, CHINESE)]
+@pytest.mark.parametrize("part", [part for part in refresh.PARTS if part != "lessons"])  # those have their own tests
+def test_nothing_generated_is_stale(part):
+    if part == "comparison":
+        pytest.importorskip("matplotlib")
+    assert [name(path) for path in refresh.stale(part)] == [], f"run: python docs/tools/refresh.py {part}"
+
+
+def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "page.md"
+    file.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(refresh, "PARTS", {"pages": lambda: {file: "new"}})
+    monkeypatch.setattr(refresh, "ROOT", tmp_path)
+    with pytest.raises(SystemExit) as end:
+        refresh.main(["--check"])
+    assert end.value.code == 1 and capsys.readouterr().out == "stale: page.md\n" and file.read_text(encoding="utf-8") == "old"
+    refresh.main([])
+    assert capsys.readouterr().out == "written: page.md\n" and file.read_text(encoding="utf-8") == "new"
+    refresh.main(["--check"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("page", tables.pages(), ids=name)
+def test_every_place_is_one_that_can_be_filled(page):
+    text = page.read_text(encoding="utf-8")
+    opened, closed = re.findall(r"<!-- ([\w.-]+) -->", text), re.findall(r"<!-- /([\w.-]+) -->", text)
+    assert opened == closed and set(opened) <= set(tables.BLOCKS)
+
+
+@pytest.mark.parametrize("page, kilobytes", [(ENGLISH, 16), (CHINESE, 18)], ids=["README.md", "README.zh-CN.md"])
+def test_readme_is_short(page, kilobytes):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("\n") <= 250 and len(text.encode()) <= kilobytes * 1024
+    assert max(map(len, text.splitlines())) <= 120
+    assert max(line.count("|") - 1 for line in text.splitlines() if line.startswith("|")) <= 8
+
+
+@pytest.mark.parametrize(
+    "term, explained",
+    [
+        ("slot", "two *slots*"),
+        ("backend", "*backends*"),
+        ("λ ", "Let λ be"),
+        ("hook", "they are *hooks*"),
+        ("ladder", "That chain is the *ladder*"),
+        ("level", "each form is a *level*"),
+        ("hidden prefix", "hidden prefix   P vectors"),
+        ("virtual token", "are *virtual tokens*"),
+    ],
+)
+def test_a_term_is_explained_where_it_is_first_used(term, explained):
+    prose = re.sub(r"```python.*?```|^#.*$|\([^)\s]+\)", "", README, flags=re.DOTALL | re.MULTILINE)  # no code, no headings
+    paragraph = prose[: prose.index(explained)].rpartition("\n\n")[0]
+    assert term not in paragraph, f"{term} is used before {explained!r}"
+
+
+def targets(page: Path) -> list[str]:
+    """The relative links and images of a page, without its fenced blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    return [target for target in found if "://" not in target]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page):
+    assert [t for t in targets(page) if not (page.parent / t.partition("#")[0]).exists()] == []
+
+
+def test_every_page_is_reached_from_the_index_and_from_readme():
+    pages = {page.resolve() for page in DOCS.glob("*.md")}
+    for index in (DOCS / "README.md", ENGLISH):
+        reached = {(index.parent / target).resolve() for target in targets(index)} | {index.resolve()}
+        assert {page.name for page in pages - reached} == set(), index
+
+
+@pytest.mark.parametrize("english, chinese", TRANSLATED, ids=lambda page: name(page))
+def test_the_chinese_page_is_in_step(english, chinese):
+    """Blocks of sentences are written by hand there, with the same numbers."""
+    places = [re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (english, chinese)]
     assert places[0] == places[1]
-    assert_in_step(ENGLISH, CHINESE)
+    assert_in_step(english, chinese)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page that a reader may paste: those outside generated places."""
+    text = tables.PLACE.sub("", page.read_text(encoding="utf-8"))
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/attention.md", "docs/serving.md"])
+def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = GPT.from_pretrained(NANO)
+    adapt(base, "prefix").save("runs/prefix-reverse")  # that of `python train.py`, which docs/serving.md takes
+    adapt(base, "lora").save("runs/lora-parity")
+    found = blocks(ROOT / page, "python")
+    assert found
+    for code in found:
+        exec(compile(code, page, "exec"), {"__name__": "page"})
+    assert "False" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in name(page)], ids=name)
+def test_commands_name_scripts_and_flags_that_exist(page):
+    code = "".join(p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")])
+    for command in re.findall(r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*", "".join(blocks(page, "bash")), re.MULTILINE):
+        command = re.sub(r" # .*", "", command).rpartition("&& ")[2]
+        for script in re.findall(r"\S+\.py\b", command):
+            assert (ROOT / script).exists(), command
+        flags = command.partition("train.py")[2] if command.startswith("torchrun") else command
+        for flag in re.findall(r"(?<=\s)--[a-z][\w-]+", flags):
+            assert f'"{flag}"' in code, f"{flag} of {command}"
+
+
+def test_the_torch_that_is_named_is_the_one_that_is_required():
+    wanted = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert f"pip install torch=={wanted} --index-url https://download.pytorch.org/whl/cpu" in README
+
+
+@pytest.mark.parametrize("page", [ENGLISH, DOCS / "attention.md"], ids=name)
+def test_every_backend_is_named_with_what_it_copies(page):
+    named = re.findall(r"^\| `(\w+)` \| (?:never copied|not copied|concatenated)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) == set(BACKENDS) - {"auto"}
+
+
+def test_readme_says_what_the_claims_contradict_or_withdraw():
+    verdicts = [c.verdict for c in claims.claims()]
+    for word in ("contradicted", "withdrawn"):
+        wanted = any(v.startswith(word) for v in verdicts)
+        assert wanted == bool(re.search(rf"^- \*\*{word.capitalize()}: ", README, re.MULTILINE)), word
 
 
 def test_the_default_run_reaches_what_it_should():
     """`python train.py`: a select task from at most 0.25 to at least 0.90 in at most 3 minutes."""
-    result = json.loads((ROOT / "docs" / "results" / "train-prefix-reverse.json").read_text())
+    result = json.loads((DOCS / "results" / "train-prefix-reverse.json").read_text())
     before, after = result["exact_match"]
     assert result["command"] == "python train.py --method prefix --task reverse" and result["seconds"] < 180
     assert before <= 0.25 and after >= 0.90
 
 
-@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=lambda page: page.name)
-@pytest.mark.parametrize("place", ["model.py", "attention.py", "fused.py"])
-def test_the_excerpts_are_the_code(place, page):
-    code = (ROOT / "minipeft" / place).read_text(encoding="utf-8")
-    fenced = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    excerpts = [e for e in fenced if "# (B, " in e or "(B, nh" in e or "# (N, " in e]
-    assert len(excerpts) == 4 and sum(e in code for e in excerpts) == {"model.py": 2, "attention.py": 1, "fused.py": 1}[place]
-
-
 def test_the_examples_of_tasks_are_what_the_tasks_make():
-    examples = re.findall(r"`([a-z+-]+)`(?: \([^)]*\))?: (\d{8}) → (\d{8})", README)
+    text = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    examples = re.findall(r"`([a-z+-]+)`(?: \([^)]*\))?: (\d{8}) → (\d{8})", text)
     assert [name for name, *_ in examples] == ["reverse", "reverse+increment", "parity", "differences"]
-    for name, given, wanted in examples:
+    for task, given, wanted in examples:
         apply = {**{n: skill.apply for n, skill in SKILLS.items()}, **NOVEL}
-        for part in name.split("+"):
+        for part in task.split("+"):
             given = apply[part](given)
-        assert given == wanted, name
+        assert given == wanted, task
 
 
-def test_the_file_tree_is_the_tree():
-    tree = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)[1]
-    named, folders = set(), []
-    for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        folders = folders[:depth] + [name.rstrip("/")]
-        named.add("/".join(folders))
-    for path in named:
-        assert (ROOT / path).exists(), path
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True)
+def test_the_tree_has_every_file():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "minipeft/*.py", "docs/tools/*.py"], capture_output=True, text=True)
     if listed.returncode == 0:
-        code = {p for p in listed.stdout.split() if p.startswith(("minipeft/", "docs/")) and not p.endswith("__init__.py")}
-        assert code <= named, code - named
+        tree = (DOCS / "files.md").read_text(encoding="utf-8")
+        files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {"__init__.py"}
+        assert {file for file in files if f" {file}" not in tree} == set()
 
 
 def test_every_result_file_has_the_command_that_made_it():
-    results = ROOT / "docs" / "results"
+    results = DOCS / "results"
     named = re.findall(r"^\| `([\w+-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     patterns = [re.sub("[A-Z]{2,}", "[^.]+", name) for name in named]
     files = [path.stem for path in results.glob("*.json")]

@@ -1,23 +1,17 @@
 """The API reference is made from docstrings, and there is one for everything that the package names."""
 
-import importlib.util
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
 import minipeft
+from docs.tools import reference
 from minipeft import METHODS, accounting
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_the_reference_has_a_page_with_a_text_for_everything_public(tmp_path):
     pytest.importorskip("pdoc")
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
     reference.write(tmp_path)
     for module, page in ((minipeft, "minipeft.html"), (accounting, "minipeft/accounting.html")):
         html = (tmp_path / page).read_text(encoding="utf-8")

@@ -1,16 +1,13 @@
-"""A page and its translation: what both must have, whatever the language, and in the same order."""
+"""Compare a page with its translation: blocks, links, numbers and code must be the same, in the same order."""
 
 import ast
-import importlib.util
 import re
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("lessons", ROOT / "docs" / "lessons.py")
-lessons = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(lessons)
+from docs.tools import lessons
 
+ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -30,7 +27,7 @@ def assert_in_step(path: Path, other: Path) -> None:
 
 
 def untranslated(block: lessons.Block) -> str:
-    """What no translation changes of a fenced block: all but comments, and what a file tree says of its files."""
+    """The parts of a fenced block that no translation changes: all but comments, and the sentences of a file tree."""
     if block.runs:
         return ast.dump(ast.parse(textwrap.dedent(block.text)))
     if block.language == "bash":
@@ -47,7 +44,7 @@ def paragraphs(path: Path) -> list[str]:
 
 
 def links(text: str, path: Path) -> list[tuple[str, str]]:
-    """(! for a figure, where it leads): a file as its path from the root, whatever the language."""
+    """(! for a figure, target) of every link; a file as its path from the root, the same in both languages."""
     found = []
     for mark, _, target in LINK.findall(text):
         if "://" not in target:
@@ -55,13 +52,13 @@ def links(text: str, path: Path) -> list[tuple[str, str]]:
             file = (path.parent / target).resolve() if target else path
             assert file.exists(), f"{path}: no {target}"
             assert not anchor, f"{path}: headings differ between the languages, so link to the page: #{anchor}"
-            target = str(file.relative_to(ROOT)).replace("docs/lessons/zh-CN/", "docs/lessons/").replace(".zh-CN.md", ".md")
+            target = str(file.relative_to(ROOT)).replace("/zh-CN/", "/").replace(".zh-CN.md", ".md")
         found.append((mark, target))
     return found
 
 
 def what_counts(paragraph: str, path: Path) -> dict:
-    """What a paragraph has in every language."""
+    """The parts of a paragraph that every language has."""
     text = LINK.sub(r"\2", paragraph)
     return {
         "heading": [len(marks) for marks in re.findall(r"^(#+) ", paragraph, re.MULTILINE)],

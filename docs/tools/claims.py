@@ -7,12 +7,12 @@ over five seeds before a single run. Where a new result no longer bears a verdic
 import math
 from typing import NamedTuple
 
+from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above
 from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
-from minipeft.bench.quality import grid
-from minipeft.bench.quality.summary import Point, beyond_chance
 from minipeft.accounting.shapes import SHAPES
+from minipeft.bench.quality import grid
 
 T5 = SHAPES["t5-xxl"]
 AGREES, CONDITIONS, CONTRADICTED = "agrees", "agrees, with conditions", "contradicted"

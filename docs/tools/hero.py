@@ -15,11 +15,11 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from docs.tools.comparison.summary import points  # noqa: E402
 from minipeft.accounting import count  # noqa: E402
+from minipeft.accounting.shapes import EMBEDDED  # noqa: E402
 from minipeft.bench.drawing import COLOURS  # noqa: E402
 from minipeft.bench.quality import grid  # noqa: E402
-from minipeft.bench.quality.summary import points  # noqa: E402
-from minipeft.config import EMBEDDED  # noqa: E402
 from minipeft.files.atomic import write_text  # noqa: E402
 
 FOLDER = ROOT / "docs" / "figures"
