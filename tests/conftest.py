@@ -1,7 +1,8 @@
 import functools
 import os
 
-# Read by torch when it is imported, here and in what tests start: tensors this small are not worth a second thread, which spins waiting.
+# torch reads this on import, here and in child processes. Tensors this small gain nothing from a
+# second thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -10,13 +11,13 @@ import torch
 from minipeft import GPT, GPTConfig
 from minipeft.config import LLAMA, RopeScaling, linears
 
-SHAPES = {  # GPT-2's, the embedded base's, and Llama's with grouped heads, stretched positions and a head of its own
+SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head
     "learned": {},
     "rotary": {"position": "rotary"},
     "llama": {"n_kv_head": 2, "n_inner": 40, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "tied": False, **LLAMA},
 }
 
-LLAMA_NAMES = {  # of what GPT-2's names of linears mean
+LLAMA_NAMES = {  # GPT-2's names of linears -> Llama's
     "c_attn": ["q_proj", "k_proj", "v_proj"],
     "c_proj": ["o_proj", "down_proj"],
     "mlp.c_fc": ["gate_proj", "up_proj"],
@@ -25,22 +26,22 @@ LLAMA_NAMES = {  # of what GPT-2's names of linears mean
 
 
 def in_shape(config: GPTConfig, h: dict) -> dict:
-    """The hyper-parameters, with target_modules in GPT-2's names as this shape calls the same linears."""
+    """Hyper-parameters h, with GPT-2's names in target_modules replaced by those of this config."""
     if "target_modules" not in h or "attn.c_attn" in linears(config):
         return h
     return h | {"target_modules": [name for gpt2s in h["target_modules"] for name in LLAMA_NAMES[gpt2s]]}
 
 
-WITHOUT_CODE = "aot_eager_decomp_partition"  # a compilation with its graphs and their two halves, but no code for the CPU
+WITHOUT_CODE = "aot_eager_decomp_partition"  # builds both graphs, generates no code
 
 
 def compiling_by(backend: str):
-    """What minipeft.compiling.compiled does, by a backend of torch.compile that may be faster to compile."""
+    """A stand-in for minipeft.compiling.compiled, by another backend of torch.compile."""
     return functools.cache(lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
 
 def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:
-    """A small base of one of SHAPES whose weights are large enough for every part to matter."""
+    """A small base of one of SHAPES, with weights so large that every part changes the output."""
     torch.manual_seed(seed)
     base = GPT(GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, **SHAPES[shape]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Processes that start in a moment: forked from one that has imported torch. All else about them is as in any other process."""
+"""Quick child processes for tests: forked from a server process that has already imported torch."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ if torch.distributed.is_available():
 
 
 def context():
-    """Of multiprocessing; one process is forked from for all tests. Skips the test where a system cannot."""
+    """The forkserver context of multiprocessing. Skips the test on systems without fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork processes")
     start = multiprocessing.get_context("forkserver")
@@ -27,9 +27,9 @@ def context():
 
 
 class Script:
-    """python train.py argv, as subprocess.Popen gives it; what it prints goes through a file."""
+    """`python train.py argv`, used like subprocess.Popen; its output goes to a file."""
 
-    one_at_a_time = threading.Lock()  # multiprocessing looks at all children when it starts one
+    one_at_a_time = threading.Lock()  # multiprocessing polls all children whenever it starts one
 
     def __init__(self, argv: list[str], printed: Path, preexec_fn=None):
         self.printed = printed

@@ -1,4 +1,4 @@
-"""Layers of the package: each module imports from earlier layers only, and from libraries that are declared."""
+"""Layers of the package: modules import from earlier layers only, and from declared libraries."""
 
 import ast
 import importlib.metadata
@@ -13,16 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
-    "checks", "config", "runtime", "files", "compiling", "fused", "attention", "slots", "model", "loss", "ladder",
+    "checks", "config", "runtime", "files", "fused", "attention", "slots", "model", "loss", "ladder",
     "methods", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
 FROM_TORCH = {"filelock", "sympy"}  # required by torch itself
 OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
-    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu", "matplotlib", "scipy",
+    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu", "matplotlib",
 }
-OPTIONAL_PARTS = ("torch.distributed.",)  # of a required library; some builds of torch come without it
+OPTIONAL_PARTS = ("torch.distributed.",)  # missing from some builds of torch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Source:
 
     @staticmethod
     def _module(path: Path, package: Path) -> str:
-        return ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        return ".".join(parts).removesuffix(".__init__")
 
     def _read(self, module: str):
         path = self.files[module]
@@ -63,13 +64,14 @@ class Source:
         yield from visit(tree, False, False)
 
     def _names(self, node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
-        """Full names of the imported modules. `from a import b` is a.b if that is one of our modules, else a."""
+        """Full names of the imported modules: of `from a import b` a.b if that is a module of ours, else a."""
         if isinstance(node, ast.Import):
             return [alias.name for alias in node.names]
         start = node.module or ""
         if node.level:
-            parents = module.split(".") if self.files[module].stem == "__init__" else module.split(".")[:-1]
-            start = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+            up = node.level - (self.files[module].stem == "__init__")
+            parents = module.split(".")[: len(module.split(".")) - up]
+            start = ".".join([*parents, *([start] if start else [])])
         return [f"{start}.{a.name}" if f"{start}.{a.name}" in self.files else start for a in node.names]
 
     def is_ours(self, module: str) -> bool:
@@ -81,7 +83,7 @@ class Source:
 
     def faults(self) -> list[str]:
         """One line for every import that breaks a rule."""
-        found = [f"{module} is in no layer" for module in self.files if self.layer(module) not in LAYERS]
+        found = [f"{name} is in no layer" for name in self.files if self.layer(name) not in LAYERS]
         for module, imports in self.imports.items():
             for i in imports:
                 check = self._own_fault if self.is_ours(i.module) else self._library_fault
@@ -102,7 +104,8 @@ class Source:
     def _library_fault(self, module: str, i: Import) -> str | None:
         library = i.module.split(".")[0]
         if library in OPTIONAL:
-            return None if i.local or i.guarded else f"{library} is optional: import it where it is used"
+            inner = i.local or i.guarded
+            return None if inner else f"{library} is optional: import it where it is used"
         if library not in REQUIRED | FROM_TORCH | sys.stdlib_module_names:
             return f"{library} is not declared"
         if i.local and not i.module.startswith(OPTIONAL_PARTS):
@@ -161,19 +164,40 @@ def test_a_broken_rule_is_reported(tmp_path, files, fault):
 
 
 def distributions(lines) -> set[str]:
-    """Names of requirement lines, written as a module would be: `scikit-learn>=1.5  # trees` -> scikit_learn."""
+    """Names in requirement lines, spelt like a module: `scikit-learn>=1.5  # trees` -> scikit_learn."""
     names = (re.match(r"[A-Za-z][\w.-]*", line.strip()) for line in lines)
     return {name.group().lower().replace("-", "_") for name in names if name}
 
 
 def test_the_imported_libraries_are_declared():
     required = distributions((ROOT / "requirements.txt").read_text().splitlines())
-    installed = re.search(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+    project = (ROOT / "pyproject.toml").read_text()
+    installed = re.search(r"^dependencies = (\[.*\])$", project, re.MULTILINE).group(1)
     assert distributions(ast.literal_eval(installed)) == REQUIRED == required - {"pytest"}
     assert distributions(importlib.metadata.requires("torch") or []) >= FROM_TORCH
     assert distributions((ROOT / "requirements-extra.txt").read_text().splitlines()) >= OPTIONAL
 
 
 def test_every_listed_library_is_imported():
-    imported = {i.module.split(".")[0] for imports in Source(ROOT / "minipeft").imports.values() for i in imports}
-    assert imported >= REQUIRED | OPTIONAL
+    lists = Source(ROOT / "minipeft").imports.values()
+    assert {i.module.split(".")[0] for imports in lists for i in imports} >= REQUIRED | OPTIONAL
+
+
+def test_everything_else_imports_declared_libraries():
+    """Scripts, tests and the tools of the docs: libraries of the requirement files, at any place."""
+    folders = [ROOT / "docs", ROOT / "tests"]
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    local = {"minipeft", "docs", "tests"} | {path.stem for path in files}
+    declared = set(FROM_TORCH)
+    for name in ("requirements.txt", "requirements-extra.txt"):
+        declared |= distributions((ROOT / name).read_text().splitlines())
+    imported = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    named_otherwise = {"PIL": "pillow"}
+    libraries = imported - local - sys.stdlib_module_names
+    assert {named_otherwise.get(name, name) for name in libraries} <= declared

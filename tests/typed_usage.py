@@ -1,5 +1,5 @@
 # pyright: strict
-"""Every public name of minipeft, used as documented: pyright checks the types, test_package.py runs it."""
+"""Every public name of minipeft, used as documented: type-checked, and run by test_package.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +51,8 @@ def use(folder: Path) -> None:
     model.save(folder / "reverse")
     base = model.detach()
     model = load_adapter(base, folder / "reverse")
-    answer: Tensor = generate(model, idx, max_new_tokens=3, temperature=0.7, top_k=5, top_p=0.9, stop_token=[0, 1])
+    answer: Tensor = generate(model, idx, max_new_tokens=3, temperature=0.7, top_k=5, top_p=0.9,
+                              stop_token=[0, 1])
 
     bank: TaskBank = TaskBank(base, {"reverse": folder / "reverse", "again": model})
     mixed: Tensor = bank(idx, tasks=["reverse", None, "again"])
