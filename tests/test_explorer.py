@@ -17,7 +17,9 @@ from minipeft.config import CHOICES, GPTConfig, RopeScaling, linears
 PAGE = explorer.PAGE.read_text(encoding="utf-8")
 N_SETTINGS = 200
 
-browser = pytest.mark.skipif(explorer.chromium() is None, reason="needs chromium, a browser that runs without a window")
+browser = pytest.mark.skipif(
+    explorer.chromium() is None, reason="needs chromium, a browser that runs without a window"
+)
 
 
 def script(name: str) -> str:
@@ -40,7 +42,10 @@ def some_shape(draw: random.Random) -> GPTConfig:
         rope_theta=draw.choice([10000.0, 1e6]),
         rope_scaling=draw.choice([None, RopeScaling(8.0, 1.0, 4.0, 16)]),
         layer_norm_epsilon=draw.choice([1e-5, 1e-6, 0.001]),
-        **{name: draw.choice(choices) for name, choices in (CHOICES | draw.choice([{}, llama_like(draw)])).items()},
+        **{
+            name: draw.choice(choices)
+            for name, choices in (CHOICES | draw.choice([{}, llama_like(draw)])).items()
+        },
     )
 
 
@@ -97,7 +102,11 @@ def expected(s: dict) -> dict[str, int]:
     }
     return {
         "base_parameters": accounting.base_parameters(s["c"]),
-        **{f"{part}{name}": value for part, values in parts.items() for name, value in values._asdict().items()},
+        **{
+            f"{part}{name}": value
+            for part, values in parts.items()
+            for name, value in values._asdict().items()
+        },
         "wire": sum(accounting.wire_bytes(*of, s["processes"], **s["h"])),
         "adapter_bytes": accounting.adapter_bytes(*of, **s["h"]),
         "storage": accounting.storage_bytes(*of, s["tasks"], **s["h"]),
@@ -105,27 +114,37 @@ def expected(s: dict) -> dict[str, int]:
 
 
 HARNESS = """
-const big = (x) => Object.fromEntries(Object.entries(x).map(([k, v]) => [k, typeof v === "number" ? BigInt(v) : v]));
+const big = (x) => Object.fromEntries(Object.entries(x).map(([k, v]) => [k, typeof v === "number" ?
+BigInt(v) : v]));
 const answers = CASES.map(({ c, h, ...work }) => ledger({ ...big(work), c: big(c), h: big(h) }).values);
 const layers = Array.from({ length: 100 }, (_, i) => topLayers({ n_layer: BigInt(i + 1) }));
-document.body.textContent = JSON.stringify([answers, layers], (_, value) => (typeof value === "bigint" ? String(value) : value));
+document.body.textContent = JSON.stringify([answers, layers], (_, value) => (typeof value ===
+"bigint" ? String(value) : value));
 """
 
 
 @browser
 def test_any_setting_gives_the_ledgers_numbers(tmp_path):
     draw = random.Random(0)
-    settings = [some_setting(draw, method) for method, _ in zip(list(METHODS) * N_SETTINGS, range(N_SETTINGS), strict=False)]
+    settings = [
+        some_setting(draw, method)
+        for method, _ in zip(list(METHODS) * N_SETTINGS, range(N_SETTINGS), strict=False)
+    ]
     cases = json.dumps([s | {"c": explorer.preset(s["c"])} for s in settings])
-    page = f"<meta charset=utf-8><body><script>{script('data')}{script('ledger')}const CASES = {cases};{HARNESS}</script>"
+    code = f"{script('data')}{script('ledger')}const CASES = {cases};{HARNESS}"
+    page = f"<meta charset=utf-8><body><script>{code}</script>"
     (tmp_path / "cases.html").write_text(page, encoding="utf-8")
     dom = explorer.browse((tmp_path / "cases.html").as_uri(), "--dump-dom")
     answers, layers = json.loads(unescape(re.search(r"<body>(\[.*\])", dom, re.DOTALL)[1]))
-    assert list(map(int, layers)) == [accounting.top_layers(GPTConfig(n_layer=i + 1)) for i in range(100)]  # halves are rounded alike
+    assert list(map(int, layers)) == [
+        accounting.top_layers(GPTConfig(n_layer=i + 1)) for i in range(100)
+    ]  # halves are rounded alike
     for s, answer in zip(settings, answers, strict=True):
         wanted = expected(s)
         assert {name: int(value) for name, value in answer.items()} == wanted, s
-    assert max(max(map(int, answer.values())) for answer in answers) > 2**53  # where JavaScript's own numbers go wrong
+    assert (
+        max(max(map(int, answer.values())) for answer in answers) > 2**53
+    )  # where JavaScript's own numbers go wrong
 
 
 def test_the_page_is_what_the_command_writes():
@@ -134,8 +153,13 @@ def test_the_page_is_what_the_command_writes():
 
 def test_nothing_leaves_the_page():
     """The browser itself is told to load nothing, and the page names nothing that could be loaded."""
-    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'\"" in PAGE
-    assert not re.findall(r"https?://|\bsrc=|url\(|@import|<link|fetch\(|XMLHttpRequest|import\(", PAGE)
+    assert (
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' "
+        "'unsafe-eval'\"" in PAGE
+    )
+    assert not re.findall(
+        r"https?://|\bsrc=|url\(|@import|<link|fetch\(|XMLHttpRequest|import\(", PAGE
+    )
 
 
 def table(dom: str) -> dict[tuple[str, str], tuple[str, str]]:
@@ -147,24 +171,43 @@ def table(dom: str) -> dict[tuple[str, str], tuple[str, str]]:
 def check_table(shown: dict, c: GPTConfig, work: dict, sizes: dict) -> None:
     """Every exact number of the table is accounting's, and stands there as bench.py params writes it."""
     rows = {row for row, _ in shown} - {"share", "memory", "step"}
-    answers = {method: expected({"c": c, "method": method, "h": sizes.get(method, {}), **work}) for method in METHODS}
+    answers = {
+        method: expected({"c": c, "method": method, "h": sizes.get(method, {}), **work})
+        for method in METHODS
+    }
     assert rows == set(answers["full"]) - {"base_parameters"}
     for method, answer in answers.items():
         for row in rows:
             value, text = shown[row, method]
             assert int(value) == answer[row], (row, method)
             if text.endswith("FLOP"):
-                assert text.replace("FLOP", "B").replace(" B", " bytes") == params.in_units(answer[row])
+                assert text.replace("FLOP", "B").replace(" B", " bytes") == params.in_units(
+                    answer[row]
+                )
             else:
-                assert text == (f"{answer[row]:,}" if row in ("trained", "stored") else params.in_units(answer[row]))
+                assert text == (
+                    f"{answer[row]:,}"
+                    if row in ("trained", "stored")
+                    else params.in_units(answer[row])
+                )
         memory = sum(value for name, value in answer.items() if name.startswith("train_"))
         step, full = (a["flops_forward"] + a["flops_backward"] for a in (answer, answers["full"]))
-        assert int(shown["memory", method][0]) == memory and shown["memory", method][1] == params.in_units(memory)
+        assert int(shown["memory", method][0]) == memory and shown["memory", method][
+            1
+        ] == params.in_units(memory)
         assert float(shown["step", method][0]) == pytest.approx(step / full, rel=1e-12)
-        assert float(shown["share", method][0]) == pytest.approx(100 * answer["stored"] / answer["base_parameters"], rel=1e-12)
+        assert float(shown["share", method][0]) == pytest.approx(
+            100 * answer["stored"] / answer["base_parameters"], rel=1e-12
+        )
 
 
-WORK = {"B": 8, "T": 128, "tasks": 1000, "processes": 2, "checkpointing": False}  # what the page begins with
+WORK = {
+    "B": 8,
+    "T": 128,
+    "tasks": 1000,
+    "processes": 2,
+    "checkpointing": False,
+}  # what the page begins with
 
 
 @browser
@@ -200,7 +243,8 @@ document.body.dataset.seen = JSON.stringify({
   unnamed: [...document.querySelectorAll("input, select")].filter((x) => !(x.labels?.length || x.ariaLabel)).length,
   formula: document.getElementById("formula").textContent,
   address: location.hash,
-  figures: [...document.querySelectorAll("figure > svg")].map((x) => x.querySelectorAll("[data-row]").length),
+  figures: [...document.querySelectorAll("figure > svg")].map((x) =>
+  x.querySelectorAll("[data-row]").length),
   wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
   loaded: performance.getEntriesByType("resource").length,
 });
@@ -210,8 +254,13 @@ document.body.dataset.seen = JSON.stringify({
 @browser
 def test_an_address_the_fields_and_the_keys(tmp_path):
     (tmp_path / "page.html").write_text(f"{PAGE}<script>{PERSON}</script>", encoding="utf-8")
-    address = "#preset=llama-7b&seq_len=100&prefix.prefix_projection=true&checkpointing=true&tasks=5&vocab_size=none&no=1"
-    dom = explorer.browse((tmp_path / "page.html").as_uri() + address, "--dump-dom", "--window-size=500,800")
+    address = (
+        "#preset=llama-7b&seq_len=100&prefix.prefix_projection=true&checkpointing=true&tasks=5"
+        "&vocab_size=none&no=1"
+    )
+    dom = explorer.browse(
+        (tmp_path / "page.html").as_uri() + address, "--dump-dom", "--window-size=500,800"
+    )
     seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
     sizes = {
         "prefix": {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 800},
@@ -219,9 +268,20 @@ def test_an_address_the_fields_and_the_keys(tmp_path):
     }
     work = WORK | {"T": 100, "tasks": 5, "checkpointing": True}
     check_table(table(dom), replace(PRESETS["llama-7b"], n_layer=30), work, sizes)
-    assert seen["stops"] == 1 and seen["at"] == ["share", "lora"]  # one stop for Tab; from prefix, trained: right, three down, one up
+    assert seen["stops"] == 1 and seen["at"] == [
+        "share",
+        "lora",
+    ]  # one stop for Tab; from prefix, trained: right, three down, one up
     assert "100·stored / base" in seen["formula"]
-    changed = "preset=llama-7b n_layer=30 seq_len=100 tasks=5 checkpointing=true prefix.num_virtual_tokens=20 prefix.prefix_projection=true"
+    changed = (
+        "preset=llama-7b n_layer=30 seq_len=100 tasks=5 checkpointing=true"
+        " prefix.num_virtual_tokens=20 prefix.prefix_projection=true"
+    )
     changed += " prefix.encoder_hidden_size=800 lora.target_modules=q_proj%2Cv_proj%2Cdown_proj"
     assert set(seen["address"][1:].split("&")) == set(changed.split())
-    assert seen["figures"] == [7, 5, 28, 14] and not seen["unnamed"] and not seen["wide"] and not seen["loaded"]
+    assert (
+        seen["figures"] == [7, 5, 28, 14]
+        and not seen["unnamed"]
+        and not seen["wide"]
+        and not seen["loaded"]
+    )

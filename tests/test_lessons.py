@@ -1,4 +1,4 @@
-"""The lessons say what is: every block runs and prints what the page says, excerpts are the code, and the two languages are in step."""
+"""The lessons are true: every block runs and prints what the page says, excerpts are code, languages are in step."""
 
 import ast
 import re
@@ -26,13 +26,19 @@ def test_every_block_runs_and_prints_what_the_page_says(path, tmp_path, monkeypa
     page = read(path)
     monkeypatch.setattr(drawing, "FOLDER", tmp_path)
     printed = [text for _, text in lessons.run(path)]
-    assert lessons.filled(page, printed) == page, f"run: python docs/tools/lessons.py {path.name[0]} --fill"
+    assert lessons.filled(page, printed) == page, (
+        f"run: python docs/tools/lessons.py {path.name[0]} --fill"
+    )
     pytest.importorskip("matplotlib")
     wanted = {Path(target).name for mark, target in links(page, path) if mark}
-    assert {file.name for file in tmp_path.iterdir()} == wanted, "the page shows what its blocks draw, and all of it"
+    assert {file.name for file in tmp_path.iterdir()} == wanted, (
+        "the page shows what its blocks draw, and all of it"
+    )
     for file in tmp_path.iterdir():
         assert drawn(file) > 20, f"{file.name} is as good as blank"
-        assert drawn(file) == pytest.approx(drawn(drawing_of(file.name)), rel=0.2), f"run: python docs/tools/lessons.py {path.name[0]} --figures"
+        assert drawn(file) == pytest.approx(drawn(drawing_of(file.name)), rel=0.2), (
+            f"run: python docs/tools/lessons.py {path.name[0]} --figures"
+        )
 
 
 def drawing_of(figure: str) -> Path:
@@ -71,7 +77,9 @@ def test_what_is_printed_is_filled_in_and_without_matplotlib_no_block_draws(tmp_
     monkeypatch.setattr(lessons.importlib.util, "find_spec", lambda name: None)
     printed = [text for _, text in lessons.run(path)]
     assert printed == ["2\n", None, "3\n"]
-    assert lessons.filled(SMALL, printed) == SMALL.replace("4", "3").replace("print(x)\n```\n", "print(x)\n```\n\n```text\n2\n```\n")
+    assert lessons.filled(SMALL, printed) == SMALL.replace("4", "3").replace(
+        "print(x)\n```\n", "print(x)\n```\n\n```text\n2\n```\n"
+    )
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(Error, match="pip install matplotlib"):
         drawing.figure()
@@ -90,7 +98,9 @@ def test_excerpts_are_the_code(path):
         if block.language == "python" and block.note:
             file, _, function = block.note.partition(" ")
             before = page[: block.start].rstrip().rsplit("\n\n", 1)[-1]
-            assert file in before and function in before, f"the paragraph before the excerpt names {block.note}, for whoever reads the page"
+            assert file in before and function in before, (
+                f"the paragraph before the excerpt names {block.note}, for whoever reads the page"
+            )
             assert block.text in source(ROOT / file, function), block.note
 
 
@@ -100,20 +110,32 @@ def source(file: Path, function: str) -> str:
     node = ast.parse(text)
     for part in function.split(".") if function else []:
         node = next(n for n in node.body if getattr(n, "name", None) == part)
-    return "".join(text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]) if function else text
+    return (
+        "".join(text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno])
+        if function
+        else text
+    )
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_three_questions_with_their_answers_end_a_lesson(path):
     end = re.split(r"^## ", read(path), flags=re.MULTILINE)[-1]
-    answers = re.findall(r"<details>\n<summary>(.+?)</summary>\n\n(.+?)\n\n</details>", end, re.DOTALL)
-    assert len(answers) == end.count("<details>") == 3 and all(len(question) > 10 and len(answer) > 20 for question, answer in answers)
+    answers = re.findall(
+        r"<details>\n<summary>(.+?)</summary>\n\n(.+?)\n\n</details>", end, re.DOTALL
+    )
+    assert len(answers) == end.count("<details>") == 3 and all(
+        len(question) > 10 and len(answer) > 20 for question, answer in answers
+    )
 
 
 def test_both_languages_have_the_same_lessons_and_no_figure_is_left_over():
-    english, chinese = (sorted(p.name for p in lessons.pages(language).values()) for language in FOLDERS)
+    english, chinese = (
+        sorted(p.name for p in lessons.pages(language).values()) for language in FOLDERS
+    )
     assert english == chinese and [int(p[0]) for p in english] == list(range(1, len(english) + 1))
-    shown = {Path(target).name for path in PAGES for mark, target in links(read(path), path) if mark}
+    shown = {
+        Path(target).name for path in PAGES for mark, target in links(read(path), path) if mark
+    }
     assert shown == {file.name for file in (lessons.LESSONS / "figures").glob("*.svg")}
     for index in INDEXES:
         assert [n for n in english if f"({n})" in read(index)] == english

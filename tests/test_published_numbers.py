@@ -11,7 +11,9 @@ ROWS = [row for rows in published.SOURCES.values() for row in rows]
 
 
 def test_the_page_is_what_the_command_writes():
-    assert published.PAGE.read_text(encoding="utf-8") == published.page(), "run: python docs/tools/published_numbers.py"
+    assert published.PAGE.read_text(encoding="utf-8") == published.page(), (
+        "run: python docs/tools/published_numbers.py"
+    )
     assert len(ROWS) >= 25
 
 
@@ -47,13 +49,23 @@ def test_the_known_misprints_are_found():
         ("0.1%", "7.256%"),
         ("20.2M", "37,748,736"),
     ):
-        assert re.search(rf"^\|.*\| [^|]*{re.escape(printed)}[^|]* \| [^|]*{ours}[^|]* \| no\. \w", text, re.MULTILINE), printed
+        assert re.search(
+            rf"^\|.*\| [^|]*{re.escape(printed)}[^|]* \| [^|]*{ours}[^|]* \| no\. \w",
+            text,
+            re.MULTILINE,
+        ), printed
 
 
 def test_the_totals_that_are_no_gpts_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
-        bart = transformers.BartForConditionalGeneration(transformers.BartConfig())  # the defaults are BART-large's
-        roberta = transformers.RobertaModel(transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))
+        bart = transformers.BartForConditionalGeneration(
+            transformers.BartConfig()
+        )  # the defaults are BART-large's
+        roberta = transformers.RobertaModel(
+            transformers.RobertaConfig(
+                vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
+            )
+        )
     totals = [sum(p.numel() for p in model.parameters()) for model in (bart, roberta)]
     assert totals == [published.NO_GPT["BART-large"], published.NO_GPT["RoBERTa-base"]]

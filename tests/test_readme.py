@@ -18,19 +18,30 @@ ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 README = ENGLISH.read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
-TRANSLATED = [(ENGLISH, CHINESE)] + [(DOCS / page.name, page) for page in sorted((DOCS / "zh-CN").glob("*.md"))]
-PAGES = [*tables.pages(), ROOT / "CONTRIBUTING.md", DOCS / "results" / "README.md", *sorted((DOCS / "lessons").rglob("*.md"))]
+TRANSLATED = [(ENGLISH, CHINESE)] + [
+    (DOCS / page.name, page) for page in sorted((DOCS / "zh-CN").glob("*.md"))
+]
+PAGES = [
+    *tables.pages(),
+    ROOT / "CONTRIBUTING.md",
+    DOCS / "results" / "README.md",
+    *sorted((DOCS / "lessons").rglob("*.md")),
+]
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("part", [part for part in refresh.PARTS if part != "lessons"])  # those have their own tests
+@pytest.mark.parametrize(
+    "part", [part for part in refresh.PARTS if part != "lessons"]
+)  # those have their own tests
 def test_nothing_generated_is_stale(part):
     if part == "comparison":
         pytest.importorskip("matplotlib")
-    assert [name(path) for path in refresh.stale(part)] == [], f"run: python docs/tools/refresh.py {part}"
+    assert [name(path) for path in refresh.stale(part)] == [], (
+        f"run: python docs/tools/refresh.py {part}"
+    )
 
 
 def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys):
@@ -40,9 +51,16 @@ def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(refresh, "ROOT", tmp_path)
     with pytest.raises(SystemExit) as end:
         refresh.main(["--check"])
-    assert end.value.code == 1 and capsys.readouterr().out == "stale: page.md\n" and file.read_text(encoding="utf-8") == "old"
+    assert (
+        end.value.code == 1
+        and capsys.readouterr().out == "stale: page.md\n"
+        and file.read_text(encoding="utf-8") == "old"
+    )
     refresh.main([])
-    assert capsys.readouterr().out == "written: page.md\n" and file.read_text(encoding="utf-8") == "new"
+    assert (
+        capsys.readouterr().out == "written: page.md\n"
+        and file.read_text(encoding="utf-8") == "new"
+    )
     refresh.main(["--check"])
     assert capsys.readouterr().out == ""
 
@@ -50,11 +68,16 @@ def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("page", tables.pages(), ids=name)
 def test_every_place_is_one_that_can_be_filled(page):
     text = page.read_text(encoding="utf-8")
-    opened, closed = re.findall(r"<!-- ([\w.-]+) -->", text), re.findall(r"<!-- /([\w.-]+) -->", text)
+    opened, closed = (
+        re.findall(r"<!-- ([\w.-]+) -->", text),
+        re.findall(r"<!-- /([\w.-]+) -->", text),
+    )
     assert opened == closed and set(opened) <= set(tables.BLOCKS)
 
 
-@pytest.mark.parametrize("page, kilobytes", [(ENGLISH, 16), (CHINESE, 18)], ids=["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize(
+    "page, kilobytes", [(ENGLISH, 16), (CHINESE, 18)], ids=["README.md", "README.zh-CN.md"]
+)
 def test_readme_is_short(page, kilobytes):
     text = page.read_text(encoding="utf-8")
     assert text.count("\n") <= 250 and len(text.encode()) <= kilobytes * 1024
@@ -76,7 +99,9 @@ def test_readme_is_short(page, kilobytes):
     ],
 )
 def test_a_term_is_explained_where_it_is_first_used(term, explained):
-    prose = re.sub(r"```python.*?```|^#.*$|\([^)\s]+\)", "", README, flags=re.DOTALL | re.MULTILINE)  # no code, no headings
+    prose = re.sub(
+        r"```python.*?```|^#.*$|\([^)\s]+\)", "", README, flags=re.DOTALL | re.MULTILINE
+    )  # no code, no headings
     paragraph = prose[: prose.index(explained)].rpartition("\n\n")[0]
     assert term not in paragraph, f"{term} is used before {explained!r}"
 
@@ -96,14 +121,18 @@ def test_every_link_leads_somewhere(page):
 def test_every_page_is_reached_from_the_index_and_from_readme():
     pages = {page.resolve() for page in DOCS.glob("*.md")}
     for index in (DOCS / "README.md", ENGLISH):
-        reached = {(index.parent / target).resolve() for target in targets(index)} | {index.resolve()}
+        reached = {(index.parent / target).resolve() for target in targets(index)} | {
+            index.resolve()
+        }
         assert {page.name for page in pages - reached} == set(), index
 
 
 @pytest.mark.parametrize("english, chinese", TRANSLATED, ids=lambda page: name(page))
 def test_the_chinese_page_is_in_step(english, chinese):
     """Blocks of sentences are written by hand there, with the same numbers."""
-    places = [re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (english, chinese)]
+    places = [
+        re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (english, chinese)
+    ]
     assert places[0] == places[1]
     assert_in_step(english, chinese)
 
@@ -114,11 +143,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/attention.md", "docs/serving.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/api.md", "docs/attention.md", "docs/serving.md"]
+)
 def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = GPT.from_pretrained(NANO)
-    adapt(base, "prefix").save("runs/prefix-reverse")  # that of `python train.py`, which docs/serving.md takes
+    adapt(base, "prefix").save(
+        "runs/prefix-reverse"
+    )  # that of `python train.py`, which docs/serving.md takes
     adapt(base, "lora").save("runs/lora-parity")
     found = blocks(ROOT / page, "python")
     assert found
@@ -129,8 +162,15 @@ def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in name(page)], ids=name)
 def test_commands_name_scripts_and_flags_that_exist(page):
-    code = "".join(p.read_text(encoding="utf-8") for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")])
-    for command in re.findall(r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*", "".join(blocks(page, "bash")), re.MULTILINE):
+    code = "".join(
+        p.read_text(encoding="utf-8")
+        for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")]
+    )
+    for command in re.findall(
+        r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*",
+        "".join(blocks(page, "bash")),
+        re.MULTILINE,
+    ):
         command = re.sub(r" # .*", "", command).rpartition("&& ")[2]
         for script in re.findall(r"\S+\.py\b", command):
             assert (ROOT / script).exists(), command
@@ -140,13 +180,19 @@ def test_commands_name_scripts_and_flags_that_exist(page):
 
 
 def test_the_torch_that_is_named_is_the_one_that_is_required():
-    wanted = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    wanted = re.search(
+        r"^torch==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )[1]
     assert f"pip install torch=={wanted} --index-url https://download.pytorch.org/whl/cpu" in README
 
 
 @pytest.mark.parametrize("page", [ENGLISH, DOCS / "attention.md"], ids=name)
 def test_every_backend_is_named_with_what_it_copies(page):
-    named = re.findall(r"^\| `(\w+)` \| (?:never copied|not copied|concatenated)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(
+        r"^\| `(\w+)` \| (?:never copied|not copied|concatenated)",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert set(named) == set(BACKENDS) - {"auto"}
 
 
@@ -154,21 +200,31 @@ def test_readme_says_what_the_claims_contradict_or_withdraw():
     verdicts = [c.verdict for c in claims.claims()]
     for word in ("contradicted", "withdrawn"):
         wanted = any(v.startswith(word) for v in verdicts)
-        assert wanted == bool(re.search(rf"^- \*\*{word.capitalize()}: ", README, re.MULTILINE)), word
+        assert wanted == bool(re.search(rf"^- \*\*{word.capitalize()}: ", README, re.MULTILINE)), (
+            word
+        )
 
 
 def test_the_default_run_reaches_what_it_should():
     """`python train.py`: a select task from at most 0.25 to at least 0.90 in at most 3 minutes."""
     result = json.loads((DOCS / "results" / "train-prefix-reverse.json").read_text())
     before, after = result["exact_match"]
-    assert result["command"] == "python train.py --method prefix --task reverse" and result["seconds"] < 180
+    assert (
+        result["command"] == "python train.py --method prefix --task reverse"
+        and result["seconds"] < 180
+    )
     assert before <= 0.25 and after >= 0.90
 
 
 def test_the_examples_of_tasks_are_what_the_tasks_make():
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     examples = re.findall(r"`([a-z+-]+)`(?: \([^)]*\))?: (\d{8}) → (\d{8})", text)
-    assert [name for name, *_ in examples] == ["reverse", "reverse+increment", "parity", "differences"]
+    assert [name for name, *_ in examples] == [
+        "reverse",
+        "reverse+increment",
+        "parity",
+        "differences",
+    ]
     for task, given, wanted in examples:
         apply = {**{n: skill.apply for n, skill in SKILLS.items()}, **NOVEL}
         for part in task.split("+"):
@@ -177,16 +233,26 @@ def test_the_examples_of_tasks_are_what_the_tasks_make():
 
 
 def test_the_tree_has_every_file():
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "minipeft/*.py", "docs/tools/*.py"], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "minipeft/*.py", "docs/tools/*.py"],
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode == 0:
         tree = (DOCS / "files.md").read_text(encoding="utf-8")
-        files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {"__init__.py"}
+        files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {
+            "__init__.py"
+        }
         assert {file for file in files if f" {file}" not in tree} == set()
 
 
 def test_every_result_file_has_the_command_that_made_it():
     results = DOCS / "results"
-    named = re.findall(r"^\| `([\w+-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(
+        r"^\| `([\w+-]+)\.json` \|",
+        (results / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     patterns = [re.sub("[A-Z]{2,}", "[^.]+", name) for name in named]
     files = [path.stem for path in results.glob("*.json")]
     assert [f for f in files if not any(re.fullmatch(p, f) for p in patterns)] == []

@@ -17,10 +17,14 @@ def test_the_reference_has_a_page_with_a_text_for_everything_public(tmp_path):
         html = (tmp_path / page).read_text(encoding="utf-8")
         anchors = set(re.findall(r'id="([\w.-]+)"', html))
         for name in module.__all__:
-            assert name in anchors or inspect.ismodule(getattr(module, name)), f"{page} has nothing on {name}"
+            assert name in anchors or inspect.ismodule(getattr(module, name)), (
+                f"{page} has nothing on {name}"
+            )
     for method in METHODS.values():
         page = tmp_path / "minipeft" / "methods" / f"{method.__module__.rpartition('.')[2]}.html"
-        assert f'id="{method.__name__}"' in page.read_text(encoding="utf-8") and inspect.getdoc(method)
+        assert f'id="{method.__name__}"' in page.read_text(encoding="utf-8") and inspect.getdoc(
+            method
+        )
 
 
 @pytest.mark.parametrize("module", [minipeft, accounting])

@@ -51,7 +51,9 @@ def links(text: str, path: Path) -> list[tuple[str, str]]:
             target, _, anchor = target.partition("#")
             file = (path.parent / target).resolve() if target else path
             assert file.exists(), f"{path}: no {target}"
-            assert not anchor, f"{path}: headings differ between the languages, so link to the page: #{anchor}"
+            assert not anchor, (
+                f"{path}: headings differ between the languages, so link to the page: #{anchor}"
+            )
             target = str(file.relative_to(ROOT)).replace("/zh-CN/", "/").replace(".zh-CN.md", ".md")
         found.append((mark, target))
     return found
@@ -76,4 +78,6 @@ def cells(row: str) -> list[list[str]]:
 
 
 def numbers(text: str) -> list[str]:
-    return re.findall(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)?", text)  # not that of GPT-2
+    return re.findall(
+        r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)?", text
+    )  # not that of GPT-2

@@ -1,7 +1,10 @@
-"""The article's claims, the command that tries each, and what came out; a table for docs/tools/tables.py.
+"""The article's claims, the command that tries each, and what came out; a table for
+docs/tools/tables.py.
 
-Every figure is read from a result file. Every verdict stands on a condition on them, and on the strongest evidence there is: a study
-over five seeds before a single run. Where a new result no longer bears a verdict out, `verdict` stops and the row has to be rewritten.
+Every figure is read from a result file. Every verdict stands on a condition on them, and on the
+strongest evidence there is: a study
+over five seeds before a single run. Where a new result no longer bears a verdict out, `verdict`
+stops and the row has to be rewritten.
 """
 
 import math
@@ -34,7 +37,9 @@ def verdict(word: str, holds: bool) -> str:
 
 def table() -> str:
     rows = ["| the article says | tried by | measured here | verdict |", "|---|---|---|---|"]
-    return "\n".join(rows + [f"| {c.says} | `{c.command}` | {c.measured} | {c.verdict} |" for c in claims()])
+    return "\n".join(
+        rows + [f"| {c.says} | `{c.command}` | {c.measured} | {c.verdict} |" for c in claims()]
+    )
 
 
 def claims() -> list[Claim]:
@@ -61,13 +66,15 @@ def of_learning() -> list[Claim]:
         Claim(
             "Hard prompts need tries: nobody can tell beforehand which wording works",
             "python train.py --method hard-prompt",
-            f"of {len(wordings)} wordings {good} reach an exact match above 0.9; the worst has {wordings[-1]['exact_match']:.2f}",
+            f"of {len(wordings)} wordings {good} reach an exact match above 0.9; the worst has "
+            f"{wordings[-1]['exact_match']:.2f}",
             verdict(AGREES, 0 < good < len(wordings) / 4),
         ),
         Claim(
             "A soft prompt is learned by backpropagation while the model is frozen",
             "python bench.py quality --study methods",
-            f"`reverse`: exact match {before[0]:.2f} → {plus_minus(prompt.mean())}, five seeds; the base stays the same bit for bit",
+            f"`reverse`: exact match {before[0]:.2f} → {plus_minus(prompt.mean())}, five seeds; "
+            "the base stays the same bit for bit",
             verdict(AGREES, seeds_above(prompt) == 5),
         ),
     ]
@@ -77,13 +84,20 @@ def of_size() -> list[Claim]:
     it, on_e2e = methods(), real()
     less = {n: on_e2e["prompt", n].less(on_e2e["full", n], "loss") for n in (50, 200, 500)}
     bleu = {n: on_e2e["prefix", n].less(on_e2e["full", n]) for n in (50, 200, 500)}
-    small = {task: [it[m, task].mean()[0] for m in ("prompt", "full")] for task in ("reverse", "reverse+increment", "parity")}
+    small = {
+        task: [it[m, task].mean()[0] for m in ("prompt", "full")]
+        for task in ("reverse", "reverse+increment", "parity")
+    }
     numbers, base = count(T5, "prompt", num_virtual_tokens=5).stored, base_parameters(T5)
     tokens = on_e2e["prefix", 200].cell.size["num_virtual_tokens"]
     smollm2 = PRESETS["smollm2-135m"]
     share = count(smollm2, "prefix", num_virtual_tokens=tokens).trained / base_parameters(smollm2)
-    medium = PRESETS["gpt2-medium"]  # Li & Liang's, with the 5 virtual tokens of their table 1 and the MLP of their code
-    paper = count(medium, "prefix", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=512)
+    medium = PRESETS[
+        "gpt2-medium"
+    ]  # Li & Liang's, with the 5 virtual tokens of their table 1 and the MLP of their code
+    paper = count(
+        medium, "prefix", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=512
+    )
     stored, trained = (n / base_parameters(medium) for n in (paper.stored, paper.trained))
     params = "python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5"
     return [
@@ -91,10 +105,14 @@ def of_size() -> list[Claim]:
             "On small models prompt tuning is worse than full fine-tuning",
             "python bench.py quality --study methods",
             "0.2M parameters, prompt against full: "
-            + ", ".join(f"`{task}` {prompt:.2f} against {full:.2f}" for task, (prompt, full) in small.items()),
+            + ", ".join(
+                f"`{task}` {prompt:.2f} against {full:.2f}"
+                for task, (prompt, full) in small.items()
+            ),
             verdict(
                 f"{CONDITIONS}: equal on a known skill, far worse on a new one",
-                min(small.pop("reverse")) > 0.9 and all(full - prompt > 0.9 for prompt, full in small.values()),
+                min(small.pop("reverse")) > 0.9
+                and all(full - prompt > 0.9 for prompt, full in small.values()),
             ),
         ),
         Claim(
@@ -103,7 +121,8 @@ def of_size() -> list[Claim]:
             "SmolLM2-135M, held-out loss of prompt minus full: "
             + ", ".join(f"{plus_minus(d, 2, '+')} with {n} examples" for n, d in less.items()),
             verdict(
-                f"{CONTRADICTED} at 135M parameters with 200 and 500 examples; nothing larger was measured",
+                f"{CONTRADICTED} at 135M parameters with 200 and 500 examples; nothing larger was "
+                "measured",
                 [beyond_chance(d) for d in less.values()] == [-1, 1, 1],
             ),
         ),
@@ -116,7 +135,8 @@ def of_size() -> list[Claim]:
         Claim(
             "That is five orders of magnitude fewer",
             params,
-            f"{base / numbers:,.0f} times fewer, {math.log10(base / numbers):.2f} orders of magnitude",
+            f"{base / numbers:,.0f} times fewer, {math.log10(base / numbers):.2f} orders of "
+            "magnitude",
             verdict(AGREES, 5 <= math.log10(base / numbers) < 6),
         ),
         Claim(
@@ -150,31 +170,41 @@ def of_prefixes() -> list[Claim]:
         Claim(
             "A prefix enters every block, made by a two-layer MLP with a nonlinearity",
             "python bench.py quality --study projection",
-            f"`parity`, the best of six learning rates, five seeds: with the MLP {plus_minus(mlp.mean())}, without {plus_minus(direct.mean())}",
-            verdict(f"{CONDITIONS}: it works, and without the MLP it works as well", not beyond_chance(mlp.less(direct)) and mlp.mean()[0] > 0.9),
+            "`parity`, the best of six learning rates, five seeds: with the MLP "
+            f"{plus_minus(mlp.mean())}, without {plus_minus(direct.mean())}",
+            verdict(
+                f"{CONDITIONS}: it works, and without the MLP it works as well",
+                not beyond_chance(mlp.less(direct)) and mlp.mean()[0] > 0.9,
+            ),
         ),
         Claim(
             "With little data a prefix overfits less than full fine-tuning",
             "python bench.py quality --study data",
-            "with learning rates chosen at 10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in a first try; to be "
-            f"measured anew. SmolLM2-135M, 200 examples, where the rates were swept: the gap is narrower by {plus_minus(gap)}, the "
+            "with learning rates chosen at 10 or 30 examples the prefix's narrower gap to full "
+            "fine-tuning vanishes in a first try; to be "
+            "measured anew. SmolLM2-135M, 200 examples, where the rates were swept: the gap is "
+            f"narrower by {plus_minus(gap)}, the "
             f"held-out loss not lower ({plus_minus((-loss[0], loss[1]), 2, '+')})",
             verdict(WITHDRAWN, beyond_chance(gap) == 1 and not beyond_chance(loss)),
         ),
         Claim(
             "A prompt is lighter than a prefix",
             "python bench.py",
-            f"P·C against 2·L·P·C parameters: {prompt['stored']:,} and {prefix['stored']:,} on the nano shape with 8 virtual tokens",
+            f"P·C against 2·L·P·C parameters: {prompt['stored']:,} and {prefix['stored']:,} on the "
+            "nano shape with 8 virtual tokens",
             verdict(AGREES, times == 2 * PRESETS["nano"].n_layer),
         ),
         Claim(
             "A prefix is stronger, and costs more",
             "python bench.py quality --study methods",
-            f"`parity`, 4,096 parameters each: prefix ahead of prompt by {plus_minus(parity)}. With equal P it has {times} times the parameters, "
-            f"yet a step of {prefix['step_against_full']:.2f} of full fine-tuning's, where the prompt's is {prompt['step_against_full']:.2f}",
+            f"`parity`, 4,096 parameters each: prefix ahead of prompt by {plus_minus(parity)}. "
+            f"With equal P it has {times} times the parameters, "
+            f"yet a step of {prefix['step_against_full']:.2f} of full fine-tuning's, where the "
+            f"prompt's is {prompt['step_against_full']:.2f}",
             verdict(
                 f"{CONDITIONS}: it costs storage, not time",
-                beyond_chance(parity) > 0 and prefix["step_against_full"] < prompt["step_against_full"],
+                beyond_chance(parity) > 0
+                and prefix["step_against_full"] < prompt["step_against_full"],
             ),
         ),
     ]
@@ -190,7 +220,8 @@ def of_use() -> list[Claim]:
         Claim(
             "One model serves many tasks: each input gets its task's prompt at inference",
             "python bench.py serving",
-            f"64 prefix tasks mixed in one batch: {mixed['64 prefix tasks mixed']:.2f} of the throughput of one",
+            f"64 prefix tasks mixed in one batch: {mixed['64 prefix tasks mixed']:.2f} of the "
+            "throughput of one",
             verdict(AGREES, mixed["64 prefix tasks mixed"] > 0.9),
         ),
         Claim(
@@ -202,7 +233,11 @@ def of_use() -> list[Claim]:
         Claim(
             "Adapters, LLaMA-Adapter and LoRA are further options",
             "python bench.py quality --study methods",
-            "`reverse+increment`, which a prompt cannot learn: " + ", ".join(f"`{m}` {score:.2f}" for m, score in scores.items()),
-            verdict(f"{AGREES} for LoRA; the other two do not learn it here", scores.pop("lora") > 0.9 and max(scores.values()) < 0.2),
+            "`reverse+increment`, which a prompt cannot learn: "
+            + ", ".join(f"`{m}` {score:.2f}" for m, score in scores.items()),
+            verdict(
+                f"{AGREES} for LoRA; the other two do not learn it here",
+                scores.pop("lora") > 0.9 and max(scores.values()) < 0.2,
+            ),
         ),
     ]

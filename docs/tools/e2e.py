@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Every method on a real model and real data: SmolLM2-135M writes restaurant descriptions (E2E NLG) after 500 examples.
+"""Every method on a real model and real data: SmolLM2-135M writes restaurant descriptions (E2E
+NLG) after 500 examples.
 
 python docs/tools/e2e.py --base SMOLLM2_FOLDER --e2e FOLDER_WITH_devset.csv_AND_testset_w_refs.csv
 
-E2E (Novikova et al. 2017, 1706.09254) is the task on which prefix tuning was introduced (Li & Liang 2021, table 1). Low data: 500
-pairs to train on and 100 to choose by, both from devset.csv; the report is on 200 meaning representations of testset_w_refs.csv
+E2E (Novikova et al. 2017, 1706.09254) is the task on which prefix tuning was introduced (Li &
+Liang 2021, table 1). Low data: 500
+pairs to train on and 100 to choose by, both from devset.csv; the report is on 200 meaning
+representations of testset_w_refs.csv
 with all their references. The order of things:
 
     1. hard prompts: the wordings below, the best by its loss on the dev pairs
-    2. every trained method at two learning rates, one epoch each, the better by its loss on the dev pairs
-    3. every trained method at that rate, --epochs over the 500 pairs, answers to the 200 scored by BLEU and chrF
+    2. every trained method at two learning rates, one epoch each, the better by its loss on the
+    dev pairs
+    3. every trained method at that rate, --epochs over the 500 pairs, answers to the 200 scored by
+    BLEU and chrF
 
-Prompt and prefix start from the hard prompt (the ladder), the others from the bare base. One process a run, so that peak memory is its own.
+Prompt and prefix start from the hard prompt (the ladder), the others from the bare base. One
+process a run, so that peak memory is its own.
 """
 
 import argparse
@@ -26,13 +32,14 @@ from random import Random
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft.bench.quality.real import TEMPLATE, WORDING, fifth  # noqa: E402
-from minipeft.files.atomic import write_json  # noqa: E402
+from minipeft.bench.quality.real import TEMPLATE, WORDING, fifth
+from minipeft.files.atomic import write_json
 
 WORDINGS = [
     "<|im_start|>user\nWrite one sentence about this restaurant: ",
     "<|im_start|>user\nTurn these facts into one natural sentence and leave none of them out: ",
-    "<|im_start|>user\nDescribe the restaurant in a single sentence, using all of these attributes: ",
+    "<|im_start|>user\nDescribe the restaurant in a single sentence, using all of these "
+    "attributes: ",
     "<|im_start|>user\nPut the following data about a place to eat into words: ",
     WORDING,  # shows one example
 ]
@@ -46,7 +53,10 @@ RATES = {
 
 
 def split(e2e: Path, out: Path) -> None:
-    """train.csv (500 pairs), dev.csv (100 pairs of other meaning representations) and test.csv (200 of them, all their references)."""
+    """Write train.csv (500 pairs), dev.csv (100 pairs) and test.csv (200 inputs, all their references).
+
+    No meaning representation is in two of them.
+    """
 
     def rows(name: str) -> list[dict]:
         with open(e2e / name, encoding="utf-8", newline="") as f:
@@ -69,12 +79,26 @@ def split(e2e: Path, out: Path) -> None:
 
 
 def tune(args, name: str, *flags) -> dict:
-    """One run of train.py, or what it left when it was run before; returns its scores.json, without paths of this machine."""
+    """One run of train.py, unless its folder has one; returns its scores.json, without local paths."""
     data, out = args.out / "data", args.out / name
-    flags = ["--base", args.base, "--data", data / "train.csv", "--dev", data / "dev.csv", *flags, "--out", out, "--template", TEMPLATE]
+    flags = [
+        "--base",
+        args.base,
+        "--data",
+        data / "train.csv",
+        "--dev",
+        data / "dev.csv",
+        *flags,
+        "--out",
+        out,
+        "--template",
+        TEMPLATE,
+    ]
     command = ["train.py", *map(str, flags)]
     scores = out / "scores.json"
-    if not scores.exists() or json.loads(scores.read_text(encoding="utf-8"))["command"] != shlex.join(["python", *command]):
+    if not scores.exists() or json.loads(scores.read_text(encoding="utf-8"))[
+        "command"
+    ] != shlex.join(["python", *command]):
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
     text = scores.read_text(encoding="utf-8")
@@ -86,15 +110,30 @@ def tune(args, name: str, *flags) -> dict:
 def samples(out: Path) -> list[dict]:
     """The first three answers of a run."""
     with open(out / "answers.jsonl", encoding="utf-8") as f:
-        return [{key: row[key] for key in ("input", "answer")} for row in map(json.loads, list(f)[:3])]
+        return [
+            {key: row[key] for key in ("input", "answer")} for row in map(json.loads, list(f)[:3])
+        ]
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--base", required=True, help="folder of SmolLM2-135M-Instruct, or of another model with ChatML marks")
-    p.add_argument("--e2e", required=True, type=Path, help="folder with devset.csv and testset_w_refs.csv")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--base",
+        required=True,
+        help="folder of SmolLM2-135M-Instruct, or of another model with ChatML marks",
+    )
+    p.add_argument(
+        "--e2e", required=True, type=Path, help="folder with devset.csv and testset_w_refs.csv"
+    )
     p.add_argument("--epochs", type=int, default=3, help="over the 500 pairs (default: 3)")
-    p.add_argument("--out", type=Path, default=ROOT / "runs" / "e2e", help="where runs go; those already there are not run again")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "runs" / "e2e",
+        help="where runs go; those already there are not run again",
+    )
     p.add_argument("--result", type=Path, default=ROOT / "docs" / "results" / "e2e-smollm2.json")
     args = p.parse_args()
     args.out = args.out.resolve()
@@ -103,13 +142,27 @@ def main() -> None:
 
     report = ["--test", args.out / "data" / "test.csv", "--answers", 200]
     frozen = ["--base-dtype", "bfloat16"]
-    results = {"hard-prompt": tune(args, "hard-prompt", "--method", "hard-prompt", *frozen, "--wordings", *WORDINGS, *report)}
+    results = {
+        "hard-prompt": tune(
+            args,
+            "hard-prompt",
+            "--method",
+            "hard-prompt",
+            *frozen,
+            "--wordings",
+            *WORDINGS,
+            *report,
+        )
+    }
     probes = {}
     for method, rates in RATES.items():
         flags = ["--method", method, *(["--dtype", "bfloat16"] if method == "full" else frozen)]
         if method in ("prompt", "prefix"):
             flags += ["--init-from", args.out / "hard-prompt"]
-        probes[method] = {lr: tune(args, f"{method}-{lr:g}", *flags, "--lr", lr, "--epochs", 1)["dev_loss"] for lr in rates}
+        probes[method] = {
+            lr: tune(args, f"{method}-{lr:g}", *flags, "--lr", lr, "--epochs", 1)["dev_loss"]
+            for lr in rates
+        }
         best = min(probes[method], key=probes[method].get)
         results[method] = tune(args, method, *flags, "--lr", best, "--epochs", args.epochs, *report)
     result = {

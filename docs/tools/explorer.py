@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write presets, defaults and names into docs/explorer.html, so that none is typed twice, and take its picture.
+"""Write presets, defaults and names into docs/explorer.html, so that none is typed twice, and take
+its picture.
 
 python docs/tools/explorer.py                  the data between the page's two marks
 python docs/tools/explorer.py --screenshot     and docs/explorer.png (needs chromium and pillow)
@@ -18,12 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from minipeft import METHODS
-from minipeft.accounting import depends_on  # noqa: E402
-from minipeft.accounting.parameters import settings  # noqa: E402
-from minipeft.bench import drawing  # noqa: E402
-from minipeft.config import CHOICES, LLAMA, PRESETS, Error, GPTConfig  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
-from minipeft.files.huggingface import (  # noqa: E402
+from minipeft.accounting import depends_on
+from minipeft.accounting.parameters import with_defaults
+from minipeft.accounting.shapes import PRESETS
+from minipeft.bench import drawing
+from minipeft.config import CHOICES, LLAMA, Error, GPTConfig
+from minipeft.files.atomic import write_text
+from minipeft.files.huggingface import (
     SIZES,
     architecture,
     block_tensors,
@@ -55,27 +57,44 @@ def floats(value):
 
 def preset(c: GPTConfig) -> dict:
     """A preset as JSON; rope_scaling in the form of each kind of config.json."""
-    stretch = c.rope_scaling and {"list": list(c.rope_scaling), "folder": config_to_json(replace(c, **LLAMA))["rope_scaling"]}
+    stretch = c.rope_scaling and {
+        "list": list(c.rope_scaling),
+        "folder": config_to_json(replace(c, **LLAMA))["rope_scaling"],
+    }
     return floats(asdict(c) | {"rope_scaling": stretch})
 
 
 def kind(model_type: str) -> dict:
-    """Choices, tensor names (of block {i}) and config.json of a model_type; {"shape": name} where a value depends on the shape."""
+    """Choices, tensor names and config.json of a model_type.
+
+    {i} stands for the block, {"shape": name} for a value that depends on the shape.
+    """
     c = next(c for c in PRESETS.values() if architecture(c) == model_type)
     ours = SIZES.get(model_type, {f.name: f.name for f in fields(GPTConfig)})
     ours = ours | {"rope_scaling": "rope_scaling", "tie_word_embeddings": "tied"}
-    config = {key: {"shape": ours[key]} if key in ours else value for key, value in config_to_json(c).items()}
-    shapes = [GPTConfig(tied=False, **LLAMA | {"bias": "qkv" if model_type in ("llama", "qwen2") else "all"})]
+    config = {
+        key: {"shape": ours[key]} if key in ours else value
+        for key, value in config_to_json(c).items()
+    }
+    shapes = [
+        GPTConfig(
+            tied=False, **LLAMA | {"bias": "qkv" if model_type in ("llama", "qwen2") else "all"}
+        )
+    ]
     if model_type in ("gpt2", "minipeft"):
         shapes.append(PRESETS["gpt2"])  # between them every tensor there is
     names = {name for shape in shapes for name in rest_tensors(shape)}
     names |= {f"h.{{i}}.{name}" for shape in shapes for name in block_tensors(shape)}
-    return {"choices": CHOSEN[model_type], "names": {name: stored_name(name, model_type) for name in sorted(names)}, "config": config}
+    return {
+        "choices": CHOSEN[model_type],
+        "names": {name: stored_name(name, model_type) for name in sorted(names)},
+        "config": config,
+    }
 
 
 def defaults(method: str) -> dict:
     """A method's hyper-parameters; None for those that follow the shape."""
-    one, other = (settings(PRESETS[name], method, {}) for name in ("nano", "llama-7b"))
+    one, other = (with_defaults(PRESETS[name], method, {}) for name in ("nano", "llama-7b"))
     return {name: one[name] if one[name] == other[name] else None for name in depends_on(method)}
 
 
@@ -105,25 +124,31 @@ def files() -> dict[Path, str]:
 
 def chromium() -> str | None:
     """Path of a browser that runs without a window, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 def browse(url: str, *flags: str) -> str:
-    """Open the page in chromium with these flags; returns what it prints. Raises Error without chromium, or if it fails."""
+    """Open the page in chromium with these flags; returns its output. Raises Error if that fails."""
     if (program := chromium()) is None:
         raise Error("opening the page needs chromium")
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     quiet += "--disable-component-update --disable-sync --hide-scrollbars"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, *quiet.split(), f"--user-data-dir={profile}", *flags, url]
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", timeout=120
+        )
     if done.returncode:
-        raise Error(f"{program} failed with exit code {done.returncode}: {done.stderr.strip()[-200:]!r}")
+        raise Error(
+            f"{program} failed with exit code {done.returncode}: {done.stderr.strip()[-200:]!r}"
+        )
     return done.stdout
 
 
 def take_picture() -> None:
-    """Write docs/explorer.png in 256 colours, which makes the file a third as large. Raises Error without chromium or pillow."""
+    """Write docs/explorer.png in 256 colours, a third of the size. Raises Error without chromium or pillow."""
     try:
         from PIL import Image
     except ImportError:

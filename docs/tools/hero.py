@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Draw the README's first figure, in light and dark, as docs/figures/hero-light.svg and hero-dark.svg.
+"""Draw the README's first figure, in light and dark, as docs/figures/hero-light.svg and
+hero-dark.svg.
 
 python docs/tools/hero.py
 
-Three parts: where each method enters a Transformer block, the causal mask with its open prefix columns, and
+Three parts: where each method enters a Transformer block, the causal mask with its open prefix
+columns, and
 score against trained parameters. The scores are read from docs/results/quality.jsonl.
 """
 
@@ -15,18 +17,35 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.tools.comparison.summary import points  # noqa: E402
-from minipeft.accounting import count  # noqa: E402
-from minipeft.accounting.shapes import EMBEDDED  # noqa: E402
-from minipeft.bench.drawing import COLOURS  # noqa: E402
-from minipeft.bench.quality import grid  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
+from docs.tools.comparison.summary import points
+from minipeft.accounting import count
+from minipeft.accounting.shapes import EMBEDDED
+from minipeft.bench.drawing import COLOURS
+from minipeft.bench.quality import grid
+from minipeft.files.atomic import write_text
 
 FOLDER = ROOT / "docs" / "figures"
 WIDTH, HEIGHT = 800, 440
-LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "line": "#afb8c1", "box": "#eef1f4"}
-DARK = {"paper": "#0d1117", "ink": "#f0f6fc", "soft": "#9198a1", "line": "#484f58", "box": "#21262d"}
-BRIGHT = {"full": "#f0f6fc", "prompt": "#58a6ff", "lora": "#2dd4a0", "prefix": "#ff8a4c"}  # on dark paper
+LIGHT = {
+    "paper": "#ffffff",
+    "ink": "#1f2328",
+    "soft": "#59636e",
+    "line": "#afb8c1",
+    "box": "#eef1f4",
+}
+DARK = {
+    "paper": "#0d1117",
+    "ink": "#f0f6fc",
+    "soft": "#9198a1",
+    "line": "#484f58",
+    "box": "#21262d",
+}
+BRIGHT = {
+    "full": "#f0f6fc",
+    "prompt": "#58a6ff",
+    "lora": "#2dd4a0",
+    "prefix": "#ff8a4c",
+}  # on dark paper
 THEMES = {"light": LIGHT | COLOURS, "dark": DARK | COLOURS | BRIGHT}
 NAMES = {
     "prompt": "soft prompt",
@@ -71,9 +90,14 @@ class Canvas:
         stroke = self.theme[colour]
         self.parts.append(f'<path d="{d}" fill="none" stroke="{stroke}" stroke-width="{width}"/>')
         if arrow:
-            (x0, y0), (x, y) = ([float(n) for n in p.split()] for p in d.lstrip("M").split(" L")[-2:])
+            (x0, y0), (x, y) = (
+                [float(n) for n in p.split()] for p in d.lstrip("M").split(" L")[-2:]
+            )
             dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
-            a, b = (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx), (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx)
+            a, b = (
+                (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx),
+                (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx),
+            )
             head = f"{x:g},{y:g} {a[0]:g},{a[1]:g} {b[0]:g},{b[1]:g}"
             self.parts.append(f'<polygon points="{head}" fill="{stroke}"/>')
 
@@ -144,7 +168,14 @@ def mask(c: Canvas, left: int) -> None:
     c.text(left + 6 + (P + T / 2) * s, top - 26, "T token keys", "ink", 13, "middle", bold=True)
     c.text(left + 6 + (P + T / 2) * s, top - 10, "causal", "soft", 12, "middle")
     y = top + T * s + 22
-    for n, line in enumerate(("Each row is one query.", "Prefix columns are open to", "every query; token columns", "only up to its own position.")):
+    for n, line in enumerate(
+        (
+            "Each row is one query.",
+            "Prefix columns are open to",
+            "every query; token columns",
+            "only up to its own position.",
+        )
+    ):
         c.text(left, y + 17 * n, line, "soft", 12.5)
     y += 88
     c.text(left, y, "One softmax over both, so", "ink", 12.5)
@@ -153,14 +184,17 @@ def mask(c: Canvas, left: int) -> None:
 
 
 def scores() -> dict[str, list[tuple[int, float]]]:
-    """{method: [(trained parameters, mean exact match on the new skills)]} of the budget study, and full fine-tuning."""
+    """{method: [(trained parameters, mean exact match on the new skills)]}, of the budget study and full."""
     lines, found = grid.read(ROOT / "docs" / "results" / "quality.jsonl"), {}
     cells = points(lines, "budget") + [p for p in points(lines, "methods") if p.row == "full"]
     for p in cells:
         if p.cell.task in NEW_SKILLS:
             trained = count(EMBEDDED[p.cell.base], p.cell.method, **p.cell.size).trained
             found.setdefault(p.row, {}).setdefault(trained, []).append(p.mean()[0])
-    return {row: [(n, sum(s) / len(s)) for n, s in sorted(its.items()) if len(s) == len(NEW_SKILLS)] for row, its in found.items()}
+    return {
+        row: [(n, sum(s) / len(s)) for n, s in sorted(its.items()) if len(s) == len(NEW_SKILLS)]
+        for row, its in found.items()
+    }
 
 
 def plot(c: Canvas, left: int) -> None:

@@ -23,9 +23,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft.bench import drawing  # noqa: E402
-from minipeft.config import Error  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
+from minipeft.bench import drawing
+from minipeft.config import Error
+from minipeft.files.atomic import write_text
 from minipeft.runtime import console
 
 LESSONS = ROOT / "docs" / "lessons"
@@ -65,13 +65,18 @@ def runs(page: str) -> list[tuple[Block, Block | None]]:
     found, answered = blocks(page), []
     for block, after in zip(found, [*found[1:], None], strict=True):
         if block.runs:
-            follows = after is not None and after.language == "text" and not page[block.end : after.start].strip()
+            follows = (
+                after is not None
+                and after.language == "text"
+                and not page[block.end : after.start].strip()
+            )
             answered.append((block, after if follows else None))
     return answered
 
 
 def run(path: Path) -> Iterator[tuple[Block, str | None]]:
-    """Run a page's blocks in one namespace, from the repository's root -> each block and its output.
+    """Run a page's blocks in one namespace, from the repository's root -> each block and its
+    output.
 
     None for a block that draws, where matplotlib is missing.
     """
@@ -82,8 +87,13 @@ def run(path: Path) -> Iterator[tuple[Block, str | None]]:
             if block.draws and importlib.util.find_spec("matplotlib") is None:
                 yield block, None
                 continue
-            lines_before = page.count("\n", 0, block.start) + 1  # so that a traceback names the page's own line
-            code, printed = compile("\n" * lines_before + block.text, str(path), "exec"), io.StringIO()
+            lines_before = (
+                page.count("\n", 0, block.start) + 1
+            )  # so that a traceback names the page's own line
+            code, printed = (
+                compile("\n" * lines_before + block.text, str(path), "exec"),
+                io.StringIO(),
+            )
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
             yield block, printed.getvalue()
@@ -112,7 +122,11 @@ def files() -> dict[Path, str]:
         drawing.FOLDER = Path(scratch)
         for number, path in pages("en").items():
             printed = printed_by(path)
-            its = [of_language[number] for of_language in map(pages, LANGUAGES) if number in of_language]
+            its = [
+                of_language[number]
+                for of_language in map(pages, LANGUAGES)
+                if number in of_language
+            ]
             found |= {page: filled(page.read_text(encoding="utf-8"), printed) for page in its}
     drawing.FOLDER = folder
     return found
@@ -134,7 +148,11 @@ def show(path: Path) -> list[str | None]:
         for heading in re.findall(r"^#+ .*$", FENCE.sub("", page[at : block.start]), re.MULTILINE):
             print(f"\n{heading}\n")
         at = block.end
-        print("a block that draws is skipped: pip install matplotlib\n" if text is None else text, end="", flush=True)
+        print(
+            "a block that draws is skipped: pip install matplotlib\n" if text is None else text,
+            end="",
+            flush=True,
+        )
         printed.append(text)
     print()
     return printed
@@ -144,8 +162,12 @@ def main() -> None:
     p = console.Parser(__doc__)
     p.add_argument("lessons", nargs="*", type=int, metavar="N", help="which lessons (default: all)")
     p.add_argument("--lang", choices=list(LANGUAGES), default="en", help="language of the page")
-    p.add_argument("--figures", action="store_true", help="write the figures into docs/lessons/figures")
-    p.add_argument("--fill", action="store_true", help="write the output into the page of every language")
+    p.add_argument(
+        "--figures", action="store_true", help="write the figures into docs/lessons/figures"
+    )
+    p.add_argument(
+        "--fill", action="store_true", help="write the output into the page of every language"
+    )
     args = p.parse_args()
     there = pages(args.lang)
     for number in args.lessons:

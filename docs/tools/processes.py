@@ -26,9 +26,14 @@ def size(n: float) -> str:
 def table(preset: str) -> str:
     """The bytes that each way of training hands to collectives and sends in a step."""
     config = PRESETS[preset]
-    rows = ["| method | trained | handed to collectives | sent, N = 2 | sent, N = 8 |", "|---|---|---|---|---|"]
+    rows = [
+        "| method | trained | handed to collectives | sent, N = 2 | sent, N = 8 |",
+        "|---|---|---|---|---|",
+    ]
     for name, (method, h, how) in WAYS.items():
-        trained = base_parameters(config) if method == "full" else count(config, method, **h).trained
+        trained = (
+            base_parameters(config) if method == "full" else count(config, method, **h).trained
+        )
         two, eight = (bytes_per_step(config, trained, n, **how) for n in (2, 8))
         sizes = [size(sum(two)), size(two.sent(2)), size(eight.sent(8))]
         rows.append(f"| {name} | {trained:,} | {' | '.join(sizes)} |")

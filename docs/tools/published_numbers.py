@@ -15,18 +15,21 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft import PRESETS, GPTConfig  # noqa: E402
-from minipeft.accounting import base_parameters, count  # noqa: E402
-from minipeft.accounting.shapes import SHAPES, T5Shape  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
-from minipeft.files.huggingface import block_tensors  # noqa: E402
+from minipeft import PRESETS, GPTConfig
+from minipeft.accounting import base_parameters, count
+from minipeft.accounting.shapes import SHAPES, T5Shape
+from minipeft.files.atomic import write_text
+from minipeft.files.huggingface import block_tensors
 
 PAGE = ROOT / "docs" / "published-numbers.md"
 
 
 def encoder(L: int, C: int) -> GPTConfig:
-    """L blocks of C channels with queries and values apart: what is added to an encoder (BERT's and RoBERTa's blocks are GPT-2's), or
-    to L attentions of an encoder-decoder, has the same form. Its total means nothing."""
+    """L blocks of C channels with separate queries and values, to count what a method adds to an encoder.
+
+    BERT's and RoBERTa's blocks are GPT-2's; L attentions of an encoder-decoder have the same form. Its total means
+    nothing.
+    """
     return replace(PRESETS["gpt2"], n_layer=L, n_embd=C, n_head=C // 64, projections="apart")
 
 
@@ -36,7 +39,9 @@ BASES = {  # beside the presets: shapes that the papers name
     "GPT-3 Small": replace(PRESETS["gpt2"], block_size=2048),
     "GPT-3 175B": GPTConfig(50257, 2048, n_layer=96, n_head=96, n_embd=12288),
     "opt-6.7b": GPTConfig(50272, 2050, n_layer=32, n_head=32, n_embd=4096),
-    "qwen2.5-3b": replace(PRESETS["qwen2.5-0.5b"], n_layer=36, n_head=16, n_embd=2048, n_inner=11008),
+    "qwen2.5-3b": replace(
+        PRESETS["qwen2.5-0.5b"], n_layer=36, n_head=16, n_embd=2048, n_inner=11008
+    ),
     "mt0-large": T5Shape(n_layer=24, n_head=16, n_embd=1024, n_inner=2816, vocab_size=250112),
     "bloomz-560m": encoder(24, 1024),
     "BERT-base": encoder(12, 768),
@@ -46,13 +51,18 @@ BASES = {  # beside the presets: shapes that the papers name
     "DeBERTa-v2-XXL": encoder(48, 1536),
     "BART-large": encoder(24, 1024),
     "t5-large's decoder": encoder(24, 1024),
-    "BART-large's 36 attentions": encoder(36, 1024),  # 12 of the encoder; 12 of the decoder to itself, and 12 to the encoder
+    "BART-large's 36 attentions": encoder(
+        36, 1024
+    ),  # 12 of the encoder; 12 of the decoder to itself, and 12 to the encoder
     "mt0-large's 72 attentions": encoder(72, 1024),
     "whisper-large-v2's 96 attentions": encoder(96, 1280),
 }
 for name in ("gpt2-medium", "gpt2-large", "GPT-3 175B", "opt-6.7b"):
     BASES[f"{name}, q and v apart"] = replace(BASES[name], projections="apart")
-NO_GPT = {"BART-large": 406_291_456, "RoBERTa-base": 124_645_632}  # totals of transformers' models of these sizes
+NO_GPT = {
+    "BART-large": 406_291_456,
+    "RoBERTa-base": 124_645_632,
+}  # totals of transformers' models of these sizes
 
 
 class Row(NamedTuple):
@@ -86,7 +96,9 @@ def blocks(row: Row) -> int:
 
 MEASURES: dict[str, Callable[[Row], float]] = {
     "parameters": total,
-    "without embeddings": lambda row: total(row) - BASES[row.base].vocab_size * BASES[row.base].n_embd,
+    "without embeddings": lambda row: (
+        total(row) - BASES[row.base].vocab_size * BASES[row.base].n_embd
+    ),
     "two blocks": lambda row: 2 * blocks(row) // BASES[row.base].n_layer,
     "trained": trained,
     "stored": stored,
@@ -103,11 +115,22 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "bytes of base and 100 tasks, 2 each": lambda row: 2 * total(row) + 200 * stored(row),
     "bytes of 100 bases, 2 each": lambda row: 200 * total(row),
 }
-UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "MB": 1e6, "GB": 1e9, "TB": 1e12, "%": 1, "×": 1, "": 1}
+UNITS = {
+    "K": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "B": 1e9,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "%": 1,
+    "×": 1,
+    "": 1,
+}
 
 
 def as_printed(value: float, printed: str) -> str:
-    """The value to as many digits as the printed number has: a whole number in thousands or millions ("250K") as far as it is not zeros."""
+    """The value rounded to the digits of the printed number; trailing zeros of "250K" are no digits."""
     number, unit = re.fullmatch(r"([\d,.]+)([A-Z%×]*)", printed).groups()
     value = value / UNITS[unit]
     if "." in number:
@@ -126,7 +149,10 @@ def exact(value: float, printed: str) -> str:
 
 def compared(row: Row) -> tuple[list[str], bool]:
     """Our numbers, and whether all of them are what was printed, to the digits printed."""
-    printed, values = row.printed.split(" / "), [MEASURES[what](row) for what in row.what.split(" / ")]
+    printed, values = (
+        row.printed.split(" / "),
+        [MEASURES[what](row) for what in row.what.split(" / ")],
+    )
     equal = all(as_printed(v, p) == p for v, p in zip(values, printed, strict=True))
     return [exact(v, p) for v, p in zip(values, printed, strict=True)], equal
 
@@ -136,7 +162,7 @@ def number(what: str, base: str, method: str, h: dict) -> float:
     return MEASURES[what](Row("", "", what, base, method, h))
 
 
-# Lester et al. 2021, table 4, as printed: trainable parameters, total parameters, percent trainable for a prompt of this length.
+# Lester et al. 2021, table 4, as printed: trainable and total parameters, percent trainable, by length.
 LESTER = """
 t5-small 1     512 76,961,664 0.00067%
 t5-small 5     2,560 76,963,712 0.00333%
@@ -174,7 +200,10 @@ MISPRINTS = {
     ("t5-large", 100): "Misprint: 0.01907 for 0.01307; the two counts are right.",
     ("t5-xl", 20): "The share is cut off here, where the others are rounded.",
     ("t5-xl", 100): "The share is cut off here, too.",
-    ("t5-xxl", 50): "Misprint: the total has ten times the prompt added; count and share are right.",
+    (
+        "t5-xxl",
+        50,
+    ): "Misprint: the total has ten times the prompt added; count and share are right.",
 }
 
 
@@ -183,7 +212,17 @@ def lester() -> list[Row]:
     for line in LESTER.split("\n")[1:-1]:
         base, P, *printed = line.split()
         what, h = "trained / base and method / trained, % of both", dict(num_virtual_tokens=int(P))
-        rows.append(Row("table 4", " / ".join(printed), what, base, "prompt", h, MISPRINTS.get((base, int(P)), "")))
+        rows.append(
+            Row(
+                "table 4",
+                " / ".join(printed),
+                what,
+                base,
+                "prompt",
+                h,
+                MISPRINTS.get((base, int(P)), ""),
+            )
+        )
     return rows
 
 
@@ -192,12 +231,19 @@ def tokens(P: int, **h) -> dict:
 
 
 MLP = tokens(5, prefix_projection=True, encoder_hidden_size=512)  # m: that of the released code
-QV, QKVO, ON_MLP = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj"), ("c_fc", "mlp.c_proj")
+QV, QKVO, ON_MLP = (
+    ("q_proj", "v_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("c_fc", "mlp.c_proj"),
+)
 GPT3 = "GPT-3 175B, q and v apart"
 BOTH = "trained / trained, % of the base"
 THIRTY = dict(adapter_len=10, adapter_layers=30)
 
-learnt, kept = number("trained", "gpt2-medium", "prefix", MLP), number("stored", "gpt2-medium", "prefix", MLP)
+learnt, kept = (
+    number("trained", "gpt2-medium", "prefix", MLP),
+    number("stored", "gpt2-medium", "prefix", MLP),
+)
 own_head = base_parameters(replace(BASES["GPT-3 175B"], tied=False)) / 1e9
 hidden = number("stored", "GPT-3 175B", "prefix", tokens(16, space="hidden"))
 r16 = number("stored", "DeBERTa-v2-XXL", "lora", dict(r=16))
@@ -239,12 +285,21 @@ SOURCES: dict[str, list[Row]] = {
         Row("meta-llama/Llama-3.2-1B", "1.23B", "parameters", "llama-3.2-1b", reason=CUT),
         Row("HuggingFaceTB/SmolLM2-135M, its name", "135M", "parameters", "smollm2-135m"),
         Row("TinyLlama/TinyLlama-1.1B-Chat-v1.0, its name", "1.1B", "parameters", "tinyllama-1.1b"),
-        Row("Qwen/Qwen2.5-0.5B", "0.49B / 0.36B", "parameters / without embeddings", "qwen2.5-0.5b"),
+        Row(
+            "Qwen/Qwen2.5-0.5B", "0.49B / 0.36B", "parameters / without embeddings", "qwen2.5-0.5b"
+        ),
         Row("Qwen/Qwen2.5-3B", "3.09B / 2.77B", "parameters / without embeddings", "qwen2.5-3b"),
     ],
     "Prompt tuning (Lester et al. 2021, 2104.08691)": [
         Row("figure 2", "11B / 20,480", "parameters / stored", "t5-xxl", "prompt", tokens(5)),
-        Row('figure 2: "over five orders of magnitude"', "5", "orders of magnitude", "t5-xxl", "prompt", tokens(5)),
+        Row(
+            'figure 2: "over five orders of magnitude"',
+            "5",
+            "orders of magnitude",
+            "t5-xxl",
+            "prompt",
+            tokens(5),
+        ),
         *lester(),
     ],
     "Prefix tuning (Li & Liang 2021, 2101.00190)": [
@@ -256,16 +311,36 @@ SOURCES: dict[str, list[Row]] = {
             "gpt2-medium",
             "prefix",
             MLP,
-            reason="0.1 % is what is kept. What is learnt is the MLP that makes it (§4.3; its width is the released code's): "
-            f"{learnt:,} numbers, {learnt / kept:.0f} times as many.",
+            reason="0.1 % is what is stored. What is trained is the MLP that makes it (§4.3; width of the released "
+            f"code): {learnt:,} numbers, {learnt / kept:.0f} times as many.",
         ),
         Row("§6.1, footnote, E2E and WebNLG", "250K", "stored", "gpt2-medium", "prefix", tokens(5)),
         Row("§6.1, footnote, DART", "500K", "stored", "gpt2-medium", "prefix", tokens(10)),
-        Row("§6.1, footnote", "345M", "parameters", "gpt2-medium", reason="The old count of GPT-2's paper."),
+        Row(
+            "§6.1, footnote",
+            "345M",
+            "parameters",
+            "gpt2-medium",
+            reason="The old count of GPT-2's paper.",
+        ),
     ],
     "Adapters (Houlsby et al. 2019, 1902.00751)": [
-        Row("table 1, adapters (64)", "2.1%", "stored, % of the blocks", "BERT-large", "adapter", dict(bottleneck_size=64)),
-        Row("table 1, adapters (64)", "1.2×", "9 tasks, in blocks", "BERT-large", "adapter", dict(bottleneck_size=64)),
+        Row(
+            "table 1, adapters (64)",
+            "2.1%",
+            "stored, % of the blocks",
+            "BERT-large",
+            "adapter",
+            dict(bottleneck_size=64),
+        ),
+        Row(
+            "table 1, adapters (64)",
+            "1.2×",
+            "9 tasks, in blocks",
+            "BERT-large",
+            "adapter",
+            dict(bottleneck_size=64),
+        ),
         Row("§3.4, size 64", "2M", "stored", "BERT-base", "adapter", dict(bottleneck_size=64)),
     ],
     "LoRA (Hu et al. 2021, 2106.09685)": [
@@ -280,7 +355,14 @@ SOURCES: dict[str, list[Row]] = {
             dict(bottleneck_size=64, placement="pfeiffer"),
             reason='Rounded to whole millions ("3M" in table 9).',
         ),
-        Row("table 2, adapter P", "0.8M", "stored", "RoBERTa-large", "adapter", dict(bottleneck_size=16, placement="pfeiffer")),
+        Row(
+            "table 2, adapter P",
+            "0.8M",
+            "stored",
+            "RoBERTa-large",
+            "adapter",
+            dict(bottleneck_size=16, placement="pfeiffer"),
+        ),
         Row(
             "table 2, adapter H",
             "6.0M",
@@ -290,7 +372,14 @@ SOURCES: dict[str, list[Row]] = {
             dict(bottleneck_size=64),
             reason='Rounded to whole millions ("6M" in table 9).',
         ),
-        Row("table 2, adapter H", "0.8M", "stored", "RoBERTa-large", "adapter", dict(bottleneck_size=8)),
+        Row(
+            "table 2, adapter H",
+            "0.8M",
+            "stored",
+            "RoBERTa-large",
+            "adapter",
+            dict(bottleneck_size=8),
+        ),
         Row(
             "table 2, LoRA, r as in table 10",
             "4.7M",
@@ -316,8 +405,8 @@ SOURCES: dict[str, list[Row]] = {
             "gpt2-medium, q and v apart",
             "lora",
             dict(r=4),
-            reason="The paper's formula, 2 · matrices · C · r, gives ours. r was chosen to match the prefix (appendix H.2), whose 0.35M "
-            "this is.",
+            reason="The paper's formula, 2 · matrices · C · r, gives ours. r was chosen to match the prefix "
+            "(appendix H.2), whose 0.35M this is.",
         ),
         Row(
             "table 3, LoRA, r as in table 11",
@@ -344,7 +433,14 @@ SOURCES: dict[str, list[Row]] = {
             "GPT-3 175B",
             reason=f"As for 175.0B above: with a head of its own it would be {own_head:.1f}B.",
         ),
-        Row('table 4, prompt ("PreEmbed"), 256 + 8 tokens', "3.2M", "stored", "GPT-3 175B", "prompt", tokens(264)),
+        Row(
+            'table 4, prompt ("PreEmbed"), 256 + 8 tokens',
+            "3.2M",
+            "stored",
+            "GPT-3 175B",
+            "prompt",
+            tokens(264),
+        ),
         Row(
             'table 4, prefix ("PreLayer"), 8 + 8 tokens',
             "20.2M",
@@ -352,13 +448,35 @@ SOURCES: dict[str, list[Row]] = {
             "GPT-3 175B",
             "prefix",
             tokens(16),
-            reason="The formula of its §5.1, L · C · tokens, has one vector a block where a prefix has a key and a value; it gives "
+            reason="The formula of its §5.1, L · C · tokens, has one vector a block where a prefix has a key and a "
+            "value; it gives "
             f'{hidden:,}, our space "hidden". '
             "What the rest of the printed number is, the paper does not say.",
         ),
-        Row("table 15, PreEmbed, 64 + 8 tokens", "0.9M", "stored", "GPT-3 175B", "prompt", tokens(72)),
-        Row("table 15, PreEmbed, 128 + 8 tokens", "1.7M", "stored", "GPT-3 175B", "prompt", tokens(136)),
-        Row("table 15, PreEmbed, 512 + 8 tokens", "6.4M", "stored", "GPT-3 175B", "prompt", tokens(520)),
+        Row(
+            "table 15, PreEmbed, 64 + 8 tokens",
+            "0.9M",
+            "stored",
+            "GPT-3 175B",
+            "prompt",
+            tokens(72),
+        ),
+        Row(
+            "table 15, PreEmbed, 128 + 8 tokens",
+            "1.7M",
+            "stored",
+            "GPT-3 175B",
+            "prompt",
+            tokens(136),
+        ),
+        Row(
+            "table 15, PreEmbed, 512 + 8 tokens",
+            "6.4M",
+            "stored",
+            "GPT-3 175B",
+            "prompt",
+            tokens(520),
+        ),
         Row(
             "table 15, PreEmbed, 32 + 8 tokens",
             "0.4M",
@@ -368,18 +486,105 @@ SOURCES: dict[str, list[Row]] = {
             tokens(40),
             reason="The 8 tokens after the input were left out, or the digits cut off.",
         ),
-        Row("table 15, adapter H, r = 1", "7.1M", "stored", "GPT-3 175B", "adapter", dict(bottleneck_size=1)),
-        Row("table 15, adapter H, r = 4", "21.2M", "stored", "GPT-3 175B", "adapter", dict(bottleneck_size=4)),
-        Row("table 15, adapter H, r = 8", "40.1M", "stored", "GPT-3 175B", "adapter", dict(bottleneck_size=8)),
-        Row("table 15, adapter H, r = 16", "77.9M", "stored", "GPT-3 175B", "adapter", dict(bottleneck_size=16)),
-        Row("table 15, adapter H, r = 64", "304.4M", "stored", "GPT-3 175B", "adapter", dict(bottleneck_size=64)),
-        Row("table 15, LoRA on v", "4.7M", "stored", GPT3, "lora", dict(r=2, target_modules=("v_proj",))),
-        Row("table 15, LoRA on q and v", "4.7M", "stored", GPT3, "lora", dict(r=1, target_modules=QV)),
-        Row("table 15, LoRA on q and v", "18.8M", "stored", GPT3, "lora", dict(r=4, target_modules=QV), reason=CUT),
-        Row("table 15, LoRA on q and v", "37.7M", "stored", GPT3, "lora", dict(r=8, target_modules=QV)),
-        Row("table 15, LoRA on q, k, v and o", "37.7M", "stored", GPT3, "lora", dict(r=4, target_modules=QKVO)),
-        Row("table 15, LoRA on q and v", "301.9M", "stored", GPT3, "lora", dict(r=64, target_modules=QV), reason=CUT),
-        Row("table 15, LoRA on q, k, v and o", "603.8M", "stored", GPT3, "lora", dict(r=64, target_modules=QKVO), reason=CUT),
+        Row(
+            "table 15, adapter H, r = 1",
+            "7.1M",
+            "stored",
+            "GPT-3 175B",
+            "adapter",
+            dict(bottleneck_size=1),
+        ),
+        Row(
+            "table 15, adapter H, r = 4",
+            "21.2M",
+            "stored",
+            "GPT-3 175B",
+            "adapter",
+            dict(bottleneck_size=4),
+        ),
+        Row(
+            "table 15, adapter H, r = 8",
+            "40.1M",
+            "stored",
+            "GPT-3 175B",
+            "adapter",
+            dict(bottleneck_size=8),
+        ),
+        Row(
+            "table 15, adapter H, r = 16",
+            "77.9M",
+            "stored",
+            "GPT-3 175B",
+            "adapter",
+            dict(bottleneck_size=16),
+        ),
+        Row(
+            "table 15, adapter H, r = 64",
+            "304.4M",
+            "stored",
+            "GPT-3 175B",
+            "adapter",
+            dict(bottleneck_size=64),
+        ),
+        Row(
+            "table 15, LoRA on v",
+            "4.7M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=2, target_modules=("v_proj",)),
+        ),
+        Row(
+            "table 15, LoRA on q and v",
+            "4.7M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=1, target_modules=QV),
+        ),
+        Row(
+            "table 15, LoRA on q and v",
+            "18.8M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=4, target_modules=QV),
+            reason=CUT,
+        ),
+        Row(
+            "table 15, LoRA on q and v",
+            "37.7M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=8, target_modules=QV),
+        ),
+        Row(
+            "table 15, LoRA on q, k, v and o",
+            "37.7M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=4, target_modules=QKVO),
+        ),
+        Row(
+            "table 15, LoRA on q and v",
+            "301.9M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=64, target_modules=QV),
+            reason=CUT,
+        ),
+        Row(
+            "table 15, LoRA on q, k, v and o",
+            "603.8M",
+            "stored",
+            GPT3,
+            "lora",
+            dict(r=64, target_modules=QKVO),
+            reason=CUT,
+        ),
         Row("§4.2, the whole checkpoint", "350GB", "bytes of the base, 2 each", "GPT-3 175B"),
         Row(
             "§4.2, LoRA's checkpoint",
@@ -402,7 +607,14 @@ SOURCES: dict[str, list[Row]] = {
         Row("§4.2, footnote, 100 whole models", "35TB", "bytes of 100 bases, 2 each", "GPT-3 175B"),
     ],
     "Towards a unified view (He et al. 2022, 2110.04366)": [
-        Row("table 6, prefix, l = 200", "3.6%", "stored, % of the base", "BART-large's 36 attentions", "prefix", tokens(200)),
+        Row(
+            "table 6, prefix, l = 200",
+            "3.6%",
+            "stored, % of the base",
+            "BART-large's 36 attentions",
+            "prefix",
+            tokens(200),
+        ),
         Row(
             "table 4, prefix, l = 30",
             "0.1%",
@@ -448,17 +660,48 @@ SOURCES: dict[str, list[Row]] = {
             "llama-7b",
             "llama-adapter",
             THIRTY,
-            reason=f"{llama_mib:.1f} units of 2^20 bytes; the row of Alpaca-LoRA counts in units of 10^6, as does the text (4.9M).",
+            reason=f"{llama_mib:.1f} units of 2^20 bytes; the row of Alpaca-LoRA counts in units of 10^6, "
+            "as does the text (4.9M).",
         ),
-        Row("text beside table 1, storage", "4.9M", "bytes stored, 4 each", "llama-7b", "llama-adapter", THIRTY),
+        Row(
+            "text beside table 1, storage",
+            "4.9M",
+            "bytes stored, 4 each",
+            "llama-7b",
+            "llama-adapter",
+            THIRTY,
+        ),
         Row("table 1, Alpaca-LoRA", "4.2M", "stored", "llama-7b", "lora", dict(r=8)),
-        Row("table 1, Alpaca-LoRA, storage", "16.8M", "bytes stored, 4 each", "llama-7b", "lora", dict(r=8)),
+        Row(
+            "table 1, Alpaca-LoRA, storage",
+            "16.8M",
+            "bytes stored, 4 each",
+            "llama-7b",
+            "lora",
+            dict(r=8),
+        ),
         Row("table 1, Alpaca, storage", "13G", "bytes of the base, 2 each", "llama-7b"),
     ],
     "AdapterHub, blog on adapter-transformers 3.1 (2022): the summary it prints of methods on RoBERTa-base": [
-        Row("pfeiffer", "894,528 / 0.718%", BOTH, "RoBERTa-base", "adapter", dict(bottleneck_size=48, placement="pfeiffer")),
-        Row("houlsby", "1,789,056 / 1.435%", BOTH, "RoBERTa-base", "adapter", dict(bottleneck_size=48)),
-        Row("prefix_tuning", "9,872,384 / 7.920%", BOTH, "RoBERTa-base", "prefix", MLP | tokens(30)),
+        Row(
+            "pfeiffer",
+            "894,528 / 0.718%",
+            BOTH,
+            "RoBERTa-base",
+            "adapter",
+            dict(bottleneck_size=48, placement="pfeiffer"),
+        ),
+        Row(
+            "houlsby",
+            "1,789,056 / 1.435%",
+            BOTH,
+            "RoBERTa-base",
+            "adapter",
+            dict(bottleneck_size=48),
+        ),
+        Row(
+            "prefix_tuning", "9,872,384 / 7.920%", BOTH, "RoBERTa-base", "prefix", MLP | tokens(30)
+        ),
         Row("prefix_tuning_flat", "552,960 / 0.444%", BOTH, "RoBERTa-base", "prefix", tokens(30)),
         Row("lora", "294,912 / 0.237%", BOTH, "RoBERTa-base", "lora", dict(r=8)),
     ],
@@ -495,14 +738,48 @@ SOURCES: dict[str, list[Row]] = {
             "lora",
             dict(r=8),
         ),
-        Row("prompt-based methods, prompt tuning, bloomz-560m", "8,192", "trained", "bloomz-560m", "prompt", tokens(8)),
-        Row("prompt-based methods, prefix tuning, bloomz-560m", "983,040", "trained", "bloomz-560m", "prefix", tokens(20)),
-        Row("seq2seq prefix tuning, t5-large", "983,040", "trained", "t5-large's decoder", "prefix", tokens(20)),
-        Row("int8 speech recognition, whisper-large-v2", "15,728,640", "trained", "whisper-large-v2's 96 attentions", "lora", dict(r=32)),
+        Row(
+            "prompt-based methods, prompt tuning, bloomz-560m",
+            "8,192",
+            "trained",
+            "bloomz-560m",
+            "prompt",
+            tokens(8),
+        ),
+        Row(
+            "prompt-based methods, prefix tuning, bloomz-560m",
+            "983,040",
+            "trained",
+            "bloomz-560m",
+            "prefix",
+            tokens(20),
+        ),
+        Row(
+            "seq2seq prefix tuning, t5-large",
+            "983,040",
+            "trained",
+            "t5-large's decoder",
+            "prefix",
+            tokens(20),
+        ),
+        Row(
+            "int8 speech recognition, whisper-large-v2",
+            "15,728,640",
+            "trained",
+            "whisper-large-v2's 96 attentions",
+            "lora",
+            dict(r=32),
+        ),
     ],
 }
 
-SHORT = {"num_virtual_tokens": "P", "encoder_hidden_size": "m", "bottleneck_size": "m", "adapter_len": "K", "adapter_layers": "n"}
+SHORT = {
+    "num_virtual_tokens": "P",
+    "encoder_hidden_size": "m",
+    "bottleneck_size": "m",
+    "adapter_len": "K",
+    "adapter_layers": "n",
+}
 
 
 def configuration(row: Row) -> str:
@@ -512,31 +789,42 @@ def configuration(row: Row) -> str:
         text.append(f"`{row.method}`")
     for name, value in row.h.items():
         value = "+".join(value) if isinstance(value, tuple) else value
-        text.append("through the MLP" if name == "prefix_projection" else f"{SHORT.get(name, name)} {value}")
+        text.append(
+            "through the MLP" if name == "prefix_projection" else f"{SHORT.get(name, name)} {value}"
+        )
     return ", ".join(text)
 
 
 def section(source: str, rows: list[Row]) -> str:
-    lines = [f"## {source}", "", "| where | configuration | what | printed | ours | equal |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"## {source}",
+        "",
+        "| where | configuration | what | printed | ours | equal |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         ours, equal = compared(row)
         verdict = "yes" if equal else f"no. {row.reason}"
-        lines.append(f"| {row.where} | {configuration(row)} | {row.what} | {row.printed} | {' / '.join(ours)} | {verdict} |")
+        lines.append(
+            f"| {row.where} | {configuration(row)} | {row.what} | {row.printed} | {' / '.join(ours)} | {verdict} |"
+        )
     return "\n".join(lines)
 
 
 def page() -> str:
     rows = [row for rows in SOURCES.values() for row in rows]
     equal = sum(compared(row)[1] for row in rows)
+    unequal = len(rows) - equal
     head = f"""# Published numbers, counted again
 
-What papers, model cards and libraries printed, beside the counts of `minipeft.accounting` for the same configuration: {len(rows)} rows,
-of which {equal} agree to every digit printed; the other {len(rows) - equal} say why they do not. The printed numbers are typed, all others
-computed, by `python docs/tools/published_numbers.py`.
+Numbers that papers, model cards and libraries printed, beside the counts of `minipeft.accounting` for the same
+configuration: {len(rows)} rows, of which {equal} agree to every digit printed; the other {unequal} say why they do
+not. The printed numbers are typed, all others computed, by `python docs/tools/published_numbers.py`.
 
-Our numbers are rounded to the digits that were printed: 250K has two digits, 0.35M two decimals, 20,480 all of them. Encoders (BERT,
-RoBERTa, DeBERTa) have GPT-2's blocks, so the methods are counted on those. An encoder-decoder (BART, mT0, Whisper) has three
-attentions for each pair of encoder and decoder layers, so a prefix or LoRA is counted on that many blocks.
+Our numbers are rounded to the digits that were printed: 250K has two digits, 0.35M two decimals, 20,480 all of them.
+Encoders (BERT, RoBERTa, DeBERTa) have GPT-2's blocks, so the methods are counted on those. An encoder-decoder (BART,
+mT0, Whisper) has three attentions for each pair of encoder and decoder layers, so a prefix or LoRA is counted on that
+many blocks.
 """
     return "\n".join([head, *(section(source, rows) + "\n" for source, rows in SOURCES.items())])
 

@@ -11,13 +11,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 PAGES = ROOT / "docs" / "reference"
-MODULES = ("minipeft", "minipeft.methods", "minipeft.adapters", "minipeft.training.loop")  # public names, and modules that users call
+MODULES = (
+    "minipeft",
+    "minipeft.methods",
+    "minipeft.adapters",
+    "minipeft.training.loop",
+)  # public names, and modules that users call
 
 
 def write(folder: Path) -> None:
     import pdoc
 
-    pdoc.render.configure(show_source=False, search=False, template_directory=ROOT / "docs" / "reference_style")
+    pdoc.render.configure(
+        show_source=False, search=False, template_directory=ROOT / "docs" / "reference_style"
+    )
     pdoc.pdoc(*MODULES, output_directory=folder)
 
 

@@ -6,9 +6,12 @@ python docs/tools/refresh.py --check           list what is stale; exit code 1 i
 python docs/tools/refresh.py pages figures     only these parts
 python docs/tools/refresh.py --quick           all parts but the lessons, which take minutes
 
-Parts: pages (tables and excerpts of README and docs/*.md), numbers (docs/published-numbers.md), explorer (the data of
-docs/explorer.html), figures (docs/figures), comparison (docs/results/comparison.*, needs matplotlib), lessons (the printed output
-of docs/lessons, needs matplotlib for its figures). Measurements are not repeated: docs/results/README.md has their commands.
+Parts: pages (tables and excerpts of README and docs/*.md), numbers (docs/published-numbers.md),
+explorer (the data of
+docs/explorer.html), figures (docs/figures), comparison (docs/results/comparison.*, needs
+matplotlib), lessons (the printed output
+of docs/lessons, needs matplotlib for its figures). Measurements are not repeated:
+docs/results/README.md has their commands.
 """
 
 import sys
@@ -19,21 +22,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.tools import explorer, hero, lessons, published_numbers, tables  # noqa: E402
-from docs.tools.results import RESULTS  # noqa: E402
-from minipeft.bench.report import page as report  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
-from minipeft.runtime import console  # noqa: E402
+from minipeft.bench.report import page as report
+
+from docs.tools import explorer, hero, lessons, published_numbers, tables
+from docs.tools.results import RESULTS
+from minipeft.files.atomic import write_text
+from minipeft.runtime import console
 
 
 def comparison() -> dict[Path, str]:
     """The report's page as text; `redraw` writes its figures and the HTML page."""
     with tempfile.TemporaryDirectory() as scratch:
         report.run(RESULTS / "quality.jsonl", Path(scratch))
-        return {RESULTS / "comparison.md": (Path(scratch) / "comparison.md").read_text(encoding="utf-8")}
+        return {
+            RESULTS / "comparison.md": (Path(scratch) / "comparison.md").read_text(encoding="utf-8")
+        }
 
 
-# The parts: each returns {file: the text it should have}. Those of REDRAW also have figures, which differ between versions of
+# Each part returns {file: the text it should have}. Those of REDRAW also have figures, which differ between versions of
 # matplotlib and are therefore drawn again only where the text is stale, or with --redraw.
 PARTS: dict[str, Callable[[], dict[Path, str]]] = {
     "pages": tables.files,
@@ -52,7 +58,11 @@ REDRAW: dict[str, Callable[[], object]] = {
 def stale(part: str) -> dict[Path, str]:
     """{file: the text it should have} for every file of this part that has another."""
     files = PARTS[part]()
-    return {path: text for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text}
+    return {
+        path: text
+        for path, text in files.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     p.add_argument("--check", action="store_true", help="write nothing; list what is stale")
     p.add_argument("--quick", action="store_true", help="leave the lessons out")
-    p.add_argument("--redraw", action="store_true", help="draw the figures of comparison and lessons again in any case")
+    p.add_argument(
+        "--redraw",
+        action="store_true",
+        help="draw the figures of comparison and lessons again in any case",
+    )
     args = p.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Where the time of a training step goes on the nano shape: matrix products, and everything else (needs the extras).
+"""Where the time of a training step goes on the nano shape: matrix products, and everything else
+(needs the extras).
 
 python docs/tools/step_profile.py --out docs/results/profile-nano.json
 
-torch.profiler over steps of minipeft (compiled) and of peft + transformers (eager), by the same batch and weights as bench.py peers.
+torch.profiler over steps of minipeft (compiled) and of peft + transformers (eager), by the same
+batch and weights as bench.py peers.
 """
 
 import argparse
@@ -26,7 +28,7 @@ ATTENTION = ("flash_attention",)  # torch's fused operator has its products insi
 
 
 def parts(rival, steps: int) -> dict[str, float]:
-    """Milliseconds a step in products, in torch's fused attention (products and softmax), and in all the rest."""
+    """Milliseconds of a step in matmuls, in torch's fused attention (matmuls and softmax), and in all the rest."""
     for _ in range(3):
         peers.train_step(rival)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -34,13 +36,21 @@ def parts(rival, steps: int) -> dict[str, float]:
             peers.train_step(rival)
     times = {"products": 0.0, "attention": 0.0, "rest": 0.0}
     for event in profiler.key_averages():
-        kind = "products" if event.key in PRODUCTS else "attention" if any(a in event.key for a in ATTENTION) else "rest"
+        kind = (
+            "products"
+            if event.key in PRODUCTS
+            else "attention"
+            if any(a in event.key for a in ATTENTION)
+            else "rest"
+        )
         times[kind] += event.self_cpu_time_total / 1000 / steps
     return times
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--steps", type=int, default=30, help="profiled steps of each (default: 30)")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = p.parse_args()
@@ -61,9 +71,19 @@ def main() -> None:
     rows = []
     for method in s.methods:
         for name in ("minipeft compiled", "peft"):
-            rows.append({"method": method, "rival": name, **parts(peers.build(s, method, name), args.steps)})
-            print("{method:<8} {rival:<18} products {products:5.1f}  attention {attention:5.1f}  rest {rest:5.1f} ms".format(**rows[-1]))
-    write_json(args.out, {"command": f"python docs/tools/step_profile.py --out {args.out.name}", "card": card(torch.device("cpu")), "rows": rows})
+            rows.append(
+                {"method": method, "rival": name, **parts(peers.build(s, method, name), args.steps)}
+            )
+            line = "{method:<8} {rival:<18} matmuls {products:5.1f}  attention {attention:5.1f}  rest {rest:5.1f} ms"
+            print(line.format(**rows[-1]))
+    write_json(
+        args.out,
+        {
+            "command": f"python docs/tools/step_profile.py --out {args.out.name}",
+            "card": card(torch.device("cpu")),
+            "rows": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Fill the marked places of README.md and of the pages in docs/: tables from result files, excerpts from the code.
+"""Fill the marked places of README.md and of the pages in docs/: tables from result files,
+excerpts from the code.
 
 python docs/tools/tables.py          (python docs/tools/refresh.py does this and everything else that is generated)
 
-A place is what stands between `<!-- name -->` and `<!-- /name -->`, with a name of BLOCKS. On the Chinese pages, blocks of sentences
-(PROSE) are written by hand, and a test compares their numbers; the words of all other tables are translated by WORDS of chinese.py.
+A place is what stands between `<!-- name -->` and `<!-- /name -->`, with a name of BLOCKS. On the
+Chinese pages, blocks of sentences
+(PROSE) are written by hand, and a test compares their numbers; the words of all other tables are
+translated by WORDS of chinese.py.
 """
 
 import json
@@ -17,20 +20,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
-from docs.tools import chinese, claims, excerpts, processes, tree  # noqa: E402
-from docs.tools.comparison.summary import beyond_chance  # noqa: E402
-from docs.tools.results import plus_minus, quality, read, seeds_above, trained  # noqa: E402
-from minipeft import METHODS  # noqa: E402
-from minipeft.bench import params  # noqa: E402
-from minipeft.data import NANO  # noqa: E402
-from minipeft.data.tasks import find_task  # noqa: E402
-from minipeft.files.atomic import write_text  # noqa: E402
-from minipeft.runtime.console import shown_as  # noqa: E402
+import train
+from docs.tools import chinese, claims, excerpts, processes, tree
+from docs.tools.comparison.summary import beyond_chance
+from docs.tools.results import plus_minus, quality, read, seeds_above, trained
+from minipeft import METHODS
+from minipeft.bench import params
+from minipeft.data import NANO
+from minipeft.data.tasks import find_task
+from minipeft.files.atomic import write_text
+from minipeft.runtime.console import shown_as
 
 TASKS = ("reverse", "reverse+increment", "parity", "differences")
 NEW = TASKS[1:]
-NAMES = {"full": "full fine-tuning", "prompt": "soft prompt", "lora": "LoRA", "adapter": "bottleneck adapter"}
+NAMES = {
+    "full": "full fine-tuning",
+    "prompt": "soft prompt",
+    "lora": "LoRA",
+    "adapter": "bottleneck adapter",
+}
 NAMES |= {"hard-prompt": "hard prompt", "llama-adapter": "LLaMA-Adapter"}
 TRAINS = {
     "full": "every weight",
@@ -60,12 +68,20 @@ def table(head: Iterable[str], rows: Iterable[Iterable], left: int = 1) -> str:
 def paragraph(*sentences: str) -> str:
     """Sentences as one paragraph, wrapped, but not within `code`."""
     text = re.sub(r"`[^`]+`", lambda m: m[0].replace(" ", "\0"), " ".join(sentences))
-    return textwrap.fill(text, 116, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    return textwrap.fill(text, 116, break_long_words=False, break_on_hyphens=False).replace(
+        "\0", " "
+    )
 
 
 def points_list(*items: str) -> str:
     """Items as a list, wrapped."""
-    wrap = textwrap.TextWrapper(116, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    wrap = textwrap.TextWrapper(
+        116,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return "\n".join(map(wrap.fill, items))
 
 
@@ -83,7 +99,8 @@ def setup(result: dict) -> str:
     s, card = result["settings"], result["card"]
     run = "compiled" if s["compile"] else "eager"
     return (
-        f"{PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']} × {s['seq_len']} tokens, {s['dtype']}, {run}, "
+        f"{PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']} × {s['seq_len']} tokens, "
+        f"{s['dtype']}, {run}, "
         f"{card['cores']} CPU cores ({card['device']}), torch {card['torch']}"
     )
 
@@ -97,10 +114,24 @@ def summary() -> str:
     cost = {(r["method"], size(r)): r for r in bench["rows"]}
     scores = {(p.row, p.cell.task): p for p in quality("methods")}
     rows = []
-    for method, at in (("full", "-"), ("prompt", "P 8"), ("prefix", "P 8"), ("lora", "r 8"), ("adapter", "m 8")):
+    for method, at in (
+        ("full", "-"),
+        ("prompt", "P 8"),
+        ("prefix", "P 8"),
+        ("lora", "r 8"),
+        ("adapter", "m 8"),
+    ):
         r = cost[method, at]
         passed = [f"{seeds_above(scores[method, task])} of 5" for task in ("reverse", "parity")]
-        rows.append([f"**{name(method)}**", TRAINS[method], f"{r['trained']:,}", f"{r['step_against_full']:.2f}", *passed])
+        rows.append(
+            [
+                f"**{name(method)}**",
+                TRAINS[method],
+                f"{r['trained']:,}",
+                f"{r['step_against_full']:.2f}",
+                *passed,
+            ]
+        )
     s = bench["settings"]
     assert s["compile"]
     head = ["method", "trains", "parameters on GPT-2", "step × full", "known skill", "new skill"]
@@ -110,8 +141,11 @@ def summary() -> str:
             table(head, rows, left=2),
             "",
             paragraph(
-                f"*Step: batch {s['batch_size']} × {s['seq_len']}, compiled, {bench['card']['cores']} CPU cores; P 8, LoRA rank 8, adapter width 8. Skills (`reverse`, `parity`): seeds that",
-                f"pass, with over 0.9 of new examples answered exactly; base of 0.2M parameters, at most {budget:,} trained (full: all).*",
+                f"*Step: batch {s['batch_size']} × {s['seq_len']}, compiled, "
+                f"{bench['card']['cores']} CPU cores; P 8, LoRA rank 8, adapter width 8. Skills "
+                "(`reverse`, `parity`): seeds that",
+                "pass, with over 0.9 of new examples answered exactly; base of 0.2M parameters, "
+                f"at most {budget:,} trained (full: all).*",
             ),
         ]
     )
@@ -124,26 +158,37 @@ def findings() -> str:
     bench = {(r["method"], size(r)): r for r in read("bench-gpt2")["rows"]}
     prefix, full = bench["prefix", "P 8"], bench["full", "-"]
     real = {(p.row, p.cell.examples): p for p in quality("real")}
-    behind = [n for n in (200, 500) if beyond_chance(real["full", n].less(real["prompt", n], "loss")) < 0]
+    behind = [
+        n for n in (200, 500) if beyond_chance(real["full", n].less(real["prompt", n], "loss")) < 0
+    ]
     budget = max(trained(it[row, "parity"]) for row in ("prompt", "prefix"))
 
     assert above["prompt", "reverse"] == 5 and all(above["prompt", task] == 0 for task in NEW)
-    assert above["prefix", "parity"] >= 3 and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0
+    assert (
+        above["prefix", "parity"] >= 3
+        and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0
+    )
     assert trained(it["prompt", "parity"]) == trained(it["prefix", "parity"]) == budget
     assert 0.5 < prefix["step_against_full"] < 0.7 and behind == [200, 500]
     seeds, share = COUNTS[above["prefix", "parity"]], prefix["step_against_full"]
     peak = prefix["peak_bytes"] / full["peak_bytes"]
     return points_list(
-        "**A prompt can select a known skill; it rarely teaches a new one**: it passes the known skill in all five seeds, and each of"
+        "**A prompt can select a known skill; it rarely teaches a new one**: it passes the known "
+        "skill in all five seeds, and each of"
         f" {COUNTS[len(NEW)]} new ones in none.",
-        f"**A prefix is more than a long prompt**: with the same {budget:,} parameters it learns a new map of digits in {seeds}"
-        " seeds of five, a soft prompt in none; it can use keys and values that no input could produce.",
-        f"**Time shrinks far less than parameters**: on GPT-2's shape a prefix trains {prefix['percent']:.2f} % of the parameters, and"
-        f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full fine-tuning.",
-        '**Contradicted: "on large models prompt tuning reaches full fine-tuning"**, as far as 135M parameters can tell: over five'
-        " seeds, SmolLM2-135M has the lower loss with full fine-tuning after 200 and 500 examples.",
-        '**Withdrawn: "with little data a prefix overfits less than full fine-tuning"**, reported here before: learning rates were'
-        " swept on endless data; with rates chosen at 10 or 30 examples the difference vanishes in a first try. New figures will"
+        f"**A prefix is more than a long prompt**: with the same {budget:,} parameters it learns a "
+        f"new map of digits in {seeds}"
+        " seeds of five, a soft prompt in none; it can use keys and values that no input could "
+        "produce.",
+        "**Time shrinks far less than parameters**: on GPT-2's shape a prefix trains "
+        f"{prefix['percent']:.2f} % of the parameters, and"
+        f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full "
+        "fine-tuning.",
+        '**Contradicted: "on large models prompt tuning reaches full fine-tuning"**, as far as 135M parameters can'
+        " tell: over five seeds, SmolLM2-135M has the lower loss with full fine-tuning after 200 and 500 examples.",
+        '**Withdrawn: "with little data a prefix overfits less than full fine-tuning"**, reported here before: learning'
+        " rates were swept on endless data; with rates chosen at 10 or 30 examples the difference vanishes in "
+        "a first try. New figures will"
         " come with a later measurement.",
     )
 
@@ -156,15 +201,28 @@ def run_block(result_name: str) -> str:
 def costs() -> str:
     """README's cost table: GPT-2's shape, the shortest and the longest of each method."""
     bench = read("bench-gpt2")
-    rows = [cost_row(r) for r in bench["rows"] if r["method"] != "hard-prompt" and size(r) != "P 32"]
-    head = ["method", "size", "trained", "adapter file", "saved for backward", "peak memory", "step × full", "forward × full"]
+    rows = [
+        cost_row(r) for r in bench["rows"] if r["method"] != "hard-prompt" and size(r) != "P 32"
+    ]
+    head = [
+        "method",
+        "size",
+        "trained",
+        "adapter file",
+        "saved for backward",
+        "peak memory",
+        "step × full",
+        "forward × full",
+    ]
     return "\n".join(
         [
             table(head, rows),
             "",
             paragraph(
-                f"*`{bench['command'].split(' --out')[0]}`, {bench['card']['cores']} CPU cores. Size: virtual tokens P, rank r,",
-                "bottleneck width m, prompts K. Saved for backward: the tensors that autograd holds for it.*",
+                f"*`{bench['command'].split(' --out')[0]}`, {bench['card']['cores']} CPU cores. "
+                "Size: virtual tokens P, rank r,",
+                "bottleneck width m, prompts K. Saved for backward: the tensors that autograd "
+                "holds for it.*",
             ),
         ]
     )
@@ -183,8 +241,19 @@ def ratio(x: float | None) -> str:
 
 
 def cost_row(r: dict) -> list[str]:
-    sizes = [f"{r['trained']:,}", file_size(r["adapter_bytes"]), megabytes(r["saved_bytes"]), megabytes(r["peak_bytes"])]
-    return [name(r["method"]), size(r), *sizes, ratio(r["step_against_full"]), ratio(r["forward_against_full"])]
+    sizes = [
+        f"{r['trained']:,}",
+        file_size(r["adapter_bytes"]),
+        megabytes(r["saved_bytes"]),
+        megabytes(r["peak_bytes"]),
+    ]
+    return [
+        name(r["method"]),
+        size(r),
+        *sizes,
+        ratio(r["step_against_full"]),
+        ratio(r["forward_against_full"]),
+    ]
 
 
 def results() -> str:
@@ -194,15 +263,24 @@ def results() -> str:
     rows = []
     for row in dict.fromkeys(p.row for p in found):
         p = scores[row, TASKS[0]]
-        rows.append([name(row), size(p.cell.size), f"{trained(p):,}", *(plus_minus(scores[row, task].mean()) for task in TASKS)])
+        rows.append(
+            [
+                name(row),
+                size(p.cell.size),
+                f"{trained(p):,}",
+                *(plus_minus(scores[row, task].mean()) for task in TASKS),
+            ]
+        )
     cell = found[0].cell
     return "\n".join(
         [
             table(["method", "size", "trained", *TASKS], rows),
             "",
             paragraph(
-                f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), {cell.steps} steps of {cell.batch_size}",
-                "examples, the best of three learning rates for each row and task (`python bench.py quality --study methods`).*",
+                f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), "
+                f"{cell.steps} steps of {cell.batch_size}",
+                "examples, the best of three learning rates for each row and task (`python "
+                "bench.py quality --study methods`).*",
             ),
         ]
     )
@@ -219,13 +297,19 @@ def differing() -> dict:
 def two_tables() -> str:
     """README's paragraph on why the default run scores higher than the study."""
     d = differing()
-    parity, compose = (f"{d['run'][t]['exact_match'][1]:.2f} instead of {d['study'][t].mean()[0]:.2f}" for t in ("parity", "reverse+increment"))
+    parity, compose = (
+        f"{d['run'][t]['exact_match'][1]:.2f} instead of {d['study'][t].mean()[0]:.2f}"
+        for t in ("parity", "reverse+increment")
+    )
     cell = d["study"]["parity"].cell
     assert {d["study"][t].cell.lr for t in ("parity", "reverse+increment")} == {cell.lr}
     return paragraph(
-        f"The defaults of `train.py` do better: with them a prefix (P 8) reaches {parity} on `parity` and {compose} on",
-        f"`reverse+increment`. Three settings differ: a base of 0.8M parameters, not 0.2M; 64 examples a step, not {cell.batch_size};",
-        f"a learning rate of {d['lr']:g}, not the {cell.lr:g} that the sweep chose. (And it is one seed, not five.)",
+        f"The defaults of `train.py` do better: with them a prefix (P 8) reaches {parity} on "
+        f"`parity` and {compose} on",
+        "`reverse+increment`. Three settings differ: a base of 0.8M parameters, not 0.2M; 64 "
+        f"examples a step, not {cell.batch_size};",
+        f"a learning rate of {d['lr']:g}, not the {cell.lr:g} that the sweep chose. (And it is one "
+        "seed, not five.)",
     )
 
 
@@ -239,17 +323,29 @@ def side_by_side() -> str:
     rows = [
         ["base", "`nano`, 826,240 parameters", f"`{study.cell.base}`, 216,512 parameters"],
         ["examples a step", "64", str(study.cell.batch_size)],
-        ["learning rate", f"{d['lr']:g}, the default", f"{study.cell.lr:g} on both, the best of a sweep with one seed"],
+        [
+            "learning rate",
+            f"{d['lr']:g}, the default",
+            f"{study.cell.lr:g} on both, the best of a sweep with one seed",
+        ],
         ["seeds", "1", str(len(study.runs))],
     ]
     for task in ("parity", "reverse+increment"):
-        rows.append([f"exact match on `{task}`", f"{d['run'][task]['exact_match'][1]:.2f}", plus_minus(d["study"][task].mean())])
+        rows.append(
+            [
+                f"exact match on `{task}`",
+                f"{d['run'][task]['exact_match'][1]:.2f}",
+                plus_minus(d["study"][task].mean()),
+            ]
+        )
     head = ["prefix, P 8, 300 steps", "`python train.py`", "`bench.py quality --study methods`"]
     above = {p.cell.lr: seeds_above(p) for p in quality("projection") if p.row == "prefix"}
     assert above[d["lr"]] > above[study.cell.lr]
     text = paragraph(
-        "Of the three, only the learning rate was varied alone, with 16 virtual tokens on `parity`: exact match is above 0.9 in",
-        f"{COUNTS[above[d['lr']]]} seeds of five at {d['lr']:g}, and in {COUNTS[above[study.cell.lr]]} at {study.cell.lr:g}, which a sweep",
+        "Of the three, only the learning rate was varied alone, with 16 virtual tokens on "
+        "`parity`: exact match is above 0.9 in",
+        f"{COUNTS[above[d['lr']]]} seeds of five at {d['lr']:g}, and in "
+        f"{COUNTS[above[study.cell.lr]]} at {study.cell.lr:g}, which a sweep",
         "over one seed prefers.",
     )
     return "\n".join([table(head, rows, left=3), "", text])
@@ -262,7 +358,9 @@ def scores_table() -> str:
         of_tasks = [read(f"train-{method}-{task}") for task in TASKS]
         cells = ["{:.2f} → {:.2f}".format(*r["exact_match"]) for r in of_tasks]
         rows.append([f"`{method}`", f"{of_tasks[0]['trained']:,}", *cells])
-    return table(["method", "trained", *(f"{task} ({find_task(task).kind})" for task in TASKS)], rows)
+    return table(
+        ["method", "trained", *(f"{task} ({find_task(task).kind})" for task in TASKS)], rows
+    )
 
 
 def wordings() -> str:
@@ -274,8 +372,15 @@ def wordings() -> str:
     def row(w: dict, before: str = "") -> list[str]:
         return [f"{before}`{w['wording']}`", f"{w['exact_match']:.3f}", f"{w['loss']:.3f}"]
 
-    rows = [*map(row, chosen[:5]), [f"… {len(chosen) - 6} more, the worst of them:", "", ""], row(chosen[-1])]
-    return table(["hard prompt", "exact match", "loss"], rows + [row(w, "found by the search: ") for w in found])
+    rows = [
+        *map(row, chosen[:5]),
+        [f"… {len(chosen) - 6} more, the worst of them:", "", ""],
+        row(chosen[-1]),
+    ]
+    return table(
+        ["hard prompt", "exact match", "loss"],
+        rows + [row(w, "found by the search: ") for w in found],
+    )
 
 
 def climb() -> str:
@@ -287,13 +392,17 @@ def bases_table() -> str:
     for r in read("bases")["rows"]:
         scores = (f"{r[key]:.3f}" for key in ("told", "worst_told", "not_told"))
         rows.append([f"`{r['size']}`", f"{r['parameters']:,}", *scores, f"{r['seconds'] / 60:.0f}"])
-    return table(["base", "parameters", "with instruction", "worst skill", "without", "minutes"], rows)
+    return table(
+        ["base", "parameters", "with instruction", "worst skill", "without", "minutes"], rows
+    )
 
 
 def skills_table() -> str:
     skills = json.loads((NANO / "scores.json").read_text(encoding="utf-8"))["skills"]
     kinds = {"told": "with instruction", "not told": "without"}
-    rows = [[f"`{skill}`", *(f"{score[kind]:.3f}" for kind in kinds)] for skill, score in skills.items()]
+    rows = [
+        [f"`{skill}`", *(f"{score[kind]:.3f}" for kind in kinds)] for skill, score in skills.items()
+    ]
     return table(["skill", *kinds.values()], rows)
 
 
@@ -301,9 +410,24 @@ def cost_sizes(result_name: str) -> str:
     rows = []
     for r in read(result_name)["rows"]:
         sizes = [f"{r['trained']:,}", f"{r['percent']:.3f}", f"{r['adapter_bytes'] / 1e3:,.1f}"]
-        memory = [f"{r[key] / 1e6:,.{d}f}" if r[key] else "-" for key, d in (("optimizer_bytes", 2), ("saved_bytes", 1), ("peak_bytes", 0))]
+        memory = [
+            f"{r[key] / 1e6:,.{d}f}" if r[key] else "-"
+            for key, d in (("optimizer_bytes", 2), ("saved_bytes", 1), ("peak_bytes", 0))
+        ]
         rows.append([name(r["method"]), size(r), *sizes, *memory])
-    return table(["method", "size", "trained", "% of both", "adapter KB", "optimizer MB", "saved MB", "peak MB"], rows)
+    return table(
+        [
+            "method",
+            "size",
+            "trained",
+            "% of both",
+            "adapter KB",
+            "optimizer MB",
+            "saved MB",
+            "peak MB",
+        ],
+        rows,
+    )
 
 
 def cost_times(result_name: str) -> str:
@@ -314,13 +438,26 @@ def cost_times(result_name: str) -> str:
         compiled = f"{r['compile_s']:.1f}" if r["compile_s"] else "-"
         forward = [f"{r['forward_ms']['median']:,.1f}", ratio(r["forward_against_full"])]
         rows.append([name(r["method"]), size(r), step, *ratios, *forward, compiled])
-    return table(["method", "size", "step ms (p10–p90)", "× full", "× floor", "forward ms", "× full", "compile s"], rows)
+    return table(
+        [
+            "method",
+            "size",
+            "step ms (p10–p90)",
+            "× full",
+            "× floor",
+            "forward ms",
+            "× full",
+            "compile s",
+        ],
+        rows,
+    )
 
 
 def bench_block(result_name: str) -> str:
     result = read(result_name)
     head = paragraph(
-        f"*`{result['command'].split(' --out')[0]}`: {setup(result)}, {result['settings']['steps']} steps; large matmuls run at",
+        f"*`{result['command'].split(' --out')[0]}`: {setup(result)}, "
+        f"{result['settings']['steps']} steps; large matmuls run at",
         f"{result['rate'] / 1e9:.0f} GFLOP/s.*",
     )
     return "\n\n".join([head, cost_sizes(result_name), cost_times(result_name)])
@@ -349,16 +486,39 @@ def attention_table() -> str:
     rows = []
     for (dtype, its_shape), its in by.items():
         fused, sdpa, textbook = its["fused"], its["sdpa"], its["reference"]
-        times = [ratio(textbook["against_sdpa"]), ratio(fused["forward_against_sdpa"]), ratio(fused["against_sdpa"])]
+        times = [
+            ratio(textbook["against_sdpa"]),
+            ratio(fused["forward_against_sdpa"]),
+            ratio(fused["against_sdpa"]),
+        ]
         saved = [f"{r['saved_bytes'] / 1e6:.1f}" for r in (sdpa, fused)]
         rows.append([dtype, its_shape, f"{sdpa['ms']['median']:.1f}", *times, *saved])
-    head = ["dtype", "B × nh × T, P, hs", "sdpa ms", "textbook ×", "fused forward ×", "fused ×", "sdpa saved MB", "fused saved MB"]
-    means = ", ".join(f"{mean:.2f} in {dtype}" for dtype, mean in result["mean_against_sdpa"].items())
-    errors = {dtype: max(r["error"] for r in result["rows"] if r["dtype"] == dtype) for dtype in result["mean_against_sdpa"]}
+    head = [
+        "dtype",
+        "B × nh × T, P, hs",
+        "sdpa ms",
+        "textbook ×",
+        "fused forward ×",
+        "fused ×",
+        "sdpa saved MB",
+        "fused saved MB",
+    ]
+    means = ", ".join(
+        f"{mean:.2f} in {dtype}" for dtype, mean in result["mean_against_sdpa"].items()
+    )
+    errors = {
+        dtype: max(r["error"] for r in result["rows"] if r["dtype"] == dtype)
+        for dtype in result["mean_against_sdpa"]
+    }
     worst = ", ".join(f"{error:.0e} in {dtype}" for dtype, error in errors.items())
-    growth = "; ".join(f"{g['time']:.2f} × the time for {g['flops']:.2f} × the operations with P {g['P']} in {g['dtype']}" for g in result["growth"])
+    growth = "; ".join(
+        f"{g['time']:.2f} × the time for {g['flops']:.2f} × the operations with P {g['P']} in "
+        f"{g['dtype']}"
+        for g in result["growth"]
+    )
     text = paragraph(
-        f"Geometric mean of *fused ×*: {means}. Largest relative error of any backend against float64: {worst}. The fused kernel with a",
+        f"Geometric mean of *fused ×*: {means}. Largest relative error of any backend against "
+        f"float64: {worst}. The fused kernel with a",
         f"prefix against without, at 4 × 12 × 512: {growth}.",
     )
     return "\n".join([table(head, rows, left=2), "", text])
@@ -367,30 +527,62 @@ def attention_table() -> str:
 def short_attention() -> str:
     """Fused over sdpa at the short shapes, forward and backward."""
     rows = [r for r in read("attention-short")["rows"] if r["backend"] == "fused"]
-    return table(["dtype", "B × nh × T, P, hs", "fused ×"], [[r["dtype"], shape(r), ratio(r["against_sdpa"])] for r in rows], left=2)
+    return table(
+        ["dtype", "B × nh × T, P, hs", "fused ×"],
+        [[r["dtype"], shape(r), ratio(r["against_sdpa"])] for r in rows],
+        left=2,
+    )
 
 
 def peers_table(result_name: str) -> str:
     result = read(result_name)
     s, card, rows = result["settings"], result["card"], []
     for r in result["rows"]:
-        step = [spread(r["step_ms"], 0 if r["step_ms"]["median"] > 100 else 1), ratio(r["against_peft"]), ratio(r["against_floor"])]
+        step = [
+            spread(r["step_ms"], 0 if r["step_ms"]["median"] > 100 else 1),
+            ratio(r["against_peft"]),
+            ratio(r["against_floor"]),
+        ]
         saved = [f"{r['saved_bytes'] / 1e6:,.1f}", ratio(r["saved_against_peft"])]
         peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
         rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
-    versions = ", ".join(f"{library} {card[library]}" for library in ("torch", "peft", "transformers"))
+    versions = ", ".join(
+        f"{library} {card[library]}" for library in ("torch", "peft", "transformers")
+    )
     means = result["means"].items()
-    means = "; ".join(f"{rival} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})" for rival, m in means)
+    means = "; ".join(
+        f"{rival} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})"
+        for rival, m in means
+    )
     return "\n".join(
         [
             paragraph(
-                f"*`{result['command'].split(' --out')[0]}`: batch {s['batch_size']} × {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']},",
-                f"{100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU cores, {versions}.*",
+                f"*`{result['command'].split(' --out')[0]}`: batch {s['batch_size']} × "
+                f"{s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']},",
+                f"{100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU "
+                f"cores, {versions}.*",
             ),
             "",
-            table(["method", "run by", "step ms (p10–p90)", "× peft", "× floor", "saved MB", "× peft", "peak MB"], rows, left=2),
+            table(
+                [
+                    "method",
+                    "run by",
+                    "step ms (p10–p90)",
+                    "× peft",
+                    "× floor",
+                    "saved MB",
+                    "× peft",
+                    "peak MB",
+                ],
+                rows,
+                left=2,
+            ),
             "",
-            paragraph(peers_losses(result), f"Geometric means over the methods, step (and saved for backward) against PEFT run eagerly: {means}."),
+            paragraph(
+                peers_losses(result),
+                "Geometric means over the methods, step (and saved for backward) against PEFT run "
+                f"eagerly: {means}.",
+            ),
         ]
     )
 
@@ -406,15 +598,41 @@ def peers_losses(result: dict) -> str:
 def profile_table() -> str:
     """Where the steps of the nano shape go, and how much of PEFT's whole step our matmuls alone are."""
     rows = read("profile-nano")["rows"]
-    cells = [[name(r["method"]), r["rival"], *(f"{r[part]:.1f}" for part in ("products", "attention", "rest"))] for r in rows]
+    cells = [
+        [
+            name(r["method"]),
+            r["rival"],
+            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest")),
+        ]
+        for r in rows
+    ]
     shares = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        shares.append(f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}")
-    text = paragraph(f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step.")
-    return "\n".join([table(["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells, left=2), "", text])
+        shares.append(
+            f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}"
+        )
+    text = paragraph(
+        f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step."
+    )
+    return "\n".join(
+        [
+            table(
+                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"],
+                cells,
+                left=2,
+            ),
+            "",
+            text,
+        ]
+    )
 
 
-SERVED = {"base": "the base", "prefix tasks": "prefixes, mixed", "lora tasks": "LoRA, mixed", "full copies": "full copies"}
+SERVED = {
+    "base": "the base",
+    "prefix tasks": "prefixes, mixed",
+    "lora tasks": "LoRA, mixed",
+    "full copies": "full copies",
+}
 SERVED |= {"shared": "one prefix, shared", "copied": "one prefix, copied for each row"}
 
 
@@ -424,22 +642,46 @@ def serving_table() -> str:
     for r in result["rows"]:
         throughput = [f"{r['tokens_per_s']:,.0f}", ratio(r["against_base"])]
         memory = [f"{r[key] / 1e6:,.0f}" for key in ("peak_bytes", "extra_bytes")]
-        rows.append([SERVED[r["kind"]], r["n"] or "-", f"{r['P']:,}" if r["P"] else "-", spread(r["step_ms"]), *throughput, *memory])
+        rows.append(
+            [
+                SERVED[r["kind"]],
+                r["n"] or "-",
+                f"{r['P']:,}" if r["P"] else "-",
+                spread(r["step_ms"]),
+                *throughput,
+                *memory,
+            ]
+        )
     s = result["settings"]
     left_out = "; ".join(
-        f"{SERVED[r['kind']]}, {r['n'] or format(r['P'], ',')}: {r['bytes_needed'] / 1e9:.1f} GB" for r in result["left_out"]
+        f"{SERVED[r['kind']]}, {r['n'] or format(r['P'], ',')}: {r['bytes_needed'] / 1e9:.1f} GB"
+        for r in result["left_out"]
     )
-    head = ["served", "tasks", "P", "ms a token (p10–p90)", "tokens/s", "× base", "peak MB", "above base MB"]
+    head = [
+        "served",
+        "tasks",
+        "P",
+        "ms a token (p10–p90)",
+        "tokens/s",
+        "× base",
+        "peak MB",
+        "above base MB",
+    ]
     return "\n".join(
         [
             paragraph(
-                f"*`{result['command'].split(' --out')[0]}`: {PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']}, prompts of {s['seq_len']}",
-                f"tokens, {s['steps']} tokens timed; {result['card']['cores']} CPU cores, torch {result['card']['torch']}.*",
+                f"*`{result['command'].split(' --out')[0]}`: {PRESET_NAMES[s['preset']]}'s shape, "
+                f"batch {s['batch_size']}, prompts of {s['seq_len']}",
+                f"tokens, {s['steps']} tokens timed; {result['card']['cores']} CPU cores, torch "
+                f"{result['card']['torch']}.*",
             ),
             "",
             table(head, rows),
             "",
-            paragraph(serving_ratios(result), f"Not measured, because of the memory it would take: {left_out}."),
+            paragraph(
+                serving_ratios(result),
+                f"Not measured, because of the memory it would take: {left_out}.",
+            ),
         ]
     )
 
@@ -448,10 +690,15 @@ def serving_ratios(result: dict) -> str:
     at = {(r["of"], r["to"], r["what"]): r["value"] for r in result["ratios"]}
     mixed = [at[f"64 {kind} tasks mixed", "one", "throughput"] for kind in ("prefix", "lora")]
     copies = at["8 prefix tasks mixed", "8 full copies", "throughput"]
-    speed, memory = (at["a shared prefix of 1,024", "copies of it", what] for what in ("speed of the attention alone", "extra memory"))
+    speed, memory = (
+        at["a shared prefix of 1,024", "copies of it", what]
+        for what in ("speed of the attention alone", "extra memory")
+    )
     return (
-        f"64 tasks mixed have {mixed[0]:.2f} (prefixes) and {mixed[1]:.2f} (LoRA) of the throughput of one; 8 prefixes mixed have {copies:.1f} × "
-        f"that of 8 full copies. The attention alone over a shared prefix of 1,024 is {speed:.1f} × as fast as over copies, with {memory:.2f} of "
+        f"64 tasks mixed have {mixed[0]:.2f} (prefixes) and {mixed[1]:.2f} (LoRA) of the "
+        f"throughput of one; 8 prefixes mixed have {copies:.1f} × "
+        f"that of 8 full copies. The attention alone over a shared prefix of 1,024 is {speed:.1f} "
+        f"× as fast as over copies, with {memory:.2f} of "
         "their extra memory."
     )
 
@@ -461,20 +708,44 @@ def e2e_table() -> str:
     result = read("e2e-smollm2")
     rows = []
     for method, r in result["runs"].items():
-        lr = min(result["probes"][method], key=result["probes"][method].get) if method in result["probes"] else "-"
+        lr = (
+            min(result["probes"][method], key=result["probes"][method].get)
+            if method in result["probes"]
+            else "-"
+        )
         minutes = f"{r['seconds'] / 60:.1f}" if r["seconds"] else "-"
-        scores = [f"{r['answers']['bleu']:.1f}", f"{r['answers']['chrf']:.1f}", f"{r['loss'][1]:.3f}"]
-        rows.append([name(method), lr, f"{r['trained']:,}", *scores, minutes, f"{r['peak_bytes'] / 1e9:.1f} GB"])
+        scores = [
+            f"{r['answers']['bleu']:.1f}",
+            f"{r['answers']['chrf']:.1f}",
+            f"{r['loss'][1]:.3f}",
+        ]
+        rows.append(
+            [
+                name(method),
+                lr,
+                f"{r['trained']:,}",
+                *scores,
+                minutes,
+                f"{r['peak_bytes'] / 1e9:.1f} GB",
+            ]
+        )
     head = ["method", "learning rate", "trained", "BLEU", "chrF", "loss", "minutes", "peak memory"]
-    larger = [name(m) for m, losses in result["probes"].items() if min(losses, key=losses.get) == max(losses, key=float)]
+    larger = [
+        name(m)
+        for m, losses in result["probes"].items()
+        if min(losses, key=losses.get) == max(losses, key=float)
+    ]
     return "\n".join(
         [
             table(head, rows),
             "",
             paragraph(
-                f"The hard prompt is the best of {len(result['wordings'])} wordings by its loss on the validation pairs. Prompt and prefix",
-                "start from it and have its length; the others start from the bare base. Each trained method took the better of two learning",
-                f"rates by its validation loss after one epoch, then {result['epochs']} epochs. The larger learning rate was better for",
+                f"The hard prompt is the best of {len(result['wordings'])} wordings by its loss on "
+                "the validation pairs. Prompt and prefix",
+                "start from it and have its length; the others start from the bare base. Each "
+                "trained method took the better of two learning",
+                f"rates by its validation loss after one epoch, then {result['epochs']} epochs. "
+                "The larger learning rate was better for",
                 f"{', '.join(larger)}, so still larger ones may do better.",
             ),
         ]
@@ -485,7 +756,10 @@ def e2e_samples() -> str:
     """One test input and the answers to it."""
     samples = read("e2e-smollm2")["samples"]
     lines = [f"- `{samples['full'][1]['input']}`"]
-    return "\n".join(lines + [f"  - {name(method)}: {shown_as(its[1]['answer'])}" for method, its in samples.items()])
+    return "\n".join(
+        lines
+        + [f"  - {name(method)}: {shown_as(its[1]['answer'])}" for method, its in samples.items()]
+    )
 
 
 def yes(x: bool) -> str:
@@ -506,22 +780,44 @@ def faults() -> str:
         r = read(f"faults-{fault}")
         writing = r["stopped"].get("while a state was written", 0)
         outcome = f"{r['identical']} end bit for bit like the uninterrupted run"
-        row(fault, provoked, r["times"], outcome + f" ({writing} stopped while a checkpoint was written)" * bool(writing))
+        row(
+            fault,
+            provoked,
+            r["times"],
+            outcome + f" ({writing} stopped while a checkpoint was written)" * bool(writing),
+        )
     r = read("faults-disk")
     outcome = f"exit code {r['exit_code']}, one line; checkpoints untouched: {yes(r['states_untouched'])}; "
-    row("disk", "full disk while a checkpoint is written", 1, outcome + f"resumed, bit for bit the same: {yes(r['resumed_identical'])}")
+    row(
+        "disk",
+        "full disk while a checkpoint is written",
+        1,
+        outcome + f"resumed, bit for bit the same: {yes(r['resumed_identical'])}",
+    )
     r = read("faults-files")["counts"][-1]
     outcome = f"{r['right']:,} read correctly, {r['refused']:,} refused in one line, {r.get('failed', 0)} anything else"
-    row("files", "damaged and forged files: bit flips, truncations, claimed terabytes, malicious pickles …", r["tried"], outcome)
+    row(
+        "files",
+        "damaged and forged files: bit flips, truncations, claimed terabytes, malicious pickles …",
+        r["tried"],
+        outcome,
+    )
     r = read("faults-processes")["rows"]
     slowest, same = max(x["seconds"] for x in r), sum(x["by_two"] == "identical" for x in r)
-    outcome = f"the job ends within {slowest:.1f} s; {same} of {len(r)} resumed, bit for bit the same"
+    outcome = (
+        f"the job ends within {slowest:.1f} s; {same} of {len(r)} resumed, bit for bit the same"
+    )
     row("processes", "one of two processes killed", len(r), outcome)
     r = read("soak")
     first, last = r["quarters"][1], r["quarters"][-1]
     growth = last["resident_mb"] / first["resident_mb"]
     outcome = f"memory, last quarter over second: {growth:.4f}; handles {first['handles']} and {last['handles']}"
-    row("soak", "steps of tuning, saving, loading, generating, detaching", r["settings"]["steps"], outcome)
+    row(
+        "soak",
+        "steps of tuning, saving, loading, generating, detaching",
+        r["settings"]["steps"],
+        outcome,
+    )
     return table(["provoked", "times", "outcome", "command"], rows, left=4)
 
 
@@ -564,15 +860,40 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS},
 }
-PROSE = {"summary", "findings", "costs", "results", "two-tables", "side-by-side", "claims", "e2e", "faults", "attention", "wordings"}
-PROSE |= {"tree", "bench-nano", "bench-gpt2", "profile-nano", "peers-gpt2-float32", "peers-gpt2-bfloat16", "peers-nano", "serving"}
+PROSE = {
+    "summary",
+    "findings",
+    "costs",
+    "results",
+    "two-tables",
+    "side-by-side",
+    "claims",
+    "e2e",
+    "faults",
+    "attention",
+    "wordings",
+}
+PROSE |= {
+    "tree",
+    "bench-nano",
+    "bench-gpt2",
+    "profile-nano",
+    "peers-gpt2-float32",
+    "peers-gpt2-bfloat16",
+    "peers-nano",
+    "serving",
+}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
     """README and the pages of docs/, in both languages."""
     found = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-    return found + sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs" / "zh-CN").glob("*.md"))
+    return (
+        found
+        + sorted((ROOT / "docs").glob("*.md"))
+        + sorted((ROOT / "docs" / "zh-CN").glob("*.md"))
+    )
 
 
 def is_chinese(page: Path) -> bool:
@@ -596,7 +917,9 @@ def filled(page: Path) -> str:
 
 def files() -> dict[Path, str]:
     """Every page that this tool fills, and its text."""
-    return {page: filled(page) for page in pages() if PLACE.search(page.read_text(encoding="utf-8"))}
+    return {
+        page: filled(page) for page in pages() if PLACE.search(page.read_text(encoding="utf-8"))
+    }
 
 
 if __name__ == "__main__":

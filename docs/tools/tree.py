@@ -6,7 +6,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The core, in the order in which to read it; what is not named follows by name.
-ORDER = ["config", "attention", "fused", "compiling", "slots", "model", "loss", "ladder", "adapters", "methods"]
+ORDER = [
+    "config",
+    "attention",
+    "fused",
+    "compiling",
+    "slots",
+    "model",
+    "loss",
+    "ladder",
+    "adapters",
+    "methods",
+]
 ORDER += ["accounting", "files", "data", "inference", "training", "runtime", "bench"]
 WIDTH = 120
 
@@ -20,7 +31,12 @@ def sentence(path: Path) -> str:
 
 def rank(path: Path) -> tuple:
     name = path.stem
-    return (path.is_dir(), ORDER.index(name) if name in ORDER else len(ORDER), name not in ("base", "__main__"), name)
+    return (
+        path.is_dir(),
+        ORDER.index(name) if name in ORDER else len(ORDER),
+        name not in ("base", "__main__"),
+        name,
+    )
 
 
 def branch(folder: Path, depth: int) -> list[str]:
@@ -40,7 +56,11 @@ def entry(name: str, about: str, depth: int) -> str:
     room = WIDTH - len(start)
     if len(about) > room:
         marks = [m.start() for m in re.finditer("[:;,]", about) if m.start() <= room]
-        marks = [i for i in marks if about[:i].count("(") == about[:i].count(")") and about[:i].count('"') % 2 == 0]
+        marks = [
+            i
+            for i in marks
+            if about[:i].count("(") == about[:i].count(")") and about[:i].count('"') % 2 == 0
+        ]
         about = about[: marks[-1]] if marks else about[: room - 2].rsplit(" ", 1)[0] + " …"
     return (start + about).rstrip()
 
