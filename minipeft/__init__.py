@@ -1,12 +1,14 @@
 """minipeft: one frozen GPT, and every way of tuning it, each in one short file with its exact cost."""
 
+from .accounting.shapes import PRESETS
 from .adapters import fingerprint, load_adapter
+from .attach import adapt
 from .attention import prefix_attention
-from .config import PRESETS, Error, GPTConfig
+from .config import Error, GPTConfig
 from .inference.generation import generate
 from .inference.task_bank import TaskBank, vote
 from .ladder import hidden_from_prompt, prefix_from_hidden, prefix_from_prompt, prompt_from_tokens
-from .methods import METHODS, adapt
+from .methods import METHODS
 from .model import GPT
 from .slots import Prefix
 

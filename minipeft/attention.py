@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Error, check_attention
-from .compiling import can_compile
 from .fused import causal_mask, fused_attention
+from .runtime.compiling import can_compile
 
 
 def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = None, prefix_v: Tensor | None = None,

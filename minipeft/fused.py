@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .compiling import compiled
+from .runtime.compiling import compiled
 
 
 def causal_mask(queries: range, keys: range, device=None, shift: "int | Tensor" = 0) -> Tensor:

@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
 from .checks import check_slots
-from .compiling import can_compile, compiled
 from .config import GPTConfig, RopeScaling, linears
 from .files import huggingface
+from .runtime.compiling import can_compile, compiled
 from .slots import KVCache, Prefix
 
 

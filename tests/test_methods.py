@@ -9,15 +9,7 @@ import pytest
 import torch
 from conftest import in_shape, tiny
 
-from minipeft import (
-    METHODS,
-    Error,
-    adapt,
-    hidden_from_prompt,
-    load_adapter,
-    prefix_from_hidden,
-    prompt_from_tokens,
-)
+from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.config import linears
 from minipeft.files.tensors import read_tensors
 from minipeft.training.prompt_search import search
@@ -233,7 +225,7 @@ def test_only_a_change_of_weights_on_a_base_of_its_own_is_merged(base):
     two = adapt(base, "adapter")
     with pytest.raises(Error, match="adapter cannot be merged"):
         two.merge()
-    with pytest.raises(Error, match="attached to the base, and alone"):
+    with pytest.raises(Error, match="attached to the base, and no other"):
         one.merge()
 
 
@@ -334,7 +326,7 @@ def test_methods_combine(base, idx, tmp_path):
     rates = {part.name: part.learning_rate for part in (lora, prefix)}
     assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [
         (1, rates["prefix"]),
-        (3 * 2 * len(lora.places), rates["lora"]),
+        (3 * 2 * len(lora.linears), rates["lora"]),
     ]
     model.save(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix", "combination.json"}
@@ -458,14 +450,14 @@ def test_several_methods_share_a_frozen_base(base, idx):
         ("prompt", dict(num_virtual_tokens=True), "1 … 47"),
         ("prefix", dict(prefix_projection=True, encoder_hidden_size=1.5), "whole number"),
         ("prompt", dict(num_virtual_tokens=4, init=torch.zeros(1, 3, 32)), "has 3 virtual tokens, so num_virtual_tokens cannot be 4"),
-        ("prompt", dict(init=torch.zeros(3, 1, 4, 32)), "above the rung 'prompt'"),
+        ("prompt", dict(init=torch.zeros(3, 1, 4, 32)), "above level 'prompt'"),
         ("lora", dict(r=33), "r 33 is larger than {first} has ranks: its matrix is {out} × 32"),
         ("lora", dict(r=0), "at least 1, not 0"),
         ("lora", dict(target_modules=["query"]), "'query' matches nothing: there are {places} "),
         ("lora", dict(target_modules=[]), "must be names of linears"),
         ("lora", dict(target_modules=5), "must be names of linears: there are {places}; not 5"),
         ("adapter", dict(placement=["mlp"]), "'houlsby' or 'pfeiffer'"),
-        ("lora", dict(lora_alpha=0), "above 0"),
+        ("lora", dict(lora_alpha=0), "positive number"),
         ("lora", dict(lora_dropout=1.0), "below 1"),
         ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),
         ("adapter", dict(bottleneck_size=0), "at least 1"),

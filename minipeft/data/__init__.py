@@ -1,8 +1,8 @@
-"""Data: tasks made in code, files of examples, tokenizers, and the bases that ship with the package."""
+"""Examples of tasks and files, tokenizers, batches, and the bases that ship with the package."""
 
 from pathlib import Path
 
-from ..config import EMBEDDED
+from ..accounting.shapes import EMBEDDED
 
-BASES = {name: Path(__file__).parent / name for name in EMBEDDED}  # folders as GPT.from_pretrained opens them
+BASES = {name: Path(__file__).parent / name for name in EMBEDDED}  # folders for GPT.from_pretrained
 NANO = BASES["nano"]  # the default of train.py

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..config import GPTConfig
+from ..config import Error, GPTConfig, linears, shown
 from .atomic import check_place, write_json
 from .tensors import digest, digest_of_config, write_tensors
 
@@ -55,6 +55,57 @@ def lora_config(
         "fan_in_fan_out": c.projections == "joined",  # GPT-2's linears are stored (in, out) in transformers
         "bias": "none",
     }
+
+
+# What PEFT's LoraConfig may also ask for, and the values that ask for nothing.
+_NEUTRAL = {
+    "bias": ("none",),
+    "use_dora": (False,),
+    "use_rslora": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, []),
+    "exclude_modules": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
+}
+
+
+def lora_hyperparameters(config: dict) -> dict:
+    """The hyper-parameters in an adapter_config.json of LoRA. Raises Error for settings that ask for more than LoRA."""
+    for name, neutral in _NEUTRAL.items():
+        if config.get(name, neutral[0]) not in neutral:
+            raise Error(f"LoRA with {name} {shown(config[name])} is not supported, only {neutral[0]!r}")
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules")
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    if isinstance(targets := given.get("target_modules"), list):
+        given["target_modules"] = [t.replace("self_attn.", "attn.") if isinstance(t, str) else t for t in targets]
+    return given
+
+
+def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> list[str]:
+    """The linears of a block with these names: whole ("mlp.c_proj") or their end ("c_proj": every such).
+
+    Raises Error for a name that matches none.
+    """
+    known = list(linears(c))
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple, set)) or not names:
+        raise Error(f"target modules must be names of linears: there are {', '.join(known)}; not {shown(names)}")
+
+    def matches(linear: str, name: str) -> bool:
+        return linear == name or linear.endswith(f".{name}")
+
+    for name in names:
+        if not any(matches(linear, name) for linear in known):
+            raise Error(f"target module {shown(name)} matches nothing: there are {', '.join(known)} "
+                        f"(or their ends, such as {known[-1][4:]})")
+    return [linear for linear in known if any(matches(linear, name) for name in names)]
 
 
 def adaption_modules(c: GPTConfig, adapter_layers: int, gate: str) -> list[str] | None:

@@ -1,16 +1,16 @@
-"""Bottleneck adapters: small networks in every block, after what is added to the residual stream.
+"""Bottleneck adapters: small MLPs in every block, applied to what is added to the residual stream.
 
     y ← y + W_up gelu(W_down y + b_down) + b_up          W_down (m, C), W_up (C, m) learnt, m ≪ C
 
-    placement="houlsby"     after attention and after the MLP     trained = stored = 2·L·(2·C·m + m + C)     Houlsby et al. 2019,
-                                                                                                             1902.00751 §2.1
-    placement="pfeiffer"    after the MLP alone                   trained = stored =   L·(2·C·m + m + C)     Pfeiffer et al. 2020,
-                                                                                                             2005.00247
-W_up starts at zero, so step 0 is exactly the base. Unlike LoRA's, this change is not linear: it cannot be merged into the base's weights.
+    placement="houlsby"    after attention and after the MLP   trained = stored = 2·L·(2·C·m + m + C)   1902.00751 §2.1
+    placement="pfeiffer"   after the MLP alone                 trained = stored =   L·(2·C·m + m + C)   2005.00247
 
-Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too; here the base is pre-LayerNorm and
-wholly frozen. They start from N(0, σ) with a small σ, near the identity.
-gelu is the exact one, whatever form the base's own MLP has.
+(Houlsby et al. 2019; Pfeiffer et al. 2020.) W_up starts at zero, so step 0 is exactly the base. The nonlinearity
+prevents merging.
+
+Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too; here the base is
+pre-LayerNorm and wholly frozen. They start from N(0, σ) with a small σ, near the identity. gelu is the exact one,
+whatever form the base's own MLP has.
 """
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Error, at_least_one, shown
+from ..checks import at_least_one, one_of
 from ..model import GPT
 from .base import Method, new_parameter
 
@@ -26,7 +26,7 @@ PLACEMENTS = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
 
 
 class Bottleneck(nn.Module):
-    """The edit: y + up(gelu(down(y))), whatever the place read."""
+    """The hook y + up(gelu(down(y))); the module's input x plays no part."""
 
     def __init__(self, base: GPT, m: int):
         super().__init__()
@@ -45,15 +45,14 @@ class BottleneckAdapter(Method):
     name = "adapter"
     learning_rate = 1e-2
     learning_rate_wide = 2e-3
-    peft_types = ("BOTTLENECK_ADAPTER",)  # PEFT has none of them
+    peft_types = ("BOTTLENECK_ADAPTER",)  # PEFT has no such type
 
     def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):
         super().__init__()
-        if placement not in tuple(PLACEMENTS):
-            raise Error(f"placement must be {' or '.join(map(repr, PLACEMENTS))}, not {shown(placement)}")
+        one_of("placement", placement, PLACEMENTS)
         self.bottleneck_size, self.placement = at_least_one("bottleneck_size", bottleneck_size), placement
-        places = PLACEMENTS[placement]
-        self.layers = nn.ModuleList(nn.ModuleDict({place: Bottleneck(base, bottleneck_size) for place in places}) for _ in base.h)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: Bottleneck(base, bottleneck_size) for name in PLACEMENTS[placement]}) for _ in base.h)
 
     def slots(self, base: GPT) -> dict:
         return {"hooks": [dict(layer.items()) for layer in self.layers]}

@@ -1,14 +1,14 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
-Each fills its own slot, or hooks its own places, and is trained at its own learning rate; what is saved is one adapter folder a part
-and a list of them.
+Each fills its own slot or hooks its own modules, and is trained at its own learning rate. Saved is one adapter folder
+per part and a list of them.
 """
 
 from pathlib import Path
 
 from torch import nn
 
-from ..config import Error
+from ..checks import Error
 from ..files import huggingface, peft
 from ..files.atomic import check_place
 from ..model import GPT
@@ -16,7 +16,7 @@ from .base import Method
 
 
 class Combined(Method):
-    """The parts as one method, under the name of all of them."""
+    """The parts as one method; its name joins theirs by "+"."""
 
     def __init__(self, base: GPT, parts: list[Method]):
         super().__init__()
@@ -29,7 +29,7 @@ class Combined(Method):
             raise Error("full fine-tuning cannot be combined: it changes the base that the others are tuned for")
         filled: dict[str, str] = {}
         for part in parts:
-            for slot in part.slots(base).keys() - {"hooks"}:  # hooks are apart: LoRA's at linears, adapters' behind sublayers
+            for slot in part.slots(base).keys() - {"hooks"}:  # LoRA hooks linears, bottleneck adapters hook sublayers
                 if slot in filled:
                     raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
                 filled[slot] = part.name
@@ -40,15 +40,15 @@ class Combined(Method):
     def slots(self, base: GPT) -> dict:
         slots = {}
         for part in self.parts():
-            its_own = part.slots(base)
-            if "hooks" in slots and "hooks" in its_own:
-                its_own["hooks"] = [a | b for a, b in zip(slots["hooks"], its_own["hooks"], strict=True)]
-            slots |= its_own
+            part_slots = part.slots(base)
+            if "hooks" in slots and "hooks" in part_slots:
+                part_slots["hooks"] = [a | b for a, b in zip(slots["hooks"], part_slots["hooks"], strict=True)]
+            slots |= part_slots
         return slots
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_place(folder, "a combination")
-        here = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
         for name, part in self.by_name.items():
-            part.save(base, Path(folder) / name, here)
+            part.save(base, Path(folder) / name, base_fingerprint)
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})

@@ -2,8 +2,8 @@
 
     θ ← θ − η ∇θ loss          trained = stored = all parameters, once per task
 
-The one method that changes the base it is given: with it there is no frozen base to give back, and what it saves is a base,
-a Hugging Face folder of its own.
+The one method that changes its base: `detach()` has no frozen base to give back, and `save()` writes a whole base,
+a Hugging Face folder.
 """
 
 from ..model import GPT

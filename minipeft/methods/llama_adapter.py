@@ -2,22 +2,23 @@
 
     in each of the top n blocks:   o = softmax(q Kᵀ / sqrt(hs)) V + g · softmax(q Pkᵀ / sqrt(hs)) Pv
 
-    Pk, Pv = the block's own key and value projections of H (K, C), learnt; g, one number a head, learnt, starts at 0
-                                                 (gate="layer": one number for all heads, as PEFT's ADAPTION_PROMPT has it)
+    Pk, Pv = the block's own key and value projections of H (K, C), learnt; g, one per head, learnt, starts at 0
+                                           (gate="layer": one for all heads, as in PEFT's ADAPTION_PROMPT)
 
-Prefix tuning's slot with a gate: what the prompts say has a softmax of its own, so that at g = 0 step 0 is exactly the base, where a
-prefix of any values takes weight away from the text. The prompts stand beside the sequence and take no positions.
+Prefix tuning's slot with a gate: the prompts have a softmax of their own, so at g = 0 step 0 is exactly the base, where
+a prefix of any values takes attention away from the text. The prompts stand beside the sequence and take no positions.
 
 trained = stored = n·(K·C + nh)                  gate="layer": n·(K·C + 1)
 
-Departs from the paper: a gate multiplies as it is (eq. 6), where the released code takes its tanh. By default n is the paper's share of
-the layers, 30 of 32. A query turned by its position meets keys that have none, as in PEFT.
+Departs from the paper: the gate multiplies as it is (eq. 6); the released code takes its tanh. By default n is the
+paper's share of the layers, 30 of 32. Rotated queries meet unrotated keys, as in PEFT.
 """
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Error, GPTConfig, at_least_one, shown
+from ..checks import Error, at_least_one, one_of
+from ..config import GPTConfig
 from ..files.peft import adaption_modules
 from ..model import GPT
 from ..slots import Prefix
@@ -25,39 +26,38 @@ from .base import Method, new_parameter, noise
 
 
 class LlamaAdapter(Method):
-    """adapt(base, "llama-adapter", adapter_len=10, adapter_layers=None (the top 30 of 32 of them), gate="head" | "layer")."""
+    """adapt(base, "llama-adapter", adapter_len=10, adapter_layers=None (top 30 of 32), gate="head" | "layer")."""
 
     name = "llama-adapter"
     learning_rate = 0.1
     learning_rate_wide = 3e-2
-    peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # PEFT's, the second, has one gate a layer
+    peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # the second is PEFT's, with one gate per layer
 
     def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None, gate: str = "head"):
         super().__init__()
-        L, C = base.config.n_layer, base.config.n_embd
-        if gate not in ("head", "layer"):
-            raise Error(f"gate must be 'head' or 'layer', not {shown(gate)}")
-        self.gate = gate
-        self.adapter_len = at_least_one("adapter_len", adapter_len)
-        self.adapter_layers = n = top_layers(base.config) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
-        if n > L:
-            raise Error(f"adapter_layers {n} is more than the base's {L} layers")
-        self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, C).view(n, adapter_len, C))
-        self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, base.config.n_head if gate == "head" else 1))
-        self.module_names = adaption_modules(base.config, n, gate)
+        c = base.config
+        one_of("gate", gate, ("head", "layer"))
+        self.gate, self.adapter_len = gate, at_least_one("adapter_len", adapter_len)
+        self.adapter_layers = n = top_layers(c) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
+        if n > c.n_layer:
+            raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
+        self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, c.n_embd).view(n, adapter_len, c.n_embd))
+        self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, c.n_head if gate == "head" else 1))
+        self.module_names = adaption_modules(c, n, gate)  # None where PEFT has no such form
 
     def slots(self, base: GPT) -> dict:
-        top = list(base.h)[-self.adapter_layers :]
         prompts = self.adaption_prompt.to(base.wte.weight.dtype)
-        pairs = [block.attn.qkv(x.unsqueeze(0))[1:] for block, x in zip(top, prompts, strict=True)]  # n × 2 × (1, nh, K, hs)
+        pairs = [block.attn.qkv(x.unsqueeze(0))[1:]  # n × 2 × (1, n_kv, K, hs)
+                 for block, x in zip(base.h[-self.adapter_layers :], prompts, strict=True)]
         k, v = (torch.stack(x) for x in zip(*pairs, strict=True))
         return {"prefix": Prefix(k, v, self.adaption_gate.expand(-1, base.config.n_head))}
 
     def tensors(self) -> dict[str, Tensor]:
         if self.module_names is None:
             return super().tensors()
-        prompts = {f"{name}.adaption_prompt": x.detach()[None] for name, x in zip(self.module_names, self.adaption_prompt, strict=True)}
-        return prompts | {f"{name}.adaption_gate": x.detach() for name, x in zip(self.module_names, self.adaption_gate, strict=True)}
+        prompts, gates = self.adaption_prompt.detach(), self.adaption_gate.detach()
+        named = {f"{name}.adaption_prompt": x[None] for name, x in zip(self.module_names, prompts, strict=True)}
+        return named | {f"{name}.adaption_gate": x for name, x in zip(self.module_names, gates, strict=True)}
 
     def peft_config(self, base: GPT) -> dict:
         config = {"adapter_len": self.adapter_len, "adapter_layers": self.adapter_layers}
@@ -72,5 +72,5 @@ class LlamaAdapter(Method):
 
 
 def top_layers(c: GPTConfig) -> int:
-    """How many layers LLaMA-Adapter takes by default: the paper's share, 30 of 32 (2303.16199 §4.1)."""
+    """The default of adapter_layers: the paper's share of the layers, 30 of 32 (2303.16199 §4.1)."""
     return max(1, round(c.n_layer * 30 / 32))

@@ -4,18 +4,18 @@
 
 in one of two spaces:
 
-    space="kv"       Pk, Pv (P, n_kv, hs) are what is learnt: any keys and values                 stored = 2·L·P·n_kv·hs   (Li & Liang)
-    space="hidden"   H (P, C) a block is learnt, as if concatenated to the block's input:         stored =   L·P·C
-                     Pk, Pv = the block's own ln_1 and projection of H; H's outputs are dropped
+    space="kv"       Pk, Pv (P, n_kv, hs) are learnt themselves: any keys and values             stored = 2·L·P·n_kv·hs   (Li & Liang)
+    space="hidden"   H (P, C) per block is learnt, as if concatenated to the block's input;      stored =   L·P·C
+                     Pk, Pv = the block's own ln_1 and projections of H, whose outputs are dropped
 
-either directly (trained = stored) or through the paper's two-layer MLP (§4.3), which smooths training and is folded away when saved:
+either directly (trained = stored) or through the paper's two-layer MLP (§4.3), folded away when saved:
 
     row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C, m = encoder_hidden_size
     trained = P·C + (C + 1)·m + (m + 1)·W
 
-Departs from the paper: the direct form is the default. "random" draws from N(0, σ²) with σ the spread of the base's embeddings;
-a text may start it as well (§7.4), and then step 0 answers as if the text stood before the input; "vocab" does that with tokens
-drawn from the vocabulary.
+Departs from the paper: the direct form is the default. "random" draws from N(0, σ²), σ the standard deviation of the
+base's embeddings. A text may be the start (§7.4): step 0 then answers as if the text stood before the input. "vocab"
+starts from tokens drawn from the vocabulary.
 """
 
 import math
@@ -24,74 +24,71 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..config import Error, at_least_one
+from ..checks import Error, at_least_one, one_of
 from ..files.peft import prefix_config
 from ..ladder import convert_up, prefix_from_hidden
 from ..model import GPT
-from .base import Method, new_parameter, noise, start, virtual_tokens
+from .base import Method, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PrefixTuning(Method):
     """adapt(base, "prefix", num_virtual_tokens=P, space="kv" | "hidden", prefix_projection=False, encoder_hidden_size=None (C),
     init="random" | "vocab" | token ids (n,) int64 of a text | a prompt (1, P, C) | a hidden prefix (L, 1, P, C) | a prefix).
 
-    P is the length of what it starts from unless it is given, and 8 where that has none.
+    Unless given, P is the length of `init`, or 8 if it has none.
     """
 
     name = "prefix"
     learning_rate = 0.1
     learning_rate_wide = 3e-2
-    peft_types = ("PREFIX_TUNING", "HIDDEN_PREFIX_TUNING")  # PEFT knows keys and values only; "hidden" says it is something else
+    peft_types = ("PREFIX_TUNING", "HIDDEN_PREFIX_TUNING")  # PEFT has keys and values only; the second is ours
 
-    def __init__(
-        self,
-        base: GPT,
-        num_virtual_tokens: int | None = None,
-        space: str = "kv",
-        prefix_projection: bool = False,
-        encoder_hidden_size: int | None = None,
-        init: "str | Tensor" = "random",
-    ):
+    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, space: str = "kv",
+                 prefix_projection: bool = False, encoder_hidden_size: int | None = None,
+                 init: "str | Tensor" = "random"):
         super().__init__()
-        if space not in ("kv", "hidden"):
-            raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
+        one_of("space of a prefix", space, ("kv", "hidden"))
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
-        L, C = base.config.n_layer, base.config.n_embd
-        n_kv, hs = base.config.n_kv, base.config.head_size
-        self.space, self.shape = space, (L, 2, n_kv, hs) if space == "kv" else (L, C)
-        W = math.prod(self.shape)
+        c = base.config
+        self.space = space
+        self.row_shape = (c.n_layer, 2, c.n_kv, c.head_size) if space == "kv" else (c.n_layer, c.n_embd)
+        C, W = c.n_embd, math.prod(self.row_shape)
         if prefix_projection:
             if isinstance(init, Tensor) or init != "random":
-                raise Error("a prefix made by a projection starts random: no vectors of the MLP give the keys and values of a text")
-            self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # the MLP's weights move every row at once: 0.1 breaks it
+                raise Error("a prefix with a projection starts random: the MLP's inputs that give a text's keys and values are unknown")
+            self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # an MLP weight moves every row: 0.1 diverges
             m = C if encoder_hidden_size is None else at_least_one("encoder_hidden_size", encoder_hidden_size)
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
         else:
             self.transform = None
-            self.prompt_embeddings = new_parameter(base, self._start(base, P, W, init))  # (P, W)
+            self.prompt_embeddings = new_parameter(base, self._initial_rows(base, P, W, init))  # (P, W), PEFT's name
 
     @torch.no_grad()
-    def _start(self, base: GPT, P: int, W: int, init) -> Tensor:
-        if (x := start(base, P, init)) is None:
+    def _initial_rows(self, base: GPT, P: int, W: int, init) -> Tensor:
+        if (x := initial_value(base, P, init)) is None:
             return noise(base, P, W)
         x = convert_up(base, x, self.space)
-        return (x[:, 0].transpose(0, 1) if self.space == "hidden" else x[:, :, 0].permute(3, 0, 1, 2, 4)).reshape(P, W)
+        x = x[:, 0].transpose(0, 1) if self.space == "hidden" else x[:, :, 0].permute(3, 0, 1, 2, 4)
+        return x.reshape(P, W)
 
     def rows(self) -> Tensor:
-        """(P, W): one row a virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
+        """(P, W): one row per virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
 
     def ladder_value(self) -> Tensor:
-        """What is learnt, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs)."""
-        rows = self.rows().view(-1, *self.shape)
-        return rows.transpose(0, 1).unsqueeze(1) if self.space == "hidden" else rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
+        """The prefix, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs)."""
+        rows = self.rows().view(-1, *self.row_shape)
+        if self.space == "hidden":
+            return rows.transpose(0, 1).unsqueeze(1)
+        return rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:
-        return {"prefix": prefix_from_hidden(base, self.ladder_value()) if self.space == "hidden" else self.ladder_value()}
+        prefix = self.ladder_value()
+        return {"prefix": prefix_from_hidden(base, prefix) if self.space == "hidden" else prefix}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"prompt_embeddings": self.rows().detach()}  # the MLP, if any, is folded away
+        return {"prompt_embeddings": self.rows().detach()}  # the MLP is folded away
 
     def peft_config(self, base: GPT) -> dict:
         return prefix_config(base.config, self.num_virtual_tokens, self.space)

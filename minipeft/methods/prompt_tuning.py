@@ -2,11 +2,11 @@
 
     x = [Pe ; wte(idx)]          Pe (P, C) is learnt by backpropagation, everything else is frozen
 
-trained = stored = P·C. With T5-XXL, P = 5 and C = 4096: 20,480 numbers per task, beside 11 billion that all tasks share.
+trained = stored = P·C. With T5-XXL, P = 5 and C = 4096: 20,480 parameters per task, beside 11 billion shared by all.
 
-Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafactor. "random" draws from N(0, σ²) with σ the
-spread of the base's own embeddings, where the paper draws uniformly from [-0.5, 0.5]; "vocab" samples the whole vocabulary, where
-the paper samples its 5,000 most common tokens. Class-label initialisation is a text's: give the labels' token ids.
+Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafactor. "random" draws from N(0, σ²), σ the
+standard deviation of the base's embeddings, where the paper draws uniformly from [-0.5, 0.5]; "vocab" samples the whole
+vocabulary, where the paper samples its 5,000 most common tokens. For class labels as a start give their token ids.
 """
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor
 from ..files.peft import prompt_config
 from ..ladder import convert_up
 from ..model import GPT
-from .base import Method, new_parameter, noise, start, virtual_tokens
+from .base import Method, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PromptTuning(Method):
     """adapt(base, "prompt", num_virtual_tokens=P, init="vocab" | "random" | token ids (n,) int64 of a text | a prompt (1, P, C)).
 
-    P is the length of what it starts from unless it is given, and 8 where that has none.
+    Unless given, P is the length of `init`, or 8 if it has none.
     """
 
     name = "prompt"
@@ -33,12 +33,12 @@ class PromptTuning(Method):
         super().__init__()
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         with torch.no_grad():
-            x = start(base, P, init)
+            x = initial_value(base, P, init)
             x = noise(base, P, base.config.n_embd) if x is None else convert_up(base, x, "prompt")[0]
-        self.prompt_embeddings = new_parameter(base, x)  # (P, C)
+        self.prompt_embeddings = new_parameter(base, x)  # (P, C), PEFT's name
 
     def ladder_value(self) -> Tensor:
-        """What is learnt, as the ladder has it: (1, P, C)."""
+        """The prompt, as the ladder has it: (1, P, C)."""
         return self.prompt_embeddings.unsqueeze(0)
 
     def slots(self, base: GPT) -> dict[str, Tensor]:

@@ -1,0 +1,164 @@
+"""Attach a method to a base: adapt() freezes the base and returns a model to train, merge, save or detach."""
+
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .checks import Error
+from .loss import linear_cross_entropy
+from .methods import METHODS, hyperparameters_of
+from .methods.base import Method
+from .methods.combined import Combined
+from .model import GPT
+
+
+# For every base: which parameters required a gradient before anything was attached, and the models attached now.
+_ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakKeyDictionary()
+
+
+class Adapted(nn.Module):
+    """A base with a method attached: `model(idx)` returns logits of the real tokens, `model.loss(idx, targets)` a scalar.
+
+    Attaching freezes the base; `detach()` returns it as it was. Any number of methods may share a frozen base.
+    `full` changes the base, so it cannot share: then Error is raised.
+    """
+
+    def __init__(self, base: GPT, method: Method):
+        super().__init__()
+        self.base = base
+        self.method = method
+        _, attached = _ATTACHED.setdefault(base, ([p.requires_grad for p in base.parameters()], WeakSet()))
+        if attached and not (method.freezes_base and all(other.method.freezes_base for other in attached)):
+            raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
+        if any(other.merged for other in attached):
+            raise Error("another adapter is merged into this base: unmerge it first")
+        attached.add(self)
+        self._unmerged: dict[str, Tensor] = {}
+        base.requires_grad_(not method.freezes_base)
+
+    def slots(self) -> dict:
+        """The method's arguments for base(idx, …); none while merged."""
+        return self.method.slots(self.base) if not self.merged else {}
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """idx (B, T) int64 -> logits (B, T, V), without the positions of virtual tokens."""
+        return self.base(idx, **self.slots())
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over supervised positions; targets (B, T) int64: the next token of each, or -100.
+
+        Raises Error while merged, when the trained tensors take no part in it.
+        """
+        if self.merged:
+            raise Error("merged into the base: unmerge() before training or evaluating a loss")
+        x = self.base.hidden(idx, **self.slots())  # (B, T, C)
+        return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
+
+    @property
+    def merged(self) -> bool:
+        return bool(self._unmerged)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the change that was learnt to the base's weights (LoRA), so that a forward pass costs what the base's does.
+
+        The original weights are kept for unmerge(). Raises Error for a method that changes no weights, or a shared base.
+        """
+        changes = getattr(self.method, "weight_changes", None)
+        if changes is None:
+            raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights (lora is)")
+        if self.merged:
+            raise Error("already merged")
+        if list(_ATTACHED.get(self.base, ([], ()))[1]) != [self]:
+            raise Error("to merge, this adapter must be attached to the base, and no other: detach the others first")
+        for name, change in changes().items():
+            weight = self.base.get_parameter(name)
+            self._unmerged[name] = weight.clone()
+            weight.copy_(weight.to(change.dtype) + change)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Give the base its original weights back, bit for bit."""
+        for name, weight in self._unmerged.items():
+            self.base.get_parameter(name).copy_(weight)
+        self._unmerged = {}
+
+    def compile_blocks(self, on: bool = True) -> None:
+        """GPT.compile_blocks, for the base and so for everything attached to it."""
+        self.base.compile_blocks(on)
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """GPT.gradient_checkpointing, for the base and so for everything attached to it."""
+        self.base.gradient_checkpointing(on)
+
+    def trainable_parameters(self):
+        """Iterator over the trained parameters, in a fixed order."""
+        return (p for _, p in self.named_trainable_parameters())
+
+    def named_trainable_parameters(self):
+        if self.method.freezes_base:
+            return self.method.named_parameters("method")
+        return self.base.named_parameters("base")
+
+    def parameter_groups(self, lr: float | None = None) -> list[dict]:
+        """Groups for an optimizer: each part's parameters at its own default learning rate, or all at `lr`."""
+        if not self.method.freezes_base:
+            lr = lr or self.method.default_learning_rate(self.base)
+            return [{"params": list(self.base.parameters()), "lr": lr}]
+        groups = [{"params": list(part.parameters()), "lr": lr or part.default_learning_rate(self.base)}
+                  for part in self.method.parts()]
+        return [group for group in groups if group["params"]]
+
+    def trainable_summary(self) -> str:
+        """PEFT's line: trained parameters, all parameters (base and method), and the share in percent."""
+        trained = sum(p.numel() for p in self.trainable_parameters())
+        total = sum(p.numel() for p in self.parameters())
+        return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
+
+    def save(self, folder, base_fingerprint: str | None = None) -> None:
+        """Write an adapter folder in PEFT's layout (a combination: one folder per part); for `full`, a whole base.
+
+        base_fingerprint: fingerprint(base) where it is known already. Raises Error while merged.
+        """
+        if self.merged:
+            raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
+        self.method.save(self.base, folder, base_fingerprint)
+
+    def detach(self) -> GPT:
+        """Return the base, its tensors untouched by any method but `full`.
+
+        Once nothing is attached any more, its parameters require gradients as they did before and its blocks run
+        eagerly, without checkpointing.
+        """
+        self.unmerge()
+        required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
+        attached.discard(self)
+        if not attached and _ATTACHED.pop(self.base, None):
+            for p, required in zip(self.base.parameters(), required_grad, strict=True):
+                p.requires_grad_(required)
+            self.base.compile_blocks(False)
+            self.base.gradient_checkpointing(False)
+        return self.base
+
+
+def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
+    """Freeze the base and attach a method: adapt(base, "prefix", num_virtual_tokens=20).
+
+    Several names attach a combination, adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20); each method
+    gets the hyper-parameters it knows. Raises Error for an unknown method or hyper-parameter, values that do not
+    fit the base, or methods that cannot be combined.
+    """
+    names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise Error(f"no method given: there are {', '.join(METHODS)}")
+    known = list(dict.fromkeys(p for n in names for p in hyperparameters_of(n)))
+    for key in hyperparameters:
+        if key not in known:
+            raise Error(f"method {'+'.join(names)!r} takes {', '.join(known) or 'no hyper-parameters'}, not {key!r}")
+    if "hard-prompt" in names and "tokens" not in hyperparameters:
+        raise Error("hard-prompt needs its tokens: adapt(base, 'hard-prompt', tokens=token ids (P,) int64)")
+    names.sort(key=list(METHODS).index)  # one name for one combination, whatever the order given
+    parts = [METHODS[n](base, **{k: v for k, v in hyperparameters.items() if k in hyperparameters_of(n)}) for n in names]
+    return Adapted(base, parts[0] if len(parts) == 1 else Combined(base, parts))
