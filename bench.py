@@ -22,7 +22,6 @@ the others.
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -30,13 +29,10 @@ from pathlib import Path
 
 import torch
 
+from docs.tools import comparison
 from minipeft import METHODS, PRESETS, Error
-from minipeft.accounting.shapes import SHAPES
-from minipeft.bench import attention, bases, cost, params, peers, quality, report, serving
-from minipeft.bench.quality import again, cell, costs, grid, studies
-from minipeft.bench.report import page as report_page
-from minipeft.bench.report.tables import TABLES
-from minipeft.config import EMBEDDED
+from minipeft.accounting.shapes import EMBEDDED, SHAPES
+from minipeft.bench import attention, bases, cost, params, peers, quality, serving
 from minipeft.data import BASES
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run, seed
@@ -267,58 +263,13 @@ def measure_bases(argv) -> tuple[dict, str, str | None]:
     return result, bases.table(result), args.out
 
 
-def measure_quality(argv) -> tuple[dict, str, str | None]:
-    p = Parser(quality.__doc__)
-    add = p.add_argument
-    names = [*studies.STUDIES, "cost"]
-    which = p.add_mutually_exclusive_group()
-    which.add_argument("--study", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all but real)")
-    which.add_argument("--quick", action="store_true", help="two tasks of the first study, two seeds")
-    which.add_argument("--again", type=int, metavar="N", help="run line N of --lines again, and compare the scores")
-    add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"), help="where cells are written, and looked up")
-    add("--processes", type=int, default=os.cpu_count(), metavar="N", help="cells at a time, each on one CPU thread")
-    add("--smollm2", metavar="FOLDER", help="study real: SmolLM2-135M-Instruct")
-    add("--e2e", metavar="FOLDER", help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    args = parsed(p, argv)
-    if args.processes < 1:
-        raise Error(f"--processes must be at least 1, not {args.processes}")
-    where, folders = str(device(args.device)), {k: v for k in ("smollm2", "e2e") if (v := getattr(args, k)) is not None}
-    if args.again is not None:
-        result = again.run(args.lines, args.again, folders, where)
-        return result, again.table(result), args.out
-    if args.quick:
-        wanted = studies.methods(studies.QUICK, seeds=range(2))
-    else:
-        chosen = args.study or [name for name in studies.STUDIES if name != "real"]
-        for name in ("smollm2", "e2e") if "real" in chosen else ():
-            cell.folder_of(folders, name)  # what is missing is noticed before anything is run
-        wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
-    lines = grid.fill(args.lines, wanted, args.processes, folders, where)
-    if not args.quick and "cost" in (args.study or ["cost"]):
-        costs.measure(args.lines, where)
-    names = ["methods"] if args.quick else chosen
-    tables = [table for name in names if name != "cost" for table in TABLES[name](lines)]
-    result = {"cells": len(lines), "lines": str(args.lines)}
-    return result, "\n\n".join(table.text() for table in tables), args.out
-
-
-def draw_report(argv) -> tuple[dict, str, str | None]:
-    p = Parser(report.__doc__)
-    p.add_argument("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"), help="what `bench.py quality` wrote")
-    p.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/comparison"), help="where pages and figures go")
-    args = parsed(p, argv)
-    result = report_page.run(args.lines, args.folder)
-    return result, f"{len(result['figures'])} figures, {result['trends']} trends: {', '.join(result['pages'])}", args.out
-
-
 MEASUREMENTS = {
     "attention": measure_attention,
     "bases": measure_bases,
     "params": measure_params,
     "peers": measure_peers,
-    "quality": measure_quality,
-    "report": draw_report,
+    "quality": lambda argv: quality.run(argv, comparison.tables),
+    "report": comparison.run,
     "serving": measure_serving,
 }
 

@@ -1,18 +1,81 @@
-"""python bench.py quality: what every method reaches, one question at a time, on equal terms.
+"""Quality of every method, one question at a time, on equal terms.
 
-A cell is one run: a method of a certain size, on a base, on a task, with a learning rate and a seed. A study is the cells that answer
-one question. What is compared differs in one thing; of a seed, all methods see the same examples in the same order.
+A cell is one run: a method of some size, on a base, on a task, with a learning rate and a seed. A study
+is a list of cells that answers one question; it varies one thing. All methods of a seed see the same
+examples in the same order.
 
-    1. the rates  every method, on every base and task a study puts it to, is trained once at each of three learning rates, with a seed of
-                  its own, and scored on dev examples: the lowest loss names the rate
-    2. the cells  every cell is trained at that rate over seeds 0 … 4 and scored on held-out examples
+    1. sweeps   every method trains once with each of three learning rates, with a seed of its own; the
+                lowest loss on the validation set decides
+    2. cells    every cell trains with that learning rate over seeds 0 … 4, and is scored on held-out
+                examples
 
-Every cell becomes one JSON line, written when it is done, with all it takes to run it again (--again) and the machine it ran on. A
-stopped run goes on where it was: cells whose lines are there are not run again. `python bench.py report` draws everything from the lines.
+Every cell becomes one JSON line, written when it is done, with all it takes to run it again (--again)
+and the machine it ran on. A stopped run continues: cells with a line are not run again.
+`python bench.py report` draws tables, figures and pages from the lines.
 
-    python bench.py quality --quick                      the main table, small, in at most 10 minutes on 2 cores
-    python bench.py quality                              all studies that need nothing but this package: hours
+    python bench.py quality --quick                      the main table, small: 10 minutes on 2 cores
+    python bench.py quality                              all studies but `real`: hours
     python bench.py quality --study length               one question
-    python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     on a real model and real data
-    python bench.py quality --again 17                   run the 17th line of --lines again: is the score the same?
+    python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model and real data
+    python bench.py quality --again 17                   run line 17 again: is the score the same?
 """
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...checks import Error
+from ...runtime.console import Parser
+from ...runtime.devices import device
+from . import again, costs, grid, real, studies
+from .lines import Lines
+
+
+def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dict, str, str | None]:
+    """`bench.py quality`; returns the result, its text, and the path of --out.
+
+    tables: the text of these studies' tables.
+    """
+    p = Parser(__doc__)
+    names = [*studies.STUDIES, "cost"]
+    which = p.add_argument_group("what to run").add_mutually_exclusive_group()
+    which.add_argument("--study", nargs="+", choices=names, metavar="NAME",
+                       help=f"of {', '.join(names)} (default: all but real)")
+    which.add_argument("--quick", action="store_true", help="two tasks of the first study, two seeds")
+    which.add_argument("--again", type=int, metavar="N", help="line N of --lines again, to compare")
+    add = p.add_argument_group("data").add_argument
+    add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"),
+        help="where cells are written and looked up")
+    add("--smollm2", metavar="FOLDER", help="study real: SmolLM2-135M-Instruct")
+    add("--e2e", metavar="FOLDER", help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
+    add("--out", metavar="FILE.json", help="write the JSON document there too")
+    add = p.add_argument_group("machine").add_argument
+    add("--processes", type=int, default=os.cpu_count(), metavar="N",
+        help="cells at a time, each on one CPU thread")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    args = p.parse_args(argv)
+    if args.out and Path(args.out).is_dir():
+        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    if args.processes < 1:
+        raise Error(f"--processes must be at least 1, not {args.processes}")
+    where = str(device(args.device))
+    given = {"smollm2": args.smollm2, "e2e": args.e2e}
+    folders = {name: folder for name, folder in given.items() if folder is not None}
+    if args.again is not None:
+        result = again.run(args.lines, args.again, folders, where)
+        return result, again.table(result), args.out
+    chosen = args.study or [name for name in names if name != "real"]
+    if args.quick:
+        chosen, wanted = ["methods"], studies.methods(studies.QUICK, seeds=range(2))
+    else:
+        for name in ("smollm2", "e2e") if "real" in chosen else ():
+            real.folder_of(folders, name)  # missing folders are reported before anything runs
+        wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
+    tables({}, [])  # a missing package is reported before anything runs
+    lines = grid.fill(args.lines, wanted, args.processes, folders, where)
+    if "cost" in chosen:
+        costs.measure(args.lines, where)
+    result = {"cells": len(lines), "lines": str(args.lines)}
+    return result, tables(lines, [name for name in chosen if name != "cost"]), args.out

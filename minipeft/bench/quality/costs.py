@@ -1,59 +1,41 @@
-"""What the methods of the main table cost: time of a step, what autograd keeps, peak memory. Interleaved step by step, like bench.py's."""
+"""Cost of the main table's methods, measured by bench.py's own table: step time, memory."""
 
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from ...config import EMBEDDED
+from ...accounting.shapes import EMBEDDED
 from ...data.tasks import DIGITS
 from ...files.atomic import read_json, write_json
-from ...model import GPT
-from ...runtime.profiling import card, saved_bytes
-from ..cost import Contestant, Settings, train_two_steps
-from ..measure import milliseconds, peak_bytes, spread
+from .. import cost
 from .studies import BASE, cell, methods, row
 
-STEPS = 60  # timed, of each
-TOKENS = 2 * DIGITS + len(" -> ")  # of an example, its end mark not read
+STEPS = 60  # timed, of each method
+SEQ_LEN = 2 * DIGITS + len(" -> ")  # tokens of an example; its end mark is not an input
 
 
 def run(device: str) -> dict:
-    """{"card", "rows"}: for every row of the first study its size, and "step_ms" and "kept_bytes" of its batches, "peak_bytes"."""
-    one = {row(c): c for c, _ in methods(tasks=("reverse",), seeds=(0,)) if c.method != "hard-prompt"}
-    any_cell = cell("full", "reverse", {})
-    s = Settings(BASE, EMBEDDED[BASE], (), (), any_cell.batch_size, TOKENS, STEPS, 0, device, "float32", False)
-    where = torch.device(device)
-    torch.set_num_threads(1)  # as the cells have it
-    torch.manual_seed(0)
-    with tqdm(total=len(one) * (1 + STEPS), unit="step", desc="costs", dynamic_ncols=True) as bar:
-        rows, contestants = [], []
-        for name, c in one.items():
-            peak = peak_bytes(where, train_two_steps, s, c.method, c.size)
-            contestant = Contestant(s, c.method, c.size, GPT(s.config).to(where))
-            contestant.train_step()
-            contestant.train_step()
-            kept = saved_bytes(contestant.forward_loss, contestant.model.parameters())
-            rows.append({"row": name, "size": c.size, "kept_bytes": kept, "peak_bytes": peak})
-            contestants.append(contestant)
-            bar.update()
-        times = [[] for _ in rows]
-        for _ in range(STEPS):
-            for its, contestant in zip(times, contestants, strict=True):
-                its.append(milliseconds(contestant.train_step, where))
-                bar.update()
-    for r, its in zip(rows, times, strict=True):
-        r["step_ms"] = spread(its)
-    return {"card": card(where), "batch_size": s.batch_size, "seq_len": s.seq_len, "rows": rows}
+    """{"card", "rows", …}: "step_ms", "kept_bytes" and "peak_bytes" of every row of the main table."""
+    torch.set_num_threads(1)  # as in the cells
+    cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if c.method != "hard-prompt"}
+    batch_size = cell("full", "reverse", {}).batch_size
+    s = cost.Settings(preset=BASE, config=EMBEDDED[BASE], methods=(), num_virtual_tokens=(),
+                      batch_size=batch_size, seq_len=SEQ_LEN, steps=STEPS, seed=0, device=device,
+                      dtype="float32", compile=False)
+    result = cost.run(s, [(c.method, c.size) for c in cells.values()])
+    rows = [{"row": name, "size": c.size, "kept_bytes": r["saved_bytes"],
+             "peak_bytes": r["peak_bytes"], "step_ms": r["step_ms"]}
+            for (name, c), r in zip(cells.items(), result["rows"], strict=True)]
+    return {"card": result["card"], "batch_size": batch_size, "seq_len": SEQ_LEN, "rows": rows}
 
 
 def place(lines: Path) -> Path:
-    """The file of the costs beside the lines: quality.jsonl -> quality-costs.json."""
+    """The costs' file beside the lines: quality.jsonl -> quality-costs.json."""
     return lines.with_name(f"{lines.stem}-costs.json")
 
 
 def measure(lines: Path, device: str) -> dict:
-    """Measure them, unless that is done."""
+    """The costs beside these lines, measured if the file does not exist."""
     if not (found := read_costs(lines)):
         found = run(device)
         write_json(place(lines), found)
@@ -61,5 +43,5 @@ def measure(lines: Path, device: str) -> dict:
 
 
 def read_costs(lines: Path) -> dict | None:
-    """What was measured beside these lines; None where nothing was."""
+    """The costs measured beside these lines; None if there are none."""
     return read_json(place(lines)) if place(lines).exists() else None

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from ...accounting import adapter_bytes
+from ...attach import Adapted, adapt
 from ...checks import Error
 from ...data.batches import Epochs, encode, length, references
 from ...data.files import read_examples
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for
-from ...methods import Adapted, adapt
 from ...model import GPT
 from ...training.evaluation import answer, batches, evaluate
 from ...training.loop import train
@@ -50,16 +50,21 @@ WORDING = (
     "<|im_start|>user\n"
 )
 FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 SmolLM2 tokens
+METHODS = {  # fields of the cell, and the learning rates of the sweep
+    "prompt": (FROM_WORDING, (1e-2, 3e-2, 1e-1)),
+    "prefix": (FROM_WORDING, (1e-2, 3e-2, 1e-1)),
+    "lora": ({"size": {"r": 8}}, (2e-3, 6e-3, 2e-2)),
+    "full": ({}, (3e-5, 1e-4, 3e-4)),
+}
 STEPS, BATCH = 75, 4
 LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
-METHODS = {"prompt": FROM_WORDING, "prefix": FROM_WORDING, "lora": {"size": {"r": 8}}, "full": {}}
 
 
 def cell(name: str, examples: int) -> Cell:
     """The cell of this method, without learning rate and seed."""
     work = {"steps": STEPS, "batch_size": BATCH, "examples": examples}
-    return Cell("smollm2-135m", "e2e", name, **METHODS[name], **work)
+    return Cell("smollm2-135m", "e2e", name, **METHODS[name][0], **work)
 
 
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:

@@ -1,53 +1,49 @@
-"""The questions, and the cells that answer them.
+"""The studies, each a list of cells that answers one question.
 
-What is the same everywhere unless a study varies it: the base (small: 0.2 million parameters, so that some thousand runs are a matter of
-hours), 300 steps of 16 new examples, seeds 0 … 4, and for every method the learning rate that its sweep chose.
+Unless a study varies it, all cells share: the base "small" (0.2 million parameters, so that a thousand
+runs take hours), 300 steps of 16 new examples, seeds 0 … 4, and the learning rate that a sweep chose.
 """
 
 from dataclasses import replace
 
 from ...accounting import count
-from ...config import EMBEDDED, Error
-from .cell import Cell
+from ...accounting.shapes import EMBEDDED
+from ...checks import Error
+from . import real as e2e
+from .lines import Cell
 
 BASE = "small"
-TASKS = {"reverse": "select", "reverse+increment": "compose", "parity": "novel", "differences": "novel"}
+TASKS = ("reverse", "reverse+increment", "parity", "differences")
 QUICK = ("reverse", "reverse+increment")
 SEEDS = range(5)
 SWEPT_WITH = 100  # the seed of all sweeps
-BUDGETS = (1024, 4096, 8192)  # trained parameters at most
+BUDGETS = (1024, 4096, 8192)  # upper limits of trained parameters
 BUDGET = BUDGETS[1]
-TOKENS = 16  # of a prompt or prefix, where length is not what is varied
+TOKENS = {"num_virtual_tokens": 16}  # size of a prompt or prefix, unless its length varies
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = (10, 30, 100, 300, 1000, 3000)
 REAL_EXAMPLES = (50, 200, 500)
+TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
+PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
-# The same number of rates for everything, a factor of about √10 apart, around what a first look had as best.
-RATES = {
-    "prompt": (0.1, 0.3, 1.0),
-    "prefix": (0.1, 0.3, 1.0),
-    "hidden prefix": (0.1, 0.3, 1.0),
-    "lora": (6e-3, 2e-2, 6e-2),
-    "adapter": (1e-2, 3e-2, 1e-1),
-    "llama-adapter": (0.1, 0.3, 1.0),
-    "full": (1e-3, 3e-3, 1e-2),
+# For every row of a table: the hyper-parameter that grows with its budget, the others, and the learning
+# rates of its sweep: as many for each, a factor of about √10 apart, around the best of a pilot.
+ROWS = {
+    "prompt": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
+    "prefix": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
+    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}, (0.1, 0.3, 1.0)),
+    "lora": ("r", {}, (6e-3, 2e-2, 6e-2)),
+    "adapter": ("bottleneck_size", {"placement": "pfeiffer"}, (1e-2, 3e-2, 1e-1)),
+    "llama-adapter": ("adapter_len", {}, (0.1, 0.3, 1.0)),
+    "full": (None, {}, (1e-3, 3e-3, 1e-2)),
+    "hard-prompt": (None, {}, ()),
 }
-PROJECTION_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both forms of a prefix
-REAL_RATES = {"prompt": (1e-2, 3e-2, 1e-1), "prefix": (1e-2, 3e-2, 1e-1), "lora": (2e-3, 6e-3, 2e-2), "full": (3e-5, 1e-4, 3e-4)}
-
-# What grows with a method's budget: its hyper-parameter, and those that stay.
-GROWS = {
-    "prompt": ("num_virtual_tokens", {}),
-    "prefix": ("num_virtual_tokens", {}),
-    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}),
-    "lora": ("r", {}),
-    "adapter": ("bottleneck_size", {"placement": "pfeiffer"}),
-    "llama-adapter": ("adapter_len", {}),
-}
+GROWS = [name for name, (grows, _, _) in ROWS.items() if grows]
+PROJECTION_LEARNING_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both forms of a prefix
 
 
 def row(cell: Cell) -> str:
-    """What a cell's method is called in tables: the two spaces of a prefix are rows of their own."""
+    """Name of a cell's method in tables, where the forms of a prefix have rows of their own."""
     if cell.size.get("prefix_projection"):
         return "prefix by an MLP"
     return "hidden prefix" if cell.size.get("space") == "hidden" else cell.method
@@ -59,124 +55,106 @@ def method_of(name: str) -> str:
 
 
 def largest(name: str, budget: int, base: str = BASE) -> dict:
-    """The hyper-parameters of the largest size of this row that trains at most `budget` parameters."""
-    if name not in GROWS:
-        return {}  # full, hard-prompt
-    grows, rest = GROWS[name]
-    size = {grows: 0, **rest}
-    while count(EMBEDDED[base], method_of(name), **(more := size | {grows: size[grows] + 1})).trained <= budget:
-        size = more
-    if size[grows] == 0:
+    """Hyper-parameters of the largest size of this row that trains at most `budget` parameters."""
+    grows, rest, _ = ROWS[name]
+    if grows is None:
+        return {}
+    n = 0
+    while count(EMBEDDED[base], method_of(name), **{grows: n + 1}, **rest).trained <= budget:
+        n += 1
+    if n == 0:
         raise Error(f"no size of {name} trains as few as {budget:,} parameters of {base}")
-    return size
+    return {grows: n, **rest}
 
 
 def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
-    """A cell of this row, its rate still open."""
+    """A cell of this row, without learning rate unless `rest` has one."""
     return Cell(base, task, method_of(name), size, **rest)
 
 
 def sweep(of: Cell) -> list[Cell]:
-    """The cells that choose the rate of this one and of all that differ from it in their start, data, or seed alone."""
-    if of.method == "hard-prompt":
-        return []
-    real = of.task == "e2e"
-    of = replace(of, examples=REAL_EXAMPLES[1]) if real else replace(of, examples=None, start=None)  # once for all amounts
-    rates = REAL_RATES if real else RATES
-    return [replace(of, lr=lr, seed=SWEPT_WITH, scored_on="dev") for lr in rates[row(of)]]
+    """The runs that choose a cell's learning rate. Cells that differ in start, number of examples or
+    seed alone share them."""
+    if of.task == "e2e":
+        of, rates = replace(of, examples=REAL_EXAMPLES[1]), e2e.METHODS[of.method][1]
+    else:
+        of, rates = replace(of, examples=None, start=None), ROWS[row(of)][2]
+    return [replace(of, lr=lr, seed=SWEPT_WITH, scored_on="dev") for lr in rates]
 
 
-def seeded(cells: list[tuple[Cell, Cell]], seeds=SEEDS) -> list[tuple[Cell, Cell]]:
-    return [(replace(c, seed=seed), like) for c, like in cells for seed in seeds]
+# A study returns pairs: a cell, and the cell for whose setting its learning rate is swept (None: the
+# first has a learning rate). A cell that is in two studies is run once.
+Pairs = list[tuple[Cell, "Cell | None"]]
 
 
-def same(*cells: Cell) -> list[tuple[Cell, Cell]]:
-    """Cells that are swept at their own size."""
-    return [(c, c) for c in cells]
+def seeded(pairs: Pairs, seeds=SEEDS) -> Pairs:
+    return [(replace(c, seed=seed), like) for c, like in pairs for seed in seeds]
 
 
-# Every study: (cell, the cell at whose size its rate is swept), over seeds. A cell that two studies have is run once.
+def swept(cells, seeds=SEEDS) -> Pairs:
+    """Cells whose learning rate is swept in their own setting."""
+    return seeded([(c, c) for c in cells], seeds)
 
 
-def methods(tasks=tuple(TASKS), seeds=SEEDS) -> list[tuple[Cell, Cell]]:
-    """1 What can each method do? All of them at one budget of trained parameters, full fine-tuning and words beside them."""
-    rows = [*GROWS, "full", "hard-prompt"]
-    return seeded(same(*(cell(r, t, largest(r, BUDGET)) for t in tasks for r in rows)), seeds)
+def methods(tasks=TASKS, seeds=SEEDS) -> Pairs:
+    """All methods at one budget of trained parameters, beside full fine-tuning and a hard prompt."""
+    return swept((cell(r, t, largest(r, BUDGET)) for t in tasks for r in ROWS), seeds)
 
 
-def budget() -> list[tuple[Cell, Cell]]:
-    """2 Equal trained parameters, three times."""
-    names, tasks = [r for r in GROWS if r != "hidden prefix"], ("reverse+increment", "parity")
-    return seeded(
-        [(cell(r, t, largest(r, b)), cell(r, t, largest(r, BUDGET))) for t in tasks for b in BUDGETS for r in names],
-    )
+def budget() -> Pairs:
+    """Three budgets of trained parameters; the learning rates are those of the middle one."""
+    rows = [r for r in GROWS if r != "hidden prefix"]
+    return seeded([(cell(r, t, largest(r, b)), cell(r, t, largest(r, BUDGET)))
+                   for t in ("reverse+increment", "parity") for b in BUDGETS for r in rows])
 
 
-def scale() -> list[tuple[Cell, Cell]]:
-    """4 Does the gap to full fine-tuning close as the base grows?"""
-    tokens = {"num_virtual_tokens": TOKENS}
-    sizes = {"prompt": tokens, "prefix": tokens, "full": {}}
-    return seeded(
-        same(*(cell(r, t, size, base) for t in ("reverse", "reverse+increment") for base in EMBEDDED for r, size in sizes.items()))
-    )
+def scale() -> Pairs:
+    """Bases of four sizes."""
+    sizes = {"prompt": TOKENS, "prefix": TOKENS, "full": {}}
+    return swept(cell(r, t, size, base) for t in QUICK for base in EMBEDDED for r, size in sizes.items())
 
 
-def length() -> list[tuple[Cell, Cell]]:
-    """5 How many virtual tokens?"""
-    return seeded(
-        [
-            (cell(r, t, {"num_virtual_tokens": P}), cell(r, t, {"num_virtual_tokens": TOKENS}))
-            for t in TEXTS
-            for r in ("prompt", "prefix")
-            for P in LENGTHS
-        ]
-    )
+def length() -> Pairs:
+    """Lengths of prompt and prefix; the learning rates are those of 16 virtual tokens."""
+    return seeded([(cell(r, t, {"num_virtual_tokens": P}), cell(r, t, TOKENS))
+                   for t in TEXTS for r in ("prompt", "prefix") for P in LENGTHS])
 
 
-TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}
-PROMPT_RUNG = {"rung": "prompt"}  # where it is trained at the rate that a prompt's sweep chose
+def start() -> Pairs:
+    """Initial values: noise, vocabulary embeddings, a text that describes the task, the best of the
+    base's own instructions, and for a prefix a soft prompt trained for half of the steps.
 
-
-def start() -> list[tuple[Cell, Cell]]:
-    """6 What to start from? Noise, tokens of the vocabulary, a text that describes the task, the best of the base's own instructions, and
-    for a prefix a soft prompt that was trained for half of the steps. What starts from a text has its length, the others TOKENS."""
-    cells = []
+    A start from text has the text's length, the others 16 tokens. The learning rates are those of the
+    default start.
+    """
+    pairs = []
     for t, text in TEXTS.items():
         for r in ("prompt", "prefix"):
-            like = cell(r, t, {"num_virtual_tokens": TOKENS})
-            cells += [(replace(like, start=s), like) for s in ["random", "vocab"] + ([PROMPT_RUNG] if r == "prefix" else [])]
-            cells += [(replace(like, start=s, size={}), like) for s in ({"text": text}, {"rung": "hard-prompt"})]
-    return seeded(cells)
+            like = cell(r, t, TOKENS)
+            of_length = ["random", "vocab"] + ([PROMPT_RUNG] if r == "prefix" else [])
+            pairs += [(replace(like, start=s), like) for s in of_length]
+            of_text = [{"text": text}, {"rung": "hard-prompt"}]
+            pairs += [(replace(like, start=s, size={}), like) for s in of_text]
+    return seeded(pairs)
 
 
-def projection() -> list[tuple[Cell, Cell]]:
-    """7 What does the MLP do for a prefix? Every rate is a cell of its own, so there is no sweep."""
-    forms = ({}, {"prefix_projection": True})
-    size = {"num_virtual_tokens": TOKENS}
-    return seeded([(cell("prefix", "parity", size | form, lr=lr), None) for form in forms for lr in PROJECTION_RATES])
+def projection() -> Pairs:
+    """A prefix trained directly and through an MLP. Every learning rate is a cell: no sweep."""
+    return seeded([(cell("prefix", "parity", TOKENS | form, lr=lr), None)
+                   for form in ({}, {"prefix_projection": True}) for lr in PROJECTION_LEARNING_RATES])
 
 
-def data() -> list[tuple[Cell, Cell]]:
-    """8 Little data: from 10 examples to 3,000."""
-    tokens = {"num_virtual_tokens": TOKENS}
-    sizes = {"prompt": tokens, "prefix": tokens, "lora": largest("lora", BUDGET), "full": {}}
-    return seeded(same(*(cell(r, t, size, examples=n) for t in TEXTS for n in FEW for r, size in sizes.items())))
+def data() -> Pairs:
+    """10 to 3,000 training examples. The learning rates are swept on endless ones, as for `methods`:
+    that is why its findings are withdrawn."""
+    sizes = {"prompt": TOKENS, "prefix": TOKENS, "lora": largest("lora", BUDGET), "full": {}}
+    return swept(cell(r, t, size, examples=n) for t in TEXTS for n in FEW for r, size in sizes.items())
 
 
-def real() -> list[tuple[Cell, Cell]]:
-    """9 A real model on real language."""
-    from .real import cell as real_cell
-
-    return seeded(same(*(real_cell(r, n) for n in REAL_EXAMPLES for r in REAL_RATES)))
+def real() -> Pairs:
+    """A real model on real language; the learning rates are those of 200 examples."""
+    return swept(e2e.cell(r, n) for n in REAL_EXAMPLES for r in e2e.METHODS)
 
 
-STUDIES = {  # by name; time and cost are read off the cells of the first
-    "methods": methods,
-    "budget": budget,
-    "scale": scale,
-    "length": length,
-    "start": start,
-    "projection": projection,
-    "data": data,
-    "real": real,
-}
+# By name. Training time and cost are read from the cells of the first.
+STUDIES = {study.__name__: study for study in (methods, budget, scale, length, start, projection, data, real)}

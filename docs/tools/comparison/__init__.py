@@ -1,0 +1,42 @@
+"""Comparison page: tables, figures and findings from the lines of `python bench.py quality`.
+
+    python bench.py report                                  runs/quality.jsonl -> runs/comparison/
+    python bench.py report --lines docs/results/quality.jsonl --folder docs/results
+
+Writes comparison.md, comparison.html (a single file that loads nothing) and figures/quality-STUDY.png
+and .svg. The text is page.md.jinja in this folder, written by hand: its figures come from the lines, and
+the command stops when a sentence or a verdict no longer follows from them. A study without lines is named
+with the command that runs it; one that is run in part has tables and figures, but no findings.
+Needs matplotlib, scipy and markdown2.
+"""
+
+from pathlib import Path
+
+from docs.tools.comparison import page
+from docs.tools.comparison.summary import student_quantile
+from docs.tools.comparison.tables import TABLES
+from minipeft import Error
+from minipeft.bench.quality.lines import Lines
+from minipeft.runtime.console import Parser
+
+
+def run(argv: list[str]) -> tuple[dict, str, str | None]:
+    """`bench.py report`; returns the result, its text, and the path of --out."""
+    p = Parser(__doc__)
+    p.add_argument("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"),
+                   help="the file that `bench.py quality` wrote")
+    p.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/comparison"),
+                   help="where pages and figures go")
+    p.add_argument("--out", metavar="FILE.json", help="write the JSON document there too")
+    args = p.parse_args(argv)
+    if args.out and Path(args.out).is_dir():
+        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    result = page.write(args.lines, args.folder)
+    counts = f"{len(result['figures'])} figures, {result['trends']} trends"
+    return result, f"{counts}: {', '.join(result['pages'])}", args.out
+
+
+def tables(lines: Lines, studies: list[str]) -> str:
+    """The tables of these studies as text, for `bench.py quality`. Raises Error without scipy."""
+    student_quantile(1)
+    return "\n\n".join(table.text() for study in studies for table in TABLES[study](lines))

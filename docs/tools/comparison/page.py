@@ -1,0 +1,125 @@
+"""The page: its template filled in from the lines, as Markdown and as one HTML file."""
+
+import base64
+import re
+from pathlib import Path
+
+import jinja2  # torch itself requires it
+
+from docs.tools.comparison import figures
+from docs.tools.comparison.facts import CELLS_OF, Facts
+from docs.tools.comparison.summary import plus_minus
+from docs.tools.comparison.tables import TABLES, cost
+from minipeft import Error
+from minipeft.bench.drawing import picture
+from minipeft.bench.measure import card_line
+from minipeft.bench.quality import studies
+from minipeft.bench.quality.again import AVX2
+from minipeft.bench.quality.cell import HELD_OUT
+from minipeft.bench.quality.costs import read_costs
+from minipeft.bench.quality.lines import Lines, read
+from minipeft.files.atomic import write_atomically, write_text
+
+SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real", "cost")
+WITHDRAWN = {
+    "data": "withdrawn: the study took learning rates that were swept on endless data; with learning rates chosen at "
+            "10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in a first try",
+}
+
+
+def write(path: Path, folder: Path) -> dict:
+    """Write pages and figures; returns {"pages", "figures", "trends"}.
+
+    Raises Error without lines, without a package that is needed, and if a sentence of the page no
+    longer follows from the lines.
+    """
+    lines, costs = read(path), read_costs(path)
+    if not lines:
+        raise Error(f"{path} has no lines: `python bench.py quality` writes them")
+    facts = Facts(lines, costs)
+    text = markdown(facts, path)
+    pictures = {}
+    for name in drawn(facts):
+        figure = getattr(figures, name)(lines, costs)
+        for kind in ("png", "svg"):
+            pictures[name] = data = picture(figure, kind)  # the HTML page takes the last
+            file = folder / "figures" / f"quality-{name}.{kind}"
+            write_atomically(file, lambda to, data=data: to.write_bytes(data))
+    write_text(folder / "comparison.html", html(text, pictures))
+    write_text(folder / "comparison.md", text)
+    return {"pages": [str(folder / f"comparison.{kind}") for kind in ("md", "html")],
+            "figures": list(pictures), "trends": facts.reports}
+
+
+def drawn(facts: Facts) -> list[str]:
+    """The figures of the page: one per section that has been run, and the sweeps of the first."""
+    names = [name for name in SECTIONS if facts.is_there(name) and name not in WITHDRAWN]
+    return names + ["sweeps"] * ("methods" in names)
+
+
+def command(study: str) -> str:
+    """The command that writes a section's lines."""
+    name = f"{CELLS_OF[study]} cost" if study in CELLS_OF else study
+    folders = " --smollm2 FOLDER --e2e FOLDER" if study == "real" else ""
+    return f"python bench.py quality --study {name}{folders}"
+
+
+def markdown(facts: Facts, path: Path) -> str:
+    """The page as Markdown. Raises Error if one of its sentences does not follow from the lines."""
+    lines, held_out = facts.lines, [c for c in facts.lines.values() if c["cell"]["scored_on"] == "held-out"]
+
+    def tables(study: str) -> str:
+        its = cost(lines, facts.costs) if study == "cost" else TABLES[study](lines) if study in TABLES else []
+        return "\n\n".join(table.markdown() for table in its)
+
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
+    page = template.from_string(text).render(
+        f=facts, file=path.name, tables=tables, command=command, pm=lambda d: plus_minus(d, 2, "+"),
+        withdrawn=WITHDRAWN, avx2=AVX2, held_out=HELD_OUT, machines=machines(lines),
+        runs=f"{len(lines):,}", hours=f"{sum(line['seconds'] for line in lines.values()) / 3600:.1f}",
+        seeds=len({line["cell"]["seed"] for line in held_out}), rates=len(studies.ROWS["full"][2]))
+    return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
+
+
+def machines(lines: Lines) -> str:
+    """The machines that the lines were made on, with the commits."""
+    commits: dict[str, dict[str, None]] = {}
+    for line in lines.values():
+        machine, _, commit = card_line(line["card"]).rpartition(", commit ")
+        commits.setdefault(machine, {})[commit] = None
+    return "; ".join(f"{machine}, commits {', '.join(its)}" for machine, its in commits.items())
+
+
+STYLE = """
+body { font: 17px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+body { background: #fff } h1, h2 { line-height: 1.2 }
+h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem }
+img { width: 100%; height: auto; margin: 1rem 0 } nav li { list-style: none }
+.scroll { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; vertical-align: top } thead th { border-bottom: 2px solid #999 }
+tbody tr { border-bottom: 1px solid #e5e5e5 } h2:last-of-type ~ .scroll td { min-width: 7rem }
+code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: .9em; overflow-wrap: anywhere }
+"""
+
+
+def html(text: str, pictures: dict[str, bytes]) -> str:
+    """The page as one HTML file, with its figures inside. Raises Error when markdown2 is missing."""
+    try:
+        import markdown2
+    except ImportError:
+        raise Error("the HTML page needs: pip install markdown2") from None
+    text = text.replace(" [The same as one HTML page](comparison.html).", "")
+    body = str(markdown2.markdown(text, extras=["tables", "header-ids"]))
+    for name, data in pictures.items():
+        picture = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
+        body = body.replace(f'src="figures/quality-{name}.png"', f'src="{picture}"')
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    entries = re.findall(r'<h2 id="([^"]+)">(.+?)</h2>', body)
+    items = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading in entries)
+    title = re.search("<h1[^>]*>(.+?)</h1>", body)[1]
+    body = body.replace("<h2", f"<nav><ul>{items}</ul></nav>\n\n<h2", 1)
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{viewport}<title>{title}</title>'
+            f"<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n")
