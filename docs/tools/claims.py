@@ -2,9 +2,8 @@
 docs/tools/tables.py.
 
 Every figure is read from a result file. Every verdict stands on a condition on them, and on the
-strongest evidence there is: a study
-over five seeds before a single run. Where a new result no longer bears a verdict out, `verdict`
-stops and the row has to be rewritten.
+strongest evidence there is: a study over five seeds before a single run. Where a new result no
+longer bears a verdict out, `verdict` stops and the row has to be rewritten.
 """
 
 import math

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Every method on a real model and real data: SmolLM2-135M writes restaurant descriptions (E2E
-NLG) after 500 examples.
+"""Every method on a real model and real data: SmolLM2-135M writes restaurant descriptions (E2E NLG)
+after 500 examples.
 
 python docs/tools/e2e.py --base SMOLLM2_FOLDER --e2e FOLDER_WITH_devset.csv_AND_testset_w_refs.csv
 
 E2E (Novikova et al. 2017, 1706.09254) is the task on which prefix tuning was introduced (Li &
-Liang 2021, table 1). Low data: 500
-pairs to train on and 100 to choose by, both from devset.csv; the report is on 200 meaning
-representations of testset_w_refs.csv
-with all their references. The order of things:
+Liang 2021, table 1). Low data: 500 pairs to train on and 100 to choose by, both from devset.csv;
+the report is on 200 meaning representations of testset_w_refs.csv with all their references. The
+order of things:
 
     1. hard prompts: the wordings below, the best by its loss on the dev pairs
     2. every trained method at two learning rates, one epoch each, the better by its loss on the

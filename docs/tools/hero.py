@@ -5,8 +5,7 @@ hero-dark.svg.
 python docs/tools/hero.py
 
 Three parts: where each method enters a Transformer block, the causal mask with its open prefix
-columns, and
-score against trained parameters. The scores are read from docs/results/quality.jsonl.
+columns, and score against trained parameters. The scores are read from docs/results/quality.jsonl.
 """
 
 import math

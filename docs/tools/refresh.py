@@ -7,11 +7,10 @@ python docs/tools/refresh.py pages figures     only these parts
 python docs/tools/refresh.py --quick           all parts but the lessons, which take minutes
 
 Parts: pages (tables and excerpts of README and docs/*.md), numbers (docs/published-numbers.md),
-explorer (the data of
-docs/explorer.html), figures (docs/figures), comparison (docs/results/comparison.*, needs
-matplotlib), lessons (the printed output
-of docs/lessons, needs matplotlib for its figures). Measurements are not repeated:
-docs/results/README.md has their commands.
+explorer (the data of docs/explorer.html), figures (docs/figures), comparison
+(docs/results/comparison.*, needs matplotlib), lessons (the printed output of docs/lessons, needs
+matplotlib for its figures). Measurements are not repeated: docs/results/README.md has their
+commands.
 """
 
 import sys
@@ -22,9 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft.bench.report import page as report
-
 from docs.tools import explorer, hero, lessons, published_numbers, tables
+from docs.tools.comparison import page
 from docs.tools.results import RESULTS
 from minipeft.files.atomic import write_text
 from minipeft.runtime import console
@@ -33,7 +31,7 @@ from minipeft.runtime import console
 def comparison() -> dict[Path, str]:
     """The report's page as text; `redraw` writes its figures and the HTML page."""
     with tempfile.TemporaryDirectory() as scratch:
-        report.run(RESULTS / "quality.jsonl", Path(scratch))
+        page.write(RESULTS / "quality.jsonl", Path(scratch))
         return {
             RESULTS / "comparison.md": (Path(scratch) / "comparison.md").read_text(encoding="utf-8")
         }
@@ -50,7 +48,7 @@ PARTS: dict[str, Callable[[], dict[Path, str]]] = {
     "lessons": lessons.files,
 }
 REDRAW: dict[str, Callable[[], object]] = {
-    "comparison": lambda: report.run(RESULTS / "quality.jsonl", RESULTS),
+    "comparison": lambda: page.write(RESULTS / "quality.jsonl", RESULTS),
     "lessons": lessons.draw,
 }
 

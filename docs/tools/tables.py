@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Fill the marked places of README.md and of the pages in docs/: tables from result files,
-excerpts from the code.
+"""Fill the marked places of README.md and of the pages in docs/: tables from result files, excerpts
+from the code.
 
 python docs/tools/tables.py          (python docs/tools/refresh.py does this and everything else that is generated)
 
 A place is what stands between `<!-- name -->` and `<!-- /name -->`, with a name of BLOCKS. On the
-Chinese pages, blocks of sentences
-(PROSE) are written by hand, and a test compares their numbers; the words of all other tables are
-translated by WORDS of chinese.py.
+Chinese pages, blocks of sentences (PROSE) are written by hand, and a test compares their numbers;
+the words of all other tables are translated by WORDS of chinese.py.
 """
 
 import json
@@ -141,11 +140,10 @@ def summary() -> str:
             table(head, rows, left=2),
             "",
             paragraph(
-                f"*Step: batch {s['batch_size']} × {s['seq_len']}, compiled, "
-                f"{bench['card']['cores']} CPU cores; P 8, LoRA rank 8, adapter width 8. Skills "
-                "(`reverse`, `parity`): seeds that",
-                "pass, with over 0.9 of new examples answered exactly; base of 0.2M parameters, "
-                f"at most {budget:,} trained (full: all).*",
+                f"*Step: batch {s['batch_size']} × {s['seq_len']}, compiled, {bench['card']['cores']} CPU",
+                "cores; P 8, LoRA rank 8, adapter width 8. Skills (`reverse`, `parity`): seeds that pass, with",
+                "over 0.9 of new examples exact; base of 0.2M parameters,",
+                f"≤ {budget:,} trained (full: all).*",
             ),
         ]
     )
