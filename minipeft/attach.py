@@ -1,4 +1,4 @@
-"""Attach a method to a base: adapt() freezes the base and returns a model to train, merge, save or detach."""
+"""Attach a method to a base: adapt() returns a model to train, merge, save or detach."""
 
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -13,16 +13,16 @@ from .methods.base import Method
 from .methods.combined import Combined
 from .model import GPT
 
-
-# For every base: which parameters required a gradient before anything was attached, and the models attached now.
+# For every base: which parameters required a gradient at first, and the models attached now.
 _ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakKeyDictionary()
 
 
 class Adapted(nn.Module):
-    """A base with a method attached: `model(idx)` returns logits of the real tokens, `model.loss(idx, targets)` a scalar.
+    """A base with a method attached: `model(idx)` returns logits of the real tokens,
+    `model.loss(idx, targets)` a scalar.
 
-    Attaching freezes the base; `detach()` returns it as it was. Any number of methods may share a frozen base.
-    `full` changes the base, so it cannot share: then Error is raised.
+    Attaching freezes the base; `detach()` returns it as it was. Any number of methods may share a
+    frozen base. `full` changes the base, so it cannot share: then Error is raised.
     """
 
     def __init__(self, base: GPT, method: Method):
@@ -47,9 +47,10 @@ class Adapted(nn.Module):
         return self.base(idx, **self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised positions; targets (B, T) int64: the next token of each, or -100.
+        """Mean cross-entropy over supervised positions.
 
-        Raises Error while merged, when the trained tensors take no part in it.
+        targets (B, T) int64: the next token of each position, or -100. Raises Error while merged,
+        when the trained tensors take no part in it.
         """
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
@@ -62,9 +63,10 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the change that was learnt to the base's weights (LoRA), so that a forward pass costs what the base's does.
+        """Add the learnt change to the base's weights (LoRA): a forward pass then costs the base's.
 
-        The original weights are kept for unmerge(). Raises Error for a method that changes no weights, or a shared base.
+        The original weights are kept for unmerge(). Raises Error for a method that changes no
+        weights, or a shared base.
         """
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
@@ -118,7 +120,8 @@ class Adapted(nn.Module):
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
     def save(self, folder, base_fingerprint: str | None = None) -> None:
-        """Write an adapter folder in PEFT's layout (a combination: one folder per part); for `full`, a whole base.
+        """Write an adapter folder in PEFT's layout (a combination: one folder per part); for
+        `full`, a whole base.
 
         base_fingerprint: fingerprint(base) where it is known already. Raises Error while merged.
         """
@@ -129,8 +132,8 @@ class Adapted(nn.Module):
     def detach(self) -> GPT:
         """Return the base, its tensors untouched by any method but `full`.
 
-        Once nothing is attached any more, its parameters require gradients as they did before and its blocks run
-        eagerly, without checkpointing.
+        Once nothing is attached any more, its parameters require gradients as they did before and
+        its blocks run eagerly, without checkpointing.
         """
         self.unmerge()
         required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
@@ -146,9 +149,9 @@ class Adapted(nn.Module):
 def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
     """Freeze the base and attach a method: adapt(base, "prefix", num_virtual_tokens=20).
 
-    Several names attach a combination, adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20); each method
-    gets the hyper-parameters it knows. Raises Error for an unknown method or hyper-parameter, values that do not
-    fit the base, or methods that cannot be combined.
+    Several names attach a combination, adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20);
+    each method gets the hyper-parameters it knows. Raises Error for an unknown method or
+    hyper-parameter, values that do not fit the base, or methods that cannot be combined.
     """
     names = [name] if isinstance(name, str) else list(name)
     if not names:
@@ -160,5 +163,6 @@ def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
     if "hard-prompt" in names and "tokens" not in hyperparameters:
         raise Error("hard-prompt needs its tokens: adapt(base, 'hard-prompt', tokens=token ids (P,) int64)")
     names.sort(key=list(METHODS).index)  # one name for one combination, whatever the order given
-    parts = [METHODS[n](base, **{k: v for k, v in hyperparameters.items() if k in hyperparameters_of(n)}) for n in names]
+    parts = [METHODS[n](base, **{key: value for key, value in hyperparameters.items()
+                                 if key in hyperparameters_of(n)}) for n in names]
     return Adapted(base, parts[0] if len(parts) == 1 else Combined(base, parts))

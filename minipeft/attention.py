@@ -50,7 +50,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
 
 
 def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length) -> Tensor:
-    """causal_mask over [prefix ; context]: (Tq, P + Tk), or (B, 1, Tq, P + Tk) for rows of different lengths."""
+    """causal_mask over [prefix ; context]: (Tq, P + Tk), or (B, 1, Tq, P + Tk) for ragged batches."""
     shift = 0 if length is None else (length - Tk).view(-1, 1, 1, 1)
     mask = causal_mask(range(Tk - Tq, Tk), range(-P, Tk), device, shift)
     if prefix_length is None:
@@ -81,7 +81,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
 
 
 def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
-    """torch's own operators: the prefix is copied, concatenated to K and V, or (gated) attended to separately."""
+    """torch's operator: the prefix is concatenated to K and V, or (gated) attended to separately."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
     grouped = k.size(1) != nh
@@ -101,7 +101,7 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
 
 
 def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
-    """fused.py's kernel, compiled where that works; inside a compiled model it is part of that model's graph."""
+    """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
                     "or backend='sdpa'")
@@ -116,23 +116,23 @@ def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
 
 def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     split = copies_in_inference(q, k, prefix_k)
-    choose = BACKENDS["split" if split else faster(q, torch.compiler.is_compiling())]
-    return choose(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+    backend = "split" if split else faster(q, torch.compiler.is_compiling())
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
 
 
 def copies_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
-    """True in inference where concatenating the prefix would copy a cache at every token, or a prefix as long
-    as the text for every row (see `bench.py serving`)."""
+    """True in inference where concatenating the prefix would copy a cache at every token, or a
+    prefix as long as the text for every row (see `bench.py serving`)."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2) or q.dtype == torch.float16:
         return False
     return q.size(2) < k.size(2) or (prefix_k.size(0) < q.size(0) and prefix_k.size(2) >= k.size(2))
 
 
 def faster(q: Tensor, compiling: bool) -> str:
-    """The faster backend for these queries in training, as `bench.py attention` measured it on a CPU.
+    """The faster backend for these queries in training, measured on a CPU by `bench.py attention`.
 
-    Compiled, "fused" unless there are few queries: its many small matmuls then lose to one operator. Eagerly
-    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs are not measured: "sdpa".
+    Compiled "fused", unless few queries make its many small matmuls lose to one operator. Eagerly
+    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured: "sdpa".
     """
     enough = {torch.bfloat16: 16, torch.float32: 128, torch.float64: 128}.get(q.dtype, math.inf)
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"

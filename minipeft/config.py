@@ -1,4 +1,4 @@
-"""The sizes and choices that make up a GPT, the linears of one of its blocks, and published shapes."""
+"""The sizes and choices that make up a GPT, and the linears of one of its blocks."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -7,7 +7,8 @@ from .checks import Error, at_least_one, one_of, positive, shown
 
 
 class RopeScaling(NamedTuple):
-    """Llama 3's stretching of rotary positions (2407.21783 §3.4.3; transformers' rope_type "llama3").
+    """Llama 3's stretching of rotary positions (2407.21783 §3.4.3; transformers' rope_type
+    "llama3").
 
     Angles that turn once in more than original / low_freq_factor positions are slowed by `factor`;
     those within original / high_freq_factor are left as they are, with a slope in between.
@@ -112,4 +113,5 @@ def linears(c: GPTConfig) -> dict[str, tuple[int, int]]:
 
 
 GPT2 = GPTConfig()
-LLAMA = dict(position="rotary", norm="rms", mlp="swiglu", projections="apart", bias="none")  # the family's choices
+# The Llama family's choices.
+LLAMA = dict(position="rotary", norm="rms", mlp="swiglu", projections="apart", bias="none")

@@ -1,4 +1,4 @@
-"""The fused kernel of prefix attention: a prefix part and a causal part, merged by their log-sum-exps.
+"""The fused kernel of prefix attention: two parts, merged by their log-sum-exps.
 
 Softmax over [prefix ; context] is a mix of two softmaxes (He et al. 2022, 2110.04366 eq. 6):
 
@@ -11,14 +11,13 @@ Every attention weight is exp(score - lse), so the two parts never have to lie i
     causal part    blocks of queries against the keys at or before them: above the diagonal only the
                    blocks on it cost anything
 
-Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 §2.3), so nothing of size
-T × (P + T) is saved:
+Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 §2.3), so nothing of
+size T × (P + T) is saved:
 
     W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D),   dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
-With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and O is the causal
-part's. All of it is plain PyTorch: torch.compile makes kernels of it (C++ with OpenMP on a CPU, Triton on
-a GPU), and without a compiler it runs as it stands.
+With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and O is the
+causal part's. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads per key head
 """
@@ -35,8 +34,8 @@ from .runtime.compiling import compiled
 def causal_mask(queries: range, keys: range, device=None, shift: "int | Tensor" = 0) -> Tensor:
     """Boolean attention mask (Tq, Tk): True = the query may attend to that key.
 
-    queries, keys: their positions; a prefix's keys have positions -P … -1, so every query sees them.
-    shift: added to the queries' positions; (N, 1, 1, 1) for rows of different lengths -> (N, 1, Tq, Tk).
+    queries, keys: positions; a prefix's keys have -P … -1, so every query sees them. shift: added to
+    the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
     """
     query = torch.arange(queries.start, queries.stop, device=device)[:, None] + shift
     return torch.arange(keys.start, keys.stop, device=device) <= query
@@ -44,20 +43,16 @@ def causal_mask(queries: range, keys: range, device=None, shift: "int | Tensor" 
 
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
                     prefix_length=None, length=None) -> Tensor:
-    """`attention.prefix_attention` by split attention; through_compile: by kernels compiled for each shape.
-
-    Ragged batches occur only in inference, so they skip the custom backward.
-    """
+    """Split attention, with its own backward; through_compile: compiled for each set of shapes."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
-    if prefix_length is not None or length is not None:
+    if prefix_length is not None or length is not None:  # only in inference: no custom backward
         run = compiled(split_attention) if through_compile else split_attention
         return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)[0]
     return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile)
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Split attention with its own backward. It chooses the types of its matmuls, so autocast is off in both."""
-
+    # The passes choose the dtypes of their matmuls, so autocast is off.
     @staticmethod
     def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile):
         choose = compiled if through_compile else (lambda function: function)
@@ -77,8 +72,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None):
-    """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the causal part of o (B, nh, Tq, hs) and the
-    prefix's own lse (N, G, Tq, 1), else None and None."""
+    """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the causal part of o (B, nh, Tq, hs)
+    and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
     scale = 1 / math.sqrt(q.size(-1))
     qf = to_heads_first(q, n_kv)
@@ -87,7 +82,7 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
     lse = m + total.log()
     if not prefix_k.size(2):
         return from_heads_first((o / total).to(q.dtype), B), lse, None, None
-    pk, pv = prefix_heads(prefix_k), prefix_heads(prefix_v)
+    pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))  # (n_kv·Bp, P, hs)
     scores = accumulate(torch.bmm(rows_per_prefix(qf, prefix_k), pk.transpose(1, 2))) * scale
     if prefix_length is not None:  # scores: (n_kv·Bp, rows, P)
         missing = torch.arange(prefix_k.size(2), device=q.device) >= prefix_length.view(B, 1, 1)
@@ -107,14 +102,14 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
 
 
 def unnormalised_softmax(scores):
-    """exp(S - m), the maxima m and the sums, over the last dimension. Where every score is -inf all weights are 0."""
+    """exp(S - m), maxima m and sums over the last dimension; weights are 0 where all scores are -inf."""
     m = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights = (scores - m).exp()
     return weights, m, weights.sum(-1, keepdim=True)
 
 
 def causal_part(q, k, v, scale, length=None):
-    """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), and m and the sum of every row (N, G, Tq, 1)."""
+    """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), m and sums (N, G, Tq, 1)."""
     N, G, Tq, hs = q.shape
     before = k.size(1) - Tq  # keys that every query sees
     parts = []
@@ -134,11 +129,12 @@ def causal_part(q, k, v, scale, length=None):
 
 
 def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool):
-    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where `prefix`), else None.
+    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where
+    `prefix`), else None.
 
-    o: the output, or with a gate its causal part. The code works with half of q, which is exact, and
-    doubles the scale: torch.compile sees both passes at once, would otherwise find the same matmuls in
-    them, and would save the scores from forward to backward.
+    o: the output, or with a gate its causal part. The code works with half of q, which is exact,
+    and doubles the scale: torch.compile sees both passes at once, would otherwise find the same
+    matmuls in them, and would save the scores from forward to backward.
     """
     B, n_kv, P = q.size(0), k.size(1), prefix_k.size(2)
     scale = 2 / math.sqrt(q.size(-1))
@@ -147,7 +143,7 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
     dq = dk = dv = dpk = dpv = dgate = None
     if P:
         q_rows, do_rows = rows_per_prefix(half_q, prefix_k), rows_per_prefix(dof, prefix_k)
-        pk, pv = prefix_heads(prefix_k), prefix_heads(prefix_v)
+        pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))
         scores = accumulate(torch.bmm(q_rows, pk.transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
         weights = (scores - rows_per_prefix(lse if gate is None else lse_prefix, prefix_k)).exp()
         dweights = accumulate(torch.bmm(do_rows, pv.transpose(1, 2)))
@@ -196,10 +192,8 @@ def causal_backward(do, half_q, k, v, D, lse, scale):
 
 
 def blocks(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Spans of positions that are worked on together, of the sizes that measured fastest on a CPU.
-
-    Short ones waste less above the diagonal, long ones make faster matmuls.
-    """
+    """Spans of positions, as long as measured fastest on a CPU: short ones waste less above the
+    diagonal, long ones make faster matmuls."""
     size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
     return [(a, min(T, a + size)) for a in range(0, T, size)]
 
@@ -221,13 +215,8 @@ def from_heads_first(x: Tensor, B: int) -> Tensor:
     return x.reshape(x.size(0) // B, B, -1, T, W).transpose(0, 1).reshape(B, -1, T, W)
 
 
-def prefix_heads(prefix: Tensor) -> Tensor:
-    """(Bp, n_kv, P, hs) -> (n_kv·Bp, P, hs)."""
-    return prefix.transpose(0, 1).flatten(0, 1)
-
-
 def rows_per_prefix(x: Tensor, prefix: Tensor) -> Tensor:
-    """(N, G, T, W) -> (n_kv·Bp, rows, W): the rows that attend to one prefix, the whole batch's when Bp is 1."""
+    """(N, G, T, W) -> (n_kv·Bp, rows, W): rows that attend to one prefix; all of them if Bp is 1."""
     return x.reshape(prefix.size(1) * prefix.size(0), -1, x.size(-1))
 
 

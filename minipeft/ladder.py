@@ -1,15 +1,15 @@
-"""The ladder: hard prompt → soft prompt → hidden prefix → prefix. Each level contains the one before it, exactly.
+"""The ladder: hard prompt → soft prompt → hidden prefix → prefix, each containing the one before.
 
     hard prompt      tokens of the vocabulary                              P choices out of V
     soft prompt      any vectors before the token embeddings               P·C parameters      Lester et al. 2021, 2104.08691
     hidden prefix    any vectors before the input of every block           L·P·C               as the article draws prefix tuning
     prefix           any keys and values in every attention block          2·L·P·C             Li & Liang 2021, 2101.00190
 
-Converting up loses nothing. Attention is causal, so virtual tokens never see the real ones and pass through
-the blocks in the same way whatever follows them; real tokens see them only through keys and values. So the
-states of a soft prompt at the input of every block are a hidden prefix, and the keys and values that each
-block makes of those are a prefix. Converting down is impossible in general: most keys and values belong to
-no prompt.
+Converting up loses nothing. Attention is causal, so virtual tokens never see the real ones and pass
+through the blocks in the same way whatever follows them; real tokens see them only through keys and
+values. So the states of a soft prompt at the input of every block are a hidden prefix, and the keys
+and values that each block makes of those are a prefix. Converting down is impossible in general:
+most keys and values belong to no prompt.
 """
 
 import torch
@@ -30,9 +30,10 @@ def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
 
 
 def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = None) -> Tensor:
-    """Soft → hidden: prompt (1, P, C) -> its states at the input of every block (L, 1, P, C), positions included.
+    """Soft → hidden: prompt (1, P, C) -> its states at every block's input (L, 1, P, C).
 
-    hooks: those of GPT.hidden, for a prompt that was tuned together with them; the next step then needs them too.
+    hooks: those of GPT.hidden, for a prompt that was tuned together with them; the next step then
+    needs them too.
     """
     _check_virtual(base, "prompt", prompt, (1, "P", base.config.n_embd))
     x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
@@ -61,7 +62,8 @@ def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = Non
 
 
 def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
-    """x, from any level, as "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (L, 2, 1, n_kv, P, hs).
+    """x, from any level, as "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (L, 2, 1, n_kv, P,
+    hs).
 
     The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down.
     """
@@ -70,7 +72,8 @@ def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
     while x.dim() < dims and x.dim() in step:
         x = step[x.dim()](base, x)
     if x.dim() != dims:
-        raise Error(f"{tuple(x.shape)} is above level {level!r} of the ladder: most keys and values belong to no prompt")
+        raise Error(f"{tuple(x.shape)} is above level {level!r} of the ladder: "
+                    "most keys and values belong to no prompt")
     return x
 
 

@@ -1,16 +1,17 @@
-"""Output head and cross-entropy in one, without the logits in memory: attention over the vocabulary.
+"""Output head and cross-entropy without the logits in memory: attention over the vocabulary.
 
     loss = mean over n of  lse_n - x_n · w_{t_n},     lse_n = logsumexp_j(x_n · w_j)
     d loss / d x_n = (Σ_j softmax_j(x_n Wᵀ) w_j - w_{t_n}) / N
 
-The sum is what an attention head computes for a query x_n whose keys and values are both the rows of W. So the
-online softmax of FlashAttention (2205.14135 §3.1) applies: one pass over the vocabulary in chunks gives loss and
-gradient, rescaled as larger maxima come, and no (N, V) matrix ever exists. A frozen head costs two matmuls (logits,
-dx), not three. A trained head costs two more in backward, dW = softmaxᵀ x, since its logits are computed again.
+The sum is what an attention head computes for a query x_n whose keys and values are both the rows
+of W. So the online softmax of FlashAttention (2205.14135 §3.1) applies: one pass over the
+vocabulary in chunks gives loss and gradient, rescaled as larger maxima come, and no (N, V) matrix
+ever exists. A frozen head costs two matmuls (logits, dx), not three. A trained head costs two more
+in backward, dW = softmaxᵀ x, since its logits are computed again.
 
-Only supervised positions (target not -100) take part; they are selected inside one operator, so that another number
-of them does not make torch.compile compile again. torch.nn.functional.linear_cross_entropy (torch 2.13) has chunks
-too, but by its documentation torch.compile leaves them to run eagerly. First derivatives only, as there.
+Only supervised positions (target not -100) take part, selected inside one operator: torch.compile
+does not compile again for another number of them. First derivatives only. (torch 2.13's
+linear_cross_entropy has chunks too; by its documentation torch.compile leaves them to run eagerly.)
 """
 
 import math
@@ -22,10 +23,10 @@ CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the logits x Wᵀ over supervised positions: a scalar in float32 or above.
+    """Mean cross-entropy of the logits x Wᵀ over supervised positions, a scalar.
 
-    x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised; nan where nothing is supervised. Matmuls run in
-    the weight's dtype, or autocast's.
+    x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or
+    above; nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's.
     """
     device = x.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

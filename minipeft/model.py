@@ -6,13 +6,14 @@
     slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts (2104.08691)
     slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (2101.00190)
 
-LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) add no virtual
-tokens. They are *hooks*: functions `f(x, y) -> y'` that replace the output `y` of a named module whose input
-was `x`.
+LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) add no
+virtual tokens. They are *hooks*: functions `f(x, y) -> y'` that replace the output `y` of a named
+module whose input was `x`.
 
-The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. The Llama family's changes
-(2302.13971) are choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm, SwiGLU, grouped heads,
-linears without biases, an untied head. The model knows no tuning method by name. Read from leaf to root.
+The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. The Llama family's
+changes (2302.13971) are choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm,
+SwiGLU, grouped heads, linears without biases, an untied head. The model knows no tuning method by
+name. Read from leaf to root.
 """
 
 import math
@@ -33,7 +34,7 @@ from .slots import KVCache, Prefix
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype,
                   scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles: positions (T,) or (B, T) -> two (1|B, 1, T, hs) (RoPE §3.2.2)."""
+    """Cosine and sine per position (T,) or (B, T) -> two tensors (1|B, 1, T, hs) (RoPE §3.2.2)."""
     channel = torch.arange(0, head_size, 2, device=positions.device, dtype=dtype)
     frequency = theta ** (-channel / head_size)  # (hs/2,)
     if scaling is not None:  # keep what turns fast, slow down what turns slowly
@@ -47,7 +48,7 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel i of x (B, nh, T, hs) with channel i + hs/2 by its position's angle (the pairing Llama uses)."""
+    """Rotate channels i and i + hs/2 of x (B, nh, T, hs) by their position's angle (Llama's pairing)."""
     cos, sin = rope
     a, b = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
@@ -105,9 +106,11 @@ class CausalSelfAttention(nn.Module):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
+    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x
+    + 0.044715 x³).
 
-    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster.
+    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is
+    faster.
     """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
@@ -157,7 +160,7 @@ class Block(nn.Module):
 
 
 def call_block(block: Block, *inputs) -> Tensor:
-    """The function that is compiled: the block is an argument, so one compilation serves every layer."""
+    """The compiled function: the block is an argument, so one compilation serves every layer."""
     return block(*inputs)
 
 
@@ -186,8 +189,8 @@ class GPT(nn.Module):
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def add_positions(self, x: Tensor, first: "int | Tensor" = 0):
-        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and the rotary tables
-        (None with learned positions)."""
+        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and the
+        rotary tables (None with learned positions)."""
         offset = first if isinstance(first, int) else first[:, None]
         positions = torch.arange(x.size(1), device=x.device) + offset  # (T,) or (B, T)
         if self.wpe is not None:
@@ -202,20 +205,21 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None,
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
-        """idx (B, T) int64 -> the input of the head: the last block's normalised output at the real tokens (B, T, C).
+        """idx (B, T) int64 -> the head's input: normalised last states of the real tokens (B, T, C).
 
         prompt   (1|B, P, C): vectors concatenated before the token embeddings
-        prefix   (L, 2, 1|B, n_kv, P, hs): keys and values put before each block's own (with rotary positions:
-                 keys already rotated); or a Prefix record: with a gate, lengths, or fewer than L layers
-        hooks    for every layer {module name: f}; f(x, y) replaces the output y of the module whose input was x
+        prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
+                 before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
+        hooks    per layer {module name: f}; f(x, y) replaces the output y of a module with input x
         cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T exceeds
-        block_size, or for a prompt or prefix of another shape.
+        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T
+        exceeds block_size, or for a prompt or prefix of another shape.
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
-        check_slots(self.config, idx, prompt, prefix, hooks, cache.read if cache else 0, hookable_modules(self.config))
+        cached = cache.read if cache else 0
+        check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
         first = 0  # the position of the first new token
         if prefix is not None and prefix.gate is None:
@@ -236,26 +240,28 @@ class GPT(nn.Module):
                   hooks: dict | None) -> Tensor:
         """Run a block, compiled or checkpointed where that is switched on."""
         inputs = (block, x, rope, prefix, cache, hooks)
-        run = compiled(call_block) if self.through_compile and cache is None else call_block  # a cache grows every step
+        compile_it = self.through_compile and cache is None  # with a cache, every length is new
+        run = compiled(call_block) if compile_it else call_block
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # dropout
         return run(*inputs)
 
     def compile_blocks(self, on: bool = True) -> None:
-        """Run blocks through torch.compile from now on; where it does not work, one line on stderr says so.
+        """Run blocks through torch.compile from now on, if it works on this machine (see can_compile).
 
         The first pass of every new set of shapes compiles, some ten seconds, once for all layers.
         """
         self.through_compile = on and can_compile(self.wte.weight.device.type)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
-        """Save only every block's input for backward and run the block again there (Chen et al. 2016, 1604.06174)."""
+        """Save only the blocks' inputs for backward and run the blocks again there (1604.06174)."""
         self.checkpointed = on
 
     @classmethod
     def from_pretrained(cls, folder, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, or a hub id where huggingface_hub is installed; weights keep their dtype, or
-        take `dtype`. Raises Error for a folder that is no base, or an architecture this file does not have."""
+        """Open a Hugging Face folder (or hub id, with huggingface_hub) in its own dtype or `dtype`.
+
+        Raises Error for a folder that is no base, or an architecture this file does not have."""
         config, tensors = huggingface.read_base(folder, dtype)
         with torch.device("meta"):
             base = cls(config)  # shapes only: the file's tensors become the weights
@@ -265,6 +271,6 @@ class GPT(nn.Module):
     def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
         """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
 
-        safe_serialization: True for safetensors, False for pytorch_model.bin, None for safetensors if installed.
+        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed.
         """
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

@@ -1,4 +1,4 @@
-"""The tensors that enter attention blocks from outside: a prefix (slot 2), and in generation a key-value cache."""
+"""Tensors that enter attention from outside: a prefix (slot 2), and in generation a key-value cache."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from .checks import Error
 class Prefix(NamedTuple):
     """Prefix keys and values for the top n layers, with an optional gate and per-row lengths.
 
-    A gated prefix has its own softmax: it stands beside the sequence, not before it, and takes no positions.
+    A gated prefix has its own softmax: it stands beside the sequence and takes no positions.
     """
 
     k: Tensor  # (n, 1|B, n_kv, P, hs), n <= L
@@ -50,7 +50,7 @@ class KVCache(NamedTuple):
         return self._replace(read=self.read + T, length=None if self.length is None else self.length + T)
 
     def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Write one layer's k, v (B, n_kv, T, hs) behind the used positions -> all keys, all values, row lengths."""
+        """Append one layer's k, v (B, n_kv, T, hs) -> all keys, all values, row lengths."""
         T, read = k.size(2), self.read
         for buffer, new in ((self.k, k), (self.v, v)):
             if self.length is None:

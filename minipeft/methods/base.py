@@ -1,4 +1,4 @@
-"""Base class of every tuning method: a few trained tensors, and the prompt, prefix or hooks made of them."""
+"""Base class of the methods: a few trained tensors, and the prompt, prefix or hooks made of them."""
 
 import torch
 import torch.nn as nn
@@ -14,14 +14,14 @@ WIDE = 512  # channels from which on a base takes `learning_rate_wide`
 class Method(nn.Module):
     """One way of tuning. Its parameters are trained; `tensors()` is what the adapter file holds.
 
-    The two differ only where a part is needed in training alone and is folded away when saved (a prefix's MLP).
-    Subclasses are built as `Method(base, **hyperparameters)`; they read the base's config and embeddings and
-    keep no reference to it.
+    The two differ only where a part is needed in training alone and is folded away when saved (a
+    prefix's MLP). Subclasses are built as `Method(base, **hyperparameters)`; they read the base's
+    config and embeddings and keep no reference to it.
     """
 
     name: str  # as in minipeft.METHODS
     learning_rate: float  # default on the embedded bases (AdamW, warm-up, cosine)
-    learning_rate_wide: float  # default on pretrained models; the better of two on E2E for most methods
+    learning_rate_wide: float  # default on pretrained models, chosen on E2E
     peft_types: tuple[str, ...] = ()  # values of peft_type in adapter_config.json
     freezes_base = True
     num_virtual_tokens = 0  # positions before the real tokens
@@ -39,7 +39,7 @@ class Method(nn.Module):
         return [self]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are saved, detached; loading demands exactly these names and shapes and writes into them."""
+        """The saved tensors, detached; loading demands these names and shapes and writes into them."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
     def peft_config(self, base: GPT) -> dict:
@@ -50,9 +50,6 @@ class Method(nn.Module):
     def hyperparameters(cls, config: dict) -> dict:
         """The keyword arguments that rebuild the method from its adapter_config.json."""
         raise NotImplementedError
-
-    def check(self, base: GPT) -> None:
-        """Raise Error when loaded tensors cannot be used on this base."""
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder, adapter_config.json and adapter_model.*, in PEFT's layout."""
@@ -76,10 +73,11 @@ def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tenso
 
 
 def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
-    """The value that P virtual tokens start from, on some level of the ladder; None for "random" (see `noise`).
+    """The value that P virtual tokens start from, on some level of the ladder; None for "random"
+    (see `noise`).
 
-    "vocab": tokens (P,) drawn from the vocabulary; token ids (n,): repeated or cut to P; a prompt, hidden prefix or
-    prefix: as given. Raises Error for anything else.
+    "vocab": tokens (P,) drawn from the vocabulary; token ids (n,): repeated or cut to P; a prompt,
+    hidden prefix or prefix: as given. Raises Error for anything else.
     """
     if isinstance(init, str) and init == "random":
         return None

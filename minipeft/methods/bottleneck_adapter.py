@@ -5,12 +5,12 @@
     placement="houlsby"    after attention and after the MLP   trained = stored = 2·L·(2·C·m + m + C)   1902.00751 §2.1
     placement="pfeiffer"   after the MLP alone                 trained = stored =   L·(2·C·m + m + C)   2005.00247
 
-(Houlsby et al. 2019; Pfeiffer et al. 2020.) W_up starts at zero, so step 0 is exactly the base. The nonlinearity
-prevents merging.
+(Houlsby et al. 2019; Pfeiffer et al. 2020.) W_up starts at zero, so step 0 is exactly the base.
+The nonlinearity prevents merging.
 
-Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too; here the base is
-pre-LayerNorm and wholly frozen. They start from N(0, σ) with a small σ, near the identity. gelu is the exact one,
-whatever form the base's own MLP has.
+Departs from the papers: they tune BERT, whose LayerNorms come after the sum, and train those too;
+here the base is pre-LayerNorm and wholly frozen. They start from N(0, σ) with a small σ, near the
+identity. gelu is the exact one, whatever form the base's own MLP has.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
-Each fills its own slot or hooks its own modules, and is trained at its own learning rate. Saved is one adapter folder
-per part and a list of them.
+Each fills its own slot or hooks its own modules, and is trained at its own learning rate. Saved is
+one adapter folder per part and a list of them.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checks import Error
 from ..files import huggingface, peft
-from ..files.atomic import check_place
+from ..files.atomic import check_destination
 from ..model import GPT
 from .base import Method
 
@@ -24,7 +24,8 @@ class Combined(Method):
         self.name = "+".join(self.by_name)
         self.num_virtual_tokens = sum(part.num_virtual_tokens for part in parts)
         if len(self.by_name) < len(parts):
-            raise Error(f"{' and '.join(part.name for part in parts)}: a method can be combined with others, not with itself")
+            names = " and ".join(part.name for part in parts)
+            raise Error(f"{names}: a method can be combined with others, not with itself")
         if not all(part.freezes_base for part in parts):
             raise Error("full fine-tuning cannot be combined: it changes the base that the others are tuned for")
         filled: dict[str, str] = {}
@@ -47,7 +48,7 @@ class Combined(Method):
         return slots
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
-        check_place(folder, "a combination")
+        check_destination(folder, "a combination")
         base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
         for name, part in self.by_name.items():
             part.save(base, Path(folder) / name, base_fingerprint)

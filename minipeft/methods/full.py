@@ -2,8 +2,8 @@
 
     θ ← θ − η ∇θ loss          trained = stored = all parameters, once per task
 
-The one method that changes its base: `detach()` has no frozen base to give back, and `save()` writes a whole base,
-a Hugging Face folder.
+The one method that changes its base: `detach()` has no frozen base to give back, and `save()`
+writes a whole base, a Hugging Face folder.
 """
 
 from ..model import GPT

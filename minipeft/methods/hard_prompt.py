@@ -2,8 +2,8 @@
 
     x = [wte(tokens) ; wte(idx)]          tokens (P,) out of V^P: the ladder's lowest level
 
-trained = 0, stored = P token ids. training/prompt_search.py scores wordings that people wrote, or searches along
-the gradient.
+trained = 0, stored = P token ids. training/prompt_search.py scores wordings that people wrote, or
+searches along the gradient.
 """
 
 import torch
@@ -26,7 +26,7 @@ class HardPrompt(Method):
         super().__init__()
         self.num_virtual_tokens = virtual_tokens(base, None, tokens)
         self.register_buffer("prompt_tokens", tokens.to(base.wte.weight.device, copy=True).contiguous())  # (P,) int64
-        self.check(base)
+        self.slots(base)  # raises Error for ids outside the vocabulary
 
     def ladder_value(self) -> Tensor:
         """The tokens, as the ladder has them: (P,) int64."""
@@ -37,9 +37,6 @@ class HardPrompt(Method):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"prompt_tokens": self.prompt_tokens}
-
-    def check(self, base: GPT) -> None:
-        prompt_from_tokens(base, self.prompt_tokens)  # raises Error for ids outside the vocabulary
 
     def peft_config(self, base: GPT) -> dict:
         return {"peft_type": self.peft_types[0], "num_virtual_tokens": self.num_virtual_tokens,

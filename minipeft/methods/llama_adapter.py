@@ -1,17 +1,19 @@
-"""LLaMA-Adapter (Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", 2303.16199 §3).
+"""LLaMA-Adapter (Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with
+Zero-init Attention", 2303.16199 §3).
 
     in each of the top n blocks:   o = softmax(q Kᵀ / sqrt(hs)) V + g · softmax(q Pkᵀ / sqrt(hs)) Pv
 
     Pk, Pv = the block's own key and value projections of H (K, C), learnt; g, one per head, learnt, starts at 0
                                            (gate="layer": one for all heads, as in PEFT's ADAPTION_PROMPT)
 
-Prefix tuning's slot with a gate: the prompts have a softmax of their own, so at g = 0 step 0 is exactly the base, where
-a prefix of any values takes attention away from the text. The prompts stand beside the sequence and take no positions.
+Prefix tuning's slot with a gate: the prompts have a softmax of their own, so at g = 0 step 0 is
+exactly the base, where a prefix of any values takes attention away from the text. The prompts stand
+beside the sequence and take no positions.
 
 trained = stored = n·(K·C + nh)                  gate="layer": n·(K·C + 1)
 
-Departs from the paper: the gate multiplies as it is (eq. 6); the released code takes its tanh. By default n is the
-paper's share of the layers, 30 of 32. Rotated queries meet unrotated keys, as in PEFT.
+Departs from the paper: the gate multiplies as it is (eq. 6); the released code takes its tanh. n is
+by default the paper's share of layers, 30 of 32. Rotated queries meet unrotated keys, as in PEFT.
 """
 
 import torch

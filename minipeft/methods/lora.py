@@ -2,14 +2,13 @@
 
     y = W x + (α/r)·B A x          A (r, in), B (out, r) learnt, W (out, in) frozen
 
-A starts random and B at zero, so step 0 is exactly the base. The change of W that is learnt can be added to W by
-merge(); a forward pass then costs what the base's does.
+A starts random and B at zero, so step 0 is exactly the base. The change of W that is learnt can be
+added to W by merge(); a forward pass then costs what the base's does.
 
-trained = stored = r·(in + out) per hooked linear: by default the attention's input projection, L·r·4C on GPT-2.
+trained = stored = r·(in + out) per hooked linear: by default L·r·4C on GPT-2 (c_attn).
 
-Departs from the paper: where q, k and v are one projection, as in GPT-2, they are hooked together. The paper hooks q and
-v, and so does this where they are two linears (the Llama family). A starts as in the released code and PEFT (uniform,
-Kaiming) rather than Gaussian.
+Departs from the paper, which hooks q and v: where q, k and v are one projection, as in GPT-2, they
+are hooked together. A starts as in the released code and PEFT (uniform, Kaiming), not Gaussian.
 """
 
 import math
@@ -43,9 +42,11 @@ class LowRank(nn.Module):
 
 
 class LoRA(Method):
-    """adapt(base, "lora", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=None (c_attn, or q_proj and v_proj)).
+    """adapt(base, "lora", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=None (c_attn, or
+    q_proj and v_proj)).
 
-    target_modules: names of linears, whole ("mlp.c_proj") or their end ("c_proj": both that a block has).
+    target_modules: names of linears, whole ("mlp.c_proj") or their end ("c_proj": both that a block
+    has).
     """
 
     name = "lora"

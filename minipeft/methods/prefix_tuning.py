@@ -1,4 +1,5 @@
-"""Prefix tuning (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2101.00190 §4).
+"""Prefix tuning (Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+2101.00190 §4).
 
     in every block:   o = softmax(q [Pk ; K]ᵀ / sqrt(hs)) [Pv ; V]          Pk, Pv learnt, everything else frozen
 
@@ -8,14 +9,14 @@ in one of two spaces:
     space="hidden"   H (P, C) per block is learnt, as if concatenated to the block's input;      stored =   L·P·C
                      Pk, Pv = the block's own ln_1 and projections of H, whose outputs are dropped
 
-either directly (trained = stored) or through the paper's two-layer MLP (§4.3), folded away when saved:
+either directly (trained = stored) or by the paper's two-layer MLP (§4.3), folded away when saved:
 
     row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C, m = encoder_hidden_size
     trained = P·C + (C + 1)·m + (m + 1)·W
 
-Departs from the paper: the direct form is the default. "random" draws from N(0, σ²), σ the standard deviation of the
-base's embeddings. A text may be the start (§7.4): step 0 then answers as if the text stood before the input. "vocab"
-starts from tokens drawn from the vocabulary.
+Departs from the paper: the direct form is the default. "random" draws from N(0, σ²), σ the standard
+deviation of the base's embeddings; "vocab" starts from tokens drawn from the vocabulary. Started
+from a text (§7.4), step 0 answers as if the text stood before the input.
 """
 
 import math
@@ -32,10 +33,11 @@ from .base import Method, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PrefixTuning(Method):
-    """adapt(base, "prefix", num_virtual_tokens=P, space="kv" | "hidden", prefix_projection=False, encoder_hidden_size=None (C),
-    init="random" | "vocab" | token ids (n,) int64 of a text | a prompt (1, P, C) | a hidden prefix (L, 1, P, C) | a prefix).
+    """adapt(base, "prefix", num_virtual_tokens=P, space="kv", prefix_projection=False, init="random").
 
-    Unless given, P is the length of `init`, or 8 if it has none.
+    space: "kv" or "hidden"; encoder_hidden_size: m, by default C; init: "random", "vocab", token ids
+    (n,) int64 of a text, a prompt (1, P, C), a hidden prefix (L, 1, P, C) or a prefix. Unless given,
+    P is the length of `init`, or 8 if it has none.
     """
 
     name = "prefix"
@@ -55,7 +57,8 @@ class PrefixTuning(Method):
         C, W = c.n_embd, math.prod(self.row_shape)
         if prefix_projection:
             if isinstance(init, Tensor) or init != "random":
-                raise Error("a prefix with a projection starts random: the MLP's inputs that give a text's keys and values are unknown")
+                raise Error("a prefix with a projection starts random: no inputs of the MLP are known "
+                            "that give the keys and values of a text")
             self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # an MLP weight moves every row: 0.1 diverges
             m = C if encoder_hidden_size is None else at_least_one("encoder_hidden_size", encoder_hidden_size)
             self.embedding = new_parameter(base, torch.randn(P, C))

@@ -1,12 +1,15 @@
-"""Prompt tuning (Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", 2104.08691 §2).
+"""Prompt tuning (Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient
+Prompt Tuning", 2104.08691 §2).
 
     x = [Pe ; wte(idx)]          Pe (P, C) is learnt by backpropagation, everything else is frozen
 
-trained = stored = P·C. With T5-XXL, P = 5 and C = 4096: 20,480 parameters per task, beside 11 billion shared by all.
+trained = stored = P·C. With T5-XXL, P = 5 and C = 4096: 20,480 parameters per task, beside 11
+billion shared by all.
 
-Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafactor. "random" draws from N(0, σ²), σ the
-standard deviation of the base's embeddings, where the paper draws uniformly from [-0.5, 0.5]; "vocab" samples the whole
-vocabulary, where the paper samples its 5,000 most common tokens. For class labels as a start give their token ids.
+Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafactor. "random" draws
+from N(0, σ²), σ the standard deviation of the base's embeddings, where the paper draws uniformly
+from [-0.5, 0.5]; "vocab" samples the whole vocabulary, where the paper samples its 5,000 most
+common tokens. For class labels as a start give their token ids.
 """
 
 import torch
@@ -19,8 +22,9 @@ from .base import Method, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PromptTuning(Method):
-    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab" | "random" | token ids (n,) int64 of a text | a prompt (1, P, C)).
+    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab").
 
+    init: "vocab", "random", token ids (n,) int64 of a text, or a prompt (1, P, C).
     Unless given, P is the length of `init`, or 8 if it has none.
     """
 
