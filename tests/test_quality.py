@@ -1,4 +1,4 @@
-"""bench.py quality: what is compared differs in one thing, a run is the same every time, and a grid that is stopped loses no line."""
+"""bench.py quality: cells of a study differ in one thing, a run is reproducible, a stopped grid loses no line."""
 
 import json
 import math
@@ -15,17 +15,16 @@ import torch
 from forked import context
 
 from minipeft import GPT, METHODS, Error, accounting, adapt
+from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench import measure
-from minipeft.runtime import profiling
-from minipeft.bench.quality import again, grid, studies
+from minipeft.bench.quality import again, grid, real, studies
 from minipeft.bench.quality import cell as cells
-from minipeft.bench.quality.cell import Cell
-from minipeft.config import EMBEDDED
+from minipeft.bench.quality.lines import Cell
 from minipeft.data import BASES
 from minipeft.data.batches import TaskData, draw, length
 from minipeft.data.tasks import INSTRUCTIONS, find_task
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.runtime import console
+from minipeft.runtime import console, profiling
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.prompt_search import choose_wording
 
@@ -38,7 +37,7 @@ TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps
 
 @pytest.mark.parametrize("name", studies.GROWS)
 def test_a_size_is_the_largest_within_its_budget(name):
-    base, (grows, _), method = GPT(EMBEDDED[studies.BASE]), studies.GROWS[name], studies.method_of(name)
+    base, (grows, _, _), method = GPT(EMBEDDED[studies.BASE]), studies.ROWS[name], studies.method_of(name)
 
     def trained(size: dict) -> int:
         model = adapt(base, method, **size)
@@ -85,7 +84,7 @@ def test_what_a_study_compares_differs_in_nothing_but_its_axes(name):
         assert c.size.get("num_virtual_tokens", 0) + longest <= EMBEDDED[c.base].block_size
         assert Cell.of(json.loads(json.dumps({"cell": json.loads(c.key)}))) == c
         if name == "projection":
-            assert like is None and c.lr in studies.PROJECTION_RATES
+            assert like is None and c.lr in studies.PROJECTION_LEARNING_RATES
             continue
         assert replace(like, size=c.size, start=c.start, seed=c.seed) == c and studies.row(like) == studies.row(c)
         swept = studies.sweep(like)
@@ -104,7 +103,7 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
         METHODS
     )
     for r, found in sizes("budget").items():
-        grows, rest = studies.GROWS[r]
+        grows, rest, _ = studies.ROWS[r]
         assert len({s[grows] for s in found}) == 3 and all(s == {grows: s[grows], **rest} for s in found)
     tokens = {"num_virtual_tokens": 16}
     for r, found in (sizes("scale") | sizes("data")).items():
@@ -112,7 +111,8 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
     assert all([s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128] for found in sizes("length").values())
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [tokens | {"prefix_projection": True}]}
     assert all(c.size == (tokens if c.start in ("random", "vocab", studies.PROMPT_RUNG) else {}) for c, _ in studies.start())
-    assert {len(rates) for rates in (*studies.RATES.values(), *studies.REAL_RATES.values())} == {3}
+    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [rates for _, rates in real.METHODS.values()]
+    assert {len(rates) for rates in trained} == {3}
 
 
 # The data
@@ -137,10 +137,11 @@ def taken(monkeypatch):
 
 def test_of_a_seed_all_methods_see_the_same_batches_and_they_are_those_of_train_py(taken):
     for seed in (0, 3):
-        data = TaskData(find_task("reverse+increment"), seed, 16)
+        data = TaskData(find_task("reverse+increment"), ByteTokenizer(), seed, 16)
+        of_train = [[record.example for record in data.batch(step)] for step in range(5)]
         for c, _ in studies.methods(tasks=("reverse+increment",), seeds=(seed,)):
             if c.method != "hard-prompt":
-                assert taken(replace(c, base="tiny", lr=0.1, steps=5)) == [data.batch(step) for step in range(5)]
+                assert taken(replace(c, base="tiny", lr=0.1, steps=5)) == of_train
     assert taken(replace(TINY, seed=1)) != taken(replace(TINY, seed=2))
 
 
@@ -171,7 +172,7 @@ def without_times(result: dict) -> dict:
     return {k: v for k, v in result.items() if k not in ("seconds", "card")}
 
 
-def test_a_run_is_the_same_to_the_last_bit_and_looking_at_it_changes_nothing(monkeypatch):
+def test_a_run_is_the_same_to_the_last_bit_and_evaluations_change_nothing(monkeypatch):
     monkeypatch.setattr(cells, "HELD_OUT", 100)
     for c in (TINY, replace(TINY, method="prefix", examples=6)):
         first = without_times(cells.run(c))
@@ -179,8 +180,8 @@ def test_a_run_is_the_same_to_the_last_bit_and_looking_at_it_changes_nothing(mon
         assert without_times(cells.run(c)) == first
         assert [step for step, *_ in first["curve"]] == [*range(8)] and first["curve"][0][2] > first["curve"][-1][2] > 0
         with monkeypatch.context() as patch:
-            patch.setattr(cells.Watched, "__call__", lambda self, step: self.batch(step))
-            assert without_times(cells.run(c)) == first | {"curve": []}
+            patch.setattr(cells, "EVALUATIONS", 1)
+            assert without_times(cells.run(c)) == first | {"curve": first["curve"][:1]}
     assert 0 < first["loss_on_learnt"] != first["loss"]
     assert first["trained"] == accounting.count(EMBEDDED["tiny"], "prefix", num_virtual_tokens=4).trained
 
@@ -189,7 +190,7 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
     monkeypatch.setattr(cells, "HELD_OUT", 100)
     monkeypatch.setattr(cells, "DEV", 20)
     tokenizer, task = ByteTokenizer(), find_task("reverse")
-    looked_at = batches(draw(task.example, "held-out", 500)[: cells.LOOKED_AT], tokenizer)
+    evaluated = batches(draw(task.example, "held-out", 500)[: cells.EVALUATED], tokenizer)
 
     def begins(start, method="prefix", **size) -> tuple[float, dict]:
         result = cells.run(replace(TINY, task="reverse", method=method, size=size, start=start, steps=2))
@@ -197,7 +198,7 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
 
     def with_tokens(tokens: torch.Tensor, method="prefix") -> float:
         model = adapt(GPT.from_pretrained(BASES["tiny"]), method, init=tokens)
-        return round(evaluate(model, looked_at)[0], 4)
+        return round(evaluate(model, evaluated)[0], 4)
 
     base = GPT.from_pretrained(BASES["tiny"])
     development = batches(draw(task.example, "0/development", 20), tokenizer)
@@ -215,7 +216,7 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
 
 def test_a_rate_that_breaks_training_is_a_result():
     line = json.loads(json.dumps(grid.work(replace(TINY, lr=1e30), {}, "cpu"), allow_nan=False))
-    assert line["failed"].startswith("training came apart at step ") and (line["score"], line["loss"]) == (0, None)
+    assert line["failed"].startswith("training diverged at step ") and (line["score"], line["loss"]) == (0, None)
     with pytest.raises(Error, match="task must be one of"):  # what is wrong with a cell is none
         cells.run(replace(TINY, task="magic"))
 
@@ -226,7 +227,7 @@ def test_a_rate_that_breaks_training_is_a_result():
 @pytest.fixture
 def ran(monkeypatch):
     """The cells that were run, in their order; none is trained: the lower the rate, the lower the loss, and the lowest one fails."""
-    called, lowest = [], studies.RATES["prompt"][0]
+    called, lowest = [], studies.ROWS["prompt"][2][0]
 
     def work(c: Cell, folders, device) -> dict:
         called.append(c)
@@ -246,7 +247,7 @@ def test_a_grid_runs_what_is_not_there_and_nothing_twice(tmp_path, ran):
     path = tmp_path / "made" / "lines.jsonl"
     lines = grid.fill(path, asked_for(), 1, {}, "cpu")
     assert len(ran) == len({c.key for c in ran}) == 10 == len(lines) and [c.scored_on for c in ran] == 6 * ["dev"] + 4 * ["held-out"]
-    (_, best, _), started = studies.RATES["prompt"], [c.start for c in ran[6:] if c.start]
+    (_, best, _), started = studies.ROWS["prompt"][2], [c.start for c in ran[6:] if c.start]
     assert {c.lr for c in ran[6:]} == {best} and started == 2 * [{"rung": "prompt", "lr": best}]
     whole = path.read_bytes()
     for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: whole.index(b"\n") + 5], 9), (b"", 10), (whole, 0)):
@@ -277,9 +278,11 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
 
 
 def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
-    card = {"device": "X", "device_type": "cpu", "torch": "2"}
+    card = {"device": "X", "device_type": "cpu", "threads": 1, "cores": 2, "platform": "P", "python": "3",
+            "torch": "2", "commit": "c"}
     avx2, avx512 = card | {"instructions": "AVX2"}, card | {"instructions": "AVX512"}
-    assert again.machines(avx2, avx2) == "then on X with AVX2, torch 2, now on X with AVX2, torch 2"
+    line = measure.card_line(avx2)
+    assert again.machines(avx2, avx2) == f"then on {line}; now on {line}" and "X with AVX2" in line
     for then in (card, avx2):  # lines from before it was noted do not say
         assert again.machines(then, avx512).endswith(
             "`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` in front of the command takes AVX2"

@@ -1,4 +1,4 @@
-"""bench.py quality on a real model: which pairs a cell learns from and is scored on, what it starts from, and what is refused."""
+"""bench.py quality on a real model: training and held-out pairs of a cell, its start, and what is refused."""
 
 import importlib.util
 import sys
@@ -54,8 +54,13 @@ def test_a_cell_gives_the_same_every_time_and_its_seed_matters(folders):
 
 def test_methods_see_the_same_pairs_the_fewer_among_the_more_and_none_of_an_mr_that_is_scored(folders, monkeypatch):
     seen, scored = [], []
-    encode, batches_of = real.encode, real.batches
-    monkeypatch.setattr(real, "encode", lambda examples, *rest: seen.append(examples) or encode(examples, *rest))
+    collate, batches_of = real.collate, real.batches
+
+    def collated(records, fill):
+        seen.append([r.example for r in records])
+        return collate(records, fill)
+
+    monkeypatch.setattr(real, "collate", collated)
     monkeypatch.setattr(real, "batches", lambda examples, *rest: scored.append(examples) or batches_of(examples, *rest))
 
     def pairs(*changed, **rest) -> list:
@@ -130,4 +135,4 @@ def test_what_is_missing_in_or_of_the_folders_is_refused(folders, tmp_path):
         refused({other: path for other, path in folders.items() if other != name}, f"need --{name} FOLDER$")
     refused(folders | {"e2e": str(tmp_path)}, "no data at .*devset.csv: there is no such file")
     refused(folders | {"smollm2": str(tmp_path)}, "holds no config.json")
-    refused(folders, "devset.csv has 48 of the 500 pairs of at most 64 tokens that are needed of it", examples=500)
+    refused(folders, "devset.csv has 48 of the 500 pairs of at most 64 tokens that are needed: ", examples=500)

@@ -1,23 +1,23 @@
 """Quality of every method, one question at a time, on equal terms.
 
-A cell is one run: a method of some size, on a base, on a task, with a learning rate and a seed. A study
-is a list of cells that answers one question; it varies one thing. All methods of a seed see the same
-examples in the same order.
+A cell is one run: a method of some size, on a base, on a task, with a learning rate and a seed. A
+study is a list of cells that answers one question and varies one thing. All methods of a seed see
+the same examples in the same order.
 
-    1. sweeps   every method trains once with each of three learning rates, with a seed of its own; the
-                lowest loss on the validation set decides
-    2. cells    every cell trains with that learning rate over seeds 0 … 4, and is scored on held-out
+    1. sweeps   each method trains once with each of three learning rates, with a seed of their own;
+                the lowest loss on the validation set decides
+    2. cells    each cell trains with that learning rate over seeds 0 … 4, and is scored on held-out
                 examples
 
-Every cell becomes one JSON line, written when it is done, with all it takes to run it again (--again)
-and the machine it ran on. A stopped run continues: cells with a line are not run again.
-`python bench.py report` draws tables, figures and pages from the lines.
+A finished cell is one JSON line, with all it takes to run it again (--again) and its machine. A
+stopped run continues: cells with a line are not run again. `python bench.py report` draws tables,
+figures and pages from the lines.
 
-    python bench.py quality --quick                      the main table, small: 10 minutes on 2 cores
-    python bench.py quality                              all studies but `real`: hours
-    python bench.py quality --study length               one question
-    python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model and real data
-    python bench.py quality --again 17                   run line 17 again: is the score the same?
+    python bench.py quality --quick             the main table, small: 10 minutes on 2 cores
+    python bench.py quality                     all studies but `real`: hours
+    python bench.py quality --study length      one question
+    python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model, real data
+    python bench.py quality --again 17          run line 17 again: is the score the same?
 """
 
 import os
@@ -43,7 +43,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     which = p.add_argument_group("what to run").add_mutually_exclusive_group()
     which.add_argument("--study", nargs="+", choices=names, metavar="NAME",
                        help=f"of {', '.join(names)} (default: all but real)")
-    which.add_argument("--quick", action="store_true", help="two tasks of the first study, two seeds")
+    which.add_argument("--quick", action="store_true", help="two tasks of the first study, 2 seeds")
     which.add_argument("--again", type=int, metavar="N", help="line N of --lines again, to compare")
     add = p.add_argument_group("data").add_argument
     add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"),
@@ -54,7 +54,8 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=default, help="cpu, cuda, cuda:1 …")
     args = p.parse_args(argv)
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from ...checks import Error
+from ..measure import card_line
 from .grid import work
 from .lines import Cell, numbered
 
 COMPARED = ("score", "loss", "curve", "loss_on_learnt", "score_on_learnt", "wording", "trained",
-            "stored_bytes", "chrf", "failed")
+            "stored_bytes", "chrf")
 AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"  # for torch's operators and for oneDNN's
 
 
@@ -41,13 +42,11 @@ def table(result: dict) -> str:
 
 def machines(then: dict, now: dict) -> str:
     """The machines of both runs, and what to try when their vector instructions differ."""
-    used = [card.get("instructions") for card in (then, now)]
-    text = ", ".join(
-        f"{when} on {card['device']}{f' with {its}' if its else ''}, torch {card['torch']}"
-        for when, card, its in zip(("then", "now"), (then, now), used, strict=True))
+    text = f"then on {card_line(then)}; now on {card_line(now)}"
+    used = then.get("instructions"), now.get("instructions")  # old lines do not have it
     if used[0] == used[1] or "cuda" in (then["device_type"], now["device_type"]):
         return text
     text += ": other vector instructions round differently"
-    if used[1] == "AVX512" and used[0] in (None, "AVX2"):  # old lines do not say what they used
+    if used[1] == "AVX512" and used[0] in (None, "AVX2"):
         text += f", `{AVX2}` in front of the command takes AVX2"
     return text

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ...attach import Adapted, adapt
-from ...checks import Error
 from ...data import BASES
-from ...data.batches import draw, encode
+from ...data.batches import draw
+from ...data.encoding import encode
 from ...data.tasks import INSTRUCTIONS, Example, find_task
 from ...data.tokenizer import ByteTokenizer
 from ...model import GPT
 from ...training.evaluation import batches, evaluate
-from ...training.loop import train
+from ...training.loop import Diverged, train
 from ...training.prompt_search import choose_wording
 from . import real
 from .lines import Cell
@@ -40,9 +40,7 @@ def run(cell: Cell, folders: dict[str, str] | None = None, device: str = "cpu") 
             if cell.task == "e2e":
                 return real.run(cell, folders or {}, device)
             return run_task(cell, device)
-        except Error as e:
-            if "came apart" not in str(e):
-                raise
+        except Diverged as e:
             return {"score": 0.0, "loss": float("inf"), "failed": str(e), "seconds": 0.0}
 
 
@@ -78,12 +76,13 @@ def run_task(cell: Cell, device: str) -> dict:
     loss, exact = evaluate(model, batches(scored, tokenizer))
     result |= {"seconds": round(seconds, 2), "score": exact, "loss": loss, "curve": curve}
     if few:
-        result["loss_on_learnt"], result["score_on_learnt"] = evaluate(model, batches(few, tokenizer))
+        learnt = evaluate(model, batches(few, tokenizer))
+        result["loss_on_learnt"], result["score_on_learnt"] = learnt
     return result | real.sizes(cell, model)
 
 
 def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple[Adapted, dict]:
-    """The model to train, with its prompt or prefix initialised, and the first fields of the result.
+    """The model to train, its prompt or prefix initialised, and the first fields of the result.
 
     "steps_before" and "seconds_before": training of the soft prompt that a prefix starts from.
     """
@@ -103,4 +102,5 @@ def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple
         init = prompt.method.ladder_value().detach()
         prompt.detach()
     argument = "tokens" if cell.method == "hard-prompt" else "init"
-    return adapt(base, cell.method, **cell.size, **({} if init is None else {argument: init})), result
+    given = {} if init is None else {argument: init}
+    return adapt(base, cell.method, **cell.size, **given), result

@@ -15,7 +15,7 @@ SEQ_LEN = 2 * DIGITS + len(" -> ")  # tokens of an example; its end mark is not 
 
 
 def run(device: str) -> dict:
-    """{"card", "rows", …}: "step_ms", "kept_bytes" and "peak_bytes" of every row of the main table."""
+    """{"card", "rows", …}, with "step_ms", "kept_bytes" and "peak_bytes" of every row."""
     torch.set_num_threads(1)  # as in the cells
     cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if c.method != "hard-prompt"}
     batch_size = cell("full", "reverse", {}).batch_size
@@ -34,12 +34,10 @@ def place(lines: Path) -> Path:
     return lines.with_name(f"{lines.stem}-costs.json")
 
 
-def measure(lines: Path, device: str) -> dict:
-    """The costs beside these lines, measured if the file does not exist."""
-    if not (found := read_costs(lines)):
-        found = run(device)
-        write_json(place(lines), found)
-    return found
+def measure(lines: Path, device: str) -> None:
+    """Measure the costs beside these lines, unless their file exists."""
+    if not place(lines).exists():
+        write_json(place(lines), run(device))
 
 
 def read_costs(lines: Path) -> dict | None:

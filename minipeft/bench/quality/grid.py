@@ -1,4 +1,4 @@
-"""Runs the cells of a study that a file lacks, in several processes, and appends their lines to it."""
+"""Runs cells that have no line yet, in several processes, and appends their lines to the file."""
 
 import contextlib
 import json
@@ -31,8 +31,8 @@ from .studies import PROMPT_RUNG, Pairs, sweep
 def appending(path: Path) -> Iterator[tuple[Lines, Callable[[dict], None]]]:
     """The lines of a file, and write(line), which adds one and flushes it to the disk.
 
-    Cuts off an incomplete last line, and keeps other grids out. Raises Error if another one writes to
-    the file, if it cannot be written, and as read().
+    Cuts off an incomplete last line, and keeps other grids out. Raises Error if another one writes
+    to the file, if it cannot be written, and as read().
     """
     lock = path.parent / f"{path.name}.lock"
     try:
@@ -82,7 +82,7 @@ def loss(line: dict) -> float:
 
 
 def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
-    """The cell with the learning rate chosen for `like`, and its soft prompt's; None: it has one."""
+    """The cell with the learning rate chosen for `like` (None: it has one), as its soft prompt."""
     if like is None:
         return cell
     if cell.start == PROMPT_RUNG:
@@ -92,7 +92,7 @@ def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
 
 
 def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str) -> Lines:
-    """Run the sweeps of these cells, then the cells, unless their lines exist; returns all lines."""
+    """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines."""
     sweeps = [c for _, like in wanted if like is not None for c in sweep(like)]
 
     def rated() -> list[Cell]:
@@ -114,9 +114,8 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield workers
         except BaseException as e:
-            # Their futures are left alone: the pool fails when it meets cancelled ones.
             for process in multiprocessing.active_children():
-                process.kill()
+                process.kill()  # futures are left alone: the pool fails at cancelled ones
             if isinstance(e, BrokenProcessPool):
                 raise Error("a process was ended from outside, most likely because memory ran out: "
                             "try fewer --processes") from None
@@ -146,7 +145,7 @@ def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
 
 def done(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str],
          device: str) -> Iterable[dict]:
-    """The lines of these cells as they finish. Long ones start first, so that no process is left idle."""
+    """The lines of these cells as they finish. Long ones start first, and none is last alone."""
     cells = sorted(cells, key=seconds, reverse=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it as they start here
     futures = [workers.submit(work, cell, folders, device) for cell in cells]
@@ -163,8 +162,7 @@ def done(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str
 
 def seconds(cell: Cell) -> float:
     """Rough time of a cell on one CPU core, for the order and the progress bar only."""
-    config = (EMBEDDED | PRESETS)[cell.base]
-    virtual = cell.size.get("num_virtual_tokens", 0) if cell.method == "prompt" else 0
-    tokens = cell.batch_size * ((80 if cell.task == "e2e" else 20) + virtual)
-    step = 0.004 * config.n_layer + 6 * tokens * base_parameters(config) / 7e10  # calls and FLOPs
-    return (cell.steps if cell.lr else 100) * step
+    config, virtual = (EMBEDDED | PRESETS)[cell.base], cell.size.get("num_virtual_tokens", 0)
+    tokens = (80 if cell.task == "e2e" else 20) + virtual * (cell.method == "prompt")
+    flops = 6 * cell.batch_size * tokens * base_parameters(config)
+    return (cell.steps if cell.lr else 100) * (0.004 * config.n_layer + flops / 7e10)

@@ -15,9 +15,9 @@ class Cell:
 
     base, task    a base of minipeft.data.BASES and a task of train.py; or "smollm2-135m" and "e2e"
     size          the hyper-parameters passed to adapt()
-    start         initial value of a prompt or prefix; None: the method's default. "random", "vocab",
-                  {"text": …}, {"rung": "hard-prompt"} (the best wording), or {"rung": "prompt",
-                  "lr": …} (a soft prompt trained for half of the steps)
+    start         initial value of a prompt or prefix (None: the method's default). "random",
+                  "vocab", {"text": …}, {"rung": "hard-prompt"} (the best wording), or
+                  {"rung": "prompt", "lr": …} (a soft prompt trained for half of the steps)
     lr            peak learning rate of the schedule; None: nothing is trained
     examples      number of training examples; None: new ones in every batch
     scored_on     "held-out", or "dev" (the validation set) for the runs that choose a learning rate

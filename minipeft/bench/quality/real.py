@@ -1,20 +1,18 @@
 """Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants.
 
-    data        E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR) and
-                a description. A fifth of the MRs of devset.csv is the validation set, the others are
-                for training; testset_w_refs.csv is held out. The three share no MR
-    lengths     only pairs of at most LONGEST tokens, a third of devset.csv, to keep runs short
-    examples    drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches of
-                BATCH pairs of similar length, the same for all methods of a seed. With more than
-                STEPS · BATCH examples a run does not see all of them
-    score       BLEU of greedy completions of at most NEW tokens, for SCORED held-out MRs, against all
-                references of each
-    loss        of SCORED held-out pairs, one for each of these MRs; of SCORED pairs of the validation
-                set when a learning rate is chosen, and then nothing is generated
+    data        E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR)
+                and a description, of at most LONGEST tokens. A fifth of devset.csv's MRs is the
+                validation set, the others are for training; testset_w_refs.csv is held out. No
+                two of them share an MR
+    examples    drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches
+                of BATCH pairs of similar length, so it need not see all of them
+    score       BLEU of greedy completions of at most NEW tokens, for SCORED held-out MRs, against
+                all references of each
+    loss        of SCORED held-out pairs, one per MR; when a learning rate is chosen, of SCORED
+                pairs of the validation set, and nothing is generated
 
-Weights are float32 for every method. Prompt and prefix start from a wording and have its length; LoRA
-and full fine-tuning start from the bare base. docs/tools/e2e.py is the earlier experiment: all
-lengths, three epochs, one seed.
+Weights are float32. Prompt and prefix start from a wording and have its length; LoRA and full
+fine-tuning start from the bare base. docs/tools/e2e.py is the earlier experiment, at full length.
 """
 
 import importlib.util
@@ -30,7 +28,8 @@ from torch import Tensor
 from ...accounting import adapter_bytes
 from ...attach import Adapted, adapt
 from ...checks import Error
-from ...data.batches import Epochs, encode, length, references
+from ...data.batches import Epochs, references
+from ...data.encoding import collate, length, tokenize
 from ...data.files import read_examples
 from ...data.tasks import Example
 from ...data.template import Template
@@ -45,9 +44,9 @@ from .lines import Cell
 # five that docs/tools/e2e.py tries it has the lowest loss on the validation set (e2e-smollm2.json).
 TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 WORDING = (
-    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]<|im_end|>\n"
-    "<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside.<|im_end|>\n"
-    "<|im_start|>user\n"
+    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]"
+    "<|im_end|>\n<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside."
+    "<|im_end|>\n<|im_start|>user\n"
 )
 FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 SmolLM2 tokens
 METHODS = {  # fields of the cell, and the learning rates of the sweep
@@ -70,7 +69,7 @@ def cell(name: str, examples: int) -> Cell:
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     """The cell's result. Raises Error, before training, for missing folders, packages or pairs."""
     if importlib.util.find_spec("sacrebleu") is None:
-        raise Error("cells on SmolLM2 and E2E are scored by BLEU, which needs: pip install sacrebleu")
+        raise Error("cells on E2E are scored by BLEU, which needs: pip install sacrebleu")
     folder, e2e = folder_of(folders, "smollm2"), folder_of(folders, "e2e")
     known, unseen = e2e / "devset.csv", e2e / "testset_w_refs.csv"
     pairs, grouped = read_examples(known), references(read_examples(unseen))
@@ -87,11 +86,12 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     training = (e for e in pairs if e.input not in chosen)
     training = first(cell.examples, training, fits, f"{cell.seed}/few", known)
     dev = first(SCORED, (e for e in pairs if e.input in chosen), fits, "development", known)
-    test = first(SCORED, grouped, lambda its: fits(its[0]), "held-out", unseen)  # (pair, references)
-    epochs = Epochs([length(e, tokenizer, template) for e in training], cell.batch_size, cell.seed)
+    test = first(SCORED, grouped, lambda its: fits(its[0]), "held-out", unseen)
+    records = [tokenize(e, tokenizer, template) for e in training]
+    epochs = Epochs([r.length for r in records], cell.batch_size, cell.seed)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        return encode([training[i] for i in epochs.batch(step)], tokenizer, template)
+        return collate([records[i] for i in epochs.batch(step)], tokenizer.end)
 
     text = {}
     if cell.start is not None:
@@ -141,6 +141,6 @@ def first(n: int, items: Iterable, fits: Callable[..., bool], seed: str, path: P
     Random(seed).shuffle(items)
     found = list(islice(filter(fits, items), n))
     if len(found) < n:
-        raise Error(f"{path} has {len(found)} of the {n} pairs of at most {LONGEST} tokens that are "
-                    "needed: is it E2E's own file?")
+        raise Error(f"{path} has {len(found)} of the {n} pairs of at most {LONGEST} tokens that "
+                    "are needed: is it E2E's own file?")
     return found

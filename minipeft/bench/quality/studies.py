@@ -1,7 +1,8 @@
 """The studies, each a list of cells that answers one question.
 
-Unless a study varies it, all cells share: the base "small" (0.2 million parameters, so that a thousand
-runs take hours), 300 steps of 16 new examples, seeds 0 … 4, and the learning rate that a sweep chose.
+Unless a study varies it, all cells share: the base "small" (0.2 million parameters, so that a
+thousand runs take hours), 300 steps of 16 new examples, seeds 0 … 4, and the learning rate that a
+sweep chose.
 """
 
 from dataclasses import replace
@@ -26,8 +27,8 @@ REAL_EXAMPLES = (50, 200, 500)
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
-# For every row of a table: the hyper-parameter that grows with its budget, the others, and the learning
-# rates of its sweep: as many for each, a factor of about √10 apart, around the best of a pilot.
+# For every row of a table: the hyper-parameter that grows with its budget, the others, and the
+# learning rates of its sweep: a factor of about √10 apart, around the best of a pilot.
 ROWS = {
     "prompt": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
     "prefix": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
@@ -73,8 +74,7 @@ def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
 
 
 def sweep(of: Cell) -> list[Cell]:
-    """The runs that choose a cell's learning rate. Cells that differ in start, number of examples or
-    seed alone share them."""
+    """The runs that choose a cell's learning rate, whatever its start, examples and seed."""
     if of.task == "e2e":
         of, rates = replace(of, examples=REAL_EXAMPLES[1]), e2e.METHODS[of.method][1]
     else:
@@ -82,8 +82,8 @@ def sweep(of: Cell) -> list[Cell]:
     return [replace(of, lr=lr, seed=SWEPT_WITH, scored_on="dev") for lr in rates]
 
 
-# A study returns pairs: a cell, and the cell for whose setting its learning rate is swept (None: the
-# first has a learning rate). A cell that is in two studies is run once.
+# A study returns pairs: a cell, and the cell for whose setting its learning rate is swept (None:
+# the first has a learning rate). A cell that is in two studies is run once.
 Pairs = list[tuple[Cell, "Cell | None"]]
 
 
@@ -97,7 +97,7 @@ def swept(cells, seeds=SEEDS) -> Pairs:
 
 
 def methods(tasks=TASKS, seeds=SEEDS) -> Pairs:
-    """All methods at one budget of trained parameters, beside full fine-tuning and a hard prompt."""
+    """All methods at one budget of trained parameters, full fine-tuning and a hard prompt."""
     return swept((cell(r, t, largest(r, BUDGET)) for t in tasks for r in ROWS), seeds)
 
 
@@ -111,7 +111,8 @@ def budget() -> Pairs:
 def scale() -> Pairs:
     """Bases of four sizes."""
     sizes = {"prompt": TOKENS, "prefix": TOKENS, "full": {}}
-    return swept(cell(r, t, size, base) for t in QUICK for base in EMBEDDED for r, size in sizes.items())
+    return swept(cell(r, t, size, base)
+                 for t in QUICK for base in EMBEDDED for r, size in sizes.items())
 
 
 def length() -> Pairs:
@@ -124,8 +125,8 @@ def start() -> Pairs:
     """Initial values: noise, vocabulary embeddings, a text that describes the task, the best of the
     base's own instructions, and for a prefix a soft prompt trained for half of the steps.
 
-    A start from text has the text's length, the others 16 tokens. The learning rates are those of the
-    default start.
+    A start from text has the text's length, the others 16 tokens. The learning rates are those of
+    the default start.
     """
     pairs = []
     for t, text in TEXTS.items():
@@ -140,15 +141,17 @@ def start() -> Pairs:
 
 def projection() -> Pairs:
     """A prefix trained directly and through an MLP. Every learning rate is a cell: no sweep."""
+    forms = {}, {"prefix_projection": True}
     return seeded([(cell("prefix", "parity", TOKENS | form, lr=lr), None)
-                   for form in ({}, {"prefix_projection": True}) for lr in PROJECTION_LEARNING_RATES])
+                   for form in forms for lr in PROJECTION_LEARNING_RATES])
 
 
 def data() -> Pairs:
-    """10 to 3,000 training examples. The learning rates are swept on endless ones, as for `methods`:
-    that is why its findings are withdrawn."""
+    """10 to 3,000 training examples. The learning rates are swept on endless ones, which is why
+    the findings are withdrawn."""
     sizes = {"prompt": TOKENS, "prefix": TOKENS, "lora": largest("lora", BUDGET), "full": {}}
-    return swept(cell(r, t, size, examples=n) for t in TEXTS for n in FEW for r, size in sizes.items())
+    return swept(cell(r, t, size, examples=n)
+                 for t in TEXTS for n in FEW for r, size in sizes.items())
 
 
 def real() -> Pairs:
@@ -157,4 +160,5 @@ def real() -> Pairs:
 
 
 # By name. Training time and cost are read from the cells of the first.
-STUDIES = {study.__name__: study for study in (methods, budget, scale, length, start, projection, data, real)}
+STUDIES = {study.__name__: study
+           for study in (methods, budget, scale, length, start, projection, data, real)}
