@@ -1,9 +1,9 @@
 """Tasks made in code, as readable text: `reverse: 58213764 -> 46731285`.
 
-A base is pretrained on SKILLS, with the instruction there most of the time and absent the rest: without one, eight answers are
-equally right and the base cannot know which is meant. What is tuned afterwards never shows an instruction, and is one of three kinds:
+A base is pretrained on SKILLS, most examples with an instruction. Without one, eight answers are equally
+right and the base cannot know which is meant. Tuning never shows an instruction, on one of three kinds:
 
-    select    one known skill: the tuned part only has to say which
+    select    one known skill: the adapter only has to say which
     compose   two known skills in a row, never seen together in pretraining
     novel     something that no skill does
 """
@@ -15,19 +15,24 @@ from typing import NamedTuple
 from ..config import Error
 
 DIGITS = 8  # length of every string
-TOLD = 0.8  # share of the pretraining examples that carry their instruction
+INSTRUCTED = 0.8  # share of the pretraining examples that carry an instruction
 
 
 class Example(NamedTuple):
-    input: str | None  # None: a text of its own, which answers nothing
+    input: str | None  # None: a text, which has no prompt
     target: str
-    turns: tuple[tuple[str, str], ...] = ()  # (role, content) of what was said before, oldest first
+    turns: tuple[tuple[str, str], ...] = ()  # (role, content) of earlier messages, oldest first
     ends: bool = True  # False: a piece of a longer text, which goes on
+
+    @property
+    def prompt_key(self) -> tuple:
+        """Equal for examples with the same prompt; for texts, which have none, with the same words."""
+        return (None, self.target) if self.input is None else (self.turns, self.input)
 
 
 class Skill(NamedTuple):
     apply: Callable[[str], str]
-    wordings: tuple[str, ...]  # how pretraining asks for it
+    wordings: tuple[str, ...]  # of its instruction in pretraining
 
 
 class Task(NamedTuple):
@@ -46,15 +51,16 @@ SKILLS = {
     "sort": Skill(lambda s: "".join(sorted(s)), ("sort", "ascending", "smallest first")),
     "descending": Skill(lambda s: "".join(sorted(s, reverse=True)), ("descending", "sort down", "largest first")),
     "increment": Skill(_each(lambda d: (d + 1) % 10), ("increment", "add one", "plus one")),
-    "swap": Skill(lambda s: "".join(s[i + 1] + s[i] for i in range(0, len(s), 2)), ("swap pairs", "swap", "exchange pairs")),
+    "swap": Skill(lambda s: "".join(s[i + 1] + s[i] for i in range(0, len(s), 2)),
+                  ("swap pairs", "swap", "exchange pairs")),
     "rotate": Skill(lambda s: s[1:] + s[0], ("rotate", "shift left", "first to last")),
     "complement": Skill(_each(lambda d: 9 - d), ("complement", "nine minus", "invert")),
 }
 
-INSTRUCTIONS = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings]  # as they stand before an input
+INSTRUCTIONS = [f"{wording}: " for skill in SKILLS.values() for wording in skill.wordings]
 
 NOVEL = {
-    "parity": _each(lambda d: d % 2),  # each digit: odd or not
+    "parity": _each(lambda d: d % 2),  # of each digit: odd or not
     "running-max": lambda s: "".join(max(s[: i + 1]) for i in range(len(s))),  # the largest digit so far
     "differences": lambda s: "".join(str((int(b) - int(a)) % 10) for a, b in zip("0" + s, s, strict=False)),
 }
@@ -67,40 +73,37 @@ KINDS = {
 }
 
 
-def digits(rng: Random) -> str:
-    return "".join(rng.choice("0123456789") for _ in range(DIGITS))
-
-
-def skill_example(rng: Random, name: str, told: bool) -> Example:
-    """One example of a known skill, with its instruction in one of its wordings or without."""
-    s = digits(rng)
-    wording = rng.choice(SKILLS[name].wordings)
-    return Example(f"{wording}: {s}" if told else s, SKILLS[name].apply(s))
+def skill_example(rng: Random, name: str, instructed: bool) -> Example:
+    """One example of a known skill, with one wording of its instruction or without."""
+    e = _of(SKILLS[name].apply)(rng)
+    wording = rng.choice(SKILLS[name].wordings)  # drawn in any case: the next example is the same either way
+    return e._replace(input=f"{wording}: {e.input}") if instructed else e
 
 
 def find_task(name: str) -> Task:
-    """The task of this name: a skill ("reverse"), two joined ("reverse+increment"), a novel one ("parity"), or "skills".
+    """The task: a skill ("reverse"), two joined ("reverse+increment"), a novel one ("parity"), or "skills".
 
-    Raises Error with the list for any other.
+    Raises Error with the list for any other name.
     """
     if name == "skills":
-        return Task(name, "skills", lambda rng: skill_example(rng, rng.choice(list(SKILLS)), told=rng.random() < TOLD))
+        return Task(name, "skills", lambda rng: skill_example(rng, rng.choice(list(SKILLS)),
+                                                              instructed=rng.random() < INSTRUCTED))
     if name in SKILLS:
-        return Task(name, "select", lambda rng: skill_example(rng, name, told=False))
+        return Task(name, "select", lambda rng: skill_example(rng, name, instructed=False))
     if name in NOVEL:
-        return Task(name, "novel", _untold(NOVEL[name]))
+        return Task(name, "novel", _of(NOVEL[name]))
     first, plus, second = name.partition("+")
     if plus and first in SKILLS and second in SKILLS and first != second:
-        return Task(name, "compose", _untold(lambda s: SKILLS[second].apply(SKILLS[first].apply(s))))
-    raise Error(
-        f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' (compose), "
-        f"{', '.join(NOVEL)} (novel), or skills; not {name!r}"
-    )
+        return Task(name, "compose", _of(lambda s: SKILLS[second].apply(SKILLS[first].apply(s))))
+    raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' (compose), "
+                f"{', '.join(NOVEL)} (novel), or skills; not {name!r}")
 
 
-def _untold(apply: Callable[[str], str]) -> Callable[[Random], Example]:
+def _of(apply: Callable[[str], str]) -> Callable[[Random], Example]:
+    """Examples of a function of digits, without an instruction."""
+
     def example(rng: Random) -> Example:
-        s = digits(rng)
+        s = "".join(rng.choice("0123456789") for _ in range(DIGITS))
         return Example(s, apply(s))
 
     return example

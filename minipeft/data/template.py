@@ -1,35 +1,39 @@
-"""How an example is put to a base: a text with {input} in it, or a chat."""
+"""The text of a prompt: a template with {input} in it, or a chat."""
 
 from ..config import Error
 from .tasks import Example
 from .tokenizer import Tokenizer
 
 DEFAULT = "{input} -> "
-CHAT = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"  # ChatML, as SmolLM2 and Qwen2.5 use it
+CHAT = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"  # ChatML, as in SmolLM2 and Qwen2.5
 
 
 class Template:
-    """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} are text. Raises Error unless {input} is there once.
+    """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} are plain text.
 
-    Earlier turns of a conversation go before it: as ChatML in a chat, as `role: content` lines otherwise.
+    Earlier turns of a conversation come first: as ChatML in a chat, else as `role: content` lines.
+    Raises Error unless {input} occurs exactly once.
     """
 
     def __init__(self, text: str = DEFAULT):
         self.text = text
         if text != "chat" and text.count("{input}") != 1:
-            raise Error(f'a template is "chat" or a text with {{input}} in it once, not {text.count("{input}")} times: {ascii(text[:80])}')
+            raise Error('a template is "chat" or a text with {input} in it once, '
+                        f"not {text.count('{input}')} times: {ascii(text[:80])}")
         self.turn = "<|im_start|>{role}\n{content}<|im_end|>\n" if text == "chat" else "{role}: {content}\n"
         self.before, _, self.after = (CHAT if text == "chat" else text).partition("{input}")
 
     def fill(self, example: Example) -> str:
-        """What is asked, up to where the answer starts: the turns, and the input in its frame."""
-        said = "".join(self.turn.format(role=role, content=content) for role, content in example.turns)
-        return said + self.before + example.input + self.after
+        """The prompt up to where the completion starts: earlier turns, then the input in its frame."""
+        turns = "".join(self.turn.format(role=role, content=content) for role, content in example.turns)
+        return turns + self.before + example.input + self.after
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raise Error for a chat with a tokenizer that has no chat marks: the base would read them as letters."""
-        if self.text == "chat" and any(len(tokenizer.encode(mark)) != 1 for mark in ("<|im_start|>", "<|im_end|>")):
-            raise Error("the chat template needs a base whose tokenizer has <|im_start|> and <|im_end|>; here give a text with {input}")
+        """Raise Error for a chat with a tokenizer that would split the chat marks into letters."""
+        marks = ("<|im_start|>", "<|im_end|>")
+        if self.text == "chat" and any(len(tokenizer.encode(mark)) != 1 for mark in marks):
+            raise Error("the chat template needs a base whose tokenizer has <|im_start|> and <|im_end|>; "
+                        "here give a text with {input}")
 
 
-ARROW = Template()  # what the embedded base learnt
+ARROW = Template()  # of the embedded base's pretraining

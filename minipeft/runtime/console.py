@@ -17,6 +17,9 @@ from .signals import Stopped, ignore_terminate, terminable
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The description as it is written, and every flag with its default, unless its help says what that is."""
 
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=100)
+
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 

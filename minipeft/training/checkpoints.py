@@ -1,11 +1,11 @@
-"""What a run is made of at a step, and how it is put back: with it a run goes on bit for bit as if it had never stopped.
+"""Training checkpoints: a run restored from one goes on bit for bit as if it had never stopped.
 
-step       steps done; batches depend on the step alone, and so does the learning rate
-settings   what must be the same on both sides
-trained    name -> tensor: what is trained, with the MLP of a prefix and all else that is folded away when an adapter is saved
+step       steps done; it determines the batches and the learning rate
+settings   what must be equal on both sides
+trained    name -> trainable parameter, also those that are folded away when an adapter is saved
 moments    name -> AdamW's exp_avg, exp_avg_sq and step
-random     for every process the state of torch's generators, the only ones that a step draws from
-best       the lowest score so far, and `trained` as it was then; None where nothing is scored
+random     for every process, the states of torch's generators: a step draws from no others
+best       the lowest score so far, and `trained` at that step; None without scores
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import Error, shown
 from ..files.tensors import check_tensors
 from ..runtime.processes import all_gather, rank
-from .run_folder import read_state
+from .run_folder import read_checkpoint
 from .sharding import collected, placed
 
 
@@ -27,29 +27,31 @@ class Best(NamedTuple):
 
 
 def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], optimizer, best: Best | None) -> dict:
-    """A training state, ready for RunFolder.save. Several processes put theirs together, and the leader's is whole."""
+    """A checkpoint for RunFolder.save. All processes must call this; the main process gets it in full."""
     return {
         "step": step,
         "settings": settings or {},
         "trained": collected({name: p.detach() for name, p in parameters.items()}),
         "moments": {name: collected(optimizer.state[p]) for name, p in parameters.items()},
-        "random": all_gather(_random(parameters)),
+        "random": all_gather(_random_state(parameters)),
         "best": best and best._replace(trained=collected(best.trained))._asdict(),
     }
 
 
-def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer, settings: dict | None) -> tuple[int, Best | None]:
-    """Put a state of a run of so many steps back into parameters, optimizer and generators; returns its step and its best.
+def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
+            settings: dict | None) -> tuple[int, Best | None]:
+    """Restore parameters, optimizer and generators of a run of `steps` steps; returns its step and its best.
 
-    Raises Error for a state that is damaged, of another run, or forged.
+    Raises Error, and changes nothing, for a checkpoint that is damaged, of another run, or forged.
     """
-    state = read_state(path)
+    state = read_checkpoint(path)
     if state.keys() != {"step", "settings", "trained", "moments", "random", "best"} or type(state["step"]) is not int:
-        raise Error(f"{path} is not a training state")
+        raise Error(f"{path} is not a training checkpoint")
     theirs, ours = _dict(state, "settings", path), settings or {}
     for name in sorted(theirs.keys() | ours.keys(), key=str):
-        if not _same(theirs.get(name), ours.get(name)):
-            raise Error(f"{path} is of another run: its {shown(name)} is {shown(theirs.get(name))}, here it is {shown(ours.get(name))}")
+        if not _equal(theirs.get(name), ours.get(name)):
+            raise Error(f"{path} is of another run: its {shown(name)} is {shown(theirs.get(name))}, "
+                        f"here it is {shown(ours.get(name))}")
     if not 0 <= state["step"] <= steps:
         raise Error(f"{path} does not fit: step {state['step']} is none of the {steps}")
     trained, moments, best = _dict(state, "trained", path), _dict(state, "moments", path), state["best"]
@@ -57,59 +59,62 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer, se
     if moments.keys() != parameters.keys():
         raise Error(f"{path} does not fit: its moments are of other parameters")
     for name, p in parameters.items():
-        check_tensors(_dict(moments, name, path), {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}, f"{path}, moments of {name}")
+        like = {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}
+        check_tensors(_dict(moments, name, path), like, f"{path}, moments of {name}")
     if best is not None:
-        if not isinstance(best, dict) or best.keys() != set(Best._fields) or not isinstance(best["score"], float):
+        is_best = isinstance(best, dict) and best.keys() == set(Best._fields) and isinstance(best["score"], float)
+        if not is_best:
             raise Error(f"{path} does not fit: its best is none")
         check_tensors(_dict(best, "trained", path), parameters, f"{path}, best")
-        best = Best(best["score"], {name: _own(best["trained"][name], p) for name, p in parameters.items()})
-    _set_random(state["random"], parameters, path)
+        best = Best(best["score"], {name: _local(best["trained"][name], p) for name, p in parameters.items()})
+    _set_random_state(state["random"], parameters, path)
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(_own(trained[name], p))
-            optimizer.state[p] = {key: _own(t, p if t.dim() else t).to(p.device) for key, t in moments[name].items()}
+            p.copy_(_local(trained[name], p))
+            optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device) for key, t in moments[name].items()}
     return state["step"], best
 
 
-def _same(a, b) -> bool:
+def _equal(a, b) -> bool:
     try:
         return bool(a == b)
-    except RuntimeError:  # a tensor, which no setting is
+    except RuntimeError:  # a tensor, and no setting is one
         return False
 
 
-def _dict(within: dict, name: str, path: Path) -> dict:
-    if not isinstance(value := within[name], dict):
+def _dict(state: dict, name: str, path: Path) -> dict:
+    if not isinstance(value := state[name], dict):
         raise Error(f"{path} does not fit: {name} is no dictionary")
     return value
+
+
+def _local(stored: Tensor, like: Tensor) -> Tensor:
+    """A copy of the stored tensor, or this process's shard of it where `like` is sharded."""
+    return placed(stored.to(like.device, like.dtype, copy=True), like)
 
 
 def _device(parameters: dict[str, Tensor]) -> torch.device:
     return next(iter(parameters.values())).device
 
 
-def _random(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    device = _device(parameters)
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+def _random_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    device, state = _device(parameters), {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _own(stored: Tensor, like: Tensor) -> Tensor:
-    """A copy of what is stored, or this process's part of it where `like` is sharded."""
-    return placed(stored.to(like.device, like.dtype, copy=True), like)
-
-
-def _set_random(states: list, parameters: dict[str, Tensor], path: Path) -> None:
-    """On another kind of device than the state's, its generator starts where it is; and so do processes that there were not then."""
+def _set_random_state(states: list, parameters: dict[str, Tensor], path: Path) -> None:
+    """Set this process's generators. One without a stored state (a new process or device) stays as it is."""
     if not isinstance(states, list) or not states or not all(isinstance(s, dict) for s in states):
         raise Error(f"{path} does not fit: random is no list of dictionaries")
     for state in states:
         check_tensors({"cpu": state.get("cpu")}, {"cpu": torch.get_rng_state()}, f"{path}, random")
     if rank() >= len(states):
         return
-    mine = states[rank()]
+    state, device = states[rank()], _device(parameters)
     try:
-        torch.set_rng_state(mine["cpu"])
-        if _device(parameters).type == "cuda" and "cuda" in mine:
-            torch.cuda.set_rng_state(mine["cuda"], _device(parameters))
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
     except (RuntimeError, TypeError) as e:
-        raise Error(f"{path} does not fit: random is no state of torch's generators ({str(e).splitlines()[0]})") from None
+        reason = str(e).splitlines()[0]
+        raise Error(f"{path} does not fit: random is no state of torch's generators ({reason})") from None

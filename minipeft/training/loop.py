@@ -1,4 +1,4 @@
-"""The loop. It knows a model with .loss(idx, targets) and groups of trained parameters, and nothing about GPTs or methods."""
+"""The training loop. It knows a model with .loss(idx, targets) and groups of parameters, no GPT and no method."""
 
 import math
 import signal
@@ -17,8 +17,12 @@ from .checkpoints import Best, collect, restore
 from .run_folder import RunFolder
 from .sharding import full_tensor
 
-LOOK = 20  # steps between two looks at the losses: each makes a GPU wait
-SECONDS = 600  # a state is written at least so often
+LOG_EVERY = 20  # steps between two reads of the losses: each makes a GPU wait
+SECONDS = 600  # at most, between two checkpoints
+
+
+class Diverged(Error):
+    """The loss or its gradient is no longer finite."""
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -29,31 +33,24 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def train(
-    model,
-    batch: Callable[[int], tuple[Tensor, Tensor]],
-    steps: int,
-    lr: float | None = None,
-    run: RunFolder | None = None,
-    settings: dict | None = None,
-    resume: Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    score: Callable[[], float] | None = None,
-    loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> None:
+def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: float | None = None,
+          run: RunFolder | None = None, settings: dict | None = None, resume: Path | None = None,
+          dtype: torch.dtype = torch.float32, score: Callable[[], float] | None = None,
+          loss_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
     """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
 
-    batch(step) -> (idx, targets) depends on the step alone, so the step is the data position.
-    lr         the schedule's peak; None: for every group of parameters its own
-    run        where training states are written: ten times in a run, every ten minutes, and when it is stopped
-    settings   what must be the same for a run to be resumed (JSON values)
-    resume     the state to go on from; on the same CPU the run then ends bit for bit as if it had not been stopped
-    dtype      of the products, by autocast; what is trained keeps its own
-    score      asked ten times in a run; what is trained ends as it was when this was lowest, instead of as it is at the end
-    loss_of    distributed.parallel(model) where several processes train together, each on its rows of every batch
+    batch(step) -> (idx, targets) depends on the step alone, so the step is the position in the data.
+    lr         peak of the schedule; None: each parameter group's own
+    run        folder for checkpoints, written ten times in a run, every ten minutes, and when stopped
+    settings   JSON values that must be equal for a run to be resumed
+    resume     checkpoint to start from; on the same CPU the run ends bit for bit as without the stop
+    dtype      of the matmuls, by autocast; parameters keep their own
+    score      called ten times in a run; at the end the parameters with the lowest score are restored
+    loss_of    sharding.parallel(model) where several processes train together
 
-    SIGINT and SIGTERM let the step end and write a state, and then raise Stopped (a KeyboardInterrupt). Raises Error when a loss or
-    gradient is no longer finite (the last state is from before), and for a state that does not fit.
+    SIGINT and SIGTERM end the run after the current step and a checkpoint, by raising Stopped, a
+    KeyboardInterrupt. Raises Error when a loss or gradient is not finite (the last checkpoint is from
+    before), and for a checkpoint that does not fit.
     """
     loss_of = loss_of or model.loss
     parameters = dict(model.named_trainable_parameters())
@@ -62,7 +59,7 @@ def train(
     device = next(iter(parameters.values())).device
     start, best = restore(resume, steps, parameters, optimizer, settings) if resume else (0, None)
     tenth = max(1, steps // 10)
-    seen: list[Tensor] = []  # loss and gradient norm of the steps since the last look
+    recent: list[Tensor] = []  # loss and gradient norm of the steps since they were last read
     saved = time.monotonic()
     model.train()
     with Asked() as asked, progress(total=steps, initial=start, unit="step") as bar:
@@ -76,35 +73,36 @@ def train(
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
-            seen.append(torch.stack([loss.detach(), full_tensor(norm)]))
+            recent.append(torch.stack([loss.detach(), full_tensor(norm)]))
             bar.update()
 
-            wanted = all_reduce_max(asked.number or time.monotonic() - saved > SECONDS)  # 0, 1 for a state by the clock, or a signal's number
+            is_due = time.monotonic() - saved > SECONDS
+            stop = all_reduce_max(asked.number or is_due)  # 0; 1: a checkpoint is due; else the signal's number
             at_tenth = done % tenth == 0 or done == steps
-            if at_tenth or wanted or done % LOOK == 0:
-                bar.set_postfix(loss=f"{_look(seen, done, steps, optimizer):.3f}")
+            if at_tenth or stop or done % LOG_EVERY == 0:
+                bar.set_postfix(loss=f"{_last_loss(recent, done, steps, optimizer):.3f}")
             if at_tenth and score is not None and (value := score()) < (math.inf if best is None else best.score):
                 best = Best(value, {name: p.detach().clone() for name, p in parameters.items()})
-            if (at_tenth or wanted) and run is not None:
+            if (at_tenth or stop) and run is not None:
                 run.save(done, collect(done, settings, parameters, optimizer, best))
                 saved = time.monotonic()
-            if wanted > 1:
-                raise Stopped(wanted, f"stopped by {signal.Signals(wanted).name} after step {done} of {steps}", agreed=True)
+            if stop > 1:
+                message = f"stopped by {signal.Signals(stop).name} after step {done} of {steps}"
+                raise Stopped(stop, message, agreed=True)
     if best is not None:
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(best.trained[name])
 
 
-def _look(seen: list[Tensor], done: int, steps: int, optimizer) -> float:
-    """The last of the losses seen, which are forgotten. Raises Error, naming the step, when one or its gradient is not finite."""
-    values = all_reduce_mean(torch.stack(seen)).tolist()
-    seen.clear()
+def _last_loss(recent: list[Tensor], done: int, steps: int, optimizer) -> float:
+    """Empty `recent` and return its last loss. Raises Error if a loss or gradient in it is not finite."""
+    values = all_reduce_mean(torch.stack(recent)).tolist()
+    recent.clear()
     for step, (loss, norm) in enumerate(values, done - len(values) + 1):
         if not math.isfinite(loss) or not math.isfinite(norm):
             peak = min(group["peak"] for group in optimizer.param_groups)
-            raise Error(
-                f"training came apart at step {step} of {steps} (loss {loss:.3g}, gradient norm {norm:.3g}, learning rate "
-                f"{learning_rate(step - 1, steps, peak):.3g}): try a peak learning rate below {peak:g}, or other data"
-            )
+            rate = learning_rate(step - 1, steps, peak)
+            raise Diverged(f"training diverged at step {step} of {steps} (loss {loss:.3g}, gradient norm {norm:.3g}, "
+                           f"learning rate {rate:.3g}): try a peak learning rate below {peak:g}, or other data")
     return values[-1][0]

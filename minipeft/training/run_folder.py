@@ -1,10 +1,12 @@
-"""The folder of a run: one run at a time, and its training states, each written whole and checked before it is read.
+"""The folder of a run: one run at a time, and its checkpoints, written atomically and verified when read.
 
-    OUT/training_state/00000120-1f3a9c04e7b25d68.pt    a state, named by its step and the start of the file's SHA-256
-    OUT/training_state/lock                            held while a run works; the system frees it when the process ends, however it ends
-    OUT/training_state/anew                            a run that overwrites has no state yet: what lies here is of the run before it
+    OUT/training_state/00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256
+    OUT/training_state/lock                            held while a run works; freed when its process ends
+    OUT/training_state/anew                            marks a run with --overwrite without a checkpoint of
+                                                       its own yet: those that are here are of an older run
 
-The last two states are kept, so that a damaged one costs some steps and not the run. A finished run leaves no training_state.
+The last two checkpoints are kept, so a damaged one costs some steps instead of the run. A finished run
+leaves no training_state.
 """
 
 import contextlib
@@ -13,29 +15,31 @@ import re
 import sys
 from pathlib import Path
 
-from filelock import FileLock, Timeout  # comes with torch, which needs it
+from filelock import FileLock, Timeout  # a dependency of torch
 
 from ..config import Error
-from ..files.atomic import KINDS, is_there, write_atomically
-from ..files.tensors import dump_torch, read_torch
+from ..files.atomic import FOLDER_MARKERS, file_exists, write_atomically
+from ..files.tensors import save_torch, read_torch
 from ..runtime.processes import is_main_process, lost_peer, run_on_rank0
 
-RESULTS = ("scores.json", *KINDS.values())
-LEFTOVER = re.compile(r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)\.\d+\.tmp")  # of a write
+RESULTS = ("scores.json", *FOLDER_MARKERS.values())
+LEFTOVER = re.compile(  # of an interrupted write
+    r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)\.\d+\.tmp")
 
 
 class RunFolder:
-    """with RunFolder(out, resume, overwrite) as run: the folder is this run's alone. Of several processes the leader does it for all.
+    """with RunFolder(out, resume, overwrite) as run: this run alone works in the folder.
 
-    Raises Error when another run works there, when it cannot be written to, when it holds a run and neither `resume` nor `overwrite`
-    is set, and when there is nothing to resume.
+    Of several processes the main one acts for all. Raises Error when another run works there, when it
+    cannot be written to, when it holds a run and neither `resume` nor `overwrite` is set, and when
+    there is nothing to resume.
     """
 
     def __init__(self, folder, resume: bool = False, overwrite: bool = False):
         self.folder, self.resume, self.overwrite = Path(folder), resume, overwrite
-        self.states = self.folder / "training_state"
-        self._lock, self._anew = FileLock(self.states / "lock"), self.states / "anew"
-        self._kept: list[Path] = []  # known to be whole, oldest first
+        self.checkpoints = self.folder / "training_state"
+        self._lock, self._anew = FileLock(self.checkpoints / "lock"), self.checkpoints / "anew"
+        self._intact: list[Path] = []  # verified or just written, oldest first
 
     def __enter__(self) -> "RunFolder":
         run_on_rank0(self._enter)
@@ -44,9 +48,9 @@ class RunFolder:
     def _enter(self) -> None:
         if self.resume and not self.folder.is_dir():
             raise Error(f"nothing to resume: there is no folder {self.folder}")
-        self._refuse_a_result()  # before anything is made there
+        self._check_result()  # before anything is created
         try:
-            self.states.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Error(f"{self.folder} is in use: another run works there") from None
@@ -55,103 +59,106 @@ class RunFolder:
         try:
             stopped = self._found() or self._anew.exists()
             if stopped and not self.resume and not self.overwrite:
-                raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with it, --overwrite starts anew")
+                raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with it, "
+                            "--overwrite starts anew")
             if self.overwrite and (stopped or self.is_finished):
-                self._anew.touch()  # and the states go with the first that is better: a wrong flag of the new run must not cost them
-            self._remove([p for p in (*self.folder.iterdir(), *self.states.iterdir()) if LEFTOVER.fullmatch(p.name)])
+                self._anew.touch()  # the old checkpoints stay until the new run has one
+            there = (*self.folder.iterdir(), *self.checkpoints.iterdir())
+            self._remove([p for p in there if LEFTOVER.fullmatch(p.name)])
         except BaseException:
             self._lock.release()
             raise
 
     def __exit__(self, kind, error, _) -> None:
         if is_main_process():
-            if isinstance(error, Exception) and not lost_peer(error):  # not where it was stopped, by whomever: that can be resumed
+            if isinstance(error, Exception) and not lost_peer(error):  # a stopped run can be resumed
                 self._remove([self._anew])
                 if not self._found():
                     self._remove_all()
             self._lock.release()
 
-    def _refuse_a_result(self) -> None:
-        """Raise Error where a finished run would be resumed, or replaced without being asked to."""
+    def _check_result(self) -> None:
+        """Raise Error if a finished run would be resumed, or replaced without --overwrite."""
         if self.overwrite or not self.is_finished:
             return
         if self.resume:
-            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite starts anew, --eval-only evaluates it)")
+            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite starts anew, "
+                        "--eval-only evaluates it)")
         raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another --out keeps both")
 
     @property
     def is_finished(self) -> bool:
-        """Whether a result lies there, and no state from before it."""
-        return not self._found() and not self._anew.exists() and any((self.folder / name).exists() for name in RESULTS)
+        """True if there is a result, and no checkpoint of an unfinished run."""
+        has_result = any((self.folder / name).exists() for name in RESULTS)
+        return has_result and not self._found() and not self._anew.exists()
 
     def _found(self) -> list[Path]:
-        """The states that lie there, whole or not, oldest first."""
-        return sorted(p for p in self.states.glob("*.pt") if re.fullmatch(r"\d{8,}-[0-9a-f]{16}\.pt", p.name))
+        """All checkpoints, intact or not, oldest first."""
+        return sorted(p for p in self.checkpoints.glob("*.pt") if re.fullmatch(r"\d{8,}-[0-9a-f]{16}\.pt", p.name))
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
 
-    def save(self, step: int, state: dict) -> None:
-        """Write a state, and remove all but the last two. Raises Error when it cannot be written; those that were there stay."""
-        run_on_rank0(lambda: self._save(step, state))
+    def save(self, step: int, checkpoint: dict) -> None:
+        """Write a checkpoint and remove all but the last two. Raises Error, and removes none, if it cannot be written."""
+        run_on_rank0(lambda: self._save(step, checkpoint))
 
-    def _save(self, step: int, state: dict) -> None:
-        path = write_atomically(
-            self.states / f"{step:08d}.pt", lambda to: dump_torch(to, state), name=lambda sha256: f"{step:08d}-{sha256[:16]}.pt"
-        )
-        self._kept = [*(p for p in self._kept if p != path), path][-2:]
-        self._remove([p for p in self._found() if p not in self._kept] + [self._anew])
+    def _save(self, step: int, checkpoint: dict) -> None:
+        path = write_atomically(self.checkpoints / f"{step:08d}.pt", lambda to: save_torch(to, checkpoint),
+                                name=lambda sha256: f"{step:08d}-{sha256[:16]}.pt")
+        self._intact = [*(p for p in self._intact if p != path), path][-2:]
+        self._remove([p for p in self._found() if p not in self._intact] + [self._anew])
 
     def newest(self) -> Path | None:
-        """The newest state that is whole; None where there are none. Damaged ones are passed over with a warning on stderr.
+        """The newest intact checkpoint; None if there are none. Warns of damaged ones on stderr.
 
-        Raises Error when there are only damaged ones.
+        Raises Error when all of them are damaged.
         """
         return run_on_rank0(self._newest)
 
     def _newest(self) -> Path | None:
         damaged = []
         for path in reversed([] if self._anew.exists() else self._found()):
-            if is_whole(path):
+            if is_intact(path):
                 for other in damaged:
-                    print(f"warning: {other} is damaged, going back to the state before it", file=sys.stderr)
-                self._kept = [path]
+                    print(f"warning: {other} is damaged, going back to the checkpoint before it", file=sys.stderr)
+                self._intact = [path]
                 return path
             damaged.append(path)
         if damaged:
-            raise Error(f"nothing to resume: every training state in {self.states} is damaged (--overwrite starts anew)")
+            raise Error(f"nothing to resume: every checkpoint in {self.checkpoints} is damaged (--overwrite starts anew)")
         return None
 
     def finish(self) -> None:
-        """Remove the states and the lock: the result is safe."""
+        """Remove checkpoints and lock, once the result is written."""
         run_on_rank0(self._remove_all)
 
     def _remove_all(self) -> None:
-        for path in [*self._found(), self._anew, self.states / "lock"]:
-            with contextlib.suppress(OSError):  # Windows keeps what is open
+        for path in [*self._found(), self._anew, self.checkpoints / "lock"]:
+            with contextlib.suppress(OSError):  # Windows keeps open files
                 path.unlink()
-        for folder in (self.states, self.folder):
-            with contextlib.suppress(OSError):  # something lies there
+        for folder in (self.checkpoints, self.folder):
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a state is, byte for byte, what its name says that was written."""
+def is_intact(path: Path) -> bool:
+    """True if the file's SHA-256 is the one in its name."""
     try:
-        if not is_there(path):
+        if not file_exists(path):
             return False
         sha256 = hashlib.sha256()
         with open(path, "rb") as f:
             for piece in iter(lambda: f.read(1 << 20), b""):
                 sha256.update(piece)
         return path.stem.partition("-")[2] == sha256.hexdigest()[:16]
-    except (Error, OSError):  # a pipe in its place is an Error
+    except (Error, OSError):  # Error: a pipe in its place
         return False
 
 
-def read_state(path: Path) -> dict:
-    """What a state holds, read without running code. Raises Error when it is damaged."""
-    if not is_whole(path):
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint's content, read without running code. Raises Error when it is damaged."""
+    if not is_intact(path):
         raise Error(f"{path} is damaged: it is not what was written")
     return read_torch(path)

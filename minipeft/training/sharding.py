@@ -1,4 +1,4 @@
-"""A model trained by several processes: DDP for a frozen base that every process holds, FSDP2 for a base that is sharded."""
+"""A model trained by several processes: DDP where each has the whole base, FSDP2 where it is sharded."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from ..runtime.processes import is_main_process, world_size
 
 
 class _Loss(nn.Module):
-    """What DDP wraps: a module whose forward pass is the model's loss."""
+    """The module that DDP wraps: its forward pass is the model's loss."""
 
     def __init__(self, model):
         super().__init__()
@@ -23,11 +23,12 @@ class _Loss(nn.Module):
 
 
 def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-    """loss_of(idx, targets), after whose backward pass the gradients are the mean over all processes.
+    """loss_of(idx, targets), whose backward pass averages the gradients over all processes.
 
-    What is trained starts as the leader has it (a base, whole or sharded, must be the same everywhere: see check_same). A sharded base
-    moves to the device block by block, so it may come on the CPU; what model.named_trainable_parameters() gives are then the shards,
-    and an optimizer is built after this. Raises Error for what does not go with a sharded base.
+    Trained parameters are copied from the main process; a base must be the same everywhere (check_same).
+    A sharded base moves to the device block by block, so it may start on the CPU, and
+    model.named_trainable_parameters() are then shards: build the optimizer after this.
+    Raises Error for whatever a sharded base cannot be combined with.
     """
     if world_size() == 1:
         return model.loss
@@ -39,7 +40,7 @@ def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[
     model.method.to(device)
     for p in model.trainable_parameters():
         dist.broadcast(p.detach(), src=0)
-    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False)  # no sync: it would send the frozen base as well
+    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False)  # a sync would send the frozen base too
 
 
 def _shard(model, device: torch.device) -> None:
@@ -52,20 +53,21 @@ def _shard(model, device: torch.device) -> None:
     if isinstance(base, FSDPModule):
         return
     mesh = init_device_mesh(device.type, (world_size(),))
-    for block in base.h:  # the last one's weights are wanted again at once, by its backward pass
+    for block in base.h:  # backward needs the last block's weights again at once
         fully_shard(block, mesh=mesh, reshard_after_forward=block is not base.h[-1])
-    fully_shard(base, mesh=mesh)  # what is left, embeddings, last norm and head: whole from the first use to the end of backward
+    fully_shard(base, mesh=mesh)  # embeddings, last norm and head: gathered from their first use to the end of backward
     register_fsdp_forward_method(base, "hidden")
     try:
         with torch.no_grad():
             model.method.to(device)
             model.slots()
     except RuntimeError:
-        raise Error(f"{model.method.name} in this form reads the blocks' weights outside of their turn, so its base stays whole") from None
+        raise Error(f"{model.method.name} in this form reads weights of blocks before their forward pass, "
+                    "so its base cannot be sharded") from None
 
 
 def reshard(base: GPT) -> None:
-    """Give back the weights that forward passes without a backward one have left whole: after every evaluation of a sharded base."""
+    """Shard the weights again that a forward pass without a backward pass has gathered; needed after an evaluation."""
     for module in _sharded_parts(base):
         module.reshard()
 
@@ -79,22 +81,22 @@ def _sharded_parts(base: GPT) -> list:
 
 
 def full_tensor(t: Tensor) -> Tensor:
-    """A sharded tensor (of any method `full`'s parameters, gradients, moments) as all processes hold it together; others as they are."""
+    """A sharded tensor, gathered from all processes; any other tensor as it is."""
     return t.detach().full_tensor() if hasattr(t, "full_tensor") else t
 
 
 def collected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For saving: on the leader all of them whole, on its CPU where they were sharded; on the others nothing. One is whole at a time."""
-    kept = {}
+    """Full tensors for saving, on the main process; {} on the others. Sharded ones are gathered one by one, to the CPU."""
+    result = {}
     for name, t in tensors.items():
-        w = full_tensor(t)
+        full = full_tensor(t)
         if is_main_process():
-            kept[name] = w.cpu() if w is not t else t
-    return kept
+            result[name] = full.cpu() if full is not t else t
+    return result
 
 
 def placed(full: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor that all of them have, sharded as `like` is; with a `like` that is not, the tensor itself."""
+    """This process's shard of a tensor that all processes have; the tensor itself where `like` is not sharded."""
     if not hasattr(like, "full_tensor"):
         return full
     from torch.distributed.tensor import distribute_tensor
@@ -103,7 +105,7 @@ def placed(full: Tensor, like: Tensor) -> Tensor:
 
 
 def full_base(base: GPT) -> GPT | None:
-    """For saving and answering: a sharded base's plain copy on the leader's CPU, None on the others; another base as it is."""
+    """A plain copy of a sharded base on the main process's CPU, None on the others; another base as it is."""
     if not _sharded_parts(base):
         return base
     reshard(base)

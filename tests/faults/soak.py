@@ -41,18 +41,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipeft.adapters import load_adapter
+from minipeft.attach import Adapted, adapt
 from minipeft.bench.measure import card_line, columns
 from minipeft.config import Error
 from minipeft.data import NANO
-from minipeft.data.batches import TaskData, encode, question
+from minipeft.data.batches import TaskData
+from minipeft.data.encoding import collate
 from minipeft.data.tasks import find_task
 from minipeft.data.tokenizer import tokenizer_for
 from minipeft.files.atomic import write_json
 from minipeft.files.tensors import digest
 from minipeft.inference.generation import generate
 from minipeft.inference.task_bank import TaskBank
-from minipeft.methods import adapt
-from minipeft.methods.base import Adapted
 from minipeft.model import GPT
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
@@ -141,8 +141,8 @@ class Rounds:
     def __init__(self, s: Settings, base: GPT, folder: Path):
         self.s, self.base, self.folder = s, base, folder
         self.tokenizer = tokenizer_for(base.config.vocab_size, None)
-        self.data = TaskData(find_task("reverse"), s.seed, s.batch_size, held_out=2)
-        self.asked = torch.tensor([question(e, self.tokenizer) for e in self.data.held_out])  # (2, T)
+        self.data = TaskData(find_task("reverse"), self.tokenizer, s.seed, s.batch_size, held_out=2)
+        self.asked = torch.tensor([list(record.prompt) for record in self.data.held_out])  # (2, T)
         self.before = self.state()
         self.step, self.files = 0, None
 
@@ -177,7 +177,7 @@ class Rounds:
         first = self.step
         # train() draws a bar on the stderr that it finds; hundreds of them would bury the one of the whole run
         with contextlib.redirect_stderr(io.StringIO()):
-            train(model, lambda step: encode(self.data.batch(first + step), self.tokenizer), steps)
+            train(model, lambda step: collate(self.data.batch(first + step), self.tokenizer.end), steps)
         self.step += steps
 
     def answer(self, model: Adapted) -> Tensor:

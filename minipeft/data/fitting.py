@@ -1,0 +1,82 @@
+"""Examples that are too long for the block size: prompts are shortened, texts are divided."""
+
+from collections.abc import Callable
+
+from ..config import Error
+from .encoding import Encoded, length, question, tokenize
+from .tasks import Example
+from .template import ARROW, Template
+from .tokenizer import Tokenizer
+
+
+def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtual_tokens: int,
+        template: Template = ARROW) -> tuple[list[Encoded], int]:
+    """Records that fit the block size beside the virtual tokens, and how many had to be cut for it.
+
+    Earlier turns are dropped first, the oldest before the others, then the input is cut from its
+    left; template and target stay whole. Examples with the same prompt are cut to the longest of
+    their completions, so they still share it. A text becomes several pieces and loses nothing.
+    Only examples that are too long are tokenised again. Raises Error when a target does not fit.
+    """
+    room, fitted, cut = block_size - num_virtual_tokens, [], 0
+    longest = {}  # prompt -> (tokens of its longest target, that target)
+    for r in records:
+        target = r.new_tokens, r.example.target
+        longest[r.prompt_key] = max(target, longest.get(r.prompt_key, target))
+    for r in records:
+        e = r.example
+        tokens, target = longest[r.prompt_key]
+        prompt_room = room - tokens
+        if len(r.prompt) <= prompt_room:
+            fitted.append(r)
+            continue
+        if e.input is None:
+            pieces = _divide(e, lambda e: length(e, tokenizer, template) <= room)
+            tokens, target = len(tokenizer.encode(target[0])), target[0]  # one character has to fit
+        else:
+            pieces = _shorten(e, lambda e, n=prompt_room: len(question(e, tokenizer, template)) <= n)
+        if not pieces:
+            empty = e._replace(input=e.input and "", turns=())
+            least = len(question(empty, tokenizer, template)) + tokens
+            raise Error(f"{num_virtual_tokens} virtual tokens and {least} of template and target "
+                        f"({ascii(target[:30])}) do not fit the block size of {block_size}")
+        fitted += [tokenize(piece, tokenizer, template) for piece in pieces]
+        cut += 1
+    return fitted, cut
+
+
+def _shorten(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
+    """The example with as much of its prompt as fits; empty if even an empty input does not."""
+    if not fits(e._replace(input="", turns=())):
+        return []
+    while e.turns:
+        e = e._replace(turns=e.turns[1:])
+        if fits(e):
+            return [e]
+    # by characters, each time tokenised: the tokens of a text depend on what stands around it
+    n = most(len(e.input), lambda n: fits(e._replace(input=e.input[len(e.input) - n :])))
+    return [e._replace(input=e.input[len(e.input) - n :])]
+
+
+def _divide(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
+    """Consecutive pieces of a text, of which only the last one ends; empty if no character fits."""
+    pieces, start = [], 0
+    while start < len(e.target):
+        n = most(len(e.target) - start, lambda n, start=start: fits(e._replace(target=e.target[start : start + n])))
+        if n == 0:
+            return []
+        pieces.append(e._replace(target=e.target[start : start + n], ends=start + n == len(e.target)))
+        start += n
+    return pieces
+
+
+def most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest n up to `limit` that fits, given that 0 does: doubling, then bisection."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
