@@ -101,7 +101,7 @@ def test_the_articles_arithmetic():
     [
         ("magic", {}, "full, hard-prompt, prompt, prefix"),
         ("lora", dict(target_modules=("q_proj",)), "'q_proj' matches nothing: there are attn.c_attn"),
-        ("lora", dict(r=769), "r 769 is larger than a matrix of attn.c_attn has ranks: 768"),
+        ("lora", dict(r=769), "r 769 is above the largest possible rank of attn.c_attn: 768"),
         ("llama-adapter", dict(adapter_layers=13), "more than the base's 12 layers"),
         ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),
         ("prompt", dict(length=3), "depends on num_virtual_tokens, not on 'length'"),

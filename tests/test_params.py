@@ -74,7 +74,7 @@ def test_llama_adapter_takes_its_papers_share_of_layers():
 
 
 def test_what_means_nothing_on_an_encoder_decoder_is_refused():
-    with pytest.raises(Error, match="^'lora' is made of a GPT's blocks: on an encoder-decoder full, hard-prompt, prompt are counted$"):
+    with pytest.raises(Error, match="^'lora' needs a GPT's blocks: an encoder-decoder can be counted with full, hard-prompt, prompt$"):
         accounting.count(SHAPES["t5-small"], "lora")
     with pytest.raises(Error, match="n_layer must be a whole number of at least 1, not 0"):
         T5Shape(n_layer=0, n_head=1, n_embd=8, n_inner=8)
@@ -180,11 +180,11 @@ def test_of_a_folder_only_its_config_is_read(tmp_path):
         ("--model gpt5", "--model must be a Hugging Face folder or one of nano, gpt2"),
         ("--model .", ". holds no config.json: a base is a Hugging Face model folder"),
         ("--method magic", "--method must be one of full, hard-prompt"),
-        ("--method prompt --r 4", "what 'prompt' costs depends on num_virtual_tokens, not on 'r'"),
+        ("--method prompt --r 4", "the cost of 'prompt' depends on num_virtual_tokens, not on 'r'"),
         ("--method prompt --num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
         ("--num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
         ("--method prefix --num-virtual-tokens 0", "num_virtual_tokens must be a whole number of at least 1, not 0"),
-        ("--model t5-xxl --method lora", "'lora' is made of a GPT's blocks"),
+        ("--model t5-xxl --method lora", "'lora' needs a GPT's blocks"),
         ("--tasks 0", "tasks must be a whole number of at least 1, not 0"),
         ("--seq-len 0", "--seq-len must be at least 1, not 0"),
         ("--space keys", "space of a prefix must be 'kv' or 'hidden'"),

@@ -1,16 +1,19 @@
-"""The ledger: closed forms, in whole numbers, of what a method costs on a base of any shape.
+"""The ledger: closed forms, in integers, of a method's costs on a base of any shape.
 
-    count, base_parameters    numbers trained and stored, and the base's         parameters.py
-    flops, step_flops         operations of a step, as executed and at least     products.py
-    train_bytes               weights, gradients, optimizer, activations         memory.py
-    activations               the last of these, tensor by tensor                activations.py
-    wire_bytes                what several processes send in a step              wire.py
-    adapter_bytes             files of one task; storage_bytes: of many          storage.py
-    inference                 caches, and operations of a token                  decoding.py
-    ledger                    all of them in one row                             table.py
+    count, base_parameters    parameters: trained, stored, and the base's        parameters.py
+    flops, step_flops         matmuls of a training step: executed, and needed   matmuls.py
+    train_bytes               weights, gradients, optimizer, activations         step_memory.py
+    activations               every tensor saved for backward                    activations.py
+    wire_bytes                communication of a step over several processes     communication.py
+    adapter_bytes             files of one task; storage_bytes: of many tasks    storage.py
+    inference                 caches, and matmuls of one token                   decoding.py
+    ledger                    all of these in one row                            table.py
 
-They differ so much because each counts something else: parameters are what a task must remember; memory is what a step holds of them
-and of the text; operations are what the frozen weights do for every token, whoever is trained.
+The costs scale differently. Parameters are stored per task; memory holds the base and the batch as
+well; FLOPs are spent by the frozen weights on every token, however few parameters are trained.
+
+Symbols: B batch, T real tokens, P virtual tokens, S positions in the blocks, L layers, C channels,
+nh heads, n_kv key heads, hs head size, V vocabulary, M width of the MLP, r rank, m bottleneck.
 """
 
 from ..files.huggingface import base_tensors
@@ -25,29 +28,7 @@ from .step_memory import TrainBytes, train_bytes
 from .storage import adapter_bytes, storage_bytes
 from .table import ledger
 
-__all__ = [
-    "Count",
-    "Flops",
-    "Inference",
-    "Kept",
-    "Product",
-    "Traffic",
-    "TrainBytes",
-    "activations",
-    "adapter_bytes",
-    "base_parameters",
-    "base_tensors",
-    "bytes_per_step",
-    "count",
-    "depends_on",
-    "flops",
-    "inference",
-    "ledger",
-    "lora_targets",
-    "products",
-    "step_flops",
-    "storage_bytes",
-    "top_layers",
-    "train_bytes",
-    "wire_bytes",
-]
+__all__ = ["Count", "Flops", "Inference", "Kept", "Product", "Traffic", "TrainBytes", "activations",
+           "adapter_bytes", "base_parameters", "base_tensors", "bytes_per_step", "count", "depends_on",
+           "flops", "inference", "ledger", "lora_targets", "products", "step_flops", "storage_bytes",
+           "top_layers", "train_bytes", "wire_bytes"]

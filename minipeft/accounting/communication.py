@@ -1,15 +1,16 @@
-"""What training over several processes sends in a step."""
+"""Communication of a training step over several processes."""
 
 import math
 from typing import NamedTuple
 
-from ..config import GPTConfig, at_least_one
+from ..checks import at_least_one
+from ..config import GPTConfig
 from ..files.huggingface import block_tensors, rest_tensors
 from .parameters import count
 
 
 class Traffic(NamedTuple):
-    """Bytes that one process hands to collectives, counted as the whole tensors that they work on."""
+    """Bytes that one process hands to collectives, counted as the whole tensors they work on."""
 
     all_gather: int = 0
     reduce_scatter: int = 0
@@ -17,35 +18,37 @@ class Traffic(NamedTuple):
     broadcast: int = 0
 
     def sent(self, processes: int) -> float:
-        """Bytes that a process sends when they run round a ring: (N-1)/N of a tensor to gather it or to reduce and scatter it, and
-        all-reduce is both in turn (Patarasuk & Yuan 2009, §3)."""
-        return (self.all_gather + self.reduce_scatter + 2 * self.all_reduce + self.broadcast) * (processes - 1) / processes
+        """Bytes that one of N processes sends in ring collectives: (N - 1)/N of a tensor to gather it,
+        or to reduce and scatter it. All-reduce is both in turn (Patarasuk & Yuan 2009, §3)."""
+        total = self.all_gather + self.reduce_scatter + 2 * self.all_reduce + self.broadcast
+        return total * (processes - 1) / processes
 
 
-def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4, **hyperparameters) -> Traffic:
-    """Bytes of one training step, from the forward pass to the clipped gradient, with these hyper-parameters of `count`; `bytes_per_step`
-    has the formulas.
-
-    Raises Error as `count` does, or for no processes.
+def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4,
+               **hyperparameters) -> Traffic:
+    """Bytes of one training step with a method, from forward to the clipped gradient: `bytes_per_step`
+    has the formulas. Raises Error as `count` does, or for a number of processes below 1.
     """
     at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
     return bytes_per_step(c, trained, processes, method == "full", shard_base, base_bytes)
 
 
-def bytes_per_step(
-    config: GPTConfig, trained: int, processes: int, full: bool = False, shard_base: bool = False, base_bytes: int = 4
-) -> Traffic:
-    """Bytes of one training step for any number of trained parameters (of several methods, say), with b = base_bytes a number of the base:
+def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool = False,
+                   shard_base: bool = False, base_bytes: int = 4) -> Traffic:
+    """Bytes of one training step for any number of trained parameters (such as several methods'), with
+    b = base_bytes per parameter of the base:
 
-        frozen base     all-reduce        4·trained                           every gradient once, in float32
-        sharded base    all-gather        b·(rest + L·block)                  every weight once in the forward pass
-                                        + b·(L - 1)·block                     and again in the backward pass; the last block's stay
-        full            reduce-scatter    b·(rest + L·block)                  every gradient once
-                        all-reduce        b·tensors                           one norm for each, to clip by
+        frozen base     all-reduce        4·trained              every gradient, in float32
+        sharded base    all-gather        b·(rest + L·block)     every weight in forward, and
+                                        + b·(L - 1)·block        again in backward, but for the last block
+        full            as sharded base, without 4·trained, and
+                        reduce-scatter    b·(rest + L·block)     every gradient
+                        all-reduce        b·tensors              the norm of each, to clip by
 
-    block and rest (embeddings, last norm, head) count a tensor (d, …) with d rounded up to a multiple of the processes, as FSDP2 pads.
-    What does not grow with the model is left out: the loss that is shown, and, in DDP's second step, the order of its buckets.
+    block and rest (embeddings, last norm, head): elements, with the first dimension of each tensor
+    rounded up to a multiple of the processes, as FSDP2 pads. Left out, as it does not grow with the
+    model: the loss for the progress bar, and the order of DDP's buckets in its second step.
     """
     if processes == 1:
         return Traffic()

@@ -1,15 +1,15 @@
-"""The bytes that one process holds to train."""
+"""Memory of one training process, in bytes."""
 
 from typing import NamedTuple
 
 from ..config import GPTConfig
-from ..files.huggingface import block_tensors, rest_tensors
+from ..files.huggingface import base_tensors
 from .activations import activations
-from .parameters import base_parameters, count, settings
+from .parameters import base_parameters, count, with_defaults
 
 
 class TrainBytes(NamedTuple):
-    """Bytes, whose sum is what training holds: see `train_bytes`."""
+    """Bytes of one training process; their sum is its memory: see `train_bytes`."""
 
     weights: int
     gradients: int
@@ -17,36 +17,37 @@ class TrainBytes(NamedTuple):
     activations: int
 
 
-def train_bytes(
-    c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False, base_bytes: int = 4, **hyperparameters
-) -> TrainBytes:
-    """Bytes of one training process, with b = base_bytes a number of the base and n = trained:
+def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False,
+                base_bytes: int = 4, **hyperparameters) -> TrainBytes:
+    """Bytes of one training process, with b = base_bytes per parameter of the base, n = trained:
 
-        weights        b·base + 4·n              the base, and what is trained beside it, which is float32 (a hard prompt: 8 a token)
-        gradients      4·n        full: b·n      one for each number that is trained, none for a frozen one
-        optimizer      twice that, + 4·tensors   AdamW's two moments of every trained number; of every trained tensor its step
-        activations    see `activations`         what autograd keeps from the forward pass for the backward pass
+        weights        b·base + 4·n             the base, and the method's float32 parameters (full: none;
+                                                a hard prompt: 8 bytes a token)
+        gradients      4·n; full: b·n           one per trained parameter
+        optimizer      2·gradients + 4·tensors  AdamW's two moments; the step count of each tensor
+        activations    see `activations`        tensors saved for backward
 
-    Of full fine-tuning's four numbers a weight (itself, gradient, two moments) a frozen weight keeps one; activations shrink less.
-    Raises Error as `count` does, or for a size that is none.
+    A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
+    moments). Activations shrink less. Raises Error as `count` does, or for a size below 1.
     """
     trained, stored = count(c, method, **hyperparameters)
     base, full = base_bytes * base_parameters(c), method == "full"
-    beside = 0 if full else 8 * stored if method == "hard-prompt" else 4 * trained
+    added = 0 if full else 8 * stored if method == "hard-prompt" else 4 * trained
     gradients = base if full else 4 * trained
-    kept = activations(c, method, batch_size, seq_len, checkpointing, base_bytes, **hyperparameters)
     optimizer = 2 * gradients + 4 * trained_tensors(c, method, **hyperparameters)
-    return TrainBytes(base + beside, gradients, optimizer, sum(t.numbers * t.each for t in kept))
+    saved = activations(c, method, batch_size, seq_len, checkpointing, base_bytes, **hyperparameters)
+    return TrainBytes(base + added, gradients, optimizer, sum(t.numbers * t.each for t in saved))
 
 
 def trained_tensors(c: GPTConfig, method: str, **hyperparameters) -> int:
-    """How many tensors a method trains. prompt and prefix: 1, through the MLP 5; lora: A and B of every edited linear; adapter: two
-    matrices and two biases at every place; llama-adapter: all prompts, and all gates."""
-    h = settings(c, method, hyperparameters)
+    """Number of tensors a method trains: one for a prompt or prefix, 5 through the MLP; lora A and B of
+    every target linear; adapter two matrices and two biases at every place; llama-adapter two."""
+    h = with_defaults(c, method, hyperparameters)
     if method == "full":
-        return len(rest_tensors(c)) + c.n_layer * len(block_tensors(c))
+        return len(base_tensors(c))
     if method == "lora":
         return c.n_layer * 2 * len(h["places"])
     if method == "adapter":
         return c.n_layer * 4 * (2 if h["placement"] == "houlsby" else 1)
-    return {"hard-prompt": 0, "prompt": 1, "prefix": 5 if h.get("prefix_projection") else 1, "llama-adapter": 2}[method]
+    prefix = 5 if h.get("prefix_projection") else 1
+    return {"hard-prompt": 0, "prompt": 1, "prefix": prefix, "llama-adapter": 2}[method]

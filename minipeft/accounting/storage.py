@@ -1,25 +1,27 @@
-"""Bytes on the disk: of one adapter, and of any number of tasks on one base."""
+"""Bytes on disk: of one adapter folder, and of many tasks on one base."""
 
 import json
 import math
 
-from ..config import GPTConfig, at_least_one, linears
+from ..checks import at_least_one
+from ..config import GPTConfig, linears
 from ..files.huggingface import architecture, base_tensors, config_to_json, stored_name
 from ..files.peft import adaption_modules, lora_config, peft_module, prefix_config, prompt_config
-from .parameters import settings
+from .parameters import with_defaults
 
-DIGEST = 64 * "0"  # a SHA-256 as text
+DIGEST = 64 * "0"  # stands for a SHA-256, which is as long
 
 
 def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: int = 4) -> int:
-    """Bytes of a safetensors file (its format's description: huggingface/safetensors, README):
+    """Bytes of a safetensors file (format: README of huggingface/safetensors):
 
         8                     the header's length
-        header                JSON without spaces: what travels with the file, then of every tensor, by name, its type, shape, and
-                              where it starts and ends; filled up with spaces to a multiple of 8
-        each · numbers        the tensors, one behind the other
+        header                JSON without spaces: the metadata, then each tensor's name, dtype, shape,
+                              start and end; padded with spaces to a multiple of 8
+        each · elements       the tensors, one after the other
 
-    tensors: {name: shape}; notes: what checkpoint.write_tensors puts into the metadata; each: bytes of a number, 8 for token ids.
+    tensors: {name: shape}; notes: the metadata that files.tensors.write_tensors adds; each: bytes per
+    element, 8 for token ids.
     """
     header, end = {"__metadata__": {"format": "pt", "minipeft": json.dumps(notes)}}, 0
     for name, shape in sorted(tensors.items()):
@@ -30,35 +32,41 @@ def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: in
 
 
 def config_bytes(config: dict) -> int:
-    """Bytes of the JSON file that holds this (checkpoint.write_json)."""
+    """Bytes of this config as files.atomic.write_json writes it."""
     return len(json.dumps(config, indent=2)) + 1
 
 
 def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
-    """Bytes of the folder that Adapted.save writes where safetensors is installed:
+    """Bytes of the folder that Adapted.save writes if safetensors is installed:
 
-        4·stored (a hard prompt: 8·P) + the header, some hundred bytes a tensor, + adapter_config.json
+        4·stored (a hard prompt: 8·P) + the header, about 100 bytes a tensor + adapter_config.json
 
-    So a prompt is one tensor and a few hundred bytes around it, LoRA's 2·L matrices have names that take as much as small matrices do.
-    full: the whole base's folder, 4·base + header + config.json. What the size does not depend on, such as LoRA's alpha, has its default.
-    Raises Error as `count` does.
+    full: the base's folder, 4·base + header + config.json. Hyper-parameters that do not change the
+    count, such as lora_alpha, have their defaults. Raises Error as `count` does.
     """
-    h = settings(c, method, hyperparameters)
+    h = with_defaults(c, method, hyperparameters)
     if method == "full":
         notes = {"sha256": DIGEST, "config": DIGEST}
-        names = {stored_name(name, architecture(c)): shape for name, shape in base_tensors(c).items()}  # either way round: one length
+        kind = architecture(c)
+        names = {stored_name(name, kind): shape for name, shape in base_tensors(c).items()}  # transposed or not
         return safetensors_bytes(names, notes) + config_bytes(config_to_json(c))
-    tensors, its_own = _PARTS[method](c, h)
-    config = {**its_own, "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+    tensors, fields = _PARTS[method](c, h)
+    config = {**fields, "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
     notes = {"base": DIGEST, "sha256": DIGEST, "config": DIGEST}
     return safetensors_bytes(tensors, notes, 8 if method == "hard-prompt" else 4) + config_bytes(config)
 
 
 def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
-    """N tasks: the base's folder once and N adapters; full: N bases. Raises Error as `count` does, or for no tasks."""
+    """Bytes of N tasks: the base's folder once and N adapters; full: N bases.
+
+    Raises Error as `count` does, or for a number of tasks below 1.
+    """
     at_least_one("tasks", tasks)
     one = adapter_bytes(c, method, **hyperparameters)
     return tasks * one if method == "full" else adapter_bytes(c, "full") + tasks * one
+
+
+# By method: {name: shape} of the tensors that methods/*.py save, and their fields of adapter_config.json.
 
 
 def _hard_prompt(c: GPTConfig, h: dict):
@@ -72,8 +80,8 @@ def _prompt(c: GPTConfig, h: dict):
 
 
 def _prefix(c: GPTConfig, h: dict):
-    P, W = h["num_virtual_tokens"], c.n_layer * (c.n_embd if h["space"] == "hidden" else 2 * c.n_kv * c.head_size)
-    return {"prompt_embeddings": (P, W)}, prefix_config(c, P, h["space"])
+    P, one = h["num_virtual_tokens"], c.n_embd if h["space"] == "hidden" else 2 * c.n_kv * c.head_size
+    return {"prompt_embeddings": (P, c.n_layer * one)}, prefix_config(c, P, h["space"])
 
 
 def _lora(c: GPTConfig, h: dict):
@@ -100,18 +108,13 @@ def _llama_adapter(c: GPTConfig, h: dict):
     K, n, C = h["adapter_len"], h["adapter_layers"], c.n_embd
     config = {"adapter_len": K, "adapter_layers": n}
     if names := adaption_modules(c, n, h["gate"]):
-        tensors = {f"{name}.adaption_{part}": shape for name in names for part, shape in (("prompt", (1, K, C)), ("gate", (1,)))}
+        parts = {"prompt": (1, K, C), "gate": (1,)}
+        tensors = {f"{name}.adaption_{part}": shape for name in names for part, shape in parts.items()}
         return tensors, {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
     gates = c.n_head if h["gate"] == "head" else 1
-    return {"adaption_prompt": (n, K, C), "adaption_gate": (n, gates)}, {"peft_type": "LLAMA_ADAPTER", **config, "gate": h["gate"]}
+    tensors = {"adaption_prompt": (n, K, C), "adaption_gate": (n, gates)}
+    return tensors, {"peft_type": "LLAMA_ADAPTER", **config, "gate": h["gate"]}
 
 
-# what methods/*.py save: {name: shape} of tensors and tokens, and their part of adapter_config.json
-_PARTS = {
-    "hard-prompt": _hard_prompt,
-    "prompt": _prompt,
-    "prefix": _prefix,
-    "lora": _lora,
-    "adapter": _adapter,
-    "llama-adapter": _llama_adapter,
-}
+_PARTS = {"hard-prompt": _hard_prompt, "prompt": _prompt, "prefix": _prefix, "lora": _lora,
+          "adapter": _adapter, "llama-adapter": _llama_adapter}

@@ -1,4 +1,4 @@
-"""The whole ledger of one method on one shape, flat, for tables."""
+"""The whole ledger of one method on one shape, as a flat row for tables."""
 
 from ..config import GPTConfig
 from .communication import wire_bytes
@@ -10,23 +10,20 @@ from .storage import adapter_bytes, storage_bytes
 
 
 def ledger(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> dict[str, int]:
-    """{name: whole number}: what the other closed forms say, each under its own name, or its part's where it has several.
+    """{name: integer}: every closed form under its own name, its parts as name_part.
 
-    train_checkpointed_activations: with gradient checkpointing; wire_N: handed to collectives in a step of N processes, all kinds
-    together; storage_N: N tasks. step_flops is 0 where nothing is trained. Raises Error as `count` does.
+    train_checkpointed_activations: with gradient checkpointing. wire_N: bytes handed to all collectives
+    in a step of N processes. storage_N: bytes of N tasks. step_flops: 0 if nothing is trained.
+    Raises Error as `count` does.
     """
     of = (c, method, batch_size, seq_len)
-    again = train_bytes(*of, checkpointing=True, **hyperparameters).activations
-    named = {
-        "": count(c, method, **hyperparameters),
-        "train_": train_bytes(*of, **hyperparameters),
-        "flops_": flops(*of, **hyperparameters),
-        "inference_": inference(*of, **hyperparameters),
-    }
+    checkpointed = train_bytes(*of, checkpointing=True, **hyperparameters).activations
+    parts = {"": count(c, method, **hyperparameters), "train_": train_bytes(*of, **hyperparameters),
+             "flops_": flops(*of, **hyperparameters), "inference_": inference(*of, **hyperparameters)}
     return {
         "base_parameters": base_parameters(c),
-        **{f"{part}{name}": value for part, values in named.items() for name, value in values._asdict().items()},
-        "train_checkpointed_activations": again,
+        **{f"{part}{name}": value for part, values in parts.items() for name, value in values._asdict().items()},
+        "train_checkpointed_activations": checkpointed,
         "step_flops": 0 if method == "hard-prompt" else step_flops(*of, **hyperparameters),
         **{f"wire_{n}": sum(wire_bytes(c, method, n, **hyperparameters)) for n in (2, 8)},
         "adapter_bytes": adapter_bytes(c, method, **hyperparameters),
