@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
     "checks", "config", "runtime", "files", "fused", "attention", "slots", "model", "loss", "ladder",
-    "methods", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
+    "methods", "attach", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
-FROM_TORCH = {"filelock", "sympy"}  # required by torch itself
+FROM_TORCH = {"filelock", "jinja2", "sympy"}  # required by torch itself
 OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
     "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu", "matplotlib",
 }
