@@ -5,8 +5,7 @@ from the code.
 python docs/tools/tables.py          (python docs/tools/refresh.py does this and everything else that is generated)
 
 A place is what stands between `<!-- name -->` and `<!-- /name -->`, with a name of BLOCKS. On the
-Chinese pages, blocks of sentences (PROSE) are written by hand, and a test compares their numbers;
-the words of all other tables are translated by WORDS of chinese.py.
+Chinese pages, chinese.py translates the words around the numbers.
 """
 
 import json
@@ -858,29 +857,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS},
 }
-PROSE = {
-    "summary",
-    "findings",
-    "costs",
-    "results",
-    "two-tables",
-    "side-by-side",
-    "claims",
-    "e2e",
-    "faults",
-    "attention",
-    "wordings",
-}
-PROSE |= {
-    "tree",
-    "bench-nano",
-    "bench-gpt2",
-    "profile-nano",
-    "peers-gpt2-float32",
-    "peers-gpt2-bfloat16",
-    "peers-nano",
-    "serving",
-}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -904,10 +880,9 @@ def filled(page: Path) -> str:
     def made(m: re.Match) -> str:
         if m[2] not in BLOCKS:
             return m[0]
+        text = BLOCKS[m[2]]()
         if is_chinese(page):
-            text = m[3].rstrip("\n") if m[2] in PROSE else chinese.translated(BLOCKS[m[2]]())
-        else:
-            text = BLOCKS[m[2]]()
+            text = chinese.translated(text)
         return f"{m[1]}{text}\n{m[4]}"
 
     return PLACE.sub(made, page.read_text(encoding="utf-8"))
