@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adapters import export_adapter, fingerprint, load_adapter, parts_in
+from .adapters import export_adapter, fingerprint, load_adapter
+from .attach import Adapted
 from .config import Error
 from .data import BASES
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
-from .files.atomic import read_json
 from .files.huggingface import find_base
-from .files.tensors import read_tensors
+from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
 from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS
-from .methods.base import Adapted
 from .model import GPT
 from .runtime.console import Parser, line_breaks, run, seed, shown_as
 from .runtime.devices import device
@@ -114,14 +113,14 @@ def inspect(args) -> None:
         tuned = GPT.from_pretrained(folder)
         print(f"{folder}\n  {'method':<20}full, or a base: {sum(p.numel() for p in tuned.parameters()):,} parameters, {tuned.config}")
         return
-    for part in parts_in(folder) or [""]:
+    for part in read_combination(folder, METHODS) or [""]:
         inspect_one(args, folder / part, base, base_folder)
 
 
 def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
-    config = read_json(folder / "adapter_config.json")
-    tensors, notes, path = read_tensors(folder, "adapter_model", config)
-    kind, theirs, here = config.get("peft_type"), notes.get("base"), fingerprint(base)
+    config, stored = read_adapter(folder)
+    tensors, path = dict(stored), stored.path
+    kind, theirs, here = config.get("peft_type"), stored.notes.get("base"), fingerprint(base)
     method = next((name for name, method in METHODS.items() if kind in method.peft_types), f"unknown here ({kind})")
     right = "" if theirs is None else f", which is {args.base}" if theirs == here else f", not {args.base}"
     lines = {"method": method}

@@ -11,7 +11,7 @@ from test_methods import moved
 from minipeft import GPT, Error, __main__, adapt, fingerprint, load_adapter
 from minipeft.adapters import export_adapter
 from minipeft.data import NANO
-from minipeft.files.tensors import read_tensors
+from minipeft.files.peft import read_adapter
 from minipeft.runtime.console import run
 
 BASES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2"}  # Llama and Qwen2 with grouped heads
@@ -87,7 +87,7 @@ def tuned(base, name, h, seed=0):
 
 
 def stored(folder):
-    return read_tensors(folder, "adapter_model", {})[0]
+    return dict(read_adapter(folder)[1])
 
 
 def command(capsys, *argv) -> tuple[int, str, str]:
@@ -193,7 +193,7 @@ def other(kind, folder):
 
 
 def notes_of(folder) -> dict:
-    return read_tensors(folder, "adapter_model", json.loads((folder / "adapter_config.json").read_text()))[1]
+    return read_adapter(folder)[1].notes
 
 
 @pytest.mark.parametrize("case", ["prefix-llama", "lora-gpt2"])
@@ -248,7 +248,7 @@ def test_export_says_what_peft_cannot_do(kind, folders, tmp_path, capsys):
 def test_the_embedded_base_is_none_of_transformers(tmp_path, capsys):
     base = GPT.from_pretrained(NANO)
     adapt(base, "prompt").save(tmp_path / "prompt")
-    with pytest.raises(Error, match="PEFT works on transformers' models, and none has this base's shape") as e:
+    with pytest.raises(Error, match="PEFT works on transformers' models, and none has this base's architecture") as e:
         export_adapter(base, tmp_path / "prompt", tmp_path / "out")
     assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
 

@@ -46,9 +46,14 @@ def read_config(folder):
     return json.loads((folder / "adapter_config.json").read_text())
 
 
+def read(folder, stem, config):
+    stored = stored_tensors.StoredTensors(folder, stem, config)
+    return dict(stored), stored.notes, stored.path
+
+
 def without_checksum(folder):
     """What the checks behind the checksum see: the same file, with no notes."""
-    tensors, notes, path = stored_tensors.read_tensors(folder, "adapter_model", read_config(folder))
+    tensors, notes, path = read(folder, "adapter_model", read_config(folder))
     edit(folder, lambda c: c.pop("minipeft", None))
     return tensors, path.suffix != ".bin"
 
@@ -93,7 +98,7 @@ def test_a_torn_file_is_refused(base, folder, keep):
 
 
 def test_a_changed_number_is_noticed(base, folder):
-    tensors, notes, path = stored_tensors.read_tensors(folder, "adapter_model", read_config(folder))
+    tensors, notes, path = read(folder, "adapter_model", read_config(folder))
     tensors["prompt_embeddings"][2, 3] += 1e-6
     stored_tensors.write_tensors(folder, "adapter_model", tensors, path.suffix != ".bin", notes)
     refused(base, folder, "do not match their checksum")
@@ -207,7 +212,7 @@ def test_a_changed_number_in_a_base_is_noticed(base, safe, tmp_path):
         pytest.importorskip("safetensors")
     base.save_pretrained(tmp_path, safe_serialization=safe)
     config = json.loads((tmp_path / "config.json").read_text())
-    tensors, notes, _ = stored_tensors.read_tensors(tmp_path, "model", config)
+    tensors, notes, _ = read(tmp_path, "model", config)
     tensors["model.norm.weight" if config["model_type"] == "llama" else "transformer.ln_f.bias"][3] += 1e-6
     stored_tensors.write_tensors(tmp_path, "model", tensors, safe, notes)
     with pytest.raises(Error, match="do not match their checksum"):
@@ -361,7 +366,7 @@ def test_only_regular_files_are_opened(name, kind, base, folder):
         path.mkdir()
     else:
         path.symlink_to(path if kind == "loop" else "/dev/zero")
-    refused(base, folder, f"{path.name} cannot be read: (it is no regular file|Too many levels of symbolic links)")
+    refused(base, folder, f"{path.name} cannot be read: (it is not a regular file|Too many levels of symbolic links)")
 
 
 @pytest.mark.parametrize(
@@ -459,7 +464,7 @@ def test_types_that_no_method_computes_in_are_refused(dtype, base, tmp_path):
 def test_tensors_of_several_types_are_read_in_the_widest(base, tmp_path, monkeypatch):
     folder, path = in_torchs_format(base, tmp_path, monkeypatch)
     adapt(base, "adapter").save(tmp_path / "b")
-    tensors, _, path = stored_tensors.read_tensors(tmp_path / "b", "adapter_model", {})
+    tensors, _, path = read(tmp_path / "b", "adapter_model", {})
     edit(tmp_path / "b", lambda c: c.pop("minipeft"))
     name = next(iter(tensors))
     tensors[name] = torch.rand_like(tensors[name], dtype=torch.float64)

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from minipeft import Error, adapters
+from minipeft.files import peft, torch_format
 from minipeft.files import tensors as stored_tensors
-from minipeft.files import torch_format
 from minipeft.runtime.console import run
 from tests.faults import files, pickles
 from tests.faults.originals import KINDS, Held, Readers, build
@@ -79,7 +79,7 @@ def no_check_of_names(monkeypatch):
 
 
 def any_json(monkeypatch):
-    monkeypatch.setattr(adapters, "read_json", lambda path: json.loads(path.read_text()))
+    monkeypatch.setattr(peft, "read_json", lambda path: json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(

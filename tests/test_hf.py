@@ -384,8 +384,8 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(n_layer=10**9), "describes [0-9]+ numbers, but there are [0-9,]+ bytes of tensors"),
-        (dict(vocab_size=2**30, n_positions=2**30), "describes [0-9]+ numbers"),
+        (dict(n_layer=10**9), "describes [0-9]+ parameters, but there are [0-9,]+ bytes of tensors"),
+        (dict(vocab_size=2**30, n_positions=2**30), "describes [0-9]+ parameters"),
         (dict(n_layer=10**12), "n_layer must be below 2,147,483,648"),
         (dict(n_embd=10**4000), "n_embd must be below .*, not a number of [0-9]+ bits"),
         (dict(n_layer=True), "n_layer must be a whole number"),

@@ -11,7 +11,7 @@ from conftest import in_shape, tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.config import linears
-from minipeft.files.tensors import read_tensors
+from minipeft.files.tensors import StoredTensors
 from minipeft.training.prompt_search import search
 
 FROZEN = [  # everything that leaves the base alone
@@ -93,7 +93,7 @@ def test_a_saved_adapter_is_exactly_its_folded_tensors_and_loads_to_the_same_mod
     model.save(tmp_path)
     tensors = model.method.tensors()
     assert {k: tuple(t.shape) for k, t in tensors.items()} == saved_as(name, h, base.config)
-    assert {k: tuple(t.shape) for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == saved_as(name, h, base.config)
+    assert {k: tuple(t.shape) for k, t in dict(StoredTensors(tmp_path, "adapter_model", {})).items()} == saved_as(name, h, base.config)
     again = load_adapter(base, tmp_path)
     torch.testing.assert_close(again(idx), model(idx), rtol=0, atol=1e-5)
     assert sum(p.numel() for p in again.trainable_parameters()) == sum(t.numel() for t in tensors.values())
@@ -293,7 +293,7 @@ def test_a_hard_prompt_is_its_text_and_trains_nothing(base, idx, tmp_path):
     torch.testing.assert_close(model(idx), read, rtol=0, atol=2e-5)
     assert list(model.trainable_parameters()) == [] and "trainable params: 0 ||" in model.trainable_summary()
     model.save(tmp_path)
-    assert {k: t.tolist() for k, t in read_tensors(tmp_path, "adapter_model", {})[0].items()} == {"prompt_tokens": [5, 6, 7]}
+    assert {k: t.tolist() for k, t in dict(StoredTensors(tmp_path, "adapter_model", {})).items()} == {"prompt_tokens": [5, 6, 7]}
     torch.testing.assert_close(load_adapter(base, tmp_path)(idx), model(idx), rtol=0, atol=0)
 
 
@@ -331,7 +331,7 @@ def test_methods_combine(base, idx, tmp_path):
     model.save(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix", "combination.json"}
     for part in (prefix, lora):
-        assert read_tensors(tmp_path / part.name, "adapter_model", {})[0].keys() == part.tensors().keys()
+        assert dict(StoredTensors(tmp_path / part.name, "adapter_model", {})).keys() == part.tensors().keys()
     again = load_adapter(base, tmp_path)
     torch.testing.assert_close(again(idx), together, rtol=0, atol=1e-5)
     assert again.method.name == model.method.name

@@ -1,20 +1,26 @@
-"""Files are written whole or not at all, and read with their size and kind checked first."""
+"""Atomic writes (a file is written whole or not at all); reads that check kind and size first."""
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Error
+from ..checks import Error
+
+MAX_JSON_BYTES = 1 << 21  # parsed, nested brackets take 20 times the memory of the file
+FOLDER_MARKERS = {"a base": "config.json", "an adapter": "adapter_config.json",
+                  "a combination": "combination.json"}
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], name: Callable[[object], str] | None = None) -> Path:
-    """write(temporary path), then flush it to the disk and put it in place in one step: readers see the old file or the new.
+def write_atomically(path: Path, write: Callable[[Path], object],
+                     name: Callable[[object], str] | None = None) -> Path:
+    """Call write(temporary path), flush to disk, rename: readers see the old file or the new one.
 
-    name: what `write` returned -> a name to take instead of the path's, where it depends on what was written. Returns where the file
-    is. Raises Error when it cannot be written; what was there before is still there.
+    name: maps what `write` returned to a file name that replaces path's. Returns the path written.
+    Raises Error when the file cannot be written; the old file is still there then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,11 +31,19 @@ def write_atomically(path: Path, write: Callable[[Path], object], name: Callable
         final = path.with_name(name(written)) if name else path
         os.replace(temporary, final)
         return final
-    except Exception as e:  # every library has its own kind for a full disk
+    except Exception as e:  # for a full disk every library raises an exception of its own
         raise Error(f"{path} cannot be written: {getattr(e, 'strerror', None) or e}") from None
     finally:
-        with contextlib.suppress(OSError):  # a folder that became read-only
+        with contextlib.suppress(OSError):  # the folder may have become read-only
             temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20):
+            sha256.update(piece)
+    return sha256.hexdigest()
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -37,12 +51,13 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8, atomically."""
+    """Write UTF-8 text atomically."""
     write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
-def is_there(path: Path) -> bool:
-    """Whether this file is there. Raises Error for anything else in its place: to open a pipe or a device may never return."""
+def file_exists(path: Path) -> bool:
+    """True for a regular file, False for nothing. Raises Error for a pipe, a device or a folder,
+    since opening one of the first two may block forever."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -50,20 +65,18 @@ def is_there(path: Path) -> bool:
     except (OSError, ValueError) as e:
         raise Error(f"{path} cannot be read: {getattr(e, 'strerror', None) or e}") from None
     if not stat.S_ISREG(mode):
-        raise Error(f"{path} cannot be read: it is no regular file")
+        raise Error(f"{path} cannot be read: it is not a regular file")
     return True
 
 
-JSON_BYTES = 1 << 21  # that a config or an index may have: as Python's lists, brackets take some twenty times the file
-
-
 def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises Error when the file is missing, unreadable or holds anything else."""
-    if not is_there(path):
+    """Read a JSON object. Raises Error for a missing or unreadable file, or any other content."""
+    if not file_exists(path):
         raise Error(f"{path} is missing")
     try:
-        if (size := path.stat().st_size) > JSON_BYTES:
-            raise Error(f"{path} has {size:,} bytes: no JSON file here needs more than {JSON_BYTES:,}")
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise Error(f"{path} has {size:,} bytes: "
+                        f"no JSON file here needs more than {MAX_JSON_BYTES:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except Error:
         raise
@@ -74,14 +87,11 @@ def read_json(path: Path) -> dict:
     return value
 
 
-KINDS = {"a base": "config.json", "an adapter": "adapter_config.json", "a combination": "combination.json"}
-
-
-def check_place(folder, kind: str) -> None:
-    """Raise Error when one of KINDS would be written into a folder that already holds another of them."""
+def check_destination(folder, kind: str) -> None:
+    """Raise Error when `kind`, one of FOLDER_MARKERS, cannot be saved here beside another kind."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise Error(f"{folder} is a file: what is saved needs a folder")
-    for other, marker in KINDS.items():
+        raise Error(f"{folder} is a file, but saving needs a folder")
+    for other, marker in FOLDER_MARKERS.items():
         if other != kind and (folder / marker).exists():
             raise Error(f"{folder} already holds {other}: save {kind} in a folder of its own")

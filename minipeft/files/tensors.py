@@ -1,7 +1,7 @@
-"""Named tensors in files: safetensors, or torch's own format (.bin) where safetensors is not installed.
+"""Named tensors in files: safetensors, or torch's own format (.bin) where safetensors is missing.
 
-A checksum of the tensors travels with them: in the metadata of a safetensors file, or under "minipeft" in the config beside a .bin.
-No code runs from a file that is read.
+A checksum of the tensors is saved with them: in the metadata of a safetensors file, or under
+"minipeft" in the config beside a .bin. Reading a file runs no code from it.
 """
 
 import contextlib
@@ -10,33 +10,30 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import Error, shown
+from ..checks import Error, shown
 from . import torch_format
-from .atomic import is_there, read_json, write_atomically
+from .atomic import file_exists, file_sha256, read_json, write_atomically
 
 
 def have_safetensors() -> bool:
     return importlib.util.find_spec("safetensors") is not None
 
 
-def tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
-    """Where tensors may lie: as safetensors, or in torch's own format, which Hugging Face calls pytorch_model.bin for a model."""
-    return folder / f"{stem}.safetensors", folder / f"{'pytorch_model' if stem == 'model' else stem}.bin"
+def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool | None,
+                  notes: dict | None = None) -> bool:
+    """Write {name: tensor} in one of the two formats and remove a leftover file of the other.
 
-
-def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool | None, notes: dict | None = None) -> bool:
-    """Write {name: tensor} as safetensors (with notes in its metadata) or in torch's own format; a leftover other is removed.
-
-    safe: which of the two; None takes safetensors when it is installed. Returns which it was.
+    safe: True for safetensors with `notes` in its metadata, False for torch's format, None for
+    safetensors if it is installed. Returns which of the two was written.
     """
     safe = have_safetensors() if safe is None else safe
-    path, other = tensor_paths(folder, stem)[:: 1 if safe else -1]
+    path, other = _tensor_paths(folder, stem)[:: 1 if safe else -1]
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     if safe:
         if not have_safetensors():
@@ -46,180 +43,169 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: boo
         metadata = {"format": "pt"} | ({"minipeft": json.dumps(notes)} if notes else {})
         write_atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
     else:
-        write_torch(path, tensors)
+        write_atomically(path, lambda to: save_torch(to, tensors))
     other.unlink(missing_ok=True)
-    for leftover in (path, other):
-        leftover.with_name(f"{leftover.name}.index.json").unlink(missing_ok=True)  # of shards that are no longer the tensors
+    for file in (path, other):  # an index of earlier shards would be read instead of this file
+        file.with_name(f"{file.name}.index.json").unlink(missing_ok=True)
     return safe
 
 
-def write_torch(path: Path, value: dict) -> None:
-    """torch.save, atomically."""
-    write_atomically(path, lambda to: dump_torch(to, value))
+def _tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
+    """The safetensors and the .bin path; Hugging Face calls a model's .bin pytorch_model."""
+    return (folder / f"{stem}.safetensors",
+            folder / f"{'pytorch_model' if stem == 'model' else stem}.bin")
 
 
-def dump_torch(to: Path, value: dict) -> str:
-    """torch.save through a handle (given a path, it would put that name into the file). Returns the file's SHA-256."""
-    with open(to, "wb") as f:
-        handle = _Hashed(f)
-        try:
-            torch.save(value, handle)
-        except RuntimeError:
-            raise handle.error or OSError(f"torch could not write {to.name}") from None
-    return handle.sha256.hexdigest()
+def save_torch(to: Path, value: dict) -> str:
+    """torch.save through a file handle; given a path, torch would store its name in the file.
 
-
-class _Hashed:
-    """What torch.save needs of a file; hashes what passes through, and remembers why it could not, which torch does not tell."""
-
-    def __init__(self, f):
-        self.f, self.sha256, self.error = f, hashlib.sha256(), None
-
-    def write(self, data) -> int:
-        try:
-            self.sha256.update(data)
-            return self.f.write(data)
-        except OSError as e:
-            self.error = e
-            raise
-
-    def flush(self) -> None:
-        self.f.flush()
-
-
-def stored_files(folder: Path, stem: str) -> list[Path]:
-    """The file that holds a folder's tensors, or the several that an index lists (shards). Raises Error when one is missing."""
-    kinds = tensor_paths(folder, stem)
-    for path in kinds:
-        index = path.with_name(f"{path.name}.index.json")
-        if is_there(path):
-            return [path]
-        if is_there(index):
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not names or not all(map(_is_plain_name, names.values())):
-                raise Error(f"{index} must list the file of every tensor under weight_map")
-            shards = sorted({folder / name for name in names.values()})
-            for shard in shards:
-                if not is_there(shard):
-                    raise Error(f"{shard} is missing: it is one of the {len(shards)} shards that {index.name} lists")
-            return shards
-    raise Error(f"{folder} holds neither {kinds[0].name} nor {kinds[1].name}")
-
-
-def _is_plain_name(name) -> bool:
-    """Whether this can be a file in the folder itself: no way out of it, and nothing that breaks the line of a message."""
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) is not None and name.strip(".") != ""
+    Returns the SHA-256 of the file.
+    """
+    try:
+        with open(to, "wb") as f:
+            torch.save(value, f)
+    except RuntimeError as e:  # torch hides the OSError of a full disk behind one of its own
+        raise e.__context__ if isinstance(e.__context__, OSError) else e from None
+    return file_sha256(to)
 
 
 class StoredTensors:
-    """The named tensors of a folder, one at a time, so that what converts them never holds a file twice.
+    """Iterator over the (name, tensor) pairs of a folder; no file is ever in memory twice.
 
-    notes: what travels with them (in their metadata, or the config beside a .bin); path: the (first) file; size: bytes of all files.
-    Raises Error when there is no file, or while it is read for one that is torn, holds anything but named tensors, or does not match
-    its checksum.
+    path: the (first) file; size: bytes of all files; notes: the dict that write_tensors saved.
+    Raises Error when there is no file, and during iteration when a file is torn, holds anything but
+    named tensors or does not match its checksum.
     """
 
     def __init__(self, folder: Path, stem: str, config: dict):
-        self.files = stored_files(folder, stem)
+        self.files = _find_files(folder, stem)
         self.path, self.notes = self.files[0], config.get("minipeft", {})
         self.size = sum(path.stat().st_size for path in self.files)
         if self.path.suffix == ".safetensors":
             if not have_safetensors():
                 raise Error(f"reading {self.path} needs: pip install safetensors")
-            self.notes = _guarded(self.path, lambda f: json.loads((f.metadata() or {}).get("minipeft", "{}")))
+            self.notes = _from_safetensors(
+                self.path, lambda f: json.loads((f.metadata() or {}).get("minipeft", "{}")))
         if not isinstance(self.notes, dict):
             raise Error(f"{self.path} is damaged: its notes are no JSON object")
 
     def __iter__(self):
         checksum, seen = hashlib.sha256(), set()
         for path in self.files:
-            for name, t in self._of(path):
+            read = _read_safetensors if path.suffix == ".safetensors" else _read_bin
+            for name, t in read(path):
                 if not isinstance(name, str) or not isinstance(t, Tensor):
                     raise Error(f"{path} holds something else than named tensors")
                 if name in seen:
                     raise Error(f"{path} holds {shown(name)}, which another shard holds as well")
                 seen.add(name)
                 if "sha256" in self.notes:
-                    _hash(checksum, name, t)
+                    _update_hash(checksum, name, t)
                 yield name, t
         if self.notes.get("sha256", checksum.hexdigest()) != checksum.hexdigest():
             raise Error(f"{self.path} is damaged: its tensors do not match their checksum")
 
-    def _of(self, path: Path):
-        if path.suffix == ".safetensors":
-            names = sorted(_guarded(path, lambda f: list(f.keys())), reverse=True)
-            while names:  # opened anew for each that is large: a tensor is a view of its mapping, which goes with it
-                yield from _guarded(path, lambda f: _some(f, names))
-        else:
-            tensors = read_torch(path)
-            for name in sorted(tensors, key=str):
-                yield name, tensors.pop(name)
+    def check_size(self, parameters: int, where) -> None:
+        """Raise Error when the config at `where` describes more parameters than the files can hold.
 
-    def check_size(self, numbers: int, where) -> None:
-        """Raise Error when `where` describes more numbers than the files can hold: before anything of that size is made."""
-        if numbers > max(self.size, 1 << 20):  # where it is little, whoever compares names and shapes tells more
-            raise Error(f"{where} describes {shown(numbers)} numbers, but there are {self.size:,} bytes of tensors")
+        Called before tensors of that size are allocated; small excesses are left to check_tensors.
+        """
+        if parameters > max(self.size, 1 << 20):
+            raise Error(f"{where} describes {shown(parameters)} parameters, "
+                        f"but there are {self.size:,} bytes of tensors")
 
     def check_config(self, config: dict, where) -> None:
-        """Raise Error when this config is another than the one that was saved with the tensors."""
-        if self.notes.get("config", ours := digest_of_config(config)) != ours:
-            raise Error(f"{where} is damaged: it is not the config that {self.path.name} was saved with")
+        """Raise Error when `config` differs from the one saved with the tensors."""
+        if self.notes.get("config", ours := config_digest(config)) != ours:
+            raise Error(f"{where} is damaged: "
+                        f"it is not the config that {self.path.name} was saved with")
 
 
-def _some(f, names: list[str]) -> list[tuple[str, Tensor]]:
-    """Tensors of an open safetensors file, as many as make up a megabyte; takes their names from the end of the list."""
-    taken, size = [], 0
-    while names and size < 1 << 20:
-        t = f.get_tensor(names[-1])
-        size += t.nbytes
-        taken.append((names.pop(), t if size >= 1 << 20 else t.clone()))  # a small one does not hold the mapping
-    return taken
+def _find_files(folder: Path, stem: str) -> list[Path]:
+    """The file of tensors in a folder, or the shards of an index. Raises Error for missing ones."""
+    paths = _tensor_paths(folder, stem)
+    for path in paths:
+        index = path.with_name(f"{path.name}.index.json")
+        if file_exists(path):
+            return [path]
+        if file_exists(index):
+            names = read_json(index).get("weight_map")
+            files = names.values() if isinstance(names, dict) else ()
+            if not files or not all(map(_is_plain_name, files)):
+                raise Error(f"{index} must list the file of every tensor under weight_map")
+            shards = sorted({folder / file for file in files})
+            for shard in shards:
+                if not file_exists(shard):
+                    raise Error(f"{shard} is missing: it is one of the {len(shards)} shards "
+                                f"that {index.name} lists")
+            return shards
+    raise Error(f"{folder} holds neither {paths[0].name} nor {paths[1].name}")
 
 
-def digest_of_config(config: dict) -> str:
-    """SHA-256 of a config's JSON, whatever the order of its fields."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+def _is_plain_name(name) -> bool:
+    """True for the name of a file in the folder itself: no path, no line break."""
+    plain = isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}", name, re.ASCII) is not None
+    return plain and name.strip(".") != ""
 
 
-def read_tensors(folder: Path, stem: str, config: dict) -> tuple[dict[str, Tensor], dict, Path]:
-    """All of StoredTensors at once: tensors, notes, and the file."""
-    stored = StoredTensors(folder, stem, config)
-    return dict(stored), stored.notes, stored.path
+def _read_bin(path: Path) -> Iterator[tuple[str, Tensor]]:
+    tensors = read_torch(path)
+    for name in sorted(tensors, key=str):
+        yield name, tensors.pop(name)
 
 
-def _guarded(path: Path, load: Callable):
-    """load(an open safetensors file). Raises Error when it is torn."""
+def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Reopens the file after every megabyte: while it is open, its mapping counts as memory."""
+    names = sorted(_from_safetensors(path, lambda f: list(f.keys())), reverse=True)
+
+    def read_some(f) -> list[tuple[str, Tensor]]:
+        some, size = [], 0
+        while names and size < 1 << 20:
+            t = f.get_tensor(names[-1])
+            size += t.nbytes
+            some.append((names.pop(), t if size >= 1 << 20 else t.clone()))  # only the last: a view
+        return some
+
+    while names:
+        yield from _from_safetensors(path, read_some)
+
+
+def _from_safetensors(path: Path, read: Callable):
+    """Return read(the open file). Raises Error when the file is torn."""
     from safetensors import safe_open
 
-    with rust(f"{path} is torn or not a file of tensors"), safe_open(path, "pt") as f:
-        return load(f)
+    with library_errors(f"{path} is torn or not a file of tensors"), safe_open(path, "pt") as f:
+        return read(f)
 
 
 @contextlib.contextmanager
-def rust(refusal: str):
-    """Whatever a library written in Rust raises in here becomes an Error with this message. Its panics are no Exception, and print
-    a page to stderr, which goes nowhere meanwhile."""
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+def library_errors(message: str):
+    """Turn any exception of a library written in Rust into an Error with this message.
+
+    A panic in Rust is no Exception and prints a page to stderr, which is closed meanwhile.
+    """
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as e:
-        raise Error(f"{refusal} ({type(e).__name__}{f': {reason}' if (reason := ' '.join(str(e).split())[:200]) else ''})") from None
+        reason = " ".join(str(e).split())[:200]
+        raise Error(f"{message} ({type(e).__name__}{f': {reason}' if reason else ''})") from None
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(nowhere)
+        os.close(null)
 
 
 def read_torch(path: Path) -> dict:
-    """A dictionary written by torch.save, read without running code. Raises Error when it is torn or anything else."""
+    """Read a dictionary that torch.save wrote. Raises Error for a torn file or anything else."""
     try:
-        value = torch_format.load(path) if is_there(path) else None
+        value = torch_format.load(path) if file_exists(path) else None
     except Error:
         raise
-    except Exception as e:  # zipfile and pickle raise many kinds for what is one thing here: not a whole file
+    except Exception as e:  # zipfile and pickle raise many kinds of exceptions for a torn file
         reason = str(e) if isinstance(e, torch_format.Malformed) else type(e).__name__
         raise Error(f"{path} is torn or not a file of tensors ({reason})") from None
     if not isinstance(value, dict):
@@ -231,30 +217,38 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_tensors(found: dict, expected: dict[str, Tensor], where) -> None:
-    """Raise Error unless `found` has exactly the names, shapes and types that `expected` has; a float may be another float."""
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(map(str, found.keys() - expected.keys()))
+    """Raise Error unless names, shapes and types are as expected; any float type fits a float."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(map(str, found.keys() - expected.keys()))
     if missing or extra:
-        raise Error(f"{where} does not fit: missing {shown(missing[:3]) if missing else 'nothing'}, not expected "
-            f"{shown(extra[:3]) if extra else 'nothing'}")  # fmt: skip
+        raise Error(f"{where} does not fit: "
+                    f"missing {shown(missing[:3]) if missing else 'nothing'}, "
+                    f"not expected {shown(extra[:3]) if extra else 'nothing'}")
     for name, want in expected.items():
         have = found[name]
         if not isinstance(have, Tensor) or have.shape != want.shape:
             shape = shown(tuple(have.shape)) if isinstance(have, Tensor) else type(have).__name__
-            raise Error(f"{where} does not fit: {name} is {shape}, but {tuple(want.shape)} is needed")
+            raise Error(f"{where} does not fit: {name} is {shape}, "
+                        f"but {tuple(want.shape)} is needed")
         if have.dtype != want.dtype and not (have.dtype in FLOATS and want.dtype in FLOATS):
             types = (str(t.dtype).removeprefix("torch.") for t in (have, want))
             raise Error(f"{where} does not fit: {name} is {' and not '.join(types)}")
 
 
+def config_digest(config: dict) -> str:
+    """SHA-256 of a config's JSON, independent of the order of its fields."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
 def digest(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes, types and bytes; with dtype, over the values rounded to it."""
-    h = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, t in sorted(tensors.items()):
-        _hash(h, name, t, dtype)
-    return h.hexdigest()
+        _update_hash(sha256, name, t, dtype)
+    return sha256.hexdigest()
 
 
-def _hash(h, name: str, t: Tensor, dtype: torch.dtype | None = None) -> None:
+def _update_hash(sha256, name: str, t: Tensor, dtype: torch.dtype | None = None) -> None:
     t = t.detach().to("cpu", dtype).contiguous()
-    h.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
-    h.update(t.flatten().view(torch.uint8).numpy().data if t.numel() else b"")
+    sha256.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
+    sha256.update(t.flatten().view(torch.uint8).numpy().data if t.numel() else b"")

@@ -107,7 +107,7 @@ def of_base(original: Original, folder: Path, forged: dict) -> Held:
     if "config" in notes:
         facts = original.held[0].facts
     else:
-        sizes = huggingface.SIZES.get(config["model_type"], {name: name for name in original.held[0].facts})
+        sizes = huggingface.CONFIG_FIELDS.get(config["model_type"], {name: name for name in original.held[0].facts})
         facts = {ours: config[theirs] for theirs, ours in sizes.items() if config.get(theirs) is not None}
     names, tensors = names_in_file(original.base), {}
     for file in sorted(folder.glob(f"*{path.suffix}")):

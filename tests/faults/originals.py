@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from minipeft.adapters import fingerprint, load_adapter
+from minipeft.attach import Adapted, adapt
 from minipeft.config import LLAMA, Error, GPTConfig
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import FileTokenizer
 from minipeft.files import huggingface
-from minipeft.methods import adapt
-from minipeft.methods.base import Adapted
 from minipeft.model import GPT
 from minipeft.training.checkpoints import collect, restore
 from minipeft.training.run_folder import RunFolder
@@ -297,4 +296,4 @@ def names_in_file(base: str) -> dict[str, tuple[str, bool]]:
     """{name in a base's file: (ours, whether it lies transposed there)}."""
     kind = huggingface.architecture(BASES[base])
     with torch.device("meta"):
-        return {huggingface.stored_name(name, kind): (name, huggingface.transposed(name)) for name in GPT(BASES[base]).state_dict()}
+        return {huggingface.stored_name(name, kind): (name, huggingface.is_transposed(name)) for name in GPT(BASES[base]).state_dict()}

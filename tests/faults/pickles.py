@@ -51,6 +51,7 @@ def storage(key="0", count=4, dtype=torch.FloatStorage) -> Claim:
 def archive(path: Path, data: bytes, storages=(bytes(16),), method: int = zipfile.ZIP_STORED, more: tuple = ()) -> None:
     with zipfile.ZipFile(path, "w", method) as z:
         z.writestr("a/data.pkl", data)
+        z.writestr("a/version", "3\n")  # torch.load refuses an archive without one
         z.writestr("a/byteorder", "little")
         for i, piece in enumerate(storages):
             z.writestr(f"a/data/{i}", piece)
