@@ -544,7 +544,7 @@ def test_a_tokenizer_with_one_id_for_several_tokens_is_refused(folder):
 @pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "tokenizer.json"])
 def test_a_pipe_in_place_of_a_file_is_not_opened(name, tmp_path):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(Error, match=f"{name} cannot be read: it is no regular file"):
+    with pytest.raises(Error, match=f"{name} cannot be read: it is not a regular file"):
         FileTokenizer(tmp_path, 300) if name == "tokenizer.json" else read_examples(tmp_path / name)
 
 

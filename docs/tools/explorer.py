@@ -26,11 +26,11 @@ from minipeft.bench import drawing
 from minipeft.config import CHOICES, LLAMA, Error, GPTConfig
 from minipeft.files.atomic import write_text
 from minipeft.files.huggingface import (
-    SIZES,
+    CONFIG_FIELDS,
     architecture,
     block_tensors,
     config_to_json,
-    rest_tensors,
+    outer_tensors,
     stored_name,
 )
 from minipeft.runtime import console
@@ -70,7 +70,7 @@ def kind(model_type: str) -> dict:
     {i} stands for the block, {"shape": name} for a value that depends on the shape.
     """
     c = next(c for c in PRESETS.values() if architecture(c) == model_type)
-    ours = SIZES.get(model_type, {f.name: f.name for f in fields(GPTConfig)})
+    ours = CONFIG_FIELDS.get(model_type, {f.name: f.name for f in fields(GPTConfig)})
     ours = ours | {"rope_scaling": "rope_scaling", "tie_word_embeddings": "tied"}
     config = {
         key: {"shape": ours[key]} if key in ours else value
@@ -83,7 +83,7 @@ def kind(model_type: str) -> dict:
     ]
     if model_type in ("gpt2", "minipeft"):
         shapes.append(PRESETS["gpt2"])  # between them every tensor there is
-    names = {name for shape in shapes for name in rest_tensors(shape)}
+    names = {name for shape in shapes for name in outer_tensors(shape)}
     names |= {f"h.{{i}}.{name}" for shape in shapes for name in block_tensors(shape)}
     return {
         "choices": CHOSEN[model_type],

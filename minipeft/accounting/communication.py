@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from ..files.huggingface import block_tensors, rest_tensors
+from ..files.huggingface import block_tensors, outer_tensors
 from .parameters import count
 
 
@@ -59,7 +59,7 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     def padded(shapes: dict[str, tuple[int, ...]]) -> int:
         return base_bytes * sum(math.ceil(d / processes) * processes * math.prod(rest) for d, *rest in shapes.values())
 
-    L, block, rest = config.n_layer, block_tensors(config), rest_tensors(config)
+    L, block, rest = config.n_layer, block_tensors(config), outer_tensors(config)
     everything = padded(rest) + L * padded(block)
     gather = everything + (L - 1) * padded(block)
     if not full:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..checks import Error, at_least_one
 from ..config import GPTConfig, linears
-from ..files.huggingface import base_size
+from ..files.huggingface import count_parameters
 from ..files.peft import linears_named
 from ..methods.llama_adapter import top_layers
 from ..methods.lora import lora_targets
@@ -36,7 +36,7 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
         C, V, M = c.n_embd, c.vocab_size, c.n_inner
         layer = 12 * C * c.n_head * c.head_size + 6 * C * M + 5 * C
         return 2 * V * C + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * C
-    return base_size(c)
+    return count_parameters(c)
 
 
 def _full(c: GPTConfig | T5Shape) -> Count:

@@ -10,7 +10,6 @@ leaves no training_state.
 """
 
 import contextlib
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -18,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # a dependency of torch
 
 from ..config import Error
-from ..files.atomic import FOLDER_MARKERS, file_exists, write_atomically
-from ..files.tensors import save_torch, read_torch
+from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomically
+from ..files.tensors import read_torch, save_torch
 from ..runtime.processes import is_main_process, lost_peer, run_on_rank0
 
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
@@ -146,13 +145,7 @@ class RunFolder:
 def is_intact(path: Path) -> bool:
     """True if the file's SHA-256 is the one in its name."""
     try:
-        if not file_exists(path):
-            return False
-        sha256 = hashlib.sha256()
-        with open(path, "rb") as f:
-            for piece in iter(lambda: f.read(1 << 20), b""):
-                sha256.update(piece)
-        return path.stem.partition("-")[2] == sha256.hexdigest()[:16]
+        return file_exists(path) and path.stem.partition("-")[2] == file_sha256(path)[:16]
     except (Error, OSError):  # Error: a pipe in its place
         return False
 
