@@ -28,7 +28,7 @@ def fingerprint(base: GPT) -> str:
     return huggingface.base_fingerprint(base.config, base.state_dict())
 
 
-def load_adapter(base: GPT, folder, base_fingerprint: str | None = None) -> Adapted:
+def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = None) -> Adapted:
     """Attach the adapter that `model.save(folder)` wrote to the base, in eval mode.
 
     A fully tuned model is a base of its own and leaves the one given as it is. base_fingerprint:
@@ -102,7 +102,7 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
 
 
 @torch.no_grad()
-def export_adapter(base: GPT, folder, out) -> str:
+def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
     """Write the adapter in `folder` to `out` in a form PEFT opens on this base in transformers.
 
     Methods PEFT lacks are converted up the ladder, exactly: a hard prompt to a soft prompt, a

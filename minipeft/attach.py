@@ -1,5 +1,6 @@
 """Attach a method to a base: adapt() returns a model to train, merge, save or detach."""
 
+from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -119,7 +120,7 @@ class Adapted(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
-    def save(self, folder, base_fingerprint: str | None = None) -> None:
+    def save(self, folder: str | Path, base_fingerprint: str | None = None) -> None:
         """Write an adapter folder in PEFT's layout (a combination: one folder per part); for
         `full`, a whole base.
 
@@ -146,7 +147,7 @@ class Adapted(nn.Module):
         return self.base
 
 
-def adapt(base: GPT, name: "str | list[str]", **hyperparameters) -> Adapted:
+def adapt(base: GPT, name: "str | list[str]", **hyperparameters: object) -> Adapted:
     """Freeze the base and attach a method: adapt(base, "prefix", num_virtual_tokens=20).
 
     Several names attach a combination, adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20);

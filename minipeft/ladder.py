@@ -12,11 +12,15 @@ and values that each block makes of those are a prefix. Converting down is impos
 most keys and values belong to no prompt.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .checks import Error, check_shape
 from .model import GPT
+
+Hooks = list[dict[str, Callable[..., Tensor]]] | None  # for each block: f(input, output) by name
 
 
 def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
@@ -29,11 +33,10 @@ def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
     return base.wte(tokens.to(base.wte.weight.device)).unsqueeze(0)
 
 
-def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = None) -> Tensor:
+def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor:
     """Soft → hidden: prompt (1, P, C) -> its states at every block's input (L, 1, P, C).
 
-    hooks: those of GPT.hidden, for a prompt that was tuned together with them; the next step then
-    needs them too.
+    hooks: as in GPT.hidden, for a prompt that was tuned with them; the next step needs them too.
     """
     _check_virtual(base, "prompt", prompt, (1, "P", base.config.n_embd))
     x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
@@ -44,7 +47,7 @@ def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = Non
     return torch.stack(inputs)
 
 
-def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: list[dict] | None = None) -> Tensor:
+def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: Hooks = None) -> Tensor:
     """Hidden → prefix: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), through each block's own ln_1 and projections."""
     _check_virtual(base, "hidden", hidden, (base.config.n_layer, 1, "P", base.config.n_embd))
     hidden = hidden.to(base.wte.weight.dtype)
@@ -56,7 +59,7 @@ def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: list[dict] | None = Non
     return torch.stack(layers)
 
 
-def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: list[dict] | None = None) -> Tensor:
+def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor:
     """Soft → prefix in one step: (1, P, C) -> (L, 2, 1, n_kv, P, hs)."""
     return prefix_from_hidden(base, hidden_from_prompt(base, prompt, hooks), hooks)
 

@@ -17,6 +17,7 @@ name. Read from leaf to root.
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -258,7 +259,7 @@ class GPT(nn.Module):
         self.checkpointed = on
 
     @classmethod
-    def from_pretrained(cls, folder, dtype: torch.dtype | None = None) -> "GPT":
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "GPT":
         """Open a Hugging Face folder (or hub id, with huggingface_hub) in its own dtype or `dtype`.
 
         Raises Error for a folder that is no base, or an architecture this file does not have."""
@@ -268,7 +269,7 @@ class GPT(nn.Module):
         base.load_state_dict(tensors, assign=True)
         return base
 
-    def save_pretrained(self, folder, safe_serialization: bool | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
         """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
 
         safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed.

@@ -116,7 +116,7 @@ def _defaults(method: str) -> dict:
     return {p.name: p.default for p in parameters}
 
 
-def count(config: GPTConfig | T5Shape, method: str, **hyperparameters) -> Count:
+def count(config: GPTConfig | T5Shape, method: str, **hyperparameters: object) -> Count:
     """Parameters trained and stored by a method; hyper-parameters default to the method's own.
 
     Raises Error for an unknown method or hyper-parameter, a size below 1, or a method that is not

@@ -6,6 +6,7 @@ A prefix never enters the cache: it stands beside it, once for all rows that sha
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ..slots import KVCache, Prefix
 
 
 def generate(
-    model,
+    model: Any,
     idx: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -56,7 +57,7 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    model,
+    model: Any,
     idx: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
