@@ -113,5 +113,4 @@ def linears(c: GPTConfig) -> dict[str, tuple[int, int]]:
 
 
 GPT2 = GPTConfig()
-# The Llama family's choices.
 LLAMA = dict(position="rotary", norm="rms", mlp="swiglu", projections="apart", bias="none")
