@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Tune a base with any method, or pretrain one.
 
-  python train.py                                           a prefix for the embedded base, on the default task
+  python train.py                                           a prefix, on the default task
   python train.py --method prompt --task sort               a soft prompt for another skill
-  python train.py --method lora+prefix                      two methods together, each saved as an adapter
+  python train.py --method lora+prefix                      two methods together
   python train.py --method full --task reverse+increment    full fine-tuning on two skills in a row
-  python train.py --method hard-prompt                      choose the best wording; nothing is trained
-  python train.py --climb                                   hard prompt, soft prompt, prefix, each from the one before
+  python train.py --method hard-prompt                      choose the best wording, train nothing
+  python train.py --climb                                   hard prompt, soft prompt, prefix in turn
   python train.py --base SmolLM2-135M --data train.csv --test test.csv --method lora --answers 100
-  python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3      pretrain a base
-  torchrun --nproc-per-node 2 train.py                      over two processes: docs/processes.md
+  python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3    pretraining
+  torchrun --nproc-per-node 2 train.py                      two processes: docs/processes.md
 """
 
 import argparse
@@ -26,11 +26,12 @@ from minipeft.data.tasks import NOVEL, SKILLS
 from minipeft.data.template import DEFAULT
 from minipeft.runtime.console import Parser, run, seed
 from minipeft.runtime.devices import device
-from minipeft.runtime.processes import is_main_process, join, leave, world_size
+from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import LADDER, METHOD_FLAGS, add_method_flags, check, method_help
-from minipeft.training.job import LOWER, REPORTED, VALIDATION, run_job
+from minipeft.training.job import REPORTED, VALIDATION, run_job
 from minipeft.training.ladder_run import run_ladder
+from minipeft.training.memory_check import LOWER
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,58 +39,80 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(__doc__, usage=usage, add_help=False)
 
     group = p.add_argument_group("method")
-    group.add_argument("-h", "--help", nargs="?", const="", metavar="METHOD", help="this page, or the flags of a method")
+    group.add_argument("-h", "--help", nargs="?", const="", metavar="NAME",
+                       help="this page, or the flags of a method")
     one = group.add_mutually_exclusive_group()
-    one.add_argument("--method", metavar="NAME", help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
-    one.add_argument("--climb", action="store_true", help="hard-prompt, prompt and prefix, each started from the one before")
+    one.add_argument("--method", metavar="NAME",
+                     help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
+    one.add_argument("--climb", action="store_true",
+                     help="hard-prompt, prompt and prefix, each started from the one before")
     add_method_flags(group, METHOD_FLAGS, help=argparse.SUPPRESS)
 
     add = p.add_argument_group("data").add_argument
-    add("--task", default="reverse", metavar="NAME", help=f"{', '.join(SKILLS)}; two of them joined by '+'; "
-        f"{', '.join(NOVEL)}; or skills: the pretraining mixture")
-    add("--data", metavar="FILE", help='your own data instead: .jsonl with {"input": "…", "target": "…"}, {"text": "…"} or '
-        '{"messages": […]}, or .csv or .tsv')
-    add("--dev", metavar="FILE", help=f"validation set, at most {VALIDATION} examples of it (default: a tenth of --data)")
-    add("--test", metavar="FILE", help=f"held-out set, the loss on at most {REPORTED} of it (default: --dev, or that tenth)")
-    add("--columns", nargs=2, metavar=("INPUT", "TARGET"), help="names of input and target in the files")
+    add("--task", default="reverse", metavar="NAME",
+        help=f"a skill ({', '.join(SKILLS)}), two joined by '+', a novel task "
+             f"({', '.join(NOVEL)}), or skills, for pretraining")
+    add("--data", metavar="FILE",
+        help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
+             '{"text": "…"} or {"messages": […]} on every line')
+    add("--dev", metavar="FILE",
+        help=f"validation set, at most {VALIDATION} of it (default: a tenth of --data)")
+    add("--test", metavar="FILE",
+        help=f"held-out set, the loss on at most {REPORTED} of it (default: as --dev)")
+    add("--columns", nargs=2, metavar=("INPUT", "TARGET"), help="their names in the files")
     add("--limit", type=int, metavar="N", help="train on N examples of --data, drawn by --seed")
-    add("--max-length", type=int, default=1024, metavar="T", help="cut longer inputs from the left; virtual tokens count")
-    add("--template", metavar="TEXT", help=f'a text with {{input}} in it, or "chat" (default: "{DEFAULT}")')
-    add("--answers", type=int, metavar="N", help="write the answers to N held-out inputs to OUT/answers.jsonl and score "
-        "them by BLEU and chrF")
+    add("--max-length", type=int, default=1024, metavar="T",
+        help="cut longer inputs, virtual tokens included")
+    add("--template", metavar="TEXT",
+        help=f'a text with {{input}} in it, or "chat" (default: "{DEFAULT}")')
+    add("--answers", type=int, metavar="N",
+        help="complete N held-out inputs and score them by BLEU and chrF")
 
     add = p.add_argument_group("base").add_argument
-    add("--base", default="nano", metavar="FOLDER", help="a Hugging Face folder or hub id of the GPT-2 or Llama family; "
-        f"embedded: {', '.join(EMBEDDED)}; scratch:SIZE: one with random weights")
-    add("--base-dtype", choices=["float32", "bfloat16"], help="type of the frozen base (default: its own)")
-    add("--shard-base", action="store_true", help="under torchrun: shard the frozen base (full always does)")
+    add("--base", default="nano", metavar="FOLDER",
+        help="folder or hub id of the GPT-2 or Llama family, embedded base "
+             f"({', '.join(EMBEDDED)}), or scratch:SIZE for random weights")
+    add("--base-dtype", choices=["float32", "bfloat16"], metavar="TYPE",
+        help="float32 or bfloat16, for the frozen base (default: its own)")
+    add("--shard-base", action="store_true",
+        help="under torchrun, shard the frozen base (full always does)")
 
     group = p.add_argument_group("optimisation")
     add = group.add_argument
-    add("--lr", type=float, help="peak learning rate (default: the method's own, see --help METHOD)")
-    add("--batch-size", type=int, metavar="B", help="examples of a step (default: 64 of a task, 8 of --data)")
+    add("--lr", type=float, help="peak learning rate (default: the method's, see --help NAME)")
+    add("--batch-size", type=int, metavar="B",
+        help="examples of a step (default: 64 of a task, 8 of --data)")
     duration = group.add_mutually_exclusive_group()
     duration.add_argument("--steps", type=int, help="optimizer steps (default: 300 on a task)")
-    duration.add_argument("--epochs", type=int, metavar="E", help="passes over --data (default: 3)")
-    add("--keep-best", action="store_true", help="save the best of ten evaluations on the validation set, not the last step")
-    add("--seed", type=seed, default=0, help="of initial values and data order; the held-out set is always the same")
+    duration.add_argument("--epochs", type=int, metavar="E", help="over --data (default: 3)")
+    add("--keep-best", action="store_true",
+        help="save the best of ten evaluations on the validation set")
+    add("--seed", type=seed, default=0, help="of initial values and data order")
 
     add = p.add_argument_group("precision and memory").add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="type of the matmuls; trained parameters stay float32")
-    add("--gradient-checkpointing", action="store_true", help="save less for backward, and run every block twice")
-    add("--compile", action="store_true", help="torch.compile the blocks: slow to start, then faster")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1 …")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], metavar="TYPE",
+        help="float32 or bfloat16, for matmuls; trained in float32")
+    add("--gradient-checkpointing", action="store_true",
+        help="save less for backward, and run every block twice")
+    add("--compile", action="store_true", help="torch.compile the blocks for training")
 
     group = p.add_argument_group("run folder")
-    group.add_argument("--out", metavar="FOLDER", help="for the adapter and its scores (default: runs/METHOD-TASK)")
+    group.add_argument("--out", metavar="FOLDER",
+                       help="of the adapter and its scores (default: runs/METHOD-TASK)")
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--resume", action="store_true", help="go on with the stopped run in --out from its last checkpoint")
-    what.add_argument("--overwrite", action="store_true", help="start anew in --out, whatever run it holds")
-    what.add_argument("--eval-only", action="store_true", help="evaluate the adapter in --out; train nothing")
+    what.add_argument("--resume", action="store_true",
+                      help="go on with the stopped run in --out from its last checkpoint")
+    what.add_argument("--overwrite", action="store_true",
+                      help="start anew in --out, whatever run it holds")
+    what.add_argument("--eval-only", action="store_true",
+                      help="evaluate the adapter in --out, train nothing")
     return p
 
 
 def arguments(argv) -> argparse.Namespace:
+    """The checked flags. Prints a help page and exits where one is asked for."""
     p = parser()
     args = p.parse_args(argv)
     if args.help is not None:
@@ -101,20 +124,23 @@ def arguments(argv) -> argparse.Namespace:
 
 
 def command(argv: list[str]) -> str:
-    """The command that starts this run again. The -- keeps torchrun from taking --r for a flag of its own."""
-    processes = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "--"]
-    return shlex.join([*(["python"] if world_size() == 1 else processes), "train.py", *argv])
+    """The command of this run. The -- keeps torchrun from reading --r as a flag of its own."""
+    start = ["python"]
+    if world_size() > 1:
+        start = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
+    return shlex.join([*start, "train.py", *argv])
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    args.device = join(device(args.device))
+    args.device = join_processes(device(args.device))
     args.command = command(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if not is_main_process():  # the main process prints for all
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         print(climb_table(run_ladder(args)) if args.climb else report(run_job(args)))
-    leave()
+    leave_processes()
 
 
 def report(r: dict) -> str:
@@ -124,26 +150,32 @@ def report(r: dict) -> str:
     if r["wordings"]:
         lines.append(f"wordings, best first, on {VALIDATION} other examples: exact match, loss")
         lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"]]
-    lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
+    lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} "
+                 f"({r['examples']} examples)")
     if "dev_loss" in r:
-        lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; loss on the validation set: {r['dev_loss']:.3f}")
+        lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; "
+                     f"loss on the validation set: {r['dev_loss']:.3f}")
     if r.get("answers"):
-        lines.append("{inputs} inputs answered: BLEU {bleu:.2f}, chrF {chrf:.2f}, exact match {exact_match:.3f}".format(**r["answers"]))
+        lines.append("{inputs} inputs answered: BLEU {bleu:.2f}, chrF {chrf:.2f}, "
+                     "exact match {exact_match:.3f}".format(**r["answers"]))
     for s in r["samples"]:
-        lines += [f"  {s['input']}", f"    wanted {s['wanted']}", f"    base   {s['base']}", f"    tuned  {s['tuned']}"]
+        lines += [f"  {s['input']}", f"    wanted {s['wanted']}",
+                  f"    base   {s['base']}", f"    tuned  {s['tuned']}"]
     if r["skills"]:
         lines.append("skill         instructed  not instructed")
-        lines += [f"{name:<12} {score['told']:>11.3f} {score['not told']:>15.3f}" for name, score in r["skills"].items()]
+        lines += [f"{name:<12} {score['told']:>11.3f} {score['not told']:>15.3f}"
+                  for name, score in r["skills"].items()]
     lines.append(f"{r['out']}: {adapter:,.1f} KB, beside the base's {base:,.1f} KB")
     return "\n".join(lines)
 
 
 def climb_table(results: list[dict]) -> str:
-    """The levels of --climb. The loss before training equals the loss of the level below: converting up is exact."""
+    """The levels of --climb. Converting up is exact: each starts with the loss of the one below."""
     lines = [f"{'level':<12} {'trained':>8} {'exact match':>12} {'loss at its start':>18} {'loss':>7}"]
     for level, r in zip(LADDER, results, strict=True):
-        started = f"{r['start_loss']:.3f}" if r["start_loss"] is not None else "-"
-        lines.append(f"{level:<12} {r['trained']:>8,} {r['exact_match'][1]:>12.3f} {started:>18} {r['loss'][1]:>7.3f}")
+        start = f"{r['start_loss']:.3f}" if r["start_loss"] is not None else "-"
+        lines.append(f"{level:<12} {r['trained']:>8,} {r['exact_match'][1]:>12.3f} {start:>18} "
+                     f"{r['loss'][1]:>7.3f}")
     return "\n".join(lines)
 
 

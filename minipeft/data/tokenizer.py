@@ -19,7 +19,7 @@ from pathlib import Path
 from ..config import Error, shown
 from ..files.atomic import file_exists, read_json, write_atomically, write_json
 from ..files.tensors import library_errors
-from ..runtime.console import shown_as
+from ..runtime.console import printable
 
 PADDING = 1024  # ids without a token: published models round their vocabulary up
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
@@ -175,7 +175,7 @@ def in_letters(tokenizer: Tokenizer, ids: list[int]) -> str:
     text = tokenizer.decode(ids)
     if tokenizer.encode(text) != ids:
         text = "".join(tokenizer.decode([i]) or f"<{i}>" for i in ids)
-    return shown_as(text)
+    return printable(text)
 
 
 def _utf8(text: str) -> bytes:

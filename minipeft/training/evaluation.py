@@ -14,7 +14,7 @@ from ..data.tokenizer import Tokenizer
 from ..inference.generation import generate
 from ..model import GPT
 from ..runtime.console import progress
-from ..runtime.processes import all_reduce_sum, share_batches
+from ..runtime.processes import all_reduce_sum, local_batches
 from .sharding import reshard
 
 CHUNK = 256  # positions whose logits are in memory at once
@@ -45,7 +45,7 @@ def evaluate(model, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, fl
     was_training = model.training
     model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
-    batches, device = list(share_batches(list(batches))), base.wte.weight.device
+    batches, device = list(local_batches(list(batches))), base.wte.weight.device
     for (idx, targets), counts in progress(batches, desc="evaluating", unit="batch", leave=False, delay=1):
         idx, targets = idx.to(device), targets.to(device)
         supervised = targets != -100

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..config import Error
 from ..runtime.console import progress
-from ..runtime.processes import all_reduce_max, all_reduce_mean, share
-from ..runtime.signals import Asked, Stopped
+from ..runtime.processes import all_reduce_max, all_reduce_mean, local_rows
+from ..runtime.signals import StopRequest, Stopped
 from .checkpoints import Best, collect, restore
 from .run_folder import RunFolder
 from .sharding import full_tensor
@@ -62,11 +62,11 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
     recent: list[Tensor] = []  # loss and gradient norm of the steps since they were last read
     saved = time.monotonic()
     model.train()
-    with Asked() as asked, progress(total=steps, initial=start, unit="step") as bar:
+    with StopRequest() as stop_request, progress(total=steps, initial=start, unit="step") as bar:
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(done - 1, steps, group["peak"])
-            idx, targets, weight = share(*batch(done - 1))
+            idx, targets, weight = local_rows(*batch(done - 1))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = loss_of(idx.to(device), targets.to(device)) * weight
             optimizer.zero_grad(set_to_none=True)
@@ -77,7 +77,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             bar.update()
 
             is_due = time.monotonic() - saved > SECONDS
-            stop = all_reduce_max(asked.number or is_due)  # 0; 1: a checkpoint is due; else the signal's number
+            stop = all_reduce_max(stop_request.number or is_due)  # 0; 1: a checkpoint is due; else the signal's number
             at_tenth = done % tenth == 0 or done == steps
             if at_tenth or stop or done % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{_last_loss(recent, done, steps, optimizer):.3f}")
@@ -88,7 +88,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
                 saved = time.monotonic()
             if stop > 1:
                 message = f"stopped by {signal.Signals(stop).name} after step {done} of {steps}"
-                raise Stopped(stop, message, agreed=True)
+                raise Stopped(stop, message, on_all_ranks=True)
     if best is not None:
         with torch.no_grad():
             for name, p in parameters.items():

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout  # a dependency of torch
 from ..config import Error
 from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomically
 from ..files.tensors import read_torch, save_torch
-from ..runtime.processes import is_main_process, lost_peer, run_on_rank0
+from ..runtime.processes import is_main_process, is_lost_peer, run_on_rank0
 
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
@@ -70,7 +70,7 @@ class RunFolder:
 
     def __exit__(self, kind, error, _) -> None:
         if is_main_process():
-            if isinstance(error, Exception) and not lost_peer(error):  # a stopped run can be resumed
+            if isinstance(error, Exception) and not is_lost_peer(error):  # a stopped run can be resumed
                 self._remove([self._anew])
                 if not self._found():
                     self._remove_all()

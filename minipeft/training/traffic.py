@@ -1,15 +1,15 @@
-"""Bytes that training hands to collectives, counted: the check of accounting's closed form."""
+"""Bytes that training hands to collectives: counted in a step, beside accounting's closed form."""
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..accounting import Traffic
-from ..runtime.processes import share
+from ..accounting import Traffic, base_parameters, bytes_per_step
+from ..runtime.processes import local_rows, world_size
 
 
 class CountedBytes(TorchDispatchMode):
-    """with CountedBytes() as counted: …  Then counted.traffic holds this process's bytes by collective."""
+    """with CountedBytes() as counted: …  Then counted.traffic is this process's, by collective."""
 
     def __init__(self):
         super().__init__()
@@ -17,18 +17,19 @@ class CountedBytes(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        return True  # torch.compile refuses to run under other modes; compiled blocks hold no collectives
+        return True  # compiled blocks hold no collectives, and compile refuses to run in other modes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(hasattr(kind, "full_tensor") for kind in types):
-            return NotImplemented  # a sharded tensor: it calls the collectives, and they come here
+            return NotImplemented  # a sharded tensor: the collectives it calls come here
         result = func(*args, **(kwargs or {}))
         if func.namespace in ("c10d", "_c10d_functional"):
             name = func.overloadpacket.__name__.strip("_").replace("_", "")
             for kind in Traffic._fields:
-                if name.startswith(kind.replace("_", "")):  # the larger side: gathered output, or input to scatter
-                    size = max(map(_bytes, (*args, result)))
-                    self.traffic = self.traffic._replace(**{kind: getattr(self.traffic, kind) + size})
+                if name.startswith(kind.replace("_", "")):
+                    size = max(map(_bytes, (*args, result)))  # gathered output, or input to scatter
+                    total = getattr(self.traffic, kind) + size
+                    self.traffic = self.traffic._replace(**{kind: total})
         return result
 
 
@@ -39,12 +40,17 @@ def _bytes(x) -> int:
     return x.nbytes if isinstance(x, Tensor) else 0
 
 
-def counted_step(model, loss_of, idx: Tensor, targets: Tensor) -> Traffic:
-    """Traffic of one training step on idx, targets (B, T), without its optimizer update, which sends nothing."""
-    idx, targets, weight = share(idx, targets)
-    device = model.base.wte.weight.device
+def traffic_line(model, loss_of, batch: tuple[Tensor, Tensor], full: bool, shard_base: bool) -> str:
+    """A step's bytes: counted on one batch without the optimizer update, and by the closed form."""
+    N, weight, config = world_size(), model.base.wte.weight, model.base.config
+    trained = sum(p.numel() for p in model.trainable_parameters())
+    closed_form = bytes_per_step(config, trained, N, full, shard_base, weight.element_size())
+    idx, targets, share_weight = local_rows(*batch)
     with CountedBytes() as counted:
-        (loss_of(idx.to(device), targets.to(device)) * weight).backward()
+        (loss_of(idx.to(weight.device), targets.to(weight.device)) * share_weight).backward()
         torch.nn.utils.clip_grad_norm_(model.trainable_parameters(), 1.0)
     model.zero_grad(set_to_none=True)
-    return counted.traffic
+    everything = bytes_per_step(config, base_parameters(config), N)
+    return (f"{N} processes, each hands {sum(counted.traffic):,} bytes a step to collectives "
+            f"(closed form {sum(closed_form):,}), and sends {closed_form.sent(N):,.0f}; "
+            f"full fine-tuning's gradients are {sum(everything):,} bytes")

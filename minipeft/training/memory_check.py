@@ -1,0 +1,31 @@
+"""The memory that training will need, checked before it begins."""
+
+import torch
+
+from ..config import Error
+from ..data.encoding import collate
+from ..runtime.memory import available_memory, format_gigabytes
+from ..runtime.processes import world_size
+from ..runtime.profiling import saved_bytes
+
+LOWER = ("--batch-size or --max-length, or try --gradient-checkpointing, --dtype bfloat16 "
+         "or --base-dtype bfloat16")
+
+
+def check_memory(args, model, longest, fill: int) -> None:
+    """Raise Error when training needs more memory than is left, before the out-of-memory killer acts.
+
+    The activation memory of `longest`, the longest example, is measured; the memory of gradients and
+    AdamW's two moments is computed.
+    """
+    device, dtype = args.device, getattr(torch, args.dtype)
+    idx, targets = (t.to(device) for t in collate([longest], fill))
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        row = saved_bytes(lambda: model.loss(idx, targets), model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.trainable_parameters())
+    rows = -(-args.batch_size // world_size())
+    need, left = rows * row + (4 if args.keep_best else 3) * trained, available_memory(device)
+    if left is not None and need > left:
+        raise Error(f"training needs {format_gigabytes(need)} more memory, and {format_gigabytes(left)} are left: "
+                    f"{format_gigabytes(row)} for each of {rows} examples, "
+                    f"{format_gigabytes(need - rows * row)} for gradients and moments; lower {LOWER}")
