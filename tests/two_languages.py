@@ -8,6 +8,7 @@ from pathlib import Path
 from docs.tools import lessons
 
 ROOT = Path(__file__).parent.parent
+CODE = re.compile(r"\w+\(.*\)|\S*·\S*|\b\d+\b")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -19,7 +20,10 @@ def assert_in_step(path: Path, other: Path) -> None:
     ours, theirs = lessons.blocks(read(path)), lessons.blocks(read(other))
     assert [(b.language, b.note) for b in ours] == [(b.language, b.note) for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
-        assert untranslated(a) == untranslated(b)
+        ours, theirs = untranslated(a), untranslated(b)
+        if b.language == "text" and is_chinese(theirs):  # a table drawn in text: its functions, formulas and numbers
+            ours, theirs = (CODE.findall(text) for text in (ours, theirs))
+        assert ours == theirs
     a, b = paragraphs(path), paragraphs(other)
     for ours, theirs in zip(a, b, strict=False):
         assert what_counts(ours, path) == what_counts(theirs, other), f"{ours}\n\n{theirs}"
@@ -35,6 +39,10 @@ def untranslated(block: lessons.Block) -> str:
     if "\nminipeft/\n" in block.text:
         return "\n".join(re.findall(r"^ *\S+", block.text, re.MULTILINE))
     return block.text
+
+
+def is_chinese(text: str) -> bool:
+    return bool(re.search("[\u4e00-\u9fff]", text))
 
 
 def paragraphs(path: Path) -> list[str]:

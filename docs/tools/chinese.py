@@ -6,7 +6,6 @@ languages. Text without a pair stays English; tests/test_readme.py lists it.
 """
 
 import re
-import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,10 @@ from pathlib import Path
 CATALOGUE = Path(__file__).with_name("chinese.txt")
 NUMBER = re.compile(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)*(?:e-?\d+)?")
 CELL = re.compile(r"(?<=\| )[^|]+?(?= \|)")
+OPENING, CLOSING = "（“《", "，。；：、！？）”》"
+PIECE = re.compile(  # code, a link or a word, with the punctuation that belongs to it
+    rf"[{OPENING}*]*(?:`[^`]*`|!?\[[^\]]*\]\([^)]*\)|[^\s`\[{OPENING}{CLOSING}]+|.)[{CLOSING}*]* ?"
+)
 WIDTH = 116  # of a line, in columns: a Chinese character takes two
 
 
@@ -46,49 +49,42 @@ def translated(block: str) -> str:
 def paragraph(text: str, known: dict[str, str]) -> str:
     if text.startswith("|"):
         return CELL.sub(lambda cell: phrase(cell[0], known) or cell[0], text)
-    return "\n".join(item(part, known) for part in items(text))
+    return "\n".join(wrapped(item(text, known) or text, mark) for mark, text in items(text))
 
 
-def items(text: str) -> Iterator[str]:
-    """The items of a list, or the whole paragraph, each as one line."""
-    for part in re.split(r"\n(?=\s*- )", text):
-        indent = re.match(" *", part)[0]
-        yield indent + " ".join(part.split())
+def items(text: str) -> Iterator[tuple[str, str]]:
+    """(mark, text on one line) of every item of a list; of a paragraph, one with no mark."""
+    for part in re.split(r"\n(?= *- )", text):
+        mark = re.match(r" *- |", part)[0]
+        yield mark, " ".join(part.removeprefix(mark).split())
 
 
-def item(text: str, known: dict[str, str]) -> str:
-    mark = re.match(r" *(?:- )?", text)[0]
-    text = text.removeprefix(mark)
-    found = phrase(text, known)
-    if found is not None:
-        return wrapped(found, mark)
-    name, _, rest = text.partition(": ")  # "soft prompt: its answer", of a list of answers
-    return mark + (f"{known[name]}：{rest}" if name in known else text)
+def item(text: str, known: dict[str, str]) -> str | None:
+    name, _, rest = text.partition(": ")  # "soft prompt: its answer", in the list of answers
+    return phrase(text, known) or (f"{known[name]}：{rest}" if name in known else None)
 
 
 def untranslated(block: str) -> list[str]:
-    """The words of a block for which the catalogue has no Chinese."""
+    """The cells, items and paragraphs that have words and no Chinese."""
     if block.startswith("```"):
         return []
-    code = r"`[^`]*`"
-    words = re.sub(code, "", re.sub(r" {2}- (.*?)：.*", r"\1", translated(block)))
-    lines = [cell for line in words.split("\n") for cell in line.split("|")]
-    known = set(pairs().values())
-    return [line.strip() for line in lines if is_english(line) and line.strip() not in known]
-
-
-def is_english(text: str) -> bool:
-    return bool(re.search("[a-z]{3}", text)) and not re.search("[\u4e00-\u9fff]", text)
+    known, found = pairs(), []
+    for text in block.split("\n\n"):
+        if text.startswith("|"):
+            found += [cell for cell in CELL.findall(text) if phrase(cell, known) is None]
+        else:
+            found += [text for _, text in items(text) if item(text, known) is None]
+    return [text for text in found if re.search("[A-Za-z]{3}", re.sub("`[^`]*`", "", text))]
 
 
 def wrapped(text: str, mark: str = "") -> str:
     """Lines of at most WIDTH columns, broken where a space does no harm: after full-width
     punctuation, or at a space."""
-    whole = r"`[^`]*`|!?\[[^\]]*\]\([^)]*\)|[^\s，。；：、！？）”》`\[]+|."
-    unit = rf"(?:{whole})[，。；：、！？）”》*]*"
     lines, line = [], mark
-    for piece in re.findall(rf"{unit} ?", text):
-        if width(line + piece.rstrip()) > WIDTH and not re.match(r"[-+#>\d]", piece):
+    for piece in PIECE.findall(text):
+        full = width(line + piece.rstrip()) > WIDTH
+        harmless = line.endswith((" ", *CLOSING)) or piece[0] in OPENING
+        if full and harmless and not re.match(r"[-+#>]|\d+[.)] ", piece):
             lines.append(line.rstrip())
             line = " " * len(mark)
         line += piece
