@@ -13,13 +13,13 @@ CPU = torch.device("cpu")
 
 
 def test_a_tensor_is_held_and_no_longer_available():
-    if memory.available(CPU) is None:
+    if memory.available_memory(CPU) is None:
         pytest.skip("this system does not tell")
     for _ in range(5):  # others on this machine may free some meanwhile, but not every time
-        before = memory.available(CPU)
+        before = memory.available_memory(CPU)
         held = torch.ones(10**8)  # 400 MB
         assert memory.resident_peak() > 4e8
-        if before - memory.available(CPU) > 2e8:
+        if before - memory.available_memory(CPU) > 2e8:
             break
         del held
     else:
@@ -29,9 +29,9 @@ def test_a_tensor_is_held_and_no_longer_available():
 def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
     for system, group, own in ((3, 2, 1), (1, 2, 3), (2, 1, None), (None, None, 7)):
         monkeypatch.setattr(memory, "_kilobytes", lambda path, field, system=system: system)
-        monkeypatch.setattr(memory, "_group", lambda group=group: group)
-        monkeypatch.setattr(memory, "_own_limit", lambda own=own: own)
-        assert memory.available(CPU) == min(n for n in (system, group, own) if n is not None)
+        monkeypatch.setattr(memory, "_left_in_cgroup", lambda group=group: group)
+        monkeypatch.setattr(memory, "_left_of_own_limit", lambda own=own: own)
+        assert memory.available_memory(CPU) == min(n for n in (system, group, own) if n is not None)
 
 
 @pytest.mark.skipif(not hasattr(memory, "resource"), reason="no resource limits on this system")
@@ -43,7 +43,7 @@ held = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).
 resource.setrlimit(resource.RLIMIT_AS, (held + 10**9, held + 10**9))
 sys.exit(run("script.py", lambda: torch.empty(10**9), "--batch-size"))
 """
-    if memory._status("VmSize") is None:
+    if memory._own_status("VmSize") is None:
         pytest.skip("Linux only")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     said = r"memory ran out on the CPU: 4.00 GB more than the \S+ GB held are needed, (0.9\d|1.00) GB are left: lower --batch-size"
@@ -51,7 +51,7 @@ sys.exit(run("script.py", lambda: torch.empty(10**9), "--batch-size"))
 
 
 def test_a_gpus_message_is_understood(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 10**9 if device.type == "cuda" else None)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 10**9 if device.type == "cuda" else None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * 10**9)
-    line = memory.out_of_memory("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
+    line = memory.out_of_memory_message("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
     assert line == "memory ran out on the GPU: 2.15 GB more than the 7.00 GB held are needed, 1.00 GB are left"

@@ -9,7 +9,7 @@ import pytest
 
 from minipeft import Error
 from minipeft.runtime import console
-from minipeft.runtime.signals import Asked, Stopped
+from minipeft.runtime.signals import StopRequest, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +33,13 @@ def test_a_script_that_is_terminated_says_so_and_leaves_no_handler_behind(capsys
 
 
 def test_a_terminate_while_the_reason_is_told_does_not_cut_it_short(capsys, monkeypatch):
-    told = console.tell
+    told = console.print_error
 
     def terminated_meanwhile(script, message):
         signal.raise_signal(signal.SIGTERM)
         told(script, message)
 
-    monkeypatch.setattr(console, "tell", terminated_meanwhile)
+    monkeypatch.setattr(console, "print_error", terminated_meanwhile)
 
     def main():
         raise Error("the reason")
@@ -59,7 +59,7 @@ def test_a_reader_who_has_had_enough_ends_it_without_a_word():
 
 def test_a_first_signal_is_noted_and_a_second_one_interrupts():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped, match="stopped by SIGTERM") as e, Asked() as asked:
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as e, StopRequest() as asked:
         assert asked.number == 0
         signal.raise_signal(signal.SIGINT)
         assert asked.number == signal.SIGINT

@@ -27,7 +27,7 @@ from minipeft.bench import params
 from minipeft.data import NANO
 from minipeft.data.tasks import find_task
 from minipeft.files.atomic import write_text
-from minipeft.runtime.console import shown_as
+from minipeft.runtime.console import printable
 
 TASKS = ("reverse", "reverse+increment", "parity", "differences")
 NEW = TASKS[1:]
@@ -755,7 +755,7 @@ def e2e_samples() -> str:
     lines = [f"- `{samples['full'][1]['input']}`"]
     return "\n".join(
         lines
-        + [f"  - {name(method)}: {shown_as(its[1]['answer'])}" for method, its in samples.items()]
+        + [f"  - {name(method)}: {printable(its[1]['answer'])}" for method, its in samples.items()]
     )
 
 

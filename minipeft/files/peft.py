@@ -54,9 +54,9 @@ def lora_config(c: GPTConfig, r: int, target_modules: list[str] | tuple[str, ...
 _PLAIN_LORA = {  # settings of PEFT's LoraConfig: the values that leave LoRA as it is
     "bias": ("none",), "use_dora": (False,), "use_rslora": (False,), "lora_bias": (False,),
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-    "modules_to_save": (None, []), "layers_to_transform": (None, []), "layer_replication": (None, []),
+    "modules_to_save": (None, []), "layers_to_transform": (None, []), "exclude_modules": (None, []),
     "target_parameters": (None, []), "trainable_token_indices": (None, []),
-    "exclude_modules": (None, []), "alora_invocation_tokens": (None, []),
+    "layer_replication": (None, []), "alora_invocation_tokens": (None, []),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
 }
 

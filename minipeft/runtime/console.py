@@ -1,4 +1,4 @@
-"""What the scripts share: help that teaches, and refusals of one line with exit code 2."""
+"""Command lines: readable help, and every refusal as one line with an exit code."""
 
 import argparse
 import os
@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from ..config import Error
-from .memory import out_of_memory
+from ..checks import Error
+from .memory import out_of_memory_message
 from .processes import is_main_process, rank, world_size
-from .signals import Stopped, ignore_terminate, terminable
+from .signals import Stopped, ignore_sigterm, sigterm_raises
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and every flag with its default, unless its help says what that is."""
+    """Keeps the description's line breaks; shows each default that is neither None nor False."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=100)
@@ -25,7 +25,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong flag is an Error like any other instead of a page of usage."""
+    """ArgumentParser that raises Error for a wrong flag instead of printing the usage."""
 
     def __init__(self, description: str, **settings):
         super().__init__(description=description, formatter_class=_Help, **settings)
@@ -34,69 +34,74 @@ class Parser(argparse.ArgumentParser):
         raise Error(f"{message} (see --help)")
 
 
-
-
 def seed(text: str) -> int:
-    """The type of a --seed flag."""
+    """Argument type of a --seed flag."""
     if not text.isdecimal() or (value := int(text)) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
     return value
 
 
 def line_breaks(text: str) -> str:
-    """A flag's text with its \\n as line breaks, which a shell makes hard to type."""
+    """The text with each \\n typed in a shell as a line break."""
     return text.replace("\\n", "\n")
 
 
-def shown_as(text: str) -> str:
-    """One line that a terminal can show: what it could not is a dot."""
+def printable(text: str) -> str:
+    """The text as one line, with a dot for each character a terminal cannot show."""
     return "".join(c if c.isprintable() else "·" for c in text)
 
 
-def progress(*of, **settings) -> tqdm:
-    """A progress bar; of several processes the leader alone shows one."""
-    return tqdm(*of, dynamic_ncols=True, disable=not is_main_process(), **settings)
+def progress(*args, **settings) -> tqdm:
+    """A tqdm bar, shown by the main process only."""
+    return tqdm(*args, dynamic_ncols=True, disable=not is_main_process(), **settings)
 
 
-def tell(script: str, message: str) -> None:
-    """One line on stderr. Before processes have joined, all of them refuse the same, and the first one says so for all."""
+def print_error(script: str, message: str) -> None:
+    """Print one line to stderr, with the rank if there are several processes.
+
+    Before the processes have joined, all of them fail alike, and rank 0 alone prints.
+    """
     if world_size() > 1:
-        script = f"\n{script}, process {rank()}"  # on a line of its own, below the leader's progress bar
+        script = f"\n{script}, process {rank()}"  # a line of its own, below the progress bar
     elif os.environ.get("RANK", "0") != "0":
         return
     print(f"{script}: {message}", file=sys.stderr)
 
 
 def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
-    """main(), its refusals printed as one line; returns the exit code: 0, 2 for an Error, a file's or memory's, 130 for SIGINT,
-    143 for SIGTERM, and 141, without a line, when nobody reads on. lower: what takes less memory, told when it runs out."""
+    """Call main() and turn what it raises into one line on stderr and an exit code.
+
+    0: no exception; 2: Error, OSError or out of memory; 130: SIGINT; 143: SIGTERM; 141, without a
+    line: the reader of stdout has gone. lower: settings that take less memory when lowered, for
+    the message about memory.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console without our characters shows a mark instead of failing
-    with terminable():
+            stream.reconfigure(errors="replace")  # a console may lack some characters
+    with sigterm_raises():
         try:
             main()
             sys.stdout.flush()
             return 0
-        except BrokenPipeError:  # whoever read our lines (head, a pager) has had enough; at exit nothing more is written either
+        except BrokenPipeError:  # `| head` has ended; at exit Python would flush to it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 128 + 13  # SIGPIPE's number, as shells give it
+            return 128 + 13  # SIGPIPE
         except (Error, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as e:
-            ignore_terminate()
-            return refusal(script, e, lower)
+            ignore_sigterm()
+            return report(script, e, lower)
 
 
-def refusal(script: str, e: BaseException, lower: str) -> int:
-    """Tell what ended a script, in one line; returns its exit code. What is a mistake in the code goes on as it is."""
+def report(script: str, e: BaseException, lower: str) -> int:
+    """Print the exception in one line and return its exit code; re-raise other RuntimeErrors."""
     if isinstance(e, KeyboardInterrupt):
         e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
-        if is_main_process() or not e.agreed:
-            print(file=sys.stderr)  # the progress bar's line is not ended
-            tell(script, str(e))
+        if is_main_process() or not e.on_all_ranks:
+            print(file=sys.stderr)  # ends the line of the progress bar
+            print_error(script, str(e))
         return e.exit_code
     if isinstance(e, RuntimeError | MemoryError):
         if "memory" not in str(e) and not isinstance(e, MemoryError):
             raise e
-        e = f"{out_of_memory(str(e))}: lower {lower}"
-    tell(script, str(e))
+        e = f"{out_of_memory_message(str(e))}: lower {lower}"
+    print_error(script, str(e))
     return 2

@@ -2,14 +2,15 @@
 
 import torch
 
-from ..config import Error
+from ..checks import Error
 
 
 def device(name: str) -> torch.device:
-    """The device of this name. Raises Error when it is not there."""
+    """The device of this name. Raises Error when it is missing or is no cpu, cuda or mps device."""
     try:
-        if (found := torch.empty(0, device=name).device).type in ("cpu", "cuda", "mps"):
-            return found
-        raise Error(f"--device {name} cannot be used: only cpu, cuda and mps compute here")
+        found = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as e:
         raise Error(f"--device {name} cannot be used: {str(e).splitlines()[0]}") from None
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise Error(f"--device {name} cannot be used: only cpu, cuda and mps compute here")
+    return found

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and how much there is for it."""
+"""Memory this process holds and memory it can still take."""
 
 import contextlib
 import re
@@ -12,64 +12,69 @@ with contextlib.suppress(ImportError):  # not on Windows
 
 
 def resident_peak() -> int | None:
-    """Bytes this process has held at most. On Linux not from getrusage, which starts at what the parent process held."""
-    if (peak := _status("VmHWM")) is not None or "resource" not in globals():
+    """Peak resident bytes. Linux's getrusage would start at the parent process's peak."""
+    if (peak := _own_status("VmHWM")) is not None or "resource" not in globals():
         return peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _status(field: str) -> int | None:
+def available_memory(device: torch.device) -> int | None:
+    """Bytes left on a GPU, or the least that system, control group and own limit leave.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    known = [_kilobytes("/proc/meminfo", "MemAvailable"), _left_in_cgroup(), _left_of_own_limit()]
+    return min((n for n in known if n is not None), default=None)
+
+
+def _own_status(field: str) -> int | None:
     return _kilobytes("/proc/self/status", field)
 
 
 def _kilobytes(path: str, field: str) -> int | None:
-    """A field of one of Linux's status files, in bytes; None where there is none."""
+    """A field of one of Linux's status files, in bytes; None without such a file or field."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path(path).read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
     return None
 
 
-def available(device: torch.device) -> int | None:
-    """Bytes that can still be taken: of the GPU, or of the system, the process's control group and its own limit, whichever has least.
-
-    None where the system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    known = [_kilobytes("/proc/meminfo", "MemAvailable"), _group(), _own_limit()]
-    return min((n for n in known if n is not None), default=None)
-
-
-def _group() -> int | None:
-    """What the control group (a container, most often) has left; its file cache can be given up."""
+def _left_in_cgroup() -> int | None:
+    """Bytes left in the control group, usually a container's; its file cache can be reclaimed."""
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
-        name = next(line.split("::", 1)[1] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        name = next(line.split("::", 1)[1] for line in groups if line.startswith("0::"))
         folder = Path("/sys/fs/cgroup") / name.strip("/")
-        most, held = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
-        parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return most - held + int(parts["file"])
+        limit, used = (int((folder / f"memory.{f}").read_text()) for f in ("max", "current"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat["file"])
     return None
 
 
-def _own_limit() -> int | None:
-    if "resource" not in globals() or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
+def _left_of_own_limit() -> int | None:
+    if "resource" not in globals():
         return None
-    return max(0, limit - (_status("VmSize") or 0))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - (_own_status("VmSize") or 0))
 
 
-def gigabytes(n: int) -> str:
+def format_gigabytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB"
 
 
-def out_of_memory(message: str) -> str:
-    """torch's message about memory that could not be had, as: how much was asked for, and how much there is."""
+def out_of_memory_message(message: str) -> str:
+    """torch's out-of-memory message in one line: bytes requested, held and left."""
     gpu = "CUDA" in message or "GPU" in message
-    left = available(torch.device("cuda" if gpu else "cpu"))
-    asked = re.search(r"allocate (\d+) bytes", message) or re.search(r"allocate ([\d.]+) ([KMG])iB", message)
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    n = int(float(asked[1]) * (units[asked[2]] if asked.re.groups == 2 else 1)) if asked else None
-    more = f"{gigabytes(n)} more" if n is not None else "more"
-    held = torch.cuda.memory_allocated() if gpu else _status("VmRSS")
-    there = f", {gigabytes(left)} are left" if left is not None else ""
-    return f"memory ran out on the {'GPU' if gpu else 'CPU'}: {more} than the {gigabytes(held or 0)} held are needed{there}"
+    left = available_memory(torch.device("cuda" if gpu else "cpu"))
+    held = torch.cuda.memory_allocated() if gpu else _own_status("VmRSS")
+    more = "more"
+    if found := re.search(r"allocate ([\d.]+) (bytes|KiB|MiB|GiB)", message):
+        unit = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found[2]]
+        more = f"{format_gigabytes(int(float(found[1]) * unit))} more"
+    left_text = f", {format_gigabytes(left)} are left" if left is not None else ""
+    return (f"memory ran out on the {'GPU' if gpu else 'CPU'}: "
+            f"{more} than the {format_gigabytes(held or 0)} held are needed{left_text}")

@@ -1,4 +1,4 @@
-"""The machine a run is on, and the bytes autograd saves for backward."""
+"""The machine a measurement ran on, and the bytes autograd saves for backward."""
 
 import os
 import platform
@@ -11,12 +11,13 @@ import torch
 
 
 def card(device: torch.device) -> dict:
-    """The machine and the versions, for the top of every result."""
+    """Machine and versions, for the top of every result file."""
     cuda = device.type == "cuda"
+    vectors = {} if cuda else {"instructions": torch.backends.cpu.get_cpu_capability()}
     return {
         "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         "device_type": device.type,
-        **({} if cuda else {"instructions": torch.backends.cpu.get_cpu_capability()}),  # of vectors, that torch takes: they decide rounding
+        **vectors,  # the vector instructions torch uses decide the rounding
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -31,18 +32,22 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _commit() -> str:
-    """The short commit of the checkout this file lies in, with a + when files differ from it; "unknown" outside one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """The checkout's short commit, with "+" if tracked files differ; "unknown" without one."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "-uno") != ""
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("+" if changed else "")
 
 
 def synchronize(device: torch.device) -> None:
@@ -51,23 +56,24 @@ def synchronize(device: torch.device) -> None:
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
-    """Bytes that autograd holds for the backward pass once this forward is over: each storage once, the weights themselves not counted."""
-    own = {w.untyped_storage().data_ptr() for w in weights}
+    """Bytes that autograd saves for backward in forward(): each storage once, without `weights`."""
+    excluded = {w.untyped_storage().data_ptr() for w in weights}
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(t: torch.Tensor) -> _Saved:
-        saved.add(kept := _Saved(t))
-        return kept
+        saved.add(holder := _Saved(t))
+        return holder
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        loss = forward()  # while it lives, so does what its backward needs
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (kept.tensor.untyped_storage() for kept in saved)}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
+        loss = forward()  # its graph holds the saved tensors
+    storages = [holder.tensor.untyped_storage() for holder in saved]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     del loss
-    return sum(size for place, size in storages.items() if place not in own)
+    return sum(size for pointer, size in sizes.items() if pointer not in excluded)
 
 
 class _Saved:
-    """A tensor in autograd's hands: it lives as long as autograd holds it."""
+    """A saved tensor; it lives as long as autograd holds it."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM (what schedulers send): a loop finishes its step first, everything else stops where it is."""
+"""SIGINT (Ctrl-C) and SIGTERM (from schedulers): a training loop ends its step first."""
 
 import contextlib
 import signal
@@ -6,21 +6,24 @@ import threading
 
 
 class Stopped(KeyboardInterrupt):
-    """Stopped by a signal; `number` is which one, and the message what to tell about it. agreed: by all processes, so one tells it."""
+    """A signal stopped the program; `number` is the signal's.
 
-    def __init__(self, number: int, message: str = "", agreed: bool = False):
+    on_all_ranks: all processes stopped at the same step, so that one of them prints the message.
+    """
+
+    def __init__(self, number: int, message: str = "", on_all_ranks: bool = False):
         super().__init__(message or f"stopped by {signal.Signals(number).name}")
-        self.number, self.agreed = number, agreed
+        self.number, self.on_all_ranks = number, on_all_ranks
 
     @property
     def exit_code(self) -> int:
-        """As shells give it: 130 for SIGINT, 143 for SIGTERM."""
+        """The shell's code: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.number
 
 
 @contextlib.contextmanager
-def terminable():
-    """Within, SIGTERM raises Stopped, as SIGINT raises KeyboardInterrupt: what is open is closed, half-written files are removed."""
+def sigterm_raises():
+    """Within, SIGTERM raises Stopped, as SIGINT raises KeyboardInterrupt: `finally` blocks run."""
 
     def stop(number, frame):
         raise Stopped(number)
@@ -32,20 +35,21 @@ def terminable():
         signal.signal(signal.SIGTERM, before)
 
 
-def ignore_terminate() -> None:
-    """From now on SIGTERM does nothing: what is left to do is to say why it ends, also where all of a job's processes are ended."""
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM from now on, so that the last message is printed when a whole job is ended."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class Asked:
-    """with Asked() as asked: a first signal is noted in asked.number (else 0) instead of interrupting; a second one interrupts."""
+class StopRequest:
+    """Context manager: a first SIGINT or SIGTERM only sets `number` (else 0); a second raises."""
 
     def __init__(self):
         self.number, self._before = 0, {}
 
-    def __enter__(self) -> "Asked":
-        if threading.current_thread() is threading.main_thread():  # only there can it be asked
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:
