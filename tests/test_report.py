@@ -1,27 +1,30 @@
-"""python bench.py report: what it says follows from the lines, and the pages need nothing else."""
+"""python bench.py report: its figures are those of the lines, its sentences stop when they no longer follow."""
 
 import json
-import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+pytest.importorskip("scipy")
 import bench
+from docs.tools.comparison import figures, page, tables
+from docs.tools.comparison.facts import Facts, verdict_of
+from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
 from minipeft import Error
 from minipeft.bench.drawing import COLOURS
-from minipeft.bench.quality import studies
-from minipeft.bench.quality.cell import Cell
+from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.costs import place, read_costs
-from minipeft.bench.quality.grid import rated, read
+from minipeft.bench.quality.grid import with_learning_rate
+from minipeft.bench.quality.lines import Cell, read
 from minipeft.bench.quality.studies import method_of
-from minipeft.bench.quality.summary import STUDENT, Point, beyond_chance, interval, points
-from minipeft.bench.report import figures, findings, page, tables, trends
 from minipeft.runtime import console
 
-CARD = {"device": "X", "device_type": "cpu", "cores": 2, "threads": 1, "platform": "P", "python": "3", "torch": "2", "commit": "c"}
+CARD = {"device": "X", "device_type": "cpu", "cores": 2, "threads": 1, "platform": "P", "python": "3", "torch": "2",
+        "commit": "c"}
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 GOOD = {"full": 0.95, "lora": 0.8, "prefix": 0.5, "prompt": 0.3}
 
@@ -43,7 +46,7 @@ def all_lines(names, seed: int = 0) -> dict:
         for cell in [c for _, like in pairs if like is not None for c in studies.sweep(like)]:
             lines.setdefault(cell.key, made_up(cell, rng))
         for pair in pairs:
-            cell = rated(lines, *pair)
+            cell = with_learning_rate(lines, *pair)
             lines.setdefault(cell.key, made_up(cell, rng))
     return lines
 
@@ -70,23 +73,23 @@ def write(folder, lines: dict, costs: dict | None = None):
     return path
 
 
-def test_quantiles_of_student_hold_95_percent_of_its_density():
-    for freedom, q in enumerate(STUDENT, 1):
-        t = np.linspace(-q, q, 200_001)
-        c = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-        density = c * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-        assert np.trapezoid(density, t) == pytest.approx(0.95, abs=2e-4)
-
-
 def test_an_interval_is_the_textbooks():
+    assert [round(student_quantile(n), 3) for n in (1, 4, 9)] == [12.706, 2.776, 2.262]
     values = [0.1, 0.4, 0.2, 0.9, 0.3]
     mean, half = interval(values)
     assert mean == pytest.approx(np.mean(values))
-    assert half == pytest.approx(2.776 * np.std(values, ddof=1) / np.sqrt(5))
+    assert half == pytest.approx(2.7764 * np.std(values, ddof=1) / np.sqrt(5), rel=1e-4)
     assert interval([0.5]) == (0.5, None)
-    for wrong in ([], [0.0] * 20):
-        with pytest.raises(Error, match="values"):
-            interval(wrong)
+    with pytest.raises(Error, match="at least 1 value"):
+        interval([])
+
+
+def test_without_scipy_nothing_is_run(tmp_path, monkeypatch, capsys):
+    student_quantile.cache_clear()
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    path = tmp_path / "lines.jsonl"
+    assert console.run("bench.py", lambda: bench.main(["quality", "--quick", "--lines", str(path)])) == 2
+    assert capsys.readouterr().err.endswith("need: pip install scipy\n") and not path.exists()
 
 
 def of(scores: dict[int, float]) -> Point:
@@ -109,11 +112,15 @@ def test_half_way_is_half_of_all_steps_those_of_the_prompt_below_included():
     assert whole.values("curve") == {0: pytest.approx(0.148)}
 
 
+def is_sweep(line: dict, method: str) -> bool:
+    return (line["cell"]["scored_on"], line["cell"]["method"]) == ("dev", method)
+
+
 def test_a_study_has_what_is_run_of_it_and_no_more(lines):
     assert not points({}, "methods")
     without = {k: v for k, v in lines.items() if v["cell"]["seed"] != 3}
     assert {len(p.runs) for p in points(without, "methods")} == {4}
-    unswept = {k: v for k, v in lines.items() if not (v["cell"]["scored_on"] == "dev" and v["cell"]["method"] == "lora")}
+    unswept = {k: v for k, v in lines.items() if not is_sweep(v, "lora")}
     assert {p.row for p in points(lines, "methods")} - {p.row for p in points(unswept, "methods")} == {"lora"}
 
 
@@ -133,76 +140,111 @@ def test_the_main_table_holds_the_means_of_the_lines(lines):
     assert half == pytest.approx(2.776 * np.std(list(scores.values()), ddof=1) / np.sqrt(5), abs=0.006)
 
 
-def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where_every_rate_came_apart(lines):
-    shown = tables.sweep(lines, "real")
-    assert [row[0] for row in shown.rows] == [*studies.REAL_RATES]  # once for all numbers of examples
+def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where_every_rate_diverged(lines):
+    shown = tables.sweep_table(lines, "real")
+    assert [row[0] for row in shown.rows] == [*real.METHODS]  # once for all numbers of examples
     for row in shown.rows:
         losses = {mark: float(mark.split(": ")[1].removesuffix(" ←")) for mark in row[4:]}
         assert [mark.endswith("←") for mark in losses] == [loss == min(losses.values()) for loss in losses.values()]
-    apart = {k: v | {"loss": None} if v["cell"]["scored_on"] == "dev" and v["cell"]["method"] == "lora" else v for k, v in lines.items()}
-    assert [row for row in tables.sweep(lines, "methods").rows if row[0] != "lora"] == tables.sweep(apart, "methods").rows
+    diverged = {k: v | {"loss": None} if is_sweep(v, "lora") else v for k, v in lines.items()}
+    others = [row for row in tables.sweep_table(lines, "methods").rows if row[0] != "lora"]
+    assert others == tables.sweep_table(diverged, "methods").rows
 
 
-@pytest.mark.parametrize(
-    "differences, word",
-    [
-        ([(0.5, 0.1), (0.2, 0.1)], "reproduced"),
-        ([(0.5, 0.1), (0.0, 0.1)], "reproduced in part"),
-        ([(0.5, 0.1), (-0.5, 0.1)], "reproduced in part"),
-        ([(0.1, 0.2), (-0.5, 0.1)], "contradicted"),
-        ([(0.1, 0.2), (-0.1, 0.2)], "inconclusive"),
-    ],
-)
-def test_a_verdict_follows_from_the_intervals(differences, word, monkeypatch):
-    monkeypatch.setattr(trends, "WHY", {"name": ("contradicted", "because")})
-    made = trends.trend("name", "paper", "claim", {str(i): d for i, d in enumerate(differences)})
-    assert made.verdict == word and made.why == ("because" if word == "contradicted" else "")
+@pytest.mark.parametrize("signs, word", [
+    ([1, 1], "reproduced"), ([1, 0], "reproduced in part"), ([1, -1], "reproduced in part"),
+    ([0, -1], "contradicted"), ([0, 0], "inconclusive")])
+def test_a_verdict_follows_from_the_intervals(signs, word):
+    assert verdict_of(signs) == word
+    differences = [{str(i): (sign / 2, 0.1) for i, sign in enumerate(signs)}]
+    assert f"| **{word}** |" in Facts({}, None).report("paper", "claim", differences, word)
+    with pytest.raises(Error, match="^this verdict no longer follows .*: claim: another; .* should be called"):
+        Facts({}, None).report("paper", "claim", differences, "another")
 
 
-def test_every_trend_of_the_committed_lines_that_is_not_reproduced_has_its_reason():
-    found = trends.all_trends(read(RESULTS / "quality.jsonl"))
-    assert len(found) >= 8
-    assert all(bool(t.why) == (t.verdict != "reproduced") for t in found)
-
-
-def test_the_committed_page_is_what_the_committed_lines_say():
+@pytest.fixture(scope="module")
+def committed() -> Facts:
     path = RESULTS / "quality.jsonl"
-    lines, costs = read(path), read_costs(path)
-    sections = [page.section(lines, costs, study) for study in page.QUESTIONS]
-    written = page.markdown(lines, path, sections, trends.all_trends(lines))
-    assert (RESULTS / "comparison.md").read_text(encoding="utf-8") == written, (
-        "run: python bench.py report --lines docs/results/quality.jsonl --folder docs/results"
-    )
-    for name in page.drawn(sections):
-        assert all((RESULTS / "figures" / f"quality-{name}.{kind}").exists() for kind in ("png", "svg"))
+    return Facts(read(path), read_costs(path))
 
 
-def test_every_question_has_a_sentence_and_every_sentence_numbers(lines, costs):
-    assert set(findings.FINDINGS) == set(page.QUESTIONS)
-    for name, sentence in findings.FINDINGS.items():
-        text = sentence(lines, costs)
-        assert re.search(r"\d", text) and "nan" not in text and text.endswith("."), name
+def test_the_committed_page_is_what_the_committed_lines_say(committed):
+    written = (RESULTS / "comparison.md").read_text(encoding="utf-8")
+    command = "python bench.py report --lines docs/results/quality.jsonl --folder docs/results"
+    assert page.markdown(committed, RESULTS / "quality.jsonl") == written, f"run: {command}"
+    files = {f"quality-{name}.{kind}" for name in page.drawn(committed) for kind in ("png", "svg")}
+    assert {file.name for file in (RESULTS / "figures").iterdir()} == files
+
+
+def test_every_verdict_but_reproduced_has_its_reason(committed):
+    rows = re.findall(r"^\| \[.*\*\*([a-z ]+)\*\* \| (.*) \|$", page.markdown(committed, Path("x")), re.MULTILINE)
+    assert len(rows) >= 15 and {verdict for verdict, _ in rows} > {"reproduced", "contradicted", "withdrawn"}
+    assert all(verdict == "reproduced" or len(reason) > 20 for verdict, reason in rows)
+
+
+def test_the_withdrawn_study_has_no_figure_and_no_finding(committed):
+    text = page.markdown(committed, Path("x"))
+    section = text[text.index("## 8."):text.index("## 9.")]
+    assert section.count("**Withdrawn:** the study took learning rates that were swept on endless data") == 1
+    assert "![" not in section and "ahead" not in section and "data" not in page.drawn(committed)
+
+
+def test_a_sentence_that_no_longer_follows_stops_the_command(committed, tmp_path, capsys):
+    """LoRA's scores on the composition become worse than the bottleneck adapter's."""
+    changed = {}
+    for key, line in committed.lines.items():
+        c = line["cell"]
+        worse = (c["method"], c["task"], c["scored_on"]) == ("lora", "reverse+increment", "held-out")
+        changed[key] = line | {"score": 0.01} if worse else line
+    path, out = write(tmp_path, changed, committed.costs), tmp_path / "out"
+    assert console.run("bench.py", lambda: bench.main(["report", "--lines", str(path), "--folder", str(out)])) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "this no longer follows from the lines: Two skills in a row" in error
+    assert error.endswith("; 0.01 ± 0.00 should be 0.9 or more") and not out.exists()
+
+
+def test_each_check_marks_a_figure_that_is_false(committed):
+    f = committed
+    for wrong in (lambda: f.good("methods/adapter/reverse"), lambda: f.enough("length/prompt/reverse/16"),
+                  lambda: f.next_best("methods/adapter/reverse", 6), lambda: f.highest("real/full/200"),
+                  lambda: f.top("scale/prompt/reverse", 0.5), lambda: f.failing("scale/prompt/reverse/nano", 2),
+                  lambda: f.best_rate("projection/prefix/0.3"), lambda: f.step("lora", 0),
+                  lambda: f.ahead("methods/prefix/parity", "methods/lora/parity"),
+                  lambda: f.level("methods/lora/parity", "methods/prompt/parity"),
+                  lambda: f.seconds("full", "reverse", 1, 6), lambda: f.front("prompt", "trained")):
+        assert wrong().startswith("⟦")
+        assert f.marked.pop()
+
+
+def test_a_study_that_is_run_in_part_has_tables_but_no_findings(lines, costs, tmp_path):
+    quick = {k: v for k, v in lines.items() if v["cell"]["task"] in studies.QUICK and v["cell"]["seed"] != 4}
+    text = page.markdown(Facts(quick, costs), Path("quality.jsonl"))
+    assert "Run in part, so without findings" in text and "A known skill" not in text
+    assert "| prompt | P 64 | 4,096 |" in text
 
 
 def test_pages_name_what_is_not_run_and_load_nothing(lines, costs, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    some = {k: v for k, v in lines.items() if v["cell"]["task"] == "parity" and v["cell"]["method"] == "prefix"}
-    path = write(tmp_path, some, costs)
-    assert console.run("bench.py", lambda: bench.main(["report", "--lines", str(path), "--folder", str(tmp_path / "out")])) == 0
-    text, html = ((tmp_path / "out" / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
-    for question in page.QUESTIONS.values():
-        assert question in text and question in html
+    cells = {k: v["cell"] for k, v in lines.items()}
+    some = {k: lines[k] for k, c in cells.items()
+            if (c["task"], c["method"]) == ("parity", "prefix") and c["seed"] != 4}
+    path, out = write(tmp_path, some, costs), tmp_path / "out"
+    assert console.run("bench.py", lambda: bench.main(["report", "--lines", str(path), "--folder", str(out)])) == 0
+    text, html = ((out / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
+    questions = re.findall(r"^## \d+\. (.+)$", text, re.MULTILINE)
+    assert len(questions) == len(page.SECTIONS) and all(question in html for question in questions)
     assert "Not run yet: `python bench.py quality --study scale`." in text
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
-        assert (tmp_path / "out" / link).stat().st_size > 1000
-    assert not re.findall(r'(?:src|href)="(?!data:|#|https://(?:arxiv.org|github.com)/)', html) and "<script" not in html
+        assert (out / link).stat().st_size > 1000
+    loaded = re.findall(r'(?:src|href)="(?!data:|#|https://(?:arxiv.org|github.com)/)', html)
+    assert not loaded and "<script" not in html
     assert read(path) == some
 
 
 def test_a_method_has_its_colour_in_every_figure(lines, costs):
     pytest.importorskip("matplotlib")
-    for name in ("methods", "data"):
-        for ax in figures.FIGURES[name](lines, costs).axes:
+    for draw in (figures.methods, figures.scale):
+        for ax in draw(lines, costs).axes:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 assert handle[0].get_color() == COLOURS[method_of(label)]
 

@@ -1,11 +1,11 @@
-"""Figures: one look, and one colour for a method wherever it is drawn (needs matplotlib)."""
+"""Figures in one style, with one colour per method. Needs matplotlib."""
 
 import io
 from pathlib import Path
 
-from ..config import Error
+from ..checks import Error
 
-COLOURS = {  # Okabe & Ito's palette, which colour-blind readers tell apart as well (https://jfly.uni-koeln.de/color/)
+COLOURS = {  # Okabe & Ito, for colour-blind readers too (https://jfly.uni-koeln.de/color/)
     "full": "#000000",
     "hard-prompt": "#56B4E9",
     "prompt": "#0072B2",
@@ -14,7 +14,7 @@ COLOURS = {  # Okabe & Ito's palette, which colour-blind readers tell apart as w
     "adapter": "#E69F00",
     "llama-adapter": "#CC79A7",
 }
-BASE = "#BBBBBB"  # what is frozen
+BASE = "#BBBBBB"  # frozen parts
 
 STYLE = {
     "font.size": 12,
@@ -27,19 +27,17 @@ STYLE = {
     "lines.linewidth": 2,
     "svg.hashsalt": "minipeft",  # the same drawing gives the same file
 }
-FOLDER = Path("docs/lessons/figures")  # where save puts a figure
+FOLDER = Path("docs/lessons/figures")  # of `save`
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
-    """A white figure 8 inches wide, so that it is read at some 800 pixels -> (figure, its axes: one, or an array of them).
+    """A white figure 8 inches (800 pixels) wide -> (figure, its axes: one, or an array of them).
 
-    Raises Error where matplotlib is missing.
+    Raises Error when matplotlib is missing.
     """
     try:
         import matplotlib
-        from matplotlib.figure import (
-            Figure,  # without pyplot: no window, and no list of open figures
-        )
+        from matplotlib.figure import Figure  # without pyplot: no window, no list of open figures
     except ImportError:
         raise Error("drawing needs: pip install matplotlib") from None
     matplotlib.rcParams.update(STYLE)
@@ -48,13 +46,14 @@ def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
 
 
 def picture(fig, kind: str) -> bytes:
-    """The figure as a file of this kind, "svg" or "png"; the same drawing gives the same file."""
+    """The figure as a file of this kind, "svg" or "png". The same drawing gives the same bytes."""
     to = io.BytesIO()
-    fig.savefig(to, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+    without = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else None
+    fig.savefig(to, format=kind, dpi=100, metadata=without)
     return to.getvalue()
 
 
 def save(fig, name: str) -> None:
-    """Write the figure to FOLDER/name, in the format its ending says (.svg, .png)."""
+    """Write the figure to FOLDER/name, in the format that its suffix names (.svg, .png)."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / name).write_bytes(picture(fig, name.rpartition(".")[2]))

@@ -3,11 +3,11 @@
     python bench.py report                                  runs/quality.jsonl -> runs/comparison/
     python bench.py report --lines docs/results/quality.jsonl --folder docs/results
 
-Writes comparison.md, comparison.html (a single file that loads nothing) and figures/quality-STUDY.png
-and .svg. The text is page.md.jinja in this folder, written by hand: its figures come from the lines, and
-the command stops when a sentence or a verdict no longer follows from them. A study without lines is named
-with the command that runs it; one that is run in part has tables and figures, but no findings.
-Needs matplotlib, scipy and markdown2.
+Writes comparison.md, comparison.html (a single file that loads nothing), figures/quality-STUDY.png
+and .svg. The text, docs/tools/comparison/page.md.jinja, is written by hand. Its figures come from
+the lines, and the command stops when a sentence or a verdict no longer follows from them. A study
+without lines is named with the command that runs it; one that was run in part has tables and a
+figure, but no findings. Needs matplotlib, scipy and markdown2.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> tuple[dict, str, str | None]:
     return result, f"{counts}: {', '.join(result['pages'])}", args.out
 
 
-def tables(lines: Lines, studies: list[str]) -> str:
+def tables_of(lines: Lines, studies: list[str]) -> str:
     """The tables of these studies as text, for `bench.py quality`. Raises Error without scipy."""
     student_quantile(1)
     return "\n\n".join(table.text() for study in studies for table in TABLES[study](lines))

@@ -1,10 +1,9 @@
-"""Figures for the sentences of the page, each with the condition under which its sentence is true."""
+"""Figures for the sentences of the page, each with the condition that makes its sentence true."""
 
 from dataclasses import replace
 
-from docs.tools.comparison.summary import (
-    Interval, Point, beyond_chance, distinct, interval, plus_minus, points, value_of,
-)
+from docs.tools.comparison import summary
+from docs.tools.comparison.summary import Interval, Point, beyond_chance, plus_minus
 from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front
 from minipeft import Error
 from minipeft.bench.quality.lines import Lines
@@ -12,10 +11,10 @@ from minipeft.bench.quality.studies import BUDGETS, STUDIES
 
 GOOD = 0.9  # exact match from which a method is said to do a task
 LITTLE = 0.05  # of exact match
-AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"), "scale": ("row", "task", "base"),
-        "length": ("row", "task", "tokens"), "start": ("row", "task", "start"),
-        "projection": ("row", "lr"), "real": ("row", "examples")}
-CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and their costs
+AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
+        "scale": ("row", "task", "base"), "length": ("row", "task", "tokens"),
+        "start": ("row", "task", "start"), "projection": ("row", "lr"), "real": ("row", "examples")}
+CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
 
 
 class Facts:
@@ -27,19 +26,20 @@ class Facts:
 
     def __init__(self, lines: Lines, costs: dict | None):
         self.lines, self.costs = lines, costs
-        self.points = {self._address(study, p): p for study in AXES for p in points(lines, study)}
+        self.points = {self._address(study, p): p
+                       for study in AXES for p in summary.points(lines, study)}
         self.marked: list[str] = []
         self.reports = 0
 
     def _address(self, study: str, p: Point) -> str:
         budget = next((b for b in BUDGETS if study == "budget" and of_budget([p], b)), None)
-        place = [budget if axis == "budget" else value_of(p, axis) for axis in AXES[study]]
+        place = [budget if axis == "budget" else summary.value_of(p, axis) for axis in AXES[study]]
         return "/".join([study, *(f"{x:g}" if isinstance(x, float) else str(x) for x in place)])
 
     def runs(self, study: str) -> tuple[list[Point], list]:
         """The points of a section and the runs that they should have; none without their costs."""
         name = CELLS_OF.get(study, study)
-        found = [] if study in CELLS_OF and not self.costs else points(self.lines, name)
+        found = [] if study in CELLS_OF and not self.costs else summary.points(self.lines, name)
         return found, [cell for cell, _ in STUDIES[name]()]
 
     def is_there(self, study: str) -> bool:
@@ -55,7 +55,7 @@ class Facts:
         """The page. Raises Error if a figure is marked, with its sentence."""
         if self.marked:
             sentence = next(line for line in page.splitlines() if "⟦" in line)
-            raise Error(f"a sentence no longer follows from the lines: \"{sentence}\"; {self.marked[0]}")
+            raise Error(f"this no longer follows from the lines: {sentence}; {self.marked[0]}")
         return page
 
     def figure(self, text: str, holds: bool, condition: str) -> str:
@@ -84,9 +84,9 @@ class Facts:
     def next_best(self, address: str, good: int) -> str:
         """The best score below GOOD, which exactly `good` methods reach."""
         scores = {a: self.score(a) for a in [address, *self._rivals(address)]}
-        below = {a: score for a, score in scores.items() if score < GOOD}
-        holds = bool(below) and max(below, key=below.get) == address and len(scores) - len(below) == good
-        return self.figure(self.mean(address), holds, f"the best after {good} methods with {GOOD} or more")
+        order = sorted(scores, key=scores.get, reverse=True)
+        holds = order[good] == address and scores[address] < GOOD <= scores[order[good - 1]]
+        return self.figure(self.mean(address), holds, f"the best after {good} with {GOOD} or more")
 
     def highest(self, address: str, digits: int = 2) -> str:
         """The score of the best method at its place."""
@@ -101,7 +101,7 @@ class Facts:
     def failing(self, address: str, n: int) -> str:
         """The score of a point of which n seeds stay below GOOD."""
         failed = sum(score < GOOD for score in self.points[address].values("score").values())
-        return self.figure(self.mean(address), failed == n, f"of {n} seeds below {GOOD}, not {failed}")
+        return self.figure(self.mean(address), failed == n, f"of {n} seeds below {GOOD}")
 
     def best_rate(self, address: str) -> str:
         """The score at the best learning rate of a form."""
@@ -114,15 +114,19 @@ class Facts:
         return sum(score > max(scores) - 0.1 for score in scores)
 
     def diverged(self, start: str) -> int:
-        return sum("failed" in line for a in self._below(start) for line in self.points[a].runs.values())
+        its = [self.points[a] for a in self._below(start)]
+        return sum("failed" in line for p in its for line in p.runs.values())
 
     def _below(self, start: str) -> list[str]:
         return [a for a in self.points if a.startswith(f"{start}/")]
 
     def _rivals(self, address: str) -> list[str]:
         """Addresses that differ in the method alone."""
-        study, row, *place = address.split("/")
-        return [a for a in self.points if a != address and a.split("/")[0] == study and a.split("/")[2:] == place]
+        def place(a: str) -> list[str]:
+            study, _, *rest = a.split("/")
+            return [study, *rest]
+
+        return [a for a in self.points if a != address and place(a) == place(address)]
 
     def rival(self, address: str) -> str:
         """The best of the other methods."""
@@ -157,24 +161,18 @@ class Facts:
         for address in self.points:
             if address.startswith(before) and address.endswith(after):
                 star = address[len(before):len(address) - len(after)]
-                if star.split("/")[0] not in skip and (other := b.replace("*", star)) in self.points:
+                other = b.replace("*", star)
+                if other in self.points and star.split("/")[0] not in skip:
                     found[label.format(label_of(star))] = self.diff(address, other, name, offset)
         return found
 
-    def gaps(self, task: str) -> dict[str, dict[int, float]]:
-        """{base: {seed: full minus prompt}}."""
-        bases = distinct([self.points[a] for a in self._below(f"scale/full/{task}")], "base")
-        full, prompt = ({b: self.points[f"scale/{row}/{task}/{b}"].values("score") for b in bases}
-                        for row in ("full", "prompt"))
-        return {b: {seed: full[b][seed] - prompt[b][seed] for seed in full[b]} for b in bases}
-
-    def narrowing(self, task: str) -> Interval:
-        """The prompt's gap to full fine-tuning, on the smallest base minus on the largest."""
-        first, *_, last = self.gaps(task).values()
-        return interval([first[seed] - last[seed] for seed in first])
-
-    def series(self, task: str) -> str:
-        return " → ".join(f"{interval([*gap.values()])[0]:.2f}" for gap in self.gaps(task).values())
+    def narrowing(self, task: str, first: str = "tiny", last: str = "medium") -> Interval:
+        """The prompt's gap to full fine-tuning on one base minus that on another."""
+        full, prompt, last_full, last_prompt = (
+            self.points[f"scale/{row}/{task}/{base}"].values("score")
+            for base in (first, last) for row in ("full", "prompt"))
+        return summary.interval([full[seed] - prompt[seed] - (last_full[seed] - last_prompt[seed])
+                                 for seed in full])
 
     # Time and cost
 
@@ -183,16 +181,16 @@ class Facts:
         step = {r["row"]: r["step_ms"]["median"] / 1000 for r in self.costs["rows"]}
         reached = {}
         for r in step:
-            at = next((s for s, (m, _) in self.points[f"methods/{r}/{task}"].curve() if m >= GOOD), None)
-            if at is not None:
-                reached[r] = at * step[r]
+            curve = self.points[f"methods/{r}/{task}"].curve()
+            if steps := [at for at, (mean, _) in curve if mean >= GOOD]:
+                reached[r] = step[r] * steps[0]
         order = sorted(reached, key=reached.get)
         text = f"{reached[row]:.1f}" if row in reached else "no time"
         return self.figure(text, len(order) == of and order[place - 1] == row,
                            f"number {place} of {of} to reach {GOOD}")
 
     def step(self, row: str, place: int) -> str:
-        """Time of a step relative to full fine-tuning, at this place among the other rows, from 0."""
+        """Time of a step relative to full fine-tuning, at this place among the others, from 0."""
         step = {r["row"]: r["step_ms"]["median"] for r in self.costs["rows"]}
         full = step.pop("full")
         holds = sorted(step, key=step.get)[place] == row
@@ -204,26 +202,29 @@ class Facts:
         names = ("trained", "stored_bytes", "step_ms", "saved_mb")
         on = {name for name in names if row in pareto_front(rows, name)}
         text = plus_minus(next(r.score for r in rows if r.row == row))
-        return self.figure(text, on == set(costs), f"on the Pareto fronts of {', '.join(costs)} alone")
+        return self.figure(text, on == set(costs), f"on the Pareto fronts of {', '.join(costs)}")
 
     # What was reported elsewhere
 
     def report(self, source: str, says: str, differences: list[dict[str, Interval]], verdict: str,
                why: str = "-", note: str = "", word: str = "", digits: int = 2) -> str:
-        """A row of the table. The report wants every difference above zero; Raises Error if the
-        verdict does not follow from them. word: the verdict that follows, where it is not from them."""
+        """A row of the table. The report wants every difference above zero. Raises Error if the
+        verdict does not follow from them. word: the verdict, where it follows from something else.
+        """
         its = {label: d for some in differences for label, d in some.items()}
         follows = word or verdict_of([beyond_chance(d) for d in its.values()])
-        measured = "; ".join(f"{label}: {plus_minus(d, digits, '+')}" for label, d in its.items()) + note
+        measured = [f"{label}: {plus_minus(d, digits, '+')}" for label, d in its.items()]
+        measured = "; ".join(measured) + note
         if follows != verdict:
-            raise Error(f"a verdict no longer follows from the lines: \"{says}\" is called {verdict}, but "
-                        f"{measured} is {follows}")
+            raise Error(f"this verdict no longer follows from the lines: {says}: {verdict}; "
+                        f"{measured} should be called {follows}")
         self.reports += 1
         return f"| {source} | {says} | {measured} | **{verdict}** | {why} |"
 
     def little(self, differences: list[dict[str, Interval]]) -> str:
         """The verdict on "gains little"."""
-        more = any(beyond_chance(d) > 0 and d[0] >= LITTLE for some in differences for d in some.values())
+        its = [d for some in differences for d in some.values()]
+        more = any(beyond_chance(d) > 0 and d[0] >= LITTLE for d in its)
         return "contradicted" if more else "reproduced"
 
 
@@ -234,7 +235,7 @@ def label_of(place: str) -> str:
 
 
 def verdict_of(signs: list[int]) -> str:
-    """Of comparisons that should be above zero: all are; some; none and some are below; all are level."""
+    """The verdict on differences that a report wants above zero, by their signs beyond chance."""
     if all(s > 0 for s in signs):
         return "reproduced"
     if any(s > 0 for s in signs):

@@ -12,9 +12,11 @@ from minipeft.bench.quality.lines import Lines
 from minipeft.bench.quality.real import SCORED
 from minipeft.bench.quality.studies import BUDGETS, method_of
 
-MARKERS = {"full": "s", "hard-prompt": "P", "prompt": "o", "prefix": "D", "lora": "^", "adapter": "v",
-           "llama-adapter": "X"}
-FROM_ABOVE = ("full", "lora", "adapter", "llama-adapter", "prefix", "hidden prefix", "prompt", "hard-prompt")
+MARKERS = {"full": "s", "hard-prompt": "P", "prompt": "o", "prefix": "D", "lora": "^",
+           "adapter": "v", "llama-adapter": "X"}
+FROM_BELOW = ("hard-prompt", "prompt", "hidden prefix", "prefix", "llama-adapter", "adapter",
+              "lora", "full")
+EXACT = "exact match on held-out examples"
 SHARE = (-0.05, 1.08)  # limits of an axis of exact match
 
 
@@ -24,7 +26,7 @@ def style(row: str, **other) -> dict:
     line = {"hidden prefix": "--", "prefix by an MLP": ":"}.get(row, "-")
     return {"color": color, "marker": MARKERS[method_of(row)], "linestyle": line, "label": row,
             "markerfacecolor": color if row in COLOURS else "white", "markersize": 6,
-            "linewidth": 1.8, "capsize": 3, "elinewidth": 1.2} | other
+            "linewidth": 1.8, "capsize": 3} | other
 
 
 def bars(its: list[Interval], share: bool = True) -> list[list[float]]:
@@ -34,9 +36,10 @@ def bars(its: list[Interval], share: bool = True) -> list[list[float]]:
             [min(high, mean + (half or 0)) - mean for mean, half in its]]
 
 
-def draw_line(ax, xs: list[float], its: list[Interval], row: str, share: bool = True, **other) -> None:
+def draw_line(ax, xs: list[float], its: list[Interval], row: str, share=True, **other) -> None:
     """Means joined by a line, with their intervals."""
-    ax.errorbar(xs, [mean for mean, _ in its], bars(its, share), **style(row, **other))
+    look = style(row, elinewidth=1.2, **other)
+    ax.errorbar(xs, [mean for mean, _ in its], bars(its, share), **look)
 
 
 def draw_rows(ax, found: list[Point], x: Callable[[Point], float], name: str = "score") -> None:
@@ -73,20 +76,21 @@ def ticks(ax, values: list, labels: list[str]) -> None:
 def methods(lines: Lines, costs: dict | None):
     """A marker per method and task, a small dot per seed."""
     found = points(lines, "methods")
-    tasks, rows = distinct(found, "task"), FROM_ABOVE[::-1]
+    tasks, rows = distinct(found, "task"), FROM_BELOW
     fig, axes = panels(len(tasks), 4.1, columns=len(tasks), sharey=True)
     for ax, t in zip(axes, tasks, strict=True):
         for p in select(found, task=t):
             y, scores = rows.index(p.row), list(p.values("score").values())
             ax.errorbar([p.mean()[0]], [y], xerr=bars([p.mean()]),
                         **style(p.row, linestyle="none", markersize=9))
-            ax.plot(scores, [y - 0.32] * len(scores), "o", color=style(p.row)["color"], markersize=3, alpha=0.6)
+            ax.plot(scores, [y - 0.32] * len(scores), "o", color=style(p.row)["color"],
+                    markersize=3, alpha=0.6)
         name, _, kind = task(t).partition(" ")
         ax.set_title(f"{kind[1:-1]}:\n{name}", fontsize=12)
         ax.set(xlim=(-0.08, 1.08), ylim=(-0.7, len(rows) - 0.4))
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0].set_yticks(range(len(rows)), rows)
-    fig.supxlabel("exact match on held-out examples; bars: 95 % over seeds, dots: seeds", fontsize=12)
+    fig.supxlabel(f"{EXACT}; bars: 95 % over seeds, dots: seeds", fontsize=12)
     return fig
 
 
@@ -97,7 +101,8 @@ def sweeps(lines: Lines, costs: dict | None):
     fig, axes = panels(len(tasks), 6.6)
     for ax, t in zip(axes, tasks, strict=True):
         for p in select(found, task=t):
-            losses = {lr: loss for lr, loss in sorted(sweep_losses(lines, p.cell).items()) if loss is not None}
+            losses = sweep_losses(lines, p.cell)
+            losses = {lr: loss for lr, loss in losses.items() if loss is not None}
             ax.errorbar(list(losses), list(losses.values()), **style(p.row))
             ax.plot([p.cell.lr], [losses[p.cell.lr]], "o", markersize=13, markerfacecolor="none",
                     color=style(p.row)["color"])
@@ -116,7 +121,7 @@ def budget(lines: Lines, costs: dict | None):
         draw_rows(ax, select(found, task=t), lambda p: next(iter(p.runs.values()))["trained"])
         ax.set(title=task(t), xscale="log", xlabel="trained parameters", ylim=SHARE)
         ticks(ax, BUDGETS, [f"{b:,}" for b in BUDGETS])
-    axes[0].set_ylabel("exact match on held-out examples")
+    axes[0].set_ylabel(EXACT)
     legend(fig, axes, 3)
     return fig
 
@@ -154,7 +159,8 @@ def scale(lines: Lines, costs: dict | None):
         xs = [base_parameters(EMBEDDED[b]) for b in bases]
         draw_rows(above, select(found, task=t), lambda p: base_parameters(EMBEDDED[p.cell.base]))
         for row in ("prompt", "prefix"):
-            draw_line(below, xs, [its["full", b].less(its[row, b]) for b in bases], row, share=False)
+            gaps = [its["full", b].less(its[row, b]) for b in bases]
+            draw_line(below, xs, gaps, row, share=False)
         above.set(title=task(t), ylim=SHARE)
         below.axhline(0, color=COLOURS["full"], linewidth=1)
         below.set(xscale="log", xlabel="parameters of the base")
@@ -193,10 +199,12 @@ def start(lines: Lines, costs: dict | None):
     for ax, t in zip(axes, tasks, strict=True):
         for p in select(found, task=t):
             y = names.index((p.row, value_of(p, "start")))
-            for name, label, offset in (("half-way", "half-way", 0.14), ("score", "at the end", -0.14)):
-                hollow = {"markerfacecolor": "white"} if name == "half-way" else {}
-                ax.errorbar([p.mean(name)[0]], [y + offset], xerr=bars([p.mean(name)]),
-                            **style(p.row, linestyle="none", label=f"{p.row}, {label}", **hollow))
+            for name, label, at in (("half-way", "half-way", y + 0.14),
+                                    ("score", "at the end", y - 0.14)):
+                look = style(p.row, linestyle="none", label=f"{p.row}, {label}")
+                if name == "half-way":
+                    look["markerfacecolor"] = "white"
+                ax.errorbar([p.mean(name)[0]], [at], xerr=bars([p.mean(name)]), **look)
         ax.set(title=task(t), xlim=(-0.06, 1.06), xlabel="exact match")
     axes[0].set_yticks(range(len(names)), [f"{row} from {start}" for row, start in names])
     legend(fig, axes)
@@ -212,9 +220,10 @@ def projection(lines: Lines, costs: dict | None):
         draw_line(ax, [p.cell.lr for p in its], [p.mean() for p in its], row, label=label)
         for p in its:  # every seed
             scores = list(p.values("score").values())
-            ax.plot([p.cell.lr] * len(scores), scores, ".", color=COLOURS["prefix"], alpha=0.35, markersize=5)
+            ax.plot([p.cell.lr] * len(scores), scores, ".", color=COLOURS["prefix"], alpha=0.35,
+                    markersize=5)
     ax.set(title=task(found[0].cell.task), xscale="log", xlabel="peak learning rate",
-           ylabel="exact match on held-out examples", ylim=SHARE)
+           ylabel=EXACT, ylim=SHARE)
     ax.legend()
     return fig
 
@@ -229,7 +238,8 @@ def real(lines: Lines, costs: dict | None):
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         for i, row in enumerate(rows):
             its, aside = select(found, row=row), 1.1 ** (i - (len(rows) - 1) / 2)
-            draw_line(ax, [aside * p.cell.examples for p in its], [p.mean(name) for p in its], row, share=False)
+            xs = [aside * p.cell.examples for p in its]
+            draw_line(ax, xs, [p.mean(name) for p in its], row, share=False)
         ax.set(xscale="log", xlabel="examples", title=title)
         ticks(ax, examples, list(map(str, examples)))
     legend(fig, axes)
@@ -237,7 +247,7 @@ def real(lines: Lines, costs: dict | None):
 
 
 def cost(lines: Lines, costs: dict | None):
-    """Mean score over the tasks of the first study against four costs; the Pareto front is ringed."""
+    """Mean score over the first study's tasks against four costs; the Pareto front is ringed."""
     rows = cost_rows(lines, costs)
     labels = {"trained": "trained parameters", "stored_bytes": "stored for a task, bytes",
               "step_ms": "a training step, ms", "saved_mb": "saved for the backward pass, MB"}

@@ -20,10 +20,12 @@ from minipeft.bench.quality.costs import read_costs
 from minipeft.bench.quality.lines import Lines, read
 from minipeft.files.atomic import write_atomically, write_text
 
-SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real", "cost")
+SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
+            "cost")
 WITHDRAWN = {
-    "data": "withdrawn: the study took learning rates that were swept on endless data; with learning rates chosen at "
-            "10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in a first try",
+    "data": "the study took learning rates that were swept on endless data; with learning rates "
+            "chosen at 10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in "
+            "a first try",
 }
 
 
@@ -66,19 +68,23 @@ def command(study: str) -> str:
 
 def markdown(facts: Facts, path: Path) -> str:
     """The page as Markdown. Raises Error if one of its sentences does not follow from the lines."""
-    lines, held_out = facts.lines, [c for c in facts.lines.values() if c["cell"]["scored_on"] == "held-out"]
+    lines = facts.lines
+    seeds = {line["cell"]["seed"] for line in lines.values()} - {studies.SWEPT_WITH}
+    hours = sum(line["seconds"] for line in lines.values()) / 3600
 
     def tables(study: str) -> str:
-        its = cost(lines, facts.costs) if study == "cost" else TABLES[study](lines) if study in TABLES else []
-        return "\n\n".join(table.markdown() for table in its)
+        if study == "cost":
+            return cost(lines, facts.costs).markdown()
+        return "\n\n".join(t.markdown() for t in TABLES.get(study, lambda lines: [])(lines))
 
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                  lstrip_blocks=True)
     text = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
     page = template.from_string(text).render(
         f=facts, file=path.name, tables=tables, command=command, pm=lambda d: plus_minus(d, 2, "+"),
         withdrawn=WITHDRAWN, avx2=AVX2, held_out=HELD_OUT, machines=machines(lines),
-        runs=f"{len(lines):,}", hours=f"{sum(line['seconds'] for line in lines.values()) / 3600:.1f}",
-        seeds=len({line["cell"]["seed"] for line in held_out}), rates=len(studies.ROWS["full"][2]))
+        runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
+        rates=len(studies.ROWS["full"][2]))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 
 
@@ -92,20 +98,21 @@ def machines(lines: Lines) -> str:
 
 
 STYLE = """
-body { font: 17px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-body { background: #fff } h1, h2 { line-height: 1.2 }
+body { font: 17px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2rem auto; padding: 0 1rem }
+body { color: #1a1a1a; background: #fff } h1, h2 { line-height: 1.2 }
 h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem }
 img { width: 100%; height: auto; margin: 1rem 0 } nav li { list-style: none }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; vertical-align: top } thead th { border-bottom: 2px solid #999 }
 tbody tr { border-bottom: 1px solid #e5e5e5 } h2:last-of-type ~ .scroll td { min-width: 7rem }
-code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: .9em; overflow-wrap: anywhere }
+code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: .9em }
+code { overflow-wrap: anywhere }
 """
 
 
 def html(text: str, pictures: dict[str, bytes]) -> str:
-    """The page as one HTML file, with its figures inside. Raises Error when markdown2 is missing."""
+    """The page as one HTML file with its figures. Raises Error when markdown2 is missing."""
     try:
         import markdown2
     except ImportError:
@@ -115,11 +122,12 @@ def html(text: str, pictures: dict[str, bytes]) -> str:
     for name, data in pictures.items():
         picture = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
         body = body.replace(f'src="figures/quality-{name}.png"', f'src="{picture}"')
-    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    body = body.replace("<table>", '<div class="scroll"><table>')
+    body = body.replace("</table>", "</table></div>")
     entries = re.findall(r'<h2 id="([^"]+)">(.+?)</h2>', body)
     items = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading in entries)
     title = re.search("<h1[^>]*>(.+?)</h1>", body)[1]
     body = body.replace("<h2", f"<nav><ul>{items}</ul></nav>\n\n<h2", 1)
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{viewport}<title>{title}</title>'
-            f"<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n")
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{viewport}'
+            f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n")

@@ -1,4 +1,4 @@
-"""Runs of a cell over its seeds: means with 95 % intervals, and paired differences between cells."""
+"""Runs of a cell over its seeds: means with 95 % intervals, paired differences between cells."""
 
 import functools
 import statistics
@@ -9,7 +9,7 @@ from minipeft.bench.quality.grid import with_learning_rate
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import STUDIES, row
 
-Interval = tuple[float, "float | None"]  # mean, and half of its 95 % interval (None: a single value)
+Interval = tuple[float, "float | None"]  # mean, half of its 95 % interval (None: a single value)
 
 
 def interval(values: list[float]) -> Interval:
@@ -70,7 +70,7 @@ class Point:
         if name == "curve":
             return {seed: statistics.mean(score for _, score, _ in line["curve"])
                     for seed, line in self.runs.items()}
-        if name == "half-way":  # of all steps, with those of a soft prompt that a prefix starts from
+        if name == "half-way":  # of all steps, those of a soft prompt below included
             has_prompt = self.cell.start and "lr" in self.cell.start
             half = self.cell.steps / 2 - (self.cell.steps // 2 if has_prompt else 0)
             return {seed: min(line["curve"], key=lambda at: abs(at[0] - half))[1]
@@ -129,7 +129,7 @@ def value_of(p: Point, name: str):
         return p.cell.size["num_virtual_tokens"]
     if name == "start":
         if isinstance(start := p.cell.start, dict):
-            names = {"text": "a text", "hard-prompt": "the best wording", "prompt": "a trained soft prompt"}
-            return names[start.get("rung", "text")]
+            return {"text": "a text", "hard-prompt": "the best wording",
+                    "prompt": "a trained soft prompt"}[start.get("rung", "text")]
         return {"random": "noise", "vocab": "vocabulary embeddings", None: None}[start]
     return getattr(p.cell, name)

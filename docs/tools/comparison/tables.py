@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from docs.tools.comparison.summary import Interval, Point, by, distinct, interval, plus_minus, points, select, value_of
+from docs.tools.comparison import summary
+from docs.tools.comparison.summary import Interval, Point, by, distinct, plus_minus, points, select
 from minipeft import Error
 from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
@@ -55,11 +56,13 @@ def score(p: Point | None, name: str = "score", digits: int = 2) -> str:
     return plus_minus(p.mean(name), digits) if p is not None and p.values(name) else "-"
 
 
-def by_row(title: str, found: list[Point], across: str, name: str = "score", digits: int = 2) -> Table:
+def by_row(title: str, found: list[Point], across: str, name="score", digits: int = 2) -> Table:
     """A row for every method, a column for every value of `across`."""
     its, columns = by(found, "row", across), distinct(found, across)
-    rows = [[r, *(score(its.get((r, c)), name, digits) for c in columns)] for r in distinct(found, "row")]
-    return Table(title, ["method", *(task(c) if across == "task" else str(c) for c in columns)], rows)
+    rows = [[r, *(score(its.get((r, c)), name, digits) for c in columns)]
+            for r in distinct(found, "row")]
+    head = [task(c) if across == "task" else str(c) for c in columns]
+    return Table(title, ["method", *head], rows)
 
 
 def sweep_losses(lines: Lines, like: Cell) -> dict[float, "float | None"]:
@@ -75,8 +78,9 @@ def sweep_table(lines: Lines, study: str) -> Table:
             best = chosen(lines, like)
         except Error:  # not run, or diverged at every learning rate
             continue
-        marks = [f"{lr:g}: {'diverged' if loss is None else f'{loss:.3f}'}{' ←' if lr == best else ''}"
-                 for lr, loss in sweep_losses(lines, like).items()]
+        losses = {lr: "diverged" if loss is None else f"{loss:.3f}"
+                  for lr, loss in sweep_losses(lines, like).items()}
+        marks = [f"{lr:g}: {loss}{' ←' if lr == best else ''}" for lr, loss in losses.items()]
         line = [row(like), size(like), like.base, like.task, *marks]
         if marks and line not in rows:  # cells of other seeds or amounts of data share a sweep
             rows.append(line)
@@ -94,9 +98,9 @@ def methods(lines: Lines) -> list[Table]:
         trained = 0 if r == "hard-prompt" else count(EMBEDDED[c.base], c.method, **c.size).trained
         rows.append([r, size(c), f"{trained:,}", *(score(its.get((r, t))) for t in tasks)])
     head = ["method", "size", "trained", *map(task, tasks)]
-    title = f"Exact match on held-out examples, base {found[0].cell.base}, mean ± 95 % over {seeds(found)}"
-    losses = f"Held-out loss, nats per token, {seeds(found)}"
-    return [Table(title, head, rows), by_row(losses, found, "task", "loss"), sweep_table(lines, "methods")]
+    title = f"Exact match on held-out examples, base small, mean ± 95 % over {seeds(found)}"
+    losses = by_row(f"Held-out loss, nats per token, {seeds(found)}", found, "task", "loss")
+    return [Table(title, head, rows), losses, sweep_table(lines, "methods")]
 
 
 def budget(lines: Lines) -> list[Table]:
@@ -119,11 +123,13 @@ def scale(lines: Lines) -> list[Table]:
     for t in distinct(found, "task"):
         for base in distinct(found, "base"):
             its = by(select(found, task=t, base=base), "row")
-            if full := its.get("full"):
-                gaps = [plus_minus(full.less(its[r])) if r in its else "-" for r in ("prompt", "prefix")]
-                scores = [score(its.get(r)) for r in ("prompt", "prefix", "full")]
-                rows.append([base, f"{count(EMBEDDED[base], 'full').trained:,}", task(t), *scores, *gaps])
-    head = ["base", "parameters", "task", "prompt", "prefix", "full", "full − prompt", "full − prefix"]
+            scores = [score(its.get(r)) for r in ("prompt", "prefix", "full")]
+            gaps = [plus_minus(its["full"].less(its[r])) if {r, "full"} <= its.keys() else "-"
+                    for r in ("prompt", "prefix")]
+            parameters = f"{count(EMBEDDED[base], 'full').trained:,}"
+            rows.append([base, parameters, task(t), *scores, *gaps])
+    head = ["base", "parameters", "task", "prompt", "prefix", "full", "full − prompt",
+            "full − prefix"]
     title = f"Exact match by the size of the base, {seeds(found)}; differences paired by seed"
     return [Table(title, head, rows), sweep_table(lines, "scale")]
 
@@ -133,7 +139,7 @@ def length(lines: Lines) -> list[Table]:
     its, lengths = by(found, "row", "task", "tokens"), sorted(distinct(found, "tokens"))
     columns = [(r, t) for r in distinct(found, "row") for t in distinct(found, "task")]
     for name, title in (("score", "Exact match"), ("loss", "Held-out loss, nats per token,")):
-        rows = [[str(P), *(score(its.get((*column, P)), name) for column in columns)] for P in lengths]
+        rows = [[str(P), *(score(its.get((r, t, P)), name) for r, t in columns)] for P in lengths]
         head = ["virtual tokens", *(f"{r}, {t}" for r, t in columns)]
         tables.append(Table(f"{title} by length, {seeds(found)}", head, rows))
     return [*tables, sweep_table(lines, "length")]
@@ -141,8 +147,8 @@ def length(lines: Lines) -> list[Table]:
 
 def start(lines: Lines) -> list[Table]:
     found = points(lines, "start")
-    rows = [[p.row, p.cell.task, value_of(p, "start"), plus_minus(p.curve()[0][1]), score(p, "half-way"), score(p),
-             score(p, "loss", 3)] for p in found]
+    rows = [[p.row, p.cell.task, summary.value_of(p, "start"), plus_minus(p.curve()[0][1]),
+             score(p, "half-way"), score(p), score(p, "loss", 3)] for p in found]
     head = ["method", "task", "starts from", "before", "half-way", "at the end", "loss at the end"]
     return [Table(f"Exact match by the start, {seeds(found)}", head, rows)]
 
@@ -155,7 +161,7 @@ def projection(lines: Lines) -> list[Table]:
         extremes = f"{min(scores):.2f} … {max(scores):.2f}"
         rows.append([p.row, f"{p.cell.lr:g}", score(p), extremes, str(diverged)])
     head = ["form", "learning rate", "exact match", "worst … best seed", "diverged"]
-    title = f"A prefix trained directly and through the MLP, {task(found[0].cell.task)}, {seeds(found)}"
+    title = f"A prefix trained directly and through the MLP, {task('parity')}, {seeds(found)}"
     return [Table(title, head, rows)]
 
 
@@ -165,7 +171,8 @@ def data(lines: Lines) -> list[Table]:
     for t in distinct(found, "task"):
         its = select(found, task=t)
         title = f"Exact match by training examples, {task(t)}, {seeds(its)}"
-        tables += [by_row(title, its, "examples"), by_row(f"{gap}, {task(t)}", its, "examples", "gap")]
+        tables.append(by_row(title, its, "examples"))
+        tables.append(by_row(f"{gap}, {task(t)}", its, "examples", "gap"))
     return tables
 
 
@@ -173,16 +180,16 @@ def real(lines: Lines) -> list[Table]:
     found = points(lines, "real")
     c = found[0].cell
     title = (f"BLEU of {SCORED} test MRs by training examples, {c.base}, {c.steps} steps of "
-             f"{c.batch_size} pairs of at most {LONGEST} tokens; prompt and prefix start from a wording, "
-             f"{seeds(found)}")
+             f"{c.batch_size} pairs of at most {LONGEST} tokens; prompt and prefix start from a "
+             f"wording, {seeds(found)}")
+    gap = "Gap: that loss minus the training loss, nats per token"
     return [by_row(title, found, "examples", digits=1),
             by_row("Loss on test pairs, nats per token", found, "examples", "loss", 3),
-            by_row("Gap: that loss minus the training loss, nats per token", found, "examples", "gap", 3),
-            sweep_table(lines, "real")]
+            by_row(gap, found, "examples", "gap", 3), sweep_table(lines, "real")]
 
 
 class Cost(NamedTuple):
-    """Mean score of a row of the first study over its tasks (an interval over seeds), and its costs."""
+    """Mean score of a row of the first study over its tasks, and its costs."""
 
     row: str
     size: str
@@ -200,29 +207,33 @@ def cost_rows(lines: Lines, costs: dict | None) -> list[Cost]:
         if its := select(found, row=r["row"]):
             by_seed, line = [p.values("score") for p in its], next(iter(its[0].runs.values()))
             common = sorted(set.intersection(*map(set, by_seed)))
-            mean = interval([sum(scores[seed] for scores in by_seed) / len(its) for seed in common])
-            rows.append(Cost(r["row"], size(its[0].cell), mean, line["trained"], line["stored_bytes"],
-                             r["step_ms"]["median"], r["kept_bytes"] / 1e6, r["peak_bytes"]))
+            mean = summary.interval([sum(scores[seed] for scores in by_seed) / len(its)
+                                     for seed in common])
+            rows.append(Cost(r["row"], size(its[0].cell), mean, line["trained"],
+                             line["stored_bytes"], r["step_ms"]["median"], r["kept_bytes"] / 1e6,
+                             r["peak_bytes"]))
     return rows
 
 
 def pareto_front(rows: list[Cost], name: str) -> list[str]:
     """Rows that no other one beats: costing at most as much and scoring at least as much."""
     places = {r.row: (getattr(r, name), -r.score[0]) for r in rows}
-    return [row for row, (cost, score) in places.items()
-            if not any(a <= cost and b <= score and (a, b) != (cost, score) for a, b in places.values())]
+    return [row for row, (x, y) in places.items()
+            if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in places.values())]
 
 
-def cost(lines: Lines, costs: dict | None) -> list[Table]:
+def cost(lines: Lines, costs: dict | None) -> Table:
     rows = cost_rows(lines, costs)
     full = next((r.step_ms for r in rows if r.row == "full"), math.nan)
     text = [[r.row, r.size, plus_minus(r.score), f"{r.trained:,}", f"{r.stored_bytes / 1000:,.1f}",
              f"{r.step_ms:.1f}", f"{r.step_ms / full:.2f}", f"{r.saved_mb:.2f}",
              f"{r.peak_bytes / 1e6:.0f}" if r.peak_bytes else "-"] for r in rows]
-    head = ["method", "size", "score", "trained", "stored KB", "step ms", "× full", "saved MB", "peak MB"]
-    title = ("Score (mean exact match of all tasks of the first study) beside cost; steps interleaved, "
-             "one thread; saved: for the backward pass")
-    return [Table(title, head, text)]
+    head = ["method", "size", "score", "trained", "stored KB", "step ms", "× full", "saved MB",
+            "peak MB"]
+    title = ("Score (mean exact match of all tasks of the first study) beside cost; steps "
+             "interleaved, one thread; saved: for the backward pass")
+    return Table(title, head, text)
 
 
-TABLES = {study.__name__: study for study in (methods, budget, scale, length, start, projection, data, real)}
+TABLES = {study.__name__: study
+          for study in (methods, budget, scale, length, start, projection, data, real)}
