@@ -1,11 +1,11 @@
-"""Use what was tuned, and take it to PEFT and back.
+"""Use adapters, and take them to PEFT and back.
 
 python -m minipeft generate --adapter runs/prefix-reverse --prompt "58213764 -> "
-python -m minipeft generate --adapter runs/prefix-reverse --adapter runs/prompt-sort --prompt "58213764 -> "
+python -m minipeft generate --adapter runs/prefix-reverse --adapter runs/prompt-sort --prompt "12 -> "
+python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "name[Zizzi]"
 python -m minipeft inspect runs/prompt-sort
-python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "name[Zizzi], area[riverside]"
-python -m minipeft export runs/prefix for-peft --base SmolLM2-135M      what peft.PeftModel.from_pretrained opens
-python -m minipeft import from-peft runs/theirs --base SmolLM2-135M     what PEFT saved, checked against the base
+python -m minipeft export runs/prefix for-peft --base SmolLM2-135M    for peft.PeftModel.from_pretrained
+python -m minipeft import from-peft runs/theirs --base SmolLM2-135M   an adapter that PEFT saved
 """
 
 import argparse
@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import export_adapter, fingerprint, load_adapter
 from .attach import Adapted
-from .config import Error
+from .checks import Error
 from .data import BASES
 from .data.tasks import Example
 from .data.template import Template
@@ -28,32 +29,42 @@ from .inference.generation import generate, stream
 from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS
 from .model import GPT
-from .runtime.console import Parser, line_breaks, run, seed, shown_as
+from .runtime.console import Parser, line_breaks, printable, run, seed
 from .runtime.devices import device
 
 
 def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m minipeft")
-    commands = p.add_subparsers(
-        dest="command", metavar="generate|inspect|export|import", required=True, parser_class=argparse.ArgumentParser
-    )
-    g = commands.add_parser("generate", help="go on from a text; several adapters answer side by side, in one batch where they mix")
-    i = commands.add_parser("inspect", help="what an adapter folder holds, and the words nearest to a soft prompt's vectors")
-    e = commands.add_parser("export", help="write an adapter as PEFT has it: hard prompts as soft ones, prefixes as keys and values")
-    m = commands.add_parser("import", help="check what PEFT saved against its base, and write it with checksum and fingerprint")
+    commands = p.add_subparsers(dest="command", metavar="generate|inspect|export|import",
+                                required=True, parser_class=argparse.ArgumentParser)
+    g = commands.add_parser("generate", help="complete a prompt; several adapters side by side, "
+                                             "in one batch if they can be mixed")
+    i = commands.add_parser("inspect", help="show the content of an adapter folder, and the tokens "
+                                            "nearest to a soft prompt's vectors")
+    e = commands.add_parser("export", help="write an adapter for PEFT: hard prompts as soft prompts, "
+                                           "prefixes as keys and values")
+    m = commands.add_parser("import", help="check an adapter that PEFT saved against its base, and "
+                                           "write it with checksum and fingerprint")
     for command in (g, i, e, m):
         command.error = p.error
-        command.add_argument("--base", default="nano", metavar="FOLDER", help="a Hugging Face folder or hub id of the GPT-2 or Llama "
-            f"family, or an embedded one: {', '.join(BASES)} (default: nano)")  # fmt: skip
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 …")
-    g.add_argument("--adapter", action="append", default=[], metavar="FOLDER", help="may be given several times; none: the bare base")
-    g.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
-    g.add_argument("--template", default="{input}", metavar="TEXT", help='how the prompt is put: a text with {input}, or "chat"')
-    g.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="stop after so many (default: 64)")
-    g.add_argument("--temperature", type=float, default=0.0, help="0 (the default): the most likely token; 1: as the model weighs them")
-    g.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens alone")
-    g.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that are P likely together")
-    g.add_argument("--seed", type=seed, default=0, help="of what is drawn")
+        command.add_argument("--base", default="nano", metavar="FOLDER",
+                             help="a Hugging Face folder or hub id of the GPT-2 or Llama family, or "
+                                  f"an embedded base: {', '.join(BASES)} (default: nano)")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                             help="cpu, cuda, cuda:1 …")
+    add = g.add_argument
+    add("--adapter", action="append", default=[], metavar="FOLDER",
+        help="may be given several times; none: the base alone")
+    add("--prompt", required=True, metavar="TEXT", help="the text to complete")
+    add("--template", default="{input}", metavar="TEXT",
+        help='a text with {input}, the place of the prompt, or "chat"')
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
+    add("--temperature", type=float, default=0.0,
+        help="0 (the default): the most likely token; 1: sample from the model's probabilities")
+    add("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    add("--top-p", type=float, metavar="P",
+        help="sample from the fewest tokens whose probabilities add up to P")
+    add("--seed", type=seed, default=0, help="of sampling")
     for command in (i, e, m):
         command.add_argument("adapter", metavar="ADAPTER", help="its folder")
     for command in (e, m):
@@ -66,52 +77,54 @@ def open_base(args) -> tuple[GPT, Path]:
     return GPT.from_pretrained(folder).to(device(args.device)), folder
 
 
-def answer(args) -> None:
-    """Stream one answer, or print those of several adapters side by side."""
+def complete(args) -> None:
+    """Stream one completion, or print those of several adapters side by side."""
     base, folder = open_base(args)
-    tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(line_breaks(args.template))
+    tokenizer = tokenizer_for(base.config.vocab_size, folder)
+    template = Template(line_breaks(args.template))
     template.check(tokenizer)
-    text = template.fill(Example(args.prompt, ""))
-    asked = torch.tensor([tokenizer.begin + tokenizer.encode(text)], dtype=torch.int64, device=base.wte.weight.device)
+    ids = tokenizer.begin + tokenizer.encode(template.fill(Example(args.prompt, "")))
+    idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.stops)
     models = [load_adapter(base, folder) for folder in args.adapter]
-    torch.manual_seed(args.seed)  # what is loaded has drawn numbers, too
+    torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) <= 1:
-        new, shown = [], ""
-        for token in stream(models[0] if models else base, asked, *settings):
+        new, printed = [], ""
+        for token in stream(models[0] if models else base, idx, *settings):
             new.append(int(token))
             text = tokenizer.decode(new)
-            if not text.endswith("\ufffd"):  # a letter may be several tokens
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
-        print(tokenizer.decode(new)[len(shown) :])
+            if not text.endswith("\ufffd"):  # else a character of several tokens is incomplete
+                print(text[len(printed) :], end="", flush=True)
+                printed = text
+        print(tokenizer.decode(new)[len(printed) :])
         return
     names = [Path(folder).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
-    for name, row in zip(names, side_by_side(base, models, asked, settings), strict=True):
-        print(f"{name:<{max(map(len, names))}}  {shown_as(tokenizer.decode(row))}")
+    for name, new in zip(names, complete_each(base, models, idx, settings), strict=True):
+        print(f"{name:<{max(map(len, names))}}  {printable(tokenizer.decode(new))}")
 
 
-def side_by_side(base: GPT, models: list[Adapted], asked: Tensor, settings: tuple) -> list[list[int]]:
-    """The new tokens of every adapter: from one batch when all of them mix, else one after the other."""
+def complete_each(base: GPT, models: list[Adapted], idx: Tensor, settings: tuple) -> list[list[int]]:
+    """Every adapter's new tokens for idx (1, T): from one batch if all of them can be mixed."""
     if any(why_not(model) for model in models):
-        rows = [generate(model, asked, *settings)[0] for model in models]
+        rows = [generate(model, idx, *settings)[0] for model in models]
     else:
         bank = TaskBank(base, dict(enumerate(models)))
-        rows = generate(bank.rows(list(range(len(models)))), asked.expand(len(models), -1), *settings)
-    return [row[asked.size(1) :].tolist() for row in rows]
+        rows = generate(bank.rows(list(bank.names)), idx.expand(len(models), -1), *settings)
+    return [row[idx.size(1) :].tolist() for row in rows]
 
 
 def inspect(args) -> None:
-    """What the folder says about itself, then (on the right base) what a prompt's vectors are near to."""
+    """Print the content of an adapter folder; on its own base also the text near to a prompt."""
     folder = Path(args.adapter)
     base, base_folder = open_base(args)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
     if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         tuned = GPT.from_pretrained(folder)
-        print(f"{folder}\n  {'method':<20}full, or a base: {sum(p.numel() for p in tuned.parameters()):,} parameters, {tuned.config}")
+        size = sum(p.numel() for p in tuned.parameters())
+        print(f"{folder}\n  {'method':<20}full, or a base: {size:,} parameters, {tuned.config}")
         return
     for part in read_combination(folder, METHODS) or [""]:
         inspect_one(args, folder / part, base, base_folder)
@@ -119,57 +132,60 @@ def inspect(args) -> None:
 
 def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     config, stored = read_adapter(folder)
-    tensors, path = dict(stored), stored.path
-    kind, theirs, here = config.get("peft_type"), stored.notes.get("base"), fingerprint(base)
-    method = next((name for name, method in METHODS.items() if kind in method.peft_types), f"unknown here ({kind})")
-    right = "" if theirs is None else f", which is {args.base}" if theirs == here else f", not {args.base}"
+    tensors, kind, theirs = dict(stored), config.get("peft_type"), stored.notes.get("base")
+    names = [name for name, method in METHODS.items() if kind in method.peft_types]
+    method = names[0] if names else f"unknown here ({kind})"
+    is_ours = theirs in (None, fingerprint(base))
+    which = f"{str(theirs)[:12]}, {'which is' if is_ours else 'not'} {args.base}"
     lines = {"method": method}
-    lines |= {name: config[name] for name in SIZES if config.get(name) is not None}
-    lines |= {
-        "parameters": f"{sum(t.numel() for t in tensors.values()):,}",
-        "size": f"{path.stat().st_size / 1000:,.1f} KB ({path.name})",
-        "base": ("not recorded" if theirs is None else str(theirs)[:12]) + right,
-        "tensors": "",
-    }
+    lines |= {name: config[name] for name in SHOWN if config.get(name) is not None}
+    lines["parameters"] = f"{sum(t.numel() for t in tensors.values()):,}"
+    lines["size"] = f"{stored.path.stat().st_size / 1000:,.1f} KB ({stored.path.name})"
+    lines["base"] = "not recorded" if theirs is None else which
+    lines["tensors"] = ""
     print(folder)
-    for name, value in lines.items():
-        print(f"  {name:<20}{shown_as(str(value))[:200]}".rstrip())  # what a stranger's file says moves no cursor
+    for name, value in lines.items():  # printable: a file from elsewhere may hold control characters
+        print(f"  {name:<20}{printable(str(value))[:200]}".rstrip())
     for name, t in list(tensors.items())[:4]:
-        print(f"    {shown_as(str(name))[:200]} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}")
+        dtype = str(t.dtype).removeprefix("torch.")
+        print(f"    {printable(str(name))[:200]} {tuple(t.shape)} {dtype}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
-    if method in ("prompt", "hard-prompt") and theirs in (None, here) and config.get("token_dim") == base.config.n_embd:
+    is_prompt = method in ("prompt", "hard-prompt") and config.get("token_dim") == base.config.n_embd
+    if is_prompt and is_ours:
         print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
-SIZES = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size", "placement", "adapter_len",
-    "adapter_layers", "gate")  # fmt: skip
+SHOWN = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size",
+         "placement", "adapter_len", "adapter_layers", "gate")  # fields of adapter_config.json
 
 
 def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
-    """A hard prompt's text; the tokens that a soft prompt's vectors are nearest to."""
-    rung = load_adapter(base, folder).method.ladder_value().detach()
-    if rung.dim() == 1:
-        return [f"  {'text':<20}{in_letters(tokenizer, rung.tolist())!r}"]
+    """The text of a hard prompt; for a soft prompt, the tokens nearest to its vectors."""
+    prompt = load_adapter(base, folder).method.ladder_value().detach()
+    if prompt.dim() == 1:  # tokens
+        return [f"  {'text':<20}{in_letters(tokenizer, prompt.tolist())!r}"]
     lines = ["  nearest tokens of each vector: cosine, distance (tokens lie about "
-             f"{typical_distance(base):.2f} from the token nearest to them)"]  # fmt: skip
-    for i, row in enumerate(nearest_tokens(base, rung[0])):
-        words = "   ".join(f"{in_letters(tokenizer, [t])!r} {cosine:.2f} {distance:.2f}" for t, cosine, distance in row)
-        lines.append(f"    {i:>3}  {words}")
+             f"{typical_distance(base):.2f} from the token nearest to them)"]
+    for i, row in enumerate(nearest_tokens(base, prompt[0])):
+        words = [f"{in_letters(tokenizer, [t])!r} {cosine:.2f} {distance:.2f}"
+                 for t, cosine, distance in row]
+        lines.append(f"    {i:>3}  {'   '.join(words)}")
     return lines
 
 
 def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int, float, float]]]:
-    """prompt (P, C) -> for each vector its k nearest embeddings by cosine: (token, cosine, Euclidean distance)."""
+    """prompt (P, C) -> k nearest embeddings a vector by cosine: (token, cosine, Euclidean distance)."""
     words, vectors = base.wte.weight.detach().float(), prompt.float()
-    cosine = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(words, dim=1).T  # (P, V)
+    cosine = F.normalize(vectors, dim=1) @ F.normalize(words, dim=1).T  # (P, V)
     distance = torch.cdist(vectors, words)
     best = cosine.topk(min(k, len(words)), dim=1).indices.tolist()
-    return [[(t, float(cosine[i, t]), float(distance[i, t])) for t in row] for i, row in enumerate(best)]
+    return [[(t, float(cosine[i, t]), float(distance[i, t])) for t in row]
+            for i, row in enumerate(best)]
 
 
 def typical_distance(base: GPT) -> float:
-    """The median over (at most 1,000) tokens of the distance to the nearest other token."""
+    """Median distance of a token to the nearest other one, over at most 1,000 tokens."""
     words = base.wte.weight.detach()
     some = words[:1000].float()
     nearest = torch.full((len(some),), torch.inf, device=words.device)
@@ -191,12 +207,14 @@ def import_(args) -> None:
     base, _ = open_base(args)
     model = load_adapter(base, args.adapter)
     model.save(args.out)
-    print(f"{args.out}: {model.method.name}, {sum(t.numel() for t in model.method.tensors().values()):,} parameters, fits {args.base}")
+    size = sum(t.numel() for t in model.method.tensors().values())
+    print(f"{args.out}: {model.method.name}, {size:,} parameters, fits {args.base}")
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
-    {"generate": answer, "inspect": inspect, "export": export, "import": import_}[args.command](args)
+    commands = {"generate": complete, "inspect": inspect, "export": export, "import": import_}
+    commands[args.command](args)
 
 
 if __name__ == "__main__":

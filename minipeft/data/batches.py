@@ -6,7 +6,7 @@ from functools import cache, partial
 from random import Random
 from types import SimpleNamespace
 
-from ..config import Error
+from ..checks import Error
 from .encoding import Encoded, encode, length, question, tokenize
 from .files import read_examples
 from .fitting import fit

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config import Error, shown
+from ..checks import Error, shown
 from ..files.atomic import file_exists
 from .tasks import Example
 

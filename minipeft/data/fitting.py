@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..config import Error
+from ..checks import Error
 from .encoding import Encoded, length, question, tokenize
 from .tasks import Example
 from .template import ARROW, Template

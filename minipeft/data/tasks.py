@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from ..config import Error
+from ..checks import Error
 
 DIGITS = 8  # length of every string
 INSTRUCTED = 0.8  # share of the pretraining examples that carry an instruction

@@ -1,6 +1,6 @@
 """The text of a prompt: a template with {input} in it, or a chat."""
 
-from ..config import Error
+from ..checks import Error
 from .tasks import Example
 from .tokenizer import Tokenizer
 

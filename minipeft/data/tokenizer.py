@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ..config import Error, shown
+from ..checks import Error, shown
 from ..files.atomic import file_exists, read_json, write_atomically, write_json
 from ..files.tensors import library_errors
 from ..runtime.console import printable

@@ -1,12 +1,13 @@
-"""Many tasks, one base: every row of a batch carries its own (Lester et al. 2021, 2104.08691 §1, figure 2).
+"""Many tasks on one base: every row of a batch has its own (Lester et al. 2021, 2104.08691 §1, figure 2).
 
-What the tasks add to the base is turned into two things that a batch can gather row by row:
+Every task becomes one or both of two things that can be gathered row by row:
 
-    prefix    hard prompt, soft prompt and hidden prefix climb the ladder once, when they are loaded (exactly: ladder.py), so that all
-              of them are keys and values, of a length for every row
-    LoRA      y = W x + B_i A_i x          the pair of row i, as two batched products (ranks filled up with zeros)
+    prefix    hard prompts, soft prompts and hidden prefixes are converted up to keys and values when
+              they are loaded (exactly: ladder.py); rows have prefixes of different lengths
+    LoRA      y = W x + B_i A_i x    the pair of row i, in two batched matmuls, padded to one rank
 
-Full fine-tuning and bottleneck adapters cannot be mixed: the one is another base, the others are layers and no vectors.
+Full fine-tuning and bottleneck adapters cannot be mixed: a tuned base is another base, and adapters
+are layers, not vectors.
 """
 
 from collections import Counter
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..adapters import fingerprint, load_adapter
-from ..config import Error
+from ..attach import Adapted
+from ..checks import Error
 from ..ladder import prefix_from_prompt
-from ..methods.base import Adapted
 from ..methods.lora import LowRank
 from ..model import GPT
 from ..slots import Prefix
@@ -26,7 +27,7 @@ from .generation import generate
 
 
 class Rows:
-    """A batch's tasks, gathered: what `generate` and `base.hidden` need. rows(idx) gives logits."""
+    """The gathered tasks of one batch, a model for `generate`. rows(idx) returns logits."""
 
     def __init__(self, base: GPT, slots: dict):
         self.base, self._slots, self.training = base, slots, False
@@ -37,18 +38,18 @@ class Rows:
     def __call__(self, idx: Tensor) -> Tensor:
         return self.base(idx, **self._slots)
 
-    def eval(self) -> None:
-        """Nothing here is trained."""
+    def train(self, mode: bool = True) -> None:
+        """Nothing to do: rows are for inference only."""
 
-    def train(self, mode: bool) -> None:
-        """Nothing here is trained."""
+    eval = train
 
 
 class TaskBank:
-    """bank = TaskBank(base, {"reverse": folder, …}); bank(idx, tasks=["reverse", None, …]) -> logits (B, T, V).
+    """bank = TaskBank(base, {"reverse": folder, …}); bank(idx, tasks=["reverse", None, …]) -> logits.
 
-    tasks: name -> an adapter folder, or an Adapted on this base. Row i answers as its task alone would, None as the bare base.
-    Raises Error for adapters of another base, and for methods that cannot be mixed, by name and reason.
+    tasks: name -> an adapter folder, or an Adapted on this base. Row i is computed as its task alone
+    would compute it, a row with None as the base would. Raises Error for adapters of another base,
+    and for methods that cannot be mixed, with the reason.
     """
 
     @torch.no_grad()
@@ -56,62 +57,73 @@ class TaskBank:
         self.base = base
         self.names = list(tasks)
         loaded: list[Adapted] = []
-        here = None if all(isinstance(task, Adapted) for task in tasks.values()) else fingerprint(base)  # once for all folders
+        has_folders = not all(isinstance(task, Adapted) for task in tasks.values())
+        base_fingerprint = fingerprint(base) if has_folders else None  # once for all folders
         try:
             slots = []
             for name, task in tasks.items():
                 if not isinstance(task, Adapted):
-                    loaded.append(task := load_adapter(base, task, here))
-                slots.append(self._mixable(name, task))
+                    loaded.append(task := load_adapter(base, task, base_fingerprint))
+                slots.append(self._slots_of(name, task))
             self.prefix = self._prefix_table([s["prefix"] for s in slots])
             self.lora = self._lora_table([s["hooks"] for s in slots])
         finally:
             for model in loaded:
-                model.detach()  # what is needed of it lies in the tables
+                model.detach()  # the tables hold copies
 
-    def _mixable(self, name: str, model: Adapted) -> dict:
-        """{"prefix": (L, 2, 1, n_kv, P, hs) or None, "hooks": [{place: LowRank}] or None} of one task."""
+    def _slots_of(self, name: str, model: Adapted) -> dict:
+        """{"prefix": (L, 2, 1, n_kv, P, hs) or None, "hooks": [{module: LowRank}] or None}."""
         if reason := why_not(model):
             raise Error(f"task {name!r}: {reason}")
         if model.base is not self.base:
             raise Error(f"task {name!r} was tuned on another base than the bank's")
-        training = model.training
-        slots = model.eval().slots()  # nothing is dropped out on the way up the ladder
+        was_training = model.training
+        slots = model.eval().slots()  # eval: no dropout in the conversion
         prefix, hooks = slots.get("prefix"), slots.get("hooks")
         if "prompt" in slots:
             prefix = prefix_from_prompt(self.base, slots["prompt"], hooks)
-        model.train(training)
+        model.train(was_training)
         return {"prefix": prefix, "hooks": hooks}
 
     def _prefix_table(self, prefixes: list[Tensor | None]) -> "tuple[Tensor, Tensor] | None":
-        """(keys and values (2, L, n + 1, n_kv, P, hs), lengths (n + 1,)), P the longest; task 0 is none."""
-        longest = max((p.size(4) for p in prefixes if p is not None), default=0)
-        if not longest:
+        """Keys and values (2, L, n + 1, n_kv, P, hs) with the longest P, and lengths (n + 1,).
+
+        Task 0 is the base alone.
+        """
+        lengths = [0] + [0 if p is None else p.size(4) for p in prefixes]
+        if not max(lengths):
             return None
         c, weight = self.base.config, self.base.wte.weight
-        table = weight.new_zeros(2, c.n_layer, len(prefixes) + 1, c.n_kv, longest, c.head_size)
+        table = weight.new_zeros(2, c.n_layer, len(lengths), c.n_kv, max(lengths), c.head_size)
         for i, p in enumerate(prefixes, start=1):
             if p is not None:
                 table[:, :, i, :, : p.size(4)] = p[:, :, 0].transpose(0, 1)
-        return table, torch.tensor([0] + [0 if p is None else p.size(4) for p in prefixes], device=weight.device)
+        return table, torch.tensor(lengths, device=weight.device)
 
-    def _lora_table(self, hooks: list[list[dict] | None]) -> "list[dict[str, tuple[Tensor, Tensor]]] | None":
-        """For every layer {place: (A (n + 1, r, in), B (n + 1, out, r) with the scale in it)}, r the largest; task 0 is none."""
-        places = list(dict.fromkeys(place for e in hooks if e for place in e[0]))
-        if not places:
+    def _lora_table(self, hooks: list[list[dict] | None]
+                    ) -> "list[dict[str, tuple[Tensor, Tensor]]] | None":
+        """For every layer {module: (A (n + 1, r, in), scaled B (n + 1, out, r))} with the largest r.
+
+        Task 0 is the base alone.
+        """
+        names = list(dict.fromkeys(name for h in hooks if h for name in h[0]))
+        if not names:
             return None
+        weight = self.base.wte.weight
         layers = []
-        for i in range(self.base.config.n_layer):
+        for i, block in enumerate(self.base.h):
             layer = {}
-            for place in places:
-                out, into = self.base.h[i].get_submodule(place).weight.shape
-                pairs = [e[i][place] if e and place in e[0] else None for e in hooks]
+            for name in names:
+                n_out, n_in = block.get_submodule(name).weight.shape
+                pairs = [h[i].get(name) if h else None for h in hooks]
                 r = max(pair.A.size(0) for pair in pairs if pair is not None)
-                A, B = (self.base.wte.weight.new_zeros(len(hooks) + 1, *shape) for shape in ((r, into), (out, r)))
-                for n, pair in enumerate(pairs, start=1):
+                A = weight.new_zeros(len(hooks) + 1, r, n_in)
+                B = weight.new_zeros(len(hooks) + 1, n_out, r)
+                for task, pair in enumerate(pairs, start=1):
                     if pair is not None:
-                        A[n, : pair.A.size(0)], B[n, :, : pair.A.size(0)] = pair.A, pair.scaled_B()
-                layer[place] = (A, B)
+                        A[task, : pair.A.size(0)] = pair.A
+                        B[task, :, : pair.A.size(0)] = pair.scaled_B()
+                layer[name] = (A, B)
             layers.append(layer)
         return layers
 
@@ -125,19 +137,20 @@ class TaskBank:
 
     @torch.no_grad()
     def rows(self, tasks: list[str | None]) -> Rows:
-        """What the rows of a batch need, gathered once; when all rows have one task its prefix is shared instead of gathered."""
-        ids = self.task_ids(tasks)
-        shared = len(set(tasks)) == 1 and not self.base.through_compile  # compiled, one shape serves every mixture
+        """The tasks of a batch, gathered. If all rows have the same one, they share its prefix."""
+        ids, compiled = self.task_ids(tasks), self.base.through_compile
+        shared = len(set(tasks)) == 1 and not compiled  # compiled: one shape for every mixture
         slots = {}
         if self.prefix is not None:
             table, lengths = self.prefix
-            P = table.size(4) if self.base.through_compile else int(lengths[ids].max())  # the longest of the batch
+            P = table.size(4) if compiled else int(lengths[ids].max())  # the longest of the batch
             if P:
                 k, v = table[:, :, ids[:1] if shared else ids, :, :P]
                 slots["prefix"] = Prefix(k, v, length=None if shared else lengths[ids])
         if self.lora is not None and not (shared and tasks[0] is None):
-            chosen = ids[0] if shared else ids
-            slots["hooks"] = [{place: LowRank(A[chosen], B[chosen], 1.0) for place, (A, B) in layer.items()} for layer in self.lora]
+            i = ids[0] if shared else ids
+            slots["hooks"] = [{name: LowRank(A[i], B[i], 1.0) for name, (A, B) in layer.items()}
+                              for layer in self.lora]
         return Rows(self.base, slots)
 
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:
@@ -156,23 +169,28 @@ REFUSED = {
 
 
 def why_not(model: Adapted) -> str | None:
-    """Why rows of one batch cannot have this task among others; None when they can."""
+    """The reason why this task cannot be mixed with others in a batch; None if it can."""
     names = [part.name for part in model.method.parts()]
     for name in names:
         if name in REFUSED:
             return f"{name} cannot be mixed in one batch: {REFUSED[name]}"
-    if "prefix" in names and len(names) > len({"prefix", "lora"} & set(names)):
-        return f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind its prefix, not in the place of one"
-    return "it is merged into the base, where all rows would have it: unmerge it first" if model.merged else None
+    if "prefix" in names and not {"prefix", "lora"} >= set(names):
+        return (f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind its "
+                "prefix, not in the place of one")
+    if model.merged:
+        return "it is merged into the base, where all rows would have it: unmerge it first"
+    return None
 
 
-def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int, stop_token: "int | list[int] | None" = None) -> Tensor:
-    """Several prompts for one task, asked in one batch: the answer that most of them give (Lester et al. §6, prompt ensembling).
+def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int,
+         stop_token: "int | list[int] | None" = None) -> Tensor:
+    """The most frequent completion of one input by several tasks (prompt ensembling, Lester et al. §6).
 
-    idx (1, T) -> (1, <= T + max_new_tokens); of answers given equally often the one that came first in `tasks`.
+    idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent completions the first in `tasks` wins.
     """
     if idx.size(0) != 1 or not tasks:
         raise Error(f"a vote is on one input by at least one task, not on {idx.size(0)} by {len(tasks)}")
-    answers = generate(bank.rows(tasks), idx.expand(len(tasks), -1), max_new_tokens, stop_token=stop_token)
-    (answer, _), *_ = Counter(map(tuple, answers.tolist())).most_common(1)
-    return torch.tensor([answer], device=idx.device)
+    idx = idx.expand(len(tasks), -1)
+    completions = generate(bank.rows(tasks), idx, max_new_tokens, stop_token=stop_token)
+    (winner, _), *_ = Counter(map(tuple, completions.tolist())).most_common(1)
+    return torch.tensor([winner], device=idx.device)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import Error, shown
+from ..checks import Error, shown
 from ..files.tensors import check_tensors
 from ..runtime.processes import all_gather, rank
 from .run_folder import read_checkpoint

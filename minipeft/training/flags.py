@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from ..config import Error
+from ..checks import Error
 from ..data.tasks import find_task
 from ..data.template import DEFAULT, Template
 from ..files.atomic import check_destination

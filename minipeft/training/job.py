@@ -12,7 +12,7 @@ from torch import Tensor
 from ..accounting.shapes import EMBEDDED
 from ..adapters import fingerprint, load_adapter
 from ..attach import Adapted, adapt
-from ..config import Error
+from ..checks import Error
 from ..data import BASES
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Encoded, collate
@@ -24,7 +24,7 @@ from ..methods import hyperparameters_of
 from ..model import GPT
 from ..runtime.console import line_breaks, printable
 from ..runtime.memory import resident_peak
-from ..runtime.processes import check_same_settings, is_lost_peer, seed_this_rank, run_on_rank0, world_size
+from ..runtime.processes import check_same_settings, is_lost_peer, run_on_rank0, seed_this_rank, world_size
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
 from .evaluation import batches_of, complete, evaluate

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..config import Error
+from ..checks import Error
 from ..files.atomic import read_json
 from .flags import LADDER
 from .job import run_job

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Error
+from ..checks import Error
 from ..runtime.console import progress
 from ..runtime.processes import all_reduce_max, all_reduce_mean, local_rows
-from ..runtime.signals import StopRequest, Stopped
+from ..runtime.signals import Stopped, StopRequest
 from .checkpoints import Best, collect, restore
 from .run_folder import RunFolder
 from .sharding import full_tensor

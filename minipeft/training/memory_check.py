@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config import Error
+from ..checks import Error
 from ..data.encoding import collate
 from ..runtime.memory import available_memory, format_gigabytes
 from ..runtime.processes import world_size

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout  # a dependency of torch
 
-from ..config import Error
+from ..checks import Error
 from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomically
 from ..files.tensors import read_torch, save_torch
-from ..runtime.processes import is_main_process, is_lost_peer, run_on_rank0
+from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write

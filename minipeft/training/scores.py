@@ -3,7 +3,7 @@
 from itertools import zip_longest
 from pathlib import Path
 
-from ..config import Error
+from ..checks import Error
 from ..data.batches import draw
 from ..data.tasks import SKILLS, skill_example
 from ..data.tokenizer import Tokenizer

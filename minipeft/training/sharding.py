@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import Error
+from ..checks import Error
 from ..model import GPT
 from ..runtime.processes import is_main_process, world_size
 
