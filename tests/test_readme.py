@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from two_languages import assert_in_step
 
-from docs.tools import claims, refresh, tables
+from docs.tools import chinese, claims, refresh, tables
 from minipeft import GPT, adapt
 from minipeft.attention import BACKENDS
 from minipeft.data import NANO
@@ -90,9 +90,8 @@ def test_readme_is_short(page, kilobytes):
     assert max(line.count("|") - 1 for line in text.splitlines() if line.startswith("|")) <= 8
 
 
-@pytest.mark.parametrize(
-    "term, explained",
-    [
+TERMS = {  # where README explains its terms, by language
+    ENGLISH: [
         ("slot", "two *slots*"),
         ("backend", "*backends*"),
         ("λ ", "Let λ be"),
@@ -102,10 +101,28 @@ def test_readme_is_short(page, kilobytes):
         ("hidden prefix", "hidden prefix   P vectors"),
         ("virtual token", "are *virtual tokens*"),
     ],
+    CHINESE: [
+        ("基座", "基座模型（base"),
+        ("精确匹配率", "*精确匹配率*（exact match）"),
+        ("插槽", "两个*插槽*（slot）"),
+        ("后端", "*后端*（backend）"),
+        ("λ ", "设 λ 是"),
+        ("钩子", "它们是*钩子*（hook）"),
+        ("阶梯", "这条链叫*阶梯*（ladder）"),
+        ("隐藏前缀", "隐藏前缀    每个块"),
+        ("虚拟 token", "都叫*虚拟 token*（virtual token）"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "page, term, explained", [(page, *pair) for page, pairs in TERMS.items() for pair in pairs],
+    ids=lambda value: None if isinstance(value, str) else name(value),
 )
-def test_a_term_is_explained_where_it_is_first_used(term, explained):
+def test_a_term_is_explained_where_it_is_first_used(page, term, explained):
     code, heading, target = r"```python.*?```", r"^#[^\n]*$", r"\([^)\s]+\)"
-    prose = re.sub(f"{code}|{heading}|{target}", "", README, flags=re.DOTALL | re.MULTILINE)
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(f"{code}|{heading}|{target}", "", text, flags=re.DOTALL | re.MULTILINE)
     paragraph = prose[: prose.index(explained)].rpartition("\n\n")[0]
     assert term not in paragraph, f"{term} is used before {explained!r}"
 
@@ -139,6 +156,15 @@ def test_the_chinese_page_is_in_step(english, chinese):
     ]
     assert places[0] == places[1]
     assert_in_step(english, chinese)
+
+
+@pytest.mark.parametrize("page", [page for _, page in TRANSLATED], ids=name)
+def test_generated_parts_of_a_chinese_page_are_in_chinese(page):
+    pytest.importorskip("scipy")
+    places = {m[2] for m in tables.PLACE.finditer(page.read_text(encoding="utf-8"))}
+    english = {block: chinese.untranslated(tables.BLOCKS[block]()) for block in sorted(places)}
+    missing = {block: texts for block, texts in english.items() if texts}
+    assert not missing, "add the Chinese of these to docs/tools/chinese.txt"
 
 
 def blocks(page: Path, language: str) -> list[str]:
