@@ -36,7 +36,7 @@ WITHOUT_CODE = "aot_eager_decomp_partition"  # builds both graphs, generates no 
 
 
 def compiling_by(backend: str):
-    """A stand-in for minipeft.compiling.compiled, by another backend of torch.compile."""
+    """A stand-in for minipeft.runtime.compiling.compiled, by another backend of torch.compile."""
     return functools.cache(lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
 
@@ -48,6 +48,11 @@ def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int =
         for p in base.parameters():
             p.normal_(std=0.3) if p.dim() == 2 else p.add_(0.1 * torch.randn_like(p))
     return base.to(dtype)
+
+
+def quick(values, *names: str) -> list:
+    """Values for parametrize: those named run by default, the others are marked slow."""
+    return [value if value in names else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(params=list(SHAPES))

@@ -44,6 +44,7 @@ def test_every_original_is_read_as_it_was_made(made):
         assert any(files.is_right(read, want) for want in o.held), (o.kind, o.name)
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_right_or_refused(tmp_path, capsys, monkeypatch):
     """In processes of their own, with the limits of time and memory."""
     monkeypatch.chdir(tmp_path)
@@ -149,6 +150,7 @@ def hanging(pipe, *_):
         os._exit(3) if n == 1 else pipe.send("right") if n == 2 else time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_or_dies_is_replaced(monkeypatch):
     monkeypatch.setattr(files, "work_through", hanging)
     monkeypatch.setattr(files, "SECONDS", 1)

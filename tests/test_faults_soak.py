@@ -11,6 +11,8 @@ from minipeft import GPT, METHODS, Error, GPTConfig
 from minipeft.runtime import console
 from tests.faults import soak
 
+pytestmark = pytest.mark.slow
+
 
 def short() -> dict:
     """Four turns of all methods (a turn takes 9 steps) on a tiny base."""

@@ -12,7 +12,7 @@ from forked import Script
 from tests.faults import disk, stops
 from tests.faults.running import Running
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")]
 
 
 class Forked(Running):

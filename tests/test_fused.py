@@ -144,6 +144,7 @@ def test_a_prefix_in_another_type_is_cast():
     assert wide[3].grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_is_the_same():
     """With all there is: a gate, grouped heads, several blocks, a prefix for each row. Without these, test_bench measures it."""

@@ -233,6 +233,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is Linux's VmHWM")
 def test_loading_takes_little_more_than_the_weights(tmp_path):
     """In a fresh process, no file is held twice: not GPT-2's, whose weights are transposed, nor one that is converted on the way."""
@@ -430,6 +431,7 @@ def test_a_tensor_is_in_one_shard_and_under_one_name(tmp_path):
     refused(tmp_path / "b", "under two names")
 
 
+@pytest.mark.slow
 def test_a_header_of_many_tensors_is_read_in_time(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file({f"t{i}": torch.zeros(1) for i in range(30_000)}, tmp_path / "model.safetensors")

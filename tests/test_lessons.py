@@ -21,6 +21,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(lessons.LESSONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_every_block_runs_and_prints_what_the_page_says(path, tmp_path, monkeypatch):
     page = read(path)

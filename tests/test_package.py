@@ -27,11 +27,11 @@ PUBLIC = [
 PATHS = {  # names inside the package that scripts of users import
     "minipeft.bench.measure": ["saved_bytes"],
     "minipeft.bench.peers": [
-        "Settings", "build", "gradient_norm", "same_start", "same_work", "saved_bytes", "train_step",
+        "build", "gradient_norm", "same_start", "same_work", "saved_bytes", "train_step",
     ],
     "minipeft.bench.quality.cell": ["draw", "run"],
     "minipeft.bench.quality.studies": ["BUDGET", "cell", "largest"],
-    "minipeft.config": ["GPT2", "PRESETS"],
+    "minipeft.config": ["GPT2", "GPTConfig"],
     "minipeft.data": ["NANO"],
     "minipeft.data.batches": ["encode", "question"],
     "minipeft.data.files": ["read_examples"],

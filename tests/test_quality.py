@@ -172,6 +172,7 @@ def without_times(result: dict) -> dict:
     return {k: v for k, v in result.items() if k not in ("seconds", "card")}
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_to_the_last_bit_and_evaluations_change_nothing(monkeypatch):
     monkeypatch.setattr(cells, "HELD_OUT", 100)
     for c in (TINY, replace(TINY, method="prefix", examples=6)):
@@ -186,6 +187,7 @@ def test_a_run_is_the_same_to_the_last_bit_and_evaluations_change_nothing(monkey
     assert first["trained"] == accounting.count(EMBEDDED["tiny"], "prefix", num_virtual_tokens=4).trained
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_its_cell_says(monkeypatch):
     monkeypatch.setattr(cells, "HELD_OUT", 100)
     monkeypatch.setattr(cells, "DEV", 20)
@@ -373,6 +375,7 @@ def told(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.strip() and "%|" not in line]
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_stopped_keeps_its_lines_which_are_those_of_this_process(tmp_path, forked, capfd):
     path, two = tmp_path / "lines.jsonl", [TINY, replace(TINY, method="prefix")]
     for number, code, line in ((signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")):
