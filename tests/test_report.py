@@ -17,7 +17,7 @@ from docs.tools.comparison.summary import Point, beyond_chance, interval, points
 from minipeft import Error
 from minipeft.bench.drawing import COLOURS
 from minipeft.bench.quality import real, studies
-from minipeft.bench.quality.costs import place, read_costs
+from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import with_learning_rate
 from minipeft.bench.quality.lines import Cell, read
 from minipeft.bench.quality.studies import method_of
@@ -164,8 +164,7 @@ def test_a_verdict_follows_from_the_intervals(signs, word):
 
 @pytest.fixture(scope="module")
 def committed() -> Facts:
-    path = RESULTS / "quality.jsonl"
-    return Facts(read(path), read_costs(path))
+    return page.facts_of(RESULTS / "quality.jsonl")
 
 
 def test_the_committed_page_is_what_the_committed_lines_say(committed):

@@ -35,14 +35,11 @@ def write(path: Path, folder: Path) -> dict:
     Raises Error without lines, without a package that is needed, and if a sentence of the page no
     longer follows from the lines.
     """
-    lines, costs = read(path), read_costs(path)
-    if not lines:
-        raise Error(f"{path} has no lines: `python bench.py quality` writes them")
-    facts = Facts(lines, costs)
+    facts = facts_of(path)
     text = markdown(facts, path)
     pictures = {}
     for name in drawn(facts):
-        figure = getattr(figures, name)(lines, costs)
+        figure = getattr(figures, name)(facts.lines, facts.costs)
         for kind in ("png", "svg"):
             pictures[name] = data = picture(figure, kind)  # the HTML page takes the last
             file = folder / "figures" / f"quality-{name}.{kind}"
@@ -51,6 +48,13 @@ def write(path: Path, folder: Path) -> dict:
     write_text(folder / "comparison.md", text)
     return {"pages": [str(folder / f"comparison.{kind}") for kind in ("md", "html")],
             "figures": list(pictures), "trends": facts.reports}
+
+
+def facts_of(path: Path) -> Facts:
+    """The facts of a file of lines and its costs. Raises Error if it has no lines."""
+    if not (lines := read(path)):
+        raise Error(f"{path} has no lines: `python bench.py quality` writes them")
+    return Facts(lines, read_costs(path))
 
 
 def drawn(facts: Facts) -> list[str]:
@@ -104,8 +108,9 @@ h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem }
 img { width: 100%; height: auto; margin: 1rem 0 } nav li { list-style: none }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; vertical-align: top } thead th { border-bottom: 2px solid #999 }
-tbody tr { border-bottom: 1px solid #e5e5e5 } h2:last-of-type ~ .scroll td { min-width: 7rem }
+th, td { padding: .25rem .6rem; vertical-align: top; text-align: left } td { white-space: nowrap }
+thead th { border-bottom: 2px solid #999 } tbody tr { border-bottom: 1px solid #e5e5e5 }
+h2:last-of-type ~ .scroll td { min-width: 7rem; white-space: normal }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: .9em }
 code { overflow-wrap: anywhere }
 """
