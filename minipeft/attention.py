@@ -1,6 +1,6 @@
 """Causal attention with a prefix: the second of the two slots through which a frozen GPT is tuned.
 
-Each query sees all P prefix positions and every real position up to its own:
+Each query sees all P prefix positions of its row and every real position up to its own:
 
     o = softmax(q [Pk ; K]ᵀ / sqrt(hs) + mask) [Pv ; V]             prefix tuning (Li & Liang 2021, 2101.00190)
 
@@ -31,8 +31,9 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     gate      (nh,) or None
     backend   "reference"  the textbook in float32 or above: the specification
               "sdpa"       torch's scaled_dot_product_attention; it copies: the prefix is concatenated to K and V
-              "fused"      our kernel through torch.compile; "split": the same code eagerly. Neither copies the prefix
-              "auto"       the faster as measured; in inference "split" where concatenating would copy a cache
+              "fused"      our kernel through torch.compile; "split": the same code eagerly. Neither concatenates,
+                           nor repeats a shared prefix for each row
+              "auto"       the one that measured faster
     prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions; None: all. Not with a gate
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
     returns   (B, nh, Tq, hs) in q's dtype
@@ -115,21 +116,21 @@ def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
 
 
 def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
-    split = copies_in_inference(q, k, prefix_k)
+    split = split_in_inference(q, k, prefix_k)
     backend = "split" if split else faster(q, torch.compiler.is_compiling())
     return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
 
 
-def copies_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
-    """True in inference where concatenating the prefix would copy a cache at every token, or a
-    prefix as long as the text for every row (see `bench.py serving`)."""
+def split_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
+    """True in inference where concatenating costs more (`bench.py serving`): beside a key-value cache,
+    and for a shared prefix as long as the text."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2) or q.dtype == torch.float16:
         return False
     return q.size(2) < k.size(2) or (prefix_k.size(0) < q.size(0) and prefix_k.size(2) >= k.size(2))
 
 
 def faster(q: Tensor, compiling: bool) -> str:
-    """The faster backend for these queries in training, measured on a CPU by `bench.py attention`.
+    """The faster backend for these queries, measured on a CPU by `bench.py attention`.
 
     Compiled "fused", unless few queries make its many small matmuls lose to one operator. Eagerly
     "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured: "sdpa".

@@ -6,18 +6,19 @@ Softmax over [prefix ; context] is a mix of two softmaxes (He et al. 2022, 2110.
 
 Every attention weight is exp(score - lse), so the two parts never have to lie in one tensor:
 
-    prefix part    one matmul with all queries of the batch: Pk is neither copied for each row nor
-                   concatenated to K (the sharing of Hydragen, 2402.05099)
-    causal part    blocks of queries against the keys at or before them: above the diagonal only the
-                   blocks on it cost anything
+    prefix part    one matmul with all queries of the batch: a shared Pk is neither repeated for each
+                   row nor concatenated to K (Hydragen, 2402.05099)
+    causal part    spans of queries against the keys at or before them, so that masked scores are
+                   computed only within a span
 
 Backward needs no more than the merged o and lse (FlashAttention-2, 2307.08691 §2.3), so nothing of
 size T × (P + T) is saved:
 
-    W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D),   dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
+    S = q Kᵀ / sqrt(hs),   W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D) / sqrt(hs)
+    dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
-With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and O is the
-causal part's. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
+With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and in D, O is the
+causal part's output. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads per key head
 """
@@ -34,7 +35,7 @@ from .runtime.compiling import compiled
 def causal_mask(queries: range, keys: range, device=None, shift: "int | Tensor" = 0) -> Tensor:
     """Boolean attention mask (Tq, Tk): True = the query may attend to that key.
 
-    queries, keys: positions; a prefix's keys have -P … -1, so every query sees them. shift: added to
+    queries, keys: positions counted from the first real token; a prefix's keys have -P … -1. shift: added to
     the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
     """
     query = torch.arange(queries.start, queries.stop, device=device)[:, None] + shift
@@ -79,9 +80,9 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
     qf = to_heads_first(q, n_kv)
     kf, vf = (to_heads_first(x, n_kv).squeeze(1) for x in (k, v))
     o, m, total = causal_part(qf, kf, vf, scale, length)  # unnormalised: attn(q, K, V) = o / total
-    lse = m + total.log()
+    lse_context = m + total.log()
     if not prefix_k.size(2):
-        return from_heads_first((o / total).to(q.dtype), B), lse, None, None
+        return from_heads_first((o / total).to(q.dtype), B), lse_context, None, None
     pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))  # (n_kv·Bp, P, hs)
     scores = accumulate(torch.bmm(rows_per_prefix(qf, prefix_k), pk.transpose(1, 2))) * scale
     if prefix_length is not None:  # scores: (n_kv·Bp, rows, P)
@@ -92,13 +93,13 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
     m_prefix = m_prefix.view_as(m)
     lse_prefix = m_prefix + total_prefix.view_as(m).log()
     if gate is None:
-        lse = torch.logaddexp(lse, lse_prefix)  # λ = exp(lse_prefix - lse), spread over the two factors
+        lse = torch.logaddexp(lse_context, lse_prefix)  # λ = exp(lse_prefix - lse), spread over the two factors
         o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix  # (N, G, Tq, hs)
         return from_heads_first(o.to(q.dtype), B), lse, None, None
-    o = (m - lse).exp() * o
+    o = (m - lse_context).exp() * o
     causal_o = from_heads_first(o.to(q.dtype), B)
-    o = o + gate_per_row(gate, lse) * (m_prefix - lse_prefix).exp() * on_prefix
-    return from_heads_first(o.to(q.dtype), B), lse, causal_o, lse_prefix
+    o = o + gate_per_row(gate, lse_context) * (m_prefix - lse_prefix).exp() * on_prefix
+    return from_heads_first(o.to(q.dtype), B), lse_context, causal_o, lse_prefix
 
 
 def unnormalised_softmax(scores):
@@ -113,7 +114,7 @@ def causal_part(q, k, v, scale, length=None):
     N, G, Tq, hs = q.shape
     before = k.size(1) - Tq  # keys that every query sees
     parts = []
-    for a, b in blocks(Tq, q.dtype):
+    for a, b in query_spans(Tq, q.dtype):
         seen = before + b
         scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), k[:, :seen].transpose(1, 2))
         scores = accumulate(scores).view(N, G, b - a, seen) * scale
@@ -132,9 +133,8 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
     """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where
     `prefix`), else None.
 
-    o: the output, or with a gate its causal part. The code works with half of q, which is exact,
-    and doubles the scale: torch.compile sees both passes at once, would otherwise find the same
-    matmuls in them, and would save the scores from forward to backward.
+    o: the output, or with a gate its causal part. Half of q (exact) and twice the scale keep
+    torch.compile, which sees both passes, from finding equal matmuls and saving the scores.
     """
     B, n_kv, P = q.size(0), k.size(1), prefix_k.size(2)
     scale = 2 / math.sqrt(q.size(-1))
@@ -171,7 +171,7 @@ def causal_backward(do, half_q, k, v, D, lse, scale):
     """Blocks of keys against the queries at or after them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
     N, G, Tq, hs = half_q.shape
     before = k.size(1) - Tq
-    spans = blocks(Tq, half_q.dtype)
+    spans = query_spans(Tq, half_q.dtype)
     dqs, dks, dvs = [[] for _ in spans], [], []
     for j, (a, b) in enumerate(spans):
         first, last = (before + a if a else 0), before + b  # block 0 also takes the keys that every query sees
@@ -191,9 +191,8 @@ def causal_backward(do, half_q, k, v, D, lse, scale):
     return twice_dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
 
 
-def blocks(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Spans of positions, as long as measured fastest on a CPU: short ones waste less above the
-    diagonal, long ones make faster matmuls."""
+def query_spans(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """Spans of queries: short ones mask fewer scores, long ones make faster matmuls (tuned on a CPU)."""
     size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
     return [(a, min(T, a + size)) for a in range(0, T, size)]
 

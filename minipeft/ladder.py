@@ -3,13 +3,13 @@
     hard prompt      tokens of the vocabulary                              P choices out of V
     soft prompt      any vectors before the token embeddings               P·C parameters      Lester et al. 2021, 2104.08691
     hidden prefix    any vectors before the input of every block           L·P·C               as the article draws prefix tuning
-    prefix           any keys and values in every attention block          2·L·P·C             Li & Liang 2021, 2101.00190
+    prefix           any keys and values in every attention block          2·L·P·n_kv·hs       Li & Liang 2021, 2101.00190
 
-Converting up loses nothing. Attention is causal, so virtual tokens never see the real ones and pass
-through the blocks in the same way whatever follows them; real tokens see them only through keys and
-values. So the states of a soft prompt at the input of every block are a hidden prefix, and the keys
-and values that each block makes of those are a prefix. Converting down is impossible in general:
-most keys and values belong to no prompt.
+(2·L·P·C where n_kv·hs is C, without grouped heads.) Converting up keeps the logits, to rounding:
+attention is causal, so virtual tokens never see the real ones and pass through the blocks in the same
+way whatever follows; real tokens see them only through keys and values. The states of a soft prompt at
+the input of every block are thus a hidden prefix, and the keys and values that each block makes of those
+a prefix. There is no way down in general: one prompt fixes the keys and values of all blocks.
 """
 
 from collections.abc import Callable
@@ -65,8 +65,7 @@ def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
 
 
 def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
-    """x, from any level, as "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (L, 2, 1, n_kv, P,
-    hs).
+    """x, from any level, as "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (as prefix_from_hidden).
 
     The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down.
     """
@@ -75,8 +74,7 @@ def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
     while x.dim() < dims and x.dim() in step:
         x = step[x.dim()](base, x)
     if x.dim() != dims:
-        raise Error(f"{tuple(x.shape)} is above level {level!r} of the ladder: "
-                    "most keys and values belong to no prompt")
+        raise Error(f"{tuple(x.shape)} is above level {level!r} of the ladder, which has no way down")
     return x
 
 

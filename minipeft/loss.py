@@ -1,16 +1,16 @@
 """Output head and cross-entropy without the logits in memory: attention over the vocabulary.
 
-    loss = mean over n of  lse_n - x_n · w_{t_n},     lse_n = logsumexp_j(x_n · w_j)
-    d loss / d x_n = (Σ_j softmax_j(x_n Wᵀ) w_j - w_{t_n}) / N
+    loss = mean over i of  lse_i - x_i · w_{t_i},     lse_i = logsumexp_j(x_i · w_j)
+    d loss / d x_i = (Σ_j softmax_j(x_i Wᵀ) w_j - w_{t_i}) / n          i = 1 … n: supervised positions
 
-The sum is what an attention head computes for a query x_n whose keys and values are both the rows
+The sum is what an attention head computes for a query x_i whose keys and values are both the rows
 of W. So the online softmax of FlashAttention (2205.14135 §3.1) applies: one pass over the
 vocabulary in chunks gives loss and gradient, rescaled as larger maxima come, and no (N, V) matrix
 ever exists. A frozen head costs two matmuls (logits, dx), not three. A trained head costs two more
 in backward, dW = softmaxᵀ x, since its logits are computed again.
 
-Only supervised positions (target not -100) take part, selected inside one operator: torch.compile
-does not compile again for another number of them. First derivatives only. (torch 2.13's
+Only supervised positions (target not -100) take part. They are selected inside one operator, so that
+torch.compile does not compile again when their number changes. First derivatives only. (torch 2.13's
 linear_cross_entropy has chunks too; by its documentation torch.compile leaves them to run eagerly.)
 """
 
@@ -42,29 +42,29 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
     rows, t = x[chosen].to(low), targets[chosen].unsqueeze(1)  # (n, C), (n, 1)
     wide = torch.promote_types(low, torch.float32)
     m = rows.new_full((len(rows), 1), -math.inf, dtype=wide)
-    total, own = torch.zeros_like(m), torch.zeros_like(m)
-    mean_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
+    total, target_scores = torch.zeros_like(m), torch.zeros_like(m)
+    weighted_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
             scores = (rows @ w.T).to(wide)  # (n, CHUNK)
             here = (t >= first) & (t < first + len(w))
-            target_score = scores.gather(1, (t - first).clamp(0, len(w) - 1))  # rounded like all scores
-            own = torch.where(here, target_score, own)
+            found = scores.gather(1, (t - first).clamp(0, len(w) - 1))  # rounded like all scores
+            target_scores = torch.where(here, found, target_scores)
             larger = torch.maximum(m, scores.amax(-1, keepdim=True))
             shrink, m = (m - larger).exp(), larger
             weights = scores.sub_(m).exp_()
             total = total * shrink + weights.sum(-1, keepdim=True)
             if with_dx and low == wide:
-                mean_w.mul_(shrink).addmm_(weights, w)
+                weighted_w.mul_(shrink).addmm_(weights, w)
             elif with_dx:
-                mean_w.mul_(shrink).add_(weights.to(low) @ w)
+                weighted_w.mul_(shrink).add_(weights.to(low) @ w)
     lse = m + total.log()
     dx = torch.zeros_like(x)
     if with_dx:
-        dx[chosen] = ((mean_w / total - weight[t[:, 0]].to(low).to(wide)) / len(rows)).to(x.dtype)
+        dx[chosen] = ((weighted_w / total - weight[t[:, 0]].to(low).to(wide)) / len(rows)).to(x.dtype)
     all_lse = lse.new_zeros(len(x))
     all_lse[chosen] = lse[:, 0]
-    return (lse - own).mean(), dx, all_lse
+    return (lse - target_scores).mean(), dx, all_lse
 
 
 @torch.library.custom_op("minipeft::head_loss_dweight", mutates_args=())
@@ -73,7 +73,7 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
     """The gradient of the loss in the weight (V, C), times the upstream gradient ()."""
     chosen = targets != -100
     rows, t, lse = x[chosen].to(low), targets[chosen], lse[chosen, None]
-    share = upstream.to(lse.dtype) / len(rows)
+    scale = upstream.to(lse.dtype) / len(rows)
     dweight = torch.empty_like(weight)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
@@ -82,9 +82,9 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
             weights[at, t[at] - first] -= 1  # before anything is rounded again
             dw = dweight[first : first + len(w)]
             if low == dw.dtype:
-                torch.mm(weights.mul_(share).to(low).T, rows, out=dw)
+                torch.mm(weights.mul_(scale).to(low).T, rows, out=dw)
             else:
-                dw.copy_(weights.mul_(share).to(low).T @ rows)
+                dw.copy_(weights.mul_(scale).to(low).T @ rows)
     return dweight
 
 

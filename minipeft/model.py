@@ -214,15 +214,15 @@ class GPT(nn.Module):
         hooks    per layer {module name: f}; f(x, y) replaces the output y of a module with input x
         cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1, real tokens follow at P. Raises Error when P + T
-        exceeds block_size, or for a prompt or prefix of another shape.
+        Virtual tokens take positions 0 … P-1 (a gated prefix takes none), real tokens follow. Raises
+        Error when P + T exceeds block_size, or for a prompt or prefix of another shape.
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
         cached = cache.read if cache else 0
         check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
-        first = 0  # the position of the first new token
+        first = 0  # position of the first embedding
         if prefix is not None and prefix.gate is None:
             first = prefix.k.size(3) if prefix.length is None else prefix.length
         if cache is not None:
@@ -232,8 +232,9 @@ class GPT(nn.Module):
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)
+        # slot 2: every block its own part of the prefix
         prefixes, caches = prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None]
-        for block, *inputs in zip(self.h, prefixes, caches, hooks or L * [None], strict=True):  # slot 2
+        for block, *inputs in zip(self.h, prefixes, caches, hooks or L * [None], strict=True):
             x = self.run_block(block, x, rope, *inputs)
         return self.ln_f(x[:, x.size(1) - T :])  # without the virtual tokens   (B, T, C)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minipeft import Error, prefix_attention
-from minipeft.attention import causal_mask, copies_in_inference
+from minipeft.attention import causal_mask, split_in_inference
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 4, 4, 7, 7, 3, 8, 1),
@@ -130,7 +130,7 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
 
     def chosen(B: int, Tq: int, Tk: int, shared: bool, P: int) -> bool:
         q, k = torch.empty(B, 2, Tq, 8), torch.empty(B, 2, Tk, 8)
-        return copies_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
+        return split_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
 
     with torch.no_grad():
         assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied

@@ -8,7 +8,7 @@ import test_attention
 import torch
 
 from minipeft import attention, prefix_attention
-from minipeft.fused import blocks, fused_attention
+from minipeft.fused import fused_attention, query_spans
 from minipeft.runtime.profiling import saved_bytes
 
 EDGES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
@@ -132,7 +132,7 @@ def test_autocast_does_not_change_the_types():
 def test_the_blocks_cover_every_position_once():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for T in (1, 64, 96, 97, 128, 129, 500):
-            assert [t for a, b in blocks(T, dtype) for t in range(a, b)] == list(range(T))
+            assert [t for a, b in query_spans(T, dtype) for t in range(a, b)] == list(range(T))
 
 
 def test_a_prefix_in_another_type_is_cast():

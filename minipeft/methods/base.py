@@ -8,19 +8,19 @@ from ..checks import Error, shown
 from ..files import huggingface, peft
 from ..model import GPT
 
-WIDE = 512  # channels from which on a base takes `learning_rate_wide`
+WIDE = 512  # bases of at least this many channels use `learning_rate_wide`
 
 
 class Method(nn.Module):
     """One way of tuning. Its parameters are trained; `tensors()` is what the adapter file holds.
 
-    The two differ only where a part is needed in training alone and is folded away when saved (a
-    prefix's MLP). Subclasses are built as `Method(base, **hyperparameters)`; they read the base's
+    The two differ where a part is needed in training alone and folded away when saved (a prefix's
+    MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as `Method(base, **hyperparameters)`; they read the base's
     config and embeddings and keep no reference to it.
     """
 
     name: str  # as in minipeft.METHODS
-    learning_rate: float  # default on the embedded bases (AdamW, warm-up, cosine)
+    learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models, chosen on E2E
     peft_types: tuple[str, ...] = ()  # values of peft_type in adapter_config.json
     freezes_base = True

@@ -7,8 +7,8 @@ Zero-init Attention", 2303.16199 §3).
                                            (gate="layer": one for all heads, as in PEFT's ADAPTION_PROMPT)
 
 Prefix tuning's slot with a gate: the prompts have a softmax of their own, so at g = 0 step 0 is
-exactly the base, where a prefix of any values takes attention away from the text. The prompts stand
-beside the sequence and take no positions.
+exactly the base. (A prefix, whatever its values, takes attention away from the text.) The prompts
+stand beside the sequence and take no positions.
 
 trained = stored = n·(K·C + nh)                  gate="layer": n·(K·C + 1)
 
