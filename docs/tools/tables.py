@@ -466,7 +466,7 @@ def spread(times: dict, digits: int = 1) -> str:
 
 def article() -> str:
     """The output of `python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5`."""
-    settings = params.Settings("t5-xxl", "prompt", {"num_virtual_tokens": 5}, 1000, 8, 128)
+    settings = params.ParamsSettings("t5-xxl", "prompt", {"num_virtual_tokens": 5}, 1000, 8, 128)
     return fenced(params.table(params.run(settings)))
 
 
