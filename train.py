@@ -14,21 +14,25 @@
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import torch
 
-from minipeft import METHODS
+from minipeft import METHODS, Error
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.data.tasks import NOVEL, SKILLS
-from minipeft.data.template import DEFAULT
-from minipeft.runtime.console import Parser, run, seed
+from minipeft.data.tasks import NOVEL, SKILLS, find_task
+from minipeft.data.template import DEFAULT, Template
+from minipeft.files.atomic import check_destination
+from minipeft.runtime.console import Parser, line_breaks, run, seed
 from minipeft.runtime.devices import device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
+from minipeft.training import flags
 from minipeft.training.evaluation import perplexity
-from minipeft.training.flags import LADDER, METHOD_FLAGS, add_method_flags, check, method_help
+from minipeft.training.flags import LADDER, METHOD_FLAGS
 from minipeft.training.job import REPORTED, VALIDATION, run_job
 from minipeft.training.ladder_run import run_ladder
 from minipeft.training.memory_check import LOWER
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
                      help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
     one.add_argument("--climb", action="store_true",
                      help="hard-prompt, prompt and prefix, each started from the one before")
-    add_method_flags(group, METHOD_FLAGS, help=argparse.SUPPRESS)
+    flags.add_method_flags(group, METHOD_FLAGS, help=argparse.SUPPRESS)
 
     add = p.add_argument_group("data").add_argument
     add("--task", default="reverse", metavar="NAME",
@@ -117,10 +121,54 @@ def arguments(argv) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.help is not None:
         method = args.help or args.method
-        print(method_help(method) if method else p.format_help(), end="")
+        print(flags.method_help(method) if method else p.format_help(), end="")
         raise SystemExit(0)
     args.method = args.method or "prefix"
     return check(args)
+
+
+def check(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the defaults. Raises Error for wrong flags, before anything is loaded."""
+    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise Error(f"{flags.as_flag(name)} must be at least 1, not {value}")
+    for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
+        if args.data is None and getattr(args, name) is not None:
+            raise Error(f"--{name} goes with --data: a task makes its own examples")
+    args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
+    args.batch_size = args.batch_size or (64 if args.data is None else 8)
+    if args.answers and importlib.util.find_spec("sacrebleu") is None:
+        raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
+    if args.lr is not None and not 0 < args.lr <= 100:
+        raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
+    args.methods = args.method.split("+")
+    known = flags.flags_of(LADDER if args.climb else args.methods)
+    find_task(args.task)
+    for name in METHOD_FLAGS:
+        if getattr(args, name) is not None and name not in known:
+            what = "--climb" if args.climb else f"--method {args.method}"
+            raise Error(f"{flags.as_flag(name)} does not go with {what}")
+    if args.climb and (args.eval_only or any(getattr(args, name) for name in flags.SET_BY_CLIMB)):
+        raise Error("--climb starts every level of the ladder from the one below: no --init, "
+                    "--num-virtual-tokens, --prefix-projection or --eval-only")
+    if (args.resume or args.keep_best) and args.method == "hard-prompt" and not args.climb:
+        what = "resume" if args.resume else "keep the best of"
+        raise Error(f"nothing to {what}: hard-prompt trains nothing")
+    if args.wordings and "" in args.wordings:
+        raise Error("--wordings must be texts of at least one letter")
+    if args.search is not None and args.search < 1:
+        raise Error(f"--search must be at least 1 token, not {args.search}")
+    if "full" in args.methods and args.base_dtype == "bfloat16":
+        raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, "
+                    "in float32 (--dtype bfloat16 works in both)")
+    run = f"{'climb' if args.climb else args.method}-{Path(args.data or args.task).stem}"
+    args.out = Path(args.out or f"runs/{run}")
+    if not args.eval_only:
+        content = "a base" if args.method == "full" else "an adapter"
+        content = "a combination" if len(args.methods) > 1 else content
+        for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
+            check_destination(folder, content)
+    return args
 
 
 def command(argv: list[str]) -> str:
@@ -150,8 +198,8 @@ def report(r: dict) -> str:
     if r["wordings"]:
         lines.append(f"wordings, best first, on {VALIDATION} other examples: exact match, loss")
         lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"]]
-    lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, loss {loss:.3f} -> {lower:.3f} "
-                 f"({r['examples']} examples)")
+    lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, "
+                 f"loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
     if "dev_loss" in r:
         lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; "
                      f"loss on the validation set: {r['dev_loss']:.3f}")
@@ -171,7 +219,8 @@ def report(r: dict) -> str:
 
 def climb_table(results: list[dict]) -> str:
     """The levels of --climb. Converting up is exact: each starts with the loss of the one below."""
-    lines = [f"{'level':<12} {'trained':>8} {'exact match':>12} {'loss at its start':>18} {'loss':>7}"]
+    head = ("level", "trained", "exact match", "loss at its start", "loss")
+    lines = ["{:<12} {:>8} {:>12} {:>18} {:>7}".format(*head)]
     for level, r in zip(LADDER, results, strict=True):
         start = f"{r['start_loss']:.3f}" if r["start_loss"] is not None else "-"
         lines.append(f"{level:<12} {r['trained']:>8,} {r['exact_match'][1]:>12.3f} {start:>18} "

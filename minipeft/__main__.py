@@ -1,11 +1,11 @@
 """Use adapters, and take them to PEFT and back.
 
 python -m minipeft generate --adapter runs/prefix-reverse --prompt "58213764 -> "
-python -m minipeft generate --adapter runs/prefix-reverse --adapter runs/prompt-sort --prompt "12 -> "
-python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "name[Zizzi]"
+python -m minipeft generate --adapter runs/reverse --adapter runs/sort --prompt "58213764 -> "
+python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "Hi!"
 python -m minipeft inspect runs/prompt-sort
-python -m minipeft export runs/prefix for-peft --base SmolLM2-135M    for peft.PeftModel.from_pretrained
-python -m minipeft import from-peft runs/theirs --base SmolLM2-135M   an adapter that PEFT saved
+python -m minipeft export runs/prefix for-peft --base SmolLM2-135M     for peft.PeftModel
+python -m minipeft import from-peft runs/theirs --base SmolLM2-135M    an adapter that PEFT saved
 """
 
 import argparse
@@ -41,15 +41,15 @@ def arguments(argv) -> argparse.Namespace:
                                              "in one batch if they can be mixed")
     i = commands.add_parser("inspect", help="show the content of an adapter folder, and the tokens "
                                             "nearest to a soft prompt's vectors")
-    e = commands.add_parser("export", help="write an adapter for PEFT: hard prompts as soft prompts, "
+    e = commands.add_parser("export", help="write an adapter for PEFT: hard prompts as soft ones, "
                                            "prefixes as keys and values")
     m = commands.add_parser("import", help="check an adapter that PEFT saved against its base, and "
                                            "write it with checksum and fingerprint")
     for command in (g, i, e, m):
         command.error = p.error
         command.add_argument("--base", default="nano", metavar="FOLDER",
-                             help="a Hugging Face folder or hub id of the GPT-2 or Llama family, or "
-                                  f"an embedded base: {', '.join(BASES)} (default: nano)")
+                             help="a Hugging Face folder or hub id of the GPT-2 or Llama family, "
+                                  f"or an embedded base: {', '.join(BASES)} (default: nano)")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                              help="cpu, cuda, cuda:1 …")
     add = g.add_argument
@@ -105,7 +105,8 @@ def complete(args) -> None:
         print(f"{name:<{max(map(len, names))}}  {printable(tokenizer.decode(new))}")
 
 
-def complete_each(base: GPT, models: list[Adapted], idx: Tensor, settings: tuple) -> list[list[int]]:
+def complete_each(base: GPT, models: list[Adapted], idx: Tensor,
+                  settings: tuple) -> list[list[int]]:
     """Every adapter's new tokens for idx (1, T): from one batch if all of them can be mixed."""
     if any(why_not(model) for model in models):
         rows = [generate(model, idx, *settings)[0] for model in models]
@@ -144,20 +145,20 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     lines["base"] = "not recorded" if theirs is None else which
     lines["tensors"] = ""
     print(folder)
-    for name, value in lines.items():  # printable: a file from elsewhere may hold control characters
+    for name, value in lines.items():  # printable: the file may hold control characters
         print(f"  {name:<20}{printable(str(value))[:200]}".rstrip())
     for name, t in list(tensors.items())[:4]:
         dtype = str(t.dtype).removeprefix("torch.")
         print(f"    {printable(str(name))[:200]} {tuple(t.shape)} {dtype}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
-    is_prompt = method in ("prompt", "hard-prompt") and config.get("token_dim") == base.config.n_embd
-    if is_prompt and is_ours:
+    fits = config.get("token_dim") == base.config.n_embd and is_ours
+    if fits and method in ("prompt", "hard-prompt"):
         print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
-SHOWN = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules", "bottleneck_size",
-         "placement", "adapter_len", "adapter_layers", "gate")  # fields of adapter_config.json
+SHOWN = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules",  # config fields
+         "bottleneck_size", "placement", "adapter_len", "adapter_layers", "gate")
 
 
 def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
@@ -175,7 +176,7 @@ def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
 
 
 def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int, float, float]]]:
-    """prompt (P, C) -> k nearest embeddings a vector by cosine: (token, cosine, Euclidean distance)."""
+    """prompt (P, C) -> (token, cosine, distance) of the k embeddings nearest to each vector."""
     words, vectors = base.wte.weight.detach().float(), prompt.float()
     cosine = F.normalize(vectors, dim=1) @ F.normalize(words, dim=1).T  # (P, V)
     distance = torch.cdist(vectors, words)

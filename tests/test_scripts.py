@@ -19,12 +19,15 @@ import bench
 import minipeft.model
 import train
 from minipeft import GPT, PRESETS, GPTConfig, adapt, generate, load_adapter
+from minipeft.attach import Adapted
 from minipeft.bench.quality import grid
 from minipeft.config import LLAMA
 from minipeft.data import NANO
+from minipeft.data.batches import FileData, TaskData
 from minipeft.data.tokenizer import tokenizer_for
-from minipeft.methods.base import Adapted
 from minipeft.runtime import console
+from minipeft.training import job, memory_check, scores
+from minipeft.training.job import Job
 from minipeft.training.scores import text_scores
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +35,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
-    """Enough to tell what works from what does not; a run outside of the tests scores 500 held-out examples, and chooses by 200."""
-    monkeypatch.setattr(train.TaskData.__init__, "__defaults__", (48,))
-    monkeypatch.setattr(train, "DEVELOPMENT", 45)
+    """48 held-out examples instead of 500, and a validation set of 45 instead of 200."""
+    monkeypatch.setattr(TaskData.__init__, "__defaults__", (48,))
+    monkeypatch.setattr(job, "VALIDATION", 45)
 
 
 def checksum(folder: Path) -> dict[str, str]:
@@ -154,7 +157,7 @@ def test_the_climb_loses_nothing_from_rung_to_rung(capsys, tmp_path):
     assert soft["start_loss"] == pytest.approx(hard["loss"][1], rel=1e-3)
     assert prefix["start_loss"] == pytest.approx(soft["loss"][1], rel=1e-3)
     table = printed.splitlines()[-4:]
-    assert [line.split()[0] for line in table] == ["rung", *train.LADDER] and [len(line.split()) for line in table[1:]] == [5, 5, 5]
+    assert [line.split()[0] for line in table] == ["level", *train.LADDER] and [len(line.split()) for line in table[1:]] == [5, 5, 5]
     assert f"{prefix['loss'][1]:.3f}" in table[3]
 
 
@@ -162,19 +165,19 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     flags = ["--data", pairs, "--steps", 10, "--batch-size", 8, "--seed", 5]
     assert call(capsys, train, *flags, "--out", tmp_path / "whole")[0] == 0
 
-    batch = train.FileData.batch
+    batch = FileData.batch
 
     def stopping(self, step):
         if step == 7:
             raise KeyboardInterrupt
         return batch(self, step)
 
-    monkeypatch.setattr(train.FileData, "batch", stopping)
+    monkeypatch.setattr(FileData, "batch", stopping)
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
     assert code == 130 and not (tmp_path / "out" / "adapter_config.json").exists()
     again = [str(f) for f in (*flags, "--out", tmp_path / "out", "--resume")]
     assert refusal(err)[-1] == f"train.py: interrupted; go on with: {shlex.join(['python', 'train.py', *again])}"
-    monkeypatch.setattr(train.FileData, "batch", batch)
+    monkeypatch.setattr(FileData, "batch", batch)
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
     assert code == 2 and "holds a run that was stopped: --resume goes on with it, --overwrite starts anew" in err
 
@@ -201,16 +204,16 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
 def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monkeypatch):
     flags = ["--climb", "--steps", 6, "--batch-size", 8, "--seed", 2]
     assert call(capsys, train, *flags, "--out", tmp_path / "whole")[0] == 0
-    batch = train.TaskData.batch
+    batch = TaskData.batch
 
     def stopping(self, step):
         if step == 4:
             raise KeyboardInterrupt
         return batch(self, step)
 
-    monkeypatch.setattr(train.TaskData, "batch", stopping)
+    monkeypatch.setattr(TaskData, "batch", stopping)
     assert call(capsys, train, *flags, "--out", tmp_path / "out")[0] == 130
-    monkeypatch.setattr(train.TaskData, "batch", batch)
+    monkeypatch.setattr(TaskData, "batch", batch)
     before = (tmp_path / "out" / "hard-prompt" / "scores.json").stat().st_mtime_ns
     code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
     assert code == 0 and "resuming from" in printed, err
@@ -223,15 +226,15 @@ def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monke
 def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_before(capsys, tmp_path, monkeypatch):
     flags = ["--climb", "--batch-size", 8, "--out", tmp_path, "--wordings", "Reverse: ", "--steps"]
     assert call(capsys, train, *flags, 1)[0] == 0
-    real, stop = train.work, ["hard-prompt"]
+    real, stop = Job.run, ["hard-prompt"]
 
-    def stopping(args, run):
-        result = real(args, run) if args.method == "hard-prompt" else None
-        if args.method in stop:  # a hard prompt when it is saved already, a soft one before its first state
+    def stopping(self, folder):
+        result = real(self, folder) if self.args.method == "hard-prompt" else None
+        if self.args.method in stop:  # a hard prompt after it is saved, a soft one before its first checkpoint
             raise KeyboardInterrupt
-        return result or real(args, run)
+        return result or real(self, folder)
 
-    monkeypatch.setattr(train, "work", stopping)
+    monkeypatch.setattr(Job, "run", stopping)
     assert call(capsys, train, *flags, 2, "--overwrite")[0] == 130
     stop[:] = ["prompt"]
     assert call(capsys, train, *flags, 2, "--resume")[0] == 130
@@ -242,16 +245,16 @@ def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_befor
 
 
 def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_path, monkeypatch):
-    flags, real = ["--method", "hard-prompt", "--wordings", "Reverse: ", "--out", tmp_path], train.save
+    flags, real = ["--method", "hard-prompt", "--wordings", "Reverse: ", "--out", tmp_path], Job._save
 
     def saved_and_stopped(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save", saved_and_stopped)
+    monkeypatch.setattr(Job, "_save", saved_and_stopped)
     code, _, err = call(capsys, train, *flags)
     assert code == 130
-    monkeypatch.setattr(train, "save", real)
+    monkeypatch.setattr(Job, "_save", real)
     told = shlex.split(refusal(err)[-1].partition("go on with: python train.py ")[2])
     assert told[:-1] == [str(f) for f in flags] and call(capsys, train, *told)[0] == 0
 
@@ -259,7 +262,7 @@ def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_pat
 def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_takes(monkeypatch):
     from torch.distributed.run import get_args_parser
 
-    monkeypatch.setattr(train, "world", lambda: 2)
+    monkeypatch.setattr(train, "world_size", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     told = shlex.split(train.command(["--method", "lora", "--r", "4"]))  # --r begins some of torchrun's own flags
     given = get_args_parser().parse_args(told[1:])
@@ -268,7 +271,7 @@ def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_take
 
 
 def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, monkeypatch, pairs):
-    real, best, asked = train.evaluate, {}, []
+    real, best, asked = job.evaluate, {}, []
 
     def least_at_the_third(model, given):
         loss, exact = real(model, given)
@@ -279,7 +282,7 @@ def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, mon
             return abs(len(asked) - 3.0), exact
         return loss, exact
 
-    monkeypatch.setattr(train, "evaluate", least_at_the_third)
+    monkeypatch.setattr(job, "evaluate", least_at_the_third)
     flags = ["--data", pairs, "--dev", pairs, "--steps", 20, "--batch-size", 8, "--keep-best", "--out", tmp_path / "out"]
     code, _, err = call(capsys, train, *flags)
     assert code == 0 and asked == 10 * [3], err  # batches of the 45 in the dev file
@@ -288,7 +291,7 @@ def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, mon
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "available", lambda device: 10**6)
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**6)
     code, _, err = call(capsys, train, "--out", tmp_path / "out")
     found = re.search(r"training needs (\S+) GB more memory, and 0.00 GB are left: (\S+) GB for each of 64 examples", refusal(err)[-1])
     assert code == 2 and "lower --batch-size or --max-length" in err and not (tmp_path / "out").exists()
@@ -318,12 +321,12 @@ def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path, mo
 
 
 def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path, monkeypatch):
-    drawn = train.draw
-    monkeypatch.setattr(train, "draw", lambda example, name, n: drawn(example, name, 16))  # of every skill, told and not
+    drawn = scores.draw  # 16 examples of every skill instead of 500
+    monkeypatch.setattr(scores, "draw", lambda example, name, n: drawn(example, name, 16))
     flags = ["--base", "scratch", "--method", "full", "--task", "skills", "--steps", 2, "--batch-size", 4]
     code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "base")
     assert code == 0, err
-    assert "reverse" in printed and "not told" in printed
+    assert "reverse" in printed and "not instructed" in printed
     assert GPT.from_pretrained(tmp_path / "base").config == PRESETS["nano"]
     code, _, err = call(capsys, train, "--base", tmp_path / "base", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "adapter")
     assert code == 0, err
@@ -400,13 +403,13 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "hard-prompt", "--wordings", ""): "--wordings must be texts of at least one letter",
         ("--method", "hard-prompt", "--resume"): "nothing to resume: hard-prompt trains nothing",
         ("--method", "lora+prefix", "--out", adapter): "already holds an adapter",
-        ("--climb", "--num-virtual-tokens", "4"): "--climb starts every rung from the one before",
-        ("--climb", "--prefix-projection"): "--climb starts every rung from the one before",
+        ("--climb", "--num-virtual-tokens", "4"): "--climb starts every level of the ladder from the one below",
+        ("--climb", "--prefix-projection"): "--climb starts every level of the ladder from the one below",
         ("--init-from", tmp_path / "prefix", "--num-virtual-tokens", "4"): "has 8 virtual tokens, so --num-virtual-tokens cannot be 4",
         ("--method", "hard-prompt", "--search", "0"): "--search must be at least 1",
         ("--init-from", tmp_path / "nowhere"): "no adapter at",
-        ("--init-from", tmp_path / "lora"): "is lora, no rung of the ladder: only hard-prompt, prompt, prefix are",
-        ("--method", "prompt", "--init-from", tmp_path / "prefix"): "lies above the rung 'prompt'",
+        ("--init-from", tmp_path / "lora"): "is lora, no level of the ladder: only hard-prompt, prompt, prefix are",
+        ("--method", "prompt", "--init-from", tmp_path / "prefix"): "is above level 'prompt'",
         ("--method", "lora", "--init-from", tmp_path / "prefix"): "--init-from does not go with --method lora",
         ("--climb", "--resume", "--out", tmp_path / "nowhere"): "nothing to resume: there is no folder",
         ("--method", "hard-prompt", "--keep-best"): "nothing to keep the best of: hard-prompt trains nothing",
@@ -424,7 +427,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--eval-only", "--out", adapter): "torn or not a file of tensors",
         ("--eval-only", "--out", tmp_path / "nowhere"): "no such folder",
         ("--resume", "--out", tmp_path / "nowhere"): "nothing to resume",
-        ("--resume", "--out", tmp_path / "state"): "nothing to resume: every training state in",
+        ("--resume", "--out", tmp_path / "state"): "nothing to resume: every checkpoint in",
     }
 
 

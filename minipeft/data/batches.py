@@ -14,18 +14,19 @@ from .tasks import Example, Task
 from .template import Template
 from .tokenizer import Tokenizer
 
-__all__ = ["Epochs", "FileData", "TaskData", "draw", "encode", "grouped", "length", "question", "references", "split",
-           "thinned"]
+__all__ = ["Epochs", "FileData", "TaskData", "draw", "encode", "grouped", "length", "question",
+           "references", "split", "thinned"]
 WINDOW = 16  # batches sorted by length together: little padding, yet every epoch differs
 
 
 class TaskData:
-    """Endless examples of a task, the same for the same seed; the held-out ones have their own seed.
+    """Endless examples of a task, determined by the seed; the held-out ones have their own seed.
 
-    There are 10⁸ strings, so hardly any is drawn twice. longest: the longest record of the first batch.
+    There are 10⁸ strings, so hardly any is drawn twice. longest: the longest of the first batch.
     """
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, seed: int, batch_size: int, held_out: int = 500):
+    def __init__(self, task: Task, tokenizer: Tokenizer, seed: int, batch_size: int,
+                 held_out: int = 500):
         self.task, self.tokenizer, self.seed, self.batch_size = task, tokenizer, seed, batch_size
         self.held_out = self._draw("held-out", held_out)
         self.longest = max(self.batch(0), key=lambda r: r.length)
@@ -64,11 +65,11 @@ class Epochs:
         return self._epoch[1][place]
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        """One epoch: shuffled, sorted by length within windows, cut into batches, and these shuffled."""
+        """Shuffled, sorted by length in windows, cut into batches, and these shuffled."""
         rng, B = Random(f"{self.seed}/{epoch}"), self.batch_size
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
-        size = B * max(1, min(WINDOW, self.steps // 4))  # one window would give the same batches every epoch
+        size = B * max(1, min(WINDOW, self.steps // 4))  # one window: all epochs alike
         windows = [order[i : i + size] for i in range(0, len(order), size)]
         order = [i for window in windows for i in sorted(window, key=self.lengths.__getitem__)]
         batches = [order[i : i + B] for i in range(0, len(order), B)]
@@ -77,19 +78,25 @@ class Epochs:
 
 
 class FileData:
-    """The examples of a file in batches of about one length, each once an epoch; tokenised when read.
+    """The examples of a file in batches of about one length; an epoch holds each once.
 
-    dev, test: files of the validation set and of the held-out set to report on. Missing ones come
-    from the last tenth of the examples (500 at most), whose prompts are not trained on: without test
-    it (or dev) is held out; without dev it is the validation set, or, without either file, the
-    training examples are. limit: train on so many examples only, drawn by the seed.
-    Attributes: examples (trained on) and the longest of them, held_out, cut (number of examples cut to
-    the block size), digest (of all examples).
+    dev, test: files of the validation set and of the held-out set to report on. Without dev, the
+    last tenth of the examples (500 at most) is set apart, with prompts that are not trained on.
+
+                      validation set        held-out set
+    dev and test      dev                   test
+    dev               dev                   dev
+    test              the last tenth        test
+    neither           training examples     the last tenth
+
+    limit: train on so many examples only, drawn by the seed.
+    Attributes: examples (trained on) and the longest of them, held_out, cut (number of examples cut
+    to the block size), digest (of all examples). Each text is tokenised once, when it is read.
     """
 
-    def __init__(self, path, tokenizer: Tokenizer, template: Template, seed: int, batch_size: int, block_size: int,
-                 num_virtual_tokens: int, *, dev=None, test=None, columns: tuple[str, str] | None = None,
-                 limit: int | None = None):
+    def __init__(self, path, tokenizer: Tokenizer, template: Template, seed: int, batch_size: int,
+                 block_size: int, num_virtual_tokens: int, *, dev=None, test=None,
+                 columns: tuple[str, str] | None = None, limit: int | None = None):
         if limit is not None and limit < 1:
             raise Error(f"the limit of examples to train on must be at least 1, not {limit}")
         template.check(tokenizer)
@@ -100,20 +107,23 @@ class FileData:
             examples = Random(f"{seed}/limit").sample(examples, min(limit, len(examples)))
         sets = [examples, spare if dev is None else read_examples(dev, columns)]
         sets += [] if test is None else [read_examples(test, columns)]
-        once = SimpleNamespace(encode=cache(tokenizer.encode), begin=tokenizer.begin, end=tokenizer.end)
-        self._uncut = [[tokenize(e, once, template) for e in some] for some in sets]  # examples share prompts
-        self._fit = partial(fit, tokenizer=tokenizer, block_size=block_size, template=template)
+        once = SimpleNamespace(  # a tokenizer for texts that several examples share
+            encode=cache(tokenizer.encode), begin=tokenizer.begin, end=tokenizer.end)
+        self._uncut = [[tokenize(e, once, template) for e in examples] for examples in sets]
+        self._fit = partial(fit, tokenizer=tokenizer, template=template, block_size=block_size)
         self._validate_on_training = dev is None and test is None
         self._seed, self._batch_size = seed, batch_size
         self.fit(num_virtual_tokens)
 
     def fit(self, num_virtual_tokens: int) -> None:
         """Cut the examples as they were read to what fits beside so many virtual tokens."""
-        sets, cut = zip(*(self._fit(some, num_virtual_tokens=num_virtual_tokens) for some in self._uncut), strict=True)
+        fit_set = partial(self._fit, num_virtual_tokens=num_virtual_tokens)
+        sets, cut = zip(*map(fit_set, self._uncut), strict=True)
         self.examples, self.held_out, self.cut = sets[0], sets[-1], sum(cut)
         self._validation = self.examples if self._validate_on_training else sets[1]
-        texts = tuple([r.example for r in some] for some in (self.examples, self.held_out, self._validation))
-        self.digest = hashlib.sha256(repr(texts).encode()).hexdigest()
+        sets = self.examples, self.held_out, self._validation
+        examples = tuple([r.example for r in records] for records in sets)
+        self.digest = hashlib.sha256(repr(examples).encode()).hexdigest()
         self.longest = max(self.examples, key=lambda r: r.length)
         self._epochs = Epochs([r.length for r in self.examples], self._batch_size, self._seed)
 
@@ -156,7 +166,8 @@ def split(examples: list[Example], path) -> tuple[list[Example], list[Example]]:
         if room < 0 and spare or len(spare) == len(groups) - 1:
             break
         spare.add(key)
-    return [e for e in examples if e.prompt_key not in spare], [e for e in examples if e.prompt_key in spare]
+    kept = [e for e in examples if e.prompt_key not in spare]
+    return kept, [e for e in examples if e.prompt_key in spare]
 
 
 def references(examples: list[Example]) -> list[tuple[Example, list[str]]]:

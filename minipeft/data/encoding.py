@@ -44,14 +44,17 @@ def question(example: Example, tokenizer: Tokenizer, template: Template = ARROW)
 def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> Encoded:
     """Prompt and completion are tokenised separately, so no token ever spans the two."""
     completion = tokenizer.encode(example.target) + ([tokenizer.end] if example.ends else [])
-    return Encoded(example, array("i", question(example, tokenizer, template)), array("i", completion))
+    prompt = question(example, tokenizer, template)
+    return Encoded(example, array("i", prompt), array("i", completion))
 
 
-def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0) -> tuple[Tensor, Tensor]:
+def collate(records: list[Encoded], fill: int, bucket: int = 1,
+            longest: int = 0) -> tuple[Tensor, Tensor]:
     """Records -> idx (B, T), targets (B, T): the next token inside the completion, else -100.
 
-    Shorter rows are padded on the right with `fill`, where no real token attends to it. T is rounded
-    up to a multiple of `bucket`, but not beyond `longest`: few different shapes for torch.compile.
+    Shorter rows are padded on the right with `fill`, where no real token attends to it. T is
+    rounded up to a multiple of `bucket`, but not beyond `longest`: torch.compile then sees few
+    different shapes.
     """
     T = max(len(r.prompt) + len(r.completion) for r in records) - 1
     T = max(T, min(longest, -(-T // bucket) * bucket))
@@ -64,10 +67,11 @@ def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0
     return idx, targets
 
 
-def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW, bucket: int = 1,
-           longest: int = 0) -> tuple[Tensor, Tensor]:
+def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
+           bucket: int = 1, longest: int = 0) -> tuple[Tensor, Tensor]:
     """Examples -> idx, targets (B, T), as collate() describes them."""
-    return collate([tokenize(e, tokenizer, template) for e in examples], tokenizer.end, bucket, longest)
+    records = [tokenize(e, tokenizer, template) for e in examples]
+    return collate(records, tokenizer.end, bucket, longest)
 
 
 def length(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> int:

@@ -19,7 +19,7 @@ from .tasks import Example
 
 COLUMNS = ("input", "target")
 E2E = ("mr", "ref")  # meaning representation, and a description of it
-MAX_LINE = 1 << 20  # characters: JSON of brackets and commas takes some twenty times that as Python lists
+MAX_LINE = 1 << 20  # characters; a line of brackets takes some twenty times that as Python lists
 
 
 def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]:
@@ -35,7 +35,8 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
     examples = []
     for where, e in readers[path.suffix.lower()](path, columns):
         try:
-            "".join([e.input or "", e.target, *(text for turn in e.turns for text in turn)]).encode("utf-8")
+            texts = [e.input or "", e.target, *(text for turn in e.turns for text in turn)]
+            "".join(texts).encode("utf-8")
         except UnicodeEncodeError:
             raise Error(f"{where} holds half a surrogate pair, which is no character") from None
         if not e.target:
@@ -52,14 +53,16 @@ def _lines(path: Path, newline: str | None) -> Iterator[str]:
         raise Error(f"no data at {path}: there is no such file")
     try:
         data = path.read_bytes()
-        data.decode("utf-8-sig")  # only to name a wrong byte: the lines below never hold the text twice
+        data.decode("utf-8-sig")  # only to name a wrong byte
     except UnicodeDecodeError as e:
         raise Error(f"{path} is not UTF-8 text (byte {e.start})") from None
     except OSError as e:
         raise Error(f"{path} cannot be read: {e.strerror}") from None
-    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline), 1):
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)  # never the text twice
+    for number, line in enumerate(lines, 1):
         if len(line) > MAX_LINE:
-            raise Error(f"{path} line {number} has {len(line):,} characters: no example here has more than {MAX_LINE:,}")
+            raise Error(f"{path} line {number} has {len(line):,} characters: no example here has "
+                        f"more than {MAX_LINE:,}")
         yield line
 
 
@@ -113,7 +116,8 @@ def _conversation(messages, where: str) -> Example:
     turns = tuple((_field(m, "role", where), _field(m, "content", where)) for m in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         ends = ", ".join(shown(role) for role, _ in turns[-2:]) or "nothing"
-        raise Error(f"{where}: messages must end with one of the user and the assistant's answer, not with {ends}")
+        raise Error(f"{where}: messages must end with one of the user and the assistant's answer, "
+                    f"not with {ends}")
     return Example(turns[-2][1], turns[-1][1], turns[:-2])
 
 
@@ -122,7 +126,7 @@ def _csv(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Exa
     reader = csv.reader(_lines(path, ""), dialect, strict=True)
     header = None
     while True:
-        where = f"{path} line {reader.line_num + 1}"  # of the row's start: it may span several lines
+        where = f"{path} line {reader.line_num + 1}"  # where the row starts
         try:
             row = next(reader)
         except StopIteration:

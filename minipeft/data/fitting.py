@@ -26,15 +26,15 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
     for r in records:
         e = r.example
         tokens, target = longest[r.prompt_key]
-        prompt_room = room - tokens
-        if len(r.prompt) <= prompt_room:
+        if len(r.prompt) + tokens <= room:
             fitted.append(r)
             continue
         if e.input is None:
             pieces = _divide(e, lambda e: length(e, tokenizer, template) <= room)
             tokens, target = len(tokenizer.encode(target[0])), target[0]  # one character has to fit
         else:
-            pieces = _shorten(e, lambda e, n=prompt_room: len(question(e, tokenizer, template)) <= n)
+            pieces = _shorten(
+                e, lambda e, n=tokens: len(question(e, tokenizer, template)) + n <= room)
         if not pieces:
             empty = e._replace(input=e.input and "", turns=())
             least = len(question(empty, tokenizer, template)) + tokens
@@ -62,10 +62,11 @@ def _divide(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
     """Consecutive pieces of a text, of which only the last one ends; empty if no character fits."""
     pieces, start = [], 0
     while start < len(e.target):
-        n = most(len(e.target) - start, lambda n, start=start: fits(e._replace(target=e.target[start : start + n])))
+        rest = e.target[start:]
+        n = most(len(rest), lambda n, rest=rest: fits(e._replace(target=rest[:n])))
         if n == 0:
             return []
-        pieces.append(e._replace(target=e.target[start : start + n], ends=start + n == len(e.target)))
+        pieces.append(e._replace(target=rest[:n], ends=n == len(rest)))
         start += n
     return pieces
 

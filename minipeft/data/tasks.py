@@ -1,7 +1,7 @@
 """Tasks made in code, as readable text: `reverse: 58213764 -> 46731285`.
 
-A base is pretrained on SKILLS, most examples with an instruction. Without one, eight answers are equally
-right and the base cannot know which is meant. Tuning never shows an instruction, on one of three kinds:
+A base is pretrained on SKILLS, most examples with an instruction. Without one, eight answers are
+equally right and the base cannot know which is meant. Tuning shows no instruction, on three kinds:
 
     select    one known skill: the adapter only has to say which
     compose   two known skills in a row, never seen together in pretraining
@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
     @property
     def prompt_key(self) -> tuple:
-        """Equal for examples with the same prompt; for texts, which have none, with the same words."""
+        """Equal for examples with the same prompt, and for texts with the same words."""
         return (None, self.target) if self.input is None else (self.turns, self.input)
 
 
@@ -49,7 +49,8 @@ SKILLS = {
     "copy": Skill(lambda s: s, ("copy", "repeat", "same")),
     "reverse": Skill(lambda s: s[::-1], ("reverse", "backwards", "mirror")),
     "sort": Skill(lambda s: "".join(sorted(s)), ("sort", "ascending", "smallest first")),
-    "descending": Skill(lambda s: "".join(sorted(s, reverse=True)), ("descending", "sort down", "largest first")),
+    "descending": Skill(lambda s: "".join(sorted(s, reverse=True)),
+                        ("descending", "sort down", "largest first")),
     "increment": Skill(_each(lambda d: (d + 1) % 10), ("increment", "add one", "plus one")),
     "swap": Skill(lambda s: "".join(s[i + 1] + s[i] for i in range(0, len(s), 2)),
                   ("swap pairs", "swap", "exchange pairs")),
@@ -61,8 +62,9 @@ INSTRUCTIONS = [f"{wording}: " for skill in SKILLS.values() for wording in skill
 
 NOVEL = {
     "parity": _each(lambda d: d % 2),  # of each digit: odd or not
-    "running-max": lambda s: "".join(max(s[: i + 1]) for i in range(len(s))),  # the largest digit so far
-    "differences": lambda s: "".join(str((int(b) - int(a)) % 10) for a, b in zip("0" + s, s, strict=False)),
+    "running-max": lambda s: "".join(max(s[: i + 1]) for i in range(len(s))),  # the largest so far
+    "differences": lambda s: "".join(str((int(b) - int(a)) % 10)
+                                     for a, b in zip("0" + s, s, strict=False)),
 }
 
 KINDS = {
@@ -76,12 +78,12 @@ KINDS = {
 def skill_example(rng: Random, name: str, instructed: bool) -> Example:
     """One example of a known skill, with one wording of its instruction or without."""
     e = _of(SKILLS[name].apply)(rng)
-    wording = rng.choice(SKILLS[name].wordings)  # drawn in any case: the next example is the same either way
+    wording = rng.choice(SKILLS[name].wordings)  # drawn in any case: one seed, one input
     return e._replace(input=f"{wording}: {e.input}") if instructed else e
 
 
 def find_task(name: str) -> Task:
-    """The task: a skill ("reverse"), two joined ("reverse+increment"), a novel one ("parity"), or "skills".
+    """The task of this name: "reverse", "reverse+increment", "parity", "skills" …
 
     Raises Error with the list for any other name.
     """
@@ -95,8 +97,8 @@ def find_task(name: str) -> Task:
     first, plus, second = name.partition("+")
     if plus and first in SKILLS and second in SKILLS and first != second:
         return Task(name, "compose", _of(lambda s: SKILLS[second].apply(SKILLS[first].apply(s))))
-    raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' (compose), "
-                f"{', '.join(NOVEL)} (novel), or skills; not {name!r}")
+    raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' "
+                f"(compose), {', '.join(NOVEL)} (novel), or skills; not {name!r}")
 
 
 def _of(apply: Callable[[str], str]) -> Callable[[Random], Example]:

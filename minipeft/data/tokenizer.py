@@ -2,7 +2,7 @@
 
 Both classes have the same names:
 
-    encode(text)   ids; nothing is added, but special tokens written in the text (<|im_start|>) are recognised
+    encode(text)   ids; adds nothing, but recognises special tokens in the text (<|im_start|>)
     decode(ids)    text, without special tokens
     begin          ids before every text ([] for most tokenizers)
     end, stops     the id after every completion; all ids that end one
@@ -27,7 +27,7 @@ MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay
 
 
 class ByteTokenizer:
-    """Ids 0-255 are the bytes of UTF-8, 256 is the end mark. No vocabulary file, nothing unknown."""
+    """Ids 0-255 are the bytes of UTF-8, 256 is the end mark. It needs no file."""
 
     begin = []
     end = 256
@@ -39,7 +39,7 @@ class ByteTokenizer:
         return list(_utf8(text))
 
     def decode(self, ids) -> str:
-        """Ids -> text, without end marks; bytes that are not UTF-8 become the replacement character."""
+        """Ids -> text, without end marks; wrong UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder) -> None:
@@ -47,10 +47,10 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, and the end marks named by the files beside it.
+    """A Hugging Face folder's tokenizer.json, and the end marks that the files beside it name.
 
-    vocab_size is the model's, ids without a token included. Raises Error when the package is missing,
-    a file is torn, the vocabulary is another model's, or no file names an end mark.
+    vocab_size is the model's, ids without a token included. Raises Error when the package is
+    missing, a file is torn, the vocabulary is another model's, or no file names an end mark.
     """
 
     def __init__(self, folder, vocab_size: int):
@@ -73,8 +73,8 @@ class FileTokenizer:
             raise Error(f"{path} gives one id to several tokens")
         n = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         if not vocab_size - PADDING <= n <= vocab_size:
-            raise Error(f"{path} has {n} ids and the model {vocab_size}: it must be the model's own "
-                        f"(as many, or up to {PADDING} fewer)")
+            raise Error(f"{path} has {n} ids and the model {vocab_size}: it must be the model's "
+                        f"own (as many, or up to {PADDING} fewer)")
         self.folder, self.vocab_size = Path(folder), vocab_size
         self.stops = self._read_stops()
         self.end = self.stops[0]
@@ -97,28 +97,31 @@ class FileTokenizer:
 
     def save(self, folder) -> None:
         """Copy the tokenizer's files into another base's folder, and add the end marks."""
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                     "chat_template.jinja"):
             source, target = self.folder / name, Path(folder) / name
             if file_exists(source) and source.resolve() != target.resolve():
                 write_atomically(target, lambda to, source=source: shutil.copyfile(source, to))
         path = Path(folder) / "generation_config.json"
-        write_json(path, (read_json(path) if file_exists(path) else {}) | {"eos_token_id": self.stops})
+        settings = read_json(path) if file_exists(path) else {}
+        write_json(path, settings | {"eos_token_id": self.stops})
 
     def _read_stops(self) -> list[int]:
         for path in (self.folder / "generation_config.json", self.folder / "config.json"):
             found = read_json(path).get("eos_token_id") if file_exists(path) else None
             stops = found if isinstance(found, list) else [] if found is None else [found]
             if any(type(i) is not int or not 0 <= i < self.vocab_size for i in stops):
-                raise Error(f"{path}: eos_token_id must be an id below {self.vocab_size} or a list of them, "
-                            f"not {shown(found)}")
+                raise Error(f"{path}: eos_token_id must be an id below {self.vocab_size} or a list "
+                            f"of them, not {shown(found)}")
             if stops:
                 return stops
         path = self.folder / "tokenizer_config.json"
         token = read_json(path).get("eos_token") if file_exists(path) else None
         token = token.get("content") if isinstance(token, dict) else token
         if not isinstance(token, str):
-            raise Error(f"{self.folder} does not say what ends an answer: no eos_token_id in generation_config.json "
-                        "or config.json, no eos_token in tokenizer_config.json")
+            raise Error(f"{self.folder} does not say what ends an answer: no eos_token_id in "
+                        "generation_config.json or config.json, no eos_token in "
+                        "tokenizer_config.json")
         with library_errors(f"{path}: its eos_token {shown(token)} is no text"):
             end = self._tokenizer.token_to_id(token)
         if end is None:
@@ -127,12 +130,13 @@ class FileTokenizer:
 
 
 def _check_growth(path: Path) -> None:
-    """Raise Error for a tokenizer.json whose steps could make a text so long that memory or time runs out."""
+    """Raise Error for a tokenizer.json whose steps could lengthen a text beyond memory or time."""
     if (size := path.stat().st_size) > MAX_BYTES:
         raise Error(f"{path} has {size:,} bytes: no tokenizer here needs more than {MAX_BYTES:,}")
     try:
         value = json.loads(path.read_bytes())
-        growth = math.prod(_growth(value.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
+        steps = [value.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+        growth = _growth(steps)
     except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise Error(f"{path} is torn or no tokenizer ({type(e).__name__})") from None
     if growth > MAX_GROWTH:
@@ -147,20 +151,21 @@ def _growth(part) -> int:
     if not isinstance(part, dict):
         return 1
     kind, pattern = part.get("type"), str(part.get("Regex", ""))
-    growth = {"Replace": len(str(part.get("content"))), "Prepend": 1 + len(str(part.get("prepend"))),
-              "Precompiled": 18, "ByteLevel": 2}
+    growth = {"Replace": len(str(part.get("content"))), "Precompiled": 18, "ByteLevel": 2,
+              "Prepend": 1 + len(str(part.get("prepend")))}
     repeats = math.prod(int(n[-9:]) or 1 for n in re.findall(r"(\d+)\}", pattern))
-    return max(1, growth.get(kind, 1) if isinstance(kind, str) else 1) * repeats * _growth(list(part.values()))
+    own = growth.get(kind, 1) if isinstance(kind, str) else 1
+    return max(1, own) * repeats * _growth(list(part.values()))
 
 
 Tokenizer = ByteTokenizer | FileTokenizer
 
 
 def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
-    """The tokenizer of a base with this many ids: tokenizer.json of its folder, or bytes where there is none.
+    """The tokenizer of a base with this many ids: its folder's tokenizer.json, or else bytes.
 
-    folder: a path; None or "nano" for the embedded base. Raises Error for another number of ids than
-    257 without a tokenizer.json.
+    folder: a path; None or "nano" for the embedded base. Raises Error for another number of ids
+    than 257 without a tokenizer.json.
     """
     if folder not in (None, "nano") and file_exists(Path(folder) / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size)
@@ -182,4 +187,5 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        raise Error(f"{ascii(text[:40])} holds half a surrogate pair, which is no character") from None
+        start = ascii(text[:40])
+        raise Error(f"{start} holds half a surrogate pair, which is no character") from None

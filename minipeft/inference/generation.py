@@ -60,7 +60,7 @@ def stream(model, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
     B, T = idx.shape
     if max_new_tokens == 0:
         return
-    cache, slots = read_slots(base, slots, B, T + max_new_tokens - 1)  # the last token is output only
+    cache, slots = read_slots(base, slots, B, T + max_new_tokens - 1)  # the last is output only
     stops = None if stop_token is None else torch.tensor(stop_token, device=idx.device).view(-1)
     was_training = model.training
     model.eval()
@@ -88,7 +88,7 @@ def stream(model, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
 
 
 def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[KVCache, dict]:
-    """An empty cache for B rows of a prompt and T tokens, and the slots with the prefix as a Prefix.
+    """An empty cache for B rows of a soft prompt and T tokens; the slots, with a Prefix.
 
     Raises Error when they exceed the block size.
     """
@@ -102,7 +102,7 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[KVCache, dict]:
         raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "
                     f"{c.block_size}")
     weight = base.wte.weight
-    # zeros, since a shorter row attends, with weight 0, to places that only longer rows have written
+    # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     k, v = weight.new_zeros(2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
     return KVCache(k, v), slots
 

@@ -1,9 +1,9 @@
-"""Many tasks on one base: every row of a batch has its own (Lester et al. 2021, 2104.08691 §1, figure 2).
+"""Many tasks on one base: every row of a batch has its own (Lester et al. 2021, 2104.08691 §1).
 
 Every task becomes one or both of two things that can be gathered row by row:
 
-    prefix    hard prompts, soft prompts and hidden prefixes are converted up to keys and values when
-              they are loaded (exactly: ladder.py); rows have prefixes of different lengths
+    prefix    hard prompts, soft prompts and hidden prefixes are converted up to keys and values
+              when they are loaded (exactly: ladder.py); rows may differ in length
     LoRA      y = W x + B_i A_i x    the pair of row i, in two batched matmuls, padded to one rank
 
 Full fine-tuning and bottleneck adapters cannot be mixed: a tuned base is another base, and adapters
@@ -45,11 +45,11 @@ class Rows:
 
 
 class TaskBank:
-    """bank = TaskBank(base, {"reverse": folder, …}); bank(idx, tasks=["reverse", None, …]) -> logits.
+    """bank = TaskBank(base, {"a": folder, "b": model}); bank(idx, tasks=["b", None, …]) -> logits.
 
-    tasks: name -> an adapter folder, or an Adapted on this base. Row i is computed as its task alone
-    would compute it, a row with None as the base would. Raises Error for adapters of another base,
-    and for methods that cannot be mixed, with the reason.
+    tasks: name -> an adapter folder, or an Adapted on this base. Every row's logits are those of
+    its task alone, or of the base for None. Raises Error for adapters of another base, and for
+    methods that cannot be mixed, with the reason.
     """
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class TaskBank:
 
     def _lora_table(self, hooks: list[list[dict] | None]
                     ) -> "list[dict[str, tuple[Tensor, Tensor]]] | None":
-        """For every layer {module: (A (n + 1, r, in), scaled B (n + 1, out, r))} with the largest r.
+        """For every layer {module: (A (n + 1, r, in), scaled B (n + 1, out, r))}, largest r.
 
         Task 0 is the base alone.
         """
@@ -154,7 +154,7 @@ class TaskBank:
         return Rows(self.base, slots)
 
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:
-        """idx (B, T) int64 -> logits (B, T, V); tasks: a name of the bank, or None, for every row."""
+        """idx (B, T) int64 -> logits (B, T, V); tasks: a name, or None, for each row."""
         if len(tasks) != idx.size(0):
             raise Error(f"{len(tasks)} tasks for {idx.size(0)} rows: every row needs one, or None")
         with torch.no_grad():
@@ -164,7 +164,7 @@ class TaskBank:
 REFUSED = {
     "full": "every task is a base of its own",
     "adapter": "its networks are layers of the model, not vectors that a row can bring along",
-    "llama-adapter": "its prefix has a softmax of its own, which rows with another prefix do not have",
+    "llama-adapter": "its prefix has a softmax of its own, which rows with another prefix lack",
 }
 
 
@@ -175,8 +175,8 @@ def why_not(model: Adapted) -> str | None:
         if name in REFUSED:
             return f"{name} cannot be mixed in one batch: {REFUSED[name]}"
     if "prefix" in names and not {"prefix", "lora"} >= set(names):
-        return (f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind its "
-                "prefix, not in the place of one")
+        return (f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind "
+                "its prefix, not in the place of one")
     if model.merged:
         return "it is merged into the base, where all rows would have it: unmerge it first"
     return None
@@ -184,12 +184,13 @@ def why_not(model: Adapted) -> str | None:
 
 def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int,
          stop_token: "int | list[int] | None" = None) -> Tensor:
-    """The most frequent completion of one input by several tasks (prompt ensembling, Lester et al. §6).
+    """The most frequent completion of one input by several tasks (ensembling, Lester et al. §6).
 
-    idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent completions the first in `tasks` wins.
+    idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent ones the first in `tasks` wins.
     """
     if idx.size(0) != 1 or not tasks:
-        raise Error(f"a vote is on one input by at least one task, not on {idx.size(0)} by {len(tasks)}")
+        raise Error(f"a vote is on one input by at least one task, not on {idx.size(0)} by "
+                    f"{len(tasks)}")
     idx = idx.expand(len(tasks), -1)
     completions = generate(bank.rows(tasks), idx, max_new_tokens, stop_token=stop_token)
     (winner, _), *_ = Counter(map(tuple, completions.tolist())).most_common(1)

@@ -26,8 +26,9 @@ class Best(NamedTuple):
     trained: dict[str, Tensor]
 
 
-def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], optimizer, best: Best | None) -> dict:
-    """A checkpoint for RunFolder.save. All processes must call this; the main process gets it in full."""
+def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], optimizer,
+            best: Best | None) -> dict:
+    """A checkpoint, complete on the main process; all processes must call this."""
     return {
         "step": step,
         "settings": settings or {},
@@ -40,38 +41,43 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
 
 def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
             settings: dict | None) -> tuple[int, Best | None]:
-    """Restore parameters, optimizer and generators of a run of `steps` steps; returns its step and its best.
+    """Restore parameters, optimizer and generators of a run of `steps` steps.
+
+    Returns the checkpoint's step and its best.
 
     Raises Error, and changes nothing, for a checkpoint that is damaged, of another run, or forged.
     """
     state = read_checkpoint(path)
-    if state.keys() != {"step", "settings", "trained", "moments", "random", "best"} or type(state["step"]) is not int:
+    names = {"step", "settings", "trained", "moments", "random", "best"}
+    if state.keys() != names or type(state["step"]) is not int:
         raise Error(f"{path} is not a training checkpoint")
     theirs, ours = _dict(state, "settings", path), settings or {}
     for name in sorted(theirs.keys() | ours.keys(), key=str):
         if not _equal(theirs.get(name), ours.get(name)):
-            raise Error(f"{path} is of another run: its {shown(name)} is {shown(theirs.get(name))}, "
-                        f"here it is {shown(ours.get(name))}")
+            a, b = shown(theirs.get(name)), shown(ours.get(name))
+            raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b}")
     if not 0 <= state["step"] <= steps:
         raise Error(f"{path} does not fit: step {state['step']} is none of the {steps}")
-    trained, moments, best = _dict(state, "trained", path), _dict(state, "moments", path), state["best"]
+    trained, moments = _dict(state, "trained", path), _dict(state, "moments", path)
     check_tensors(trained, parameters, path)
     if moments.keys() != parameters.keys():
         raise Error(f"{path} does not fit: its moments are of other parameters")
     for name, p in parameters.items():
         like = {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}
         check_tensors(_dict(moments, name, path), like, f"{path}, moments of {name}")
-    if best is not None:
-        is_best = isinstance(best, dict) and best.keys() == set(Best._fields) and isinstance(best["score"], float)
-        if not is_best:
+    if (best := state["best"]) is not None:
+        if not (isinstance(best, dict) and best.keys() == set(Best._fields)
+                and isinstance(best["score"], float)):
             raise Error(f"{path} does not fit: its best is none")
         check_tensors(_dict(best, "trained", path), parameters, f"{path}, best")
-        best = Best(best["score"], {name: _local(best["trained"][name], p) for name, p in parameters.items()})
+        its_trained = {name: _local(best["trained"][name], p) for name, p in parameters.items()}
+        best = Best(best["score"], its_trained)
     _set_random_state(state["random"], parameters, path)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(_local(trained[name], p))
-            optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device) for key, t in moments[name].items()}
+            optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device)
+                                  for key, t in moments[name].items()}
     return state["step"], best
 
 
@@ -103,7 +109,7 @@ def _random_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _set_random_state(states: list, parameters: dict[str, Tensor], path: Path) -> None:
-    """Set this process's generators. One without a stored state (a new process or device) stays as it is."""
+    """Set this process's generators. Those of a new process or kind of device stay as they are."""
     if not isinstance(states, list) or not states or not all(isinstance(s, dict) for s in states):
         raise Error(f"{path} does not fit: random is no list of dictionaries")
     for state in states:
@@ -117,4 +123,5 @@ def _set_random_state(states: list, parameters: dict[str, Tensor], path: Path) -
             torch.cuda.set_rng_state(state["cuda"], device)
     except (RuntimeError, TypeError) as e:
         reason = str(e).splitlines()[0]
-        raise Error(f"{path} does not fit: random is no state of torch's generators ({reason})") from None
+        raise Error(f"{path} does not fit: random is no state of torch's generators "
+                    f"({reason})") from None

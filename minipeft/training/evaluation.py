@@ -27,26 +27,29 @@ def batches(examples: list[Example], tokenizer: Tokenizer, template: Template = 
     return batches_of(records, tokenizer, batch_size)
 
 
-def batches_of(records: list[Encoded], tokenizer: Tokenizer, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+def batches_of(records: list[Encoded], tokenizer: Tokenizer,
+               batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
     """The same, of examples that are tokenised already."""
     records = sorted(records, key=lambda r: r.length)
-    return [collate(records[i : i + batch_size], tokenizer.end) for i in range(0, len(records), batch_size)]
+    starts = range(0, len(records), batch_size)
+    return [collate(records[i : i + batch_size], tokenizer.end) for i in starts]
 
 
 @torch.no_grad()
 def evaluate(model, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """(mean loss per supervised token, exact match) over batches of idx, targets (B, T).
 
-    model: a base or an Adapted. Exact match: the share of examples whose every supervised token is the
-    most likely one given those before it, as greedy decoding would have it. Logits are computed for
-    supervised positions alone. Several processes share the batches; all return the overall figures.
+    model: a base or an Adapted. Exact match: the share of examples whose every supervised token is
+    the most likely one given those before it, as greedy decoding would have it. Logits are computed
+    for supervised positions alone. Several processes share the batches and return the same figures.
     """
     base, slots = (model, dict) if isinstance(model, GPT) else (model.base, model.slots)
     was_training = model.training
     model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
     batches, device = list(local_batches(list(batches))), base.wte.weight.device
-    for (idx, targets), counts in progress(batches, desc="evaluating", unit="batch", leave=False, delay=1):
+    bar = progress(batches, desc="evaluating", unit="batch", leave=False, delay=1)
+    for (idx, targets), counts in bar:
         idx, targets = idx.to(device), targets.to(device)
         supervised = targets != -100
         x, wanted = base.hidden(idx, **slots())[supervised], targets[supervised]  # (n, C), (n,)
@@ -58,7 +61,9 @@ def evaluate(model, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, fl
             loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
             predicted.append(logits.argmax(dim=-1))
         right[supervised] = torch.cat(predicted) == wanted
-        tokens, exact, examples = tokens + len(wanted), exact + int(right.all(dim=1).sum()), examples + len(idx)
+        tokens += len(wanted)
+        exact += int(right.all(dim=1).sum())
+        examples += len(idx)
     reshard(base)
     model.train(was_training)
     sums = all_reduce_sum(torch.tensor([loss, tokens, exact, examples], dtype=torch.float64))
@@ -71,32 +76,35 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))
 
 
-def answer(model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW, max_new_tokens: int = 64,
-           batch_size: int = 32) -> list[str]:
+def answer(model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
+           max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
     """The greedy completion of every example's prompt, as complete() gives it."""
     prompts = [question(e, tokenizer, template) for e in examples]
     return complete(model, prompts, tokenizer, max_new_tokens, batch_size)
 
 
-def complete(model, prompts: list, tokenizer: Tokenizer, max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
-    """The greedy completion of every prompt (token ids), in their order: up to a stop token,
-    max_new_tokens, or the end of the block size.
+def complete(model, prompts: list, tokenizer: Tokenizer, max_new_tokens: int = 64,
+             batch_size: int = 32) -> list[str]:
+    """The greedy completion of every prompt (token ids), in their order.
 
-    Prompts of about one length share a batch, unless one is so long that it leaves the others less room.
+    It goes up to a stop token, max_new_tokens, or the end of the block size. Prompts of about one
+    length share a batch, unless one is so long that it leaves the others less room.
     """
-    base, P = (model, 0) if isinstance(model, GPT) else (model.base, model.method.num_virtual_tokens)
+    base = model if isinstance(model, GPT) else model.base
+    size = base.config.block_size - (0 if base is model else model.method.num_virtual_tokens)
     device, texts = base.wte.weight.device, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with progress(total=len(prompts), desc="answering", unit="answer", leave=False, delay=1) as bar:
         while order:
-            room = [base.config.block_size - P - len(prompts[i]) + 1 for i in order]  # the last token is only output
-            n = max(1, sum(r >= max_new_tokens for r in room[:batch_size]))  # shorter prompts come first
+            room = [size - len(prompts[i]) + 1 for i in order]  # the last token is output only
+            n = max(1, sum(r >= max_new_tokens for r in room[:batch_size]))  # short prompts first
             rows, order = order[:n], order[n:]
             lengths = torch.tensor([len(prompts[i]) for i in rows], device=device)
             T = int(lengths.max())
             padded = [[*prompts[i]] + [tokenizer.end] * (T - len(prompts[i])) for i in rows]
             idx = torch.tensor(padded, device=device)
-            out = generate(model, idx, min(max_new_tokens, room[0]), stop_token=tokenizer.stops, lengths=lengths)
+            out = generate(model, idx, min(max_new_tokens, room[0]), stop_token=tokenizer.stops,
+                           lengths=lengths)
             for i, row in zip(rows, out.tolist(), strict=True):
                 new = row[len(prompts[i]) :]
                 stops = [place for place, token in enumerate(new) if token in tokenizer.stops]

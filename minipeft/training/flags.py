@@ -1,23 +1,15 @@
-"""Flags of train.py that belong to single methods, and the checks of all its flags."""
+"""Flags of train.py that belong to single methods: one table, and a help page for each method."""
 
-import argparse
-import importlib.util
-from pathlib import Path
-
-from ..checks import Error
-from ..data.tasks import find_task
-from ..data.template import DEFAULT, Template
-from ..files.atomic import check_destination
 from ..methods import METHODS, hyperparameters_of
 from ..methods.base import WIDE
-from ..runtime.console import Parser, line_breaks
+from ..runtime.console import Parser
 
 LADDER = ("hard-prompt", "prompt", "prefix")  # the levels of --climb
 
 METHOD_FLAGS = {  # type, or choices; metavar; help
     "num_virtual_tokens": (int, "P", "virtual tokens (default: the length of the start, or 8)"),
     "space": (("kv", "hidden"), None, "train keys and values, or hidden vectors (default: kv)"),
-    "prefix_projection": (bool, None, "train an MLP that produces it, at a tenth of the learning rate"),
+    "prefix_projection": (bool, None, "produce it by an MLP, at a tenth of the learning rate"),
     "encoder_hidden_size": (int, "M", "width of that MLP (default: the base's)"),
     "init": (("random", "vocab"), None, "start from noise or from tokens of the vocabulary "
              "(default: vocab for prompt, random for prefix)"),
@@ -81,47 +73,3 @@ def method_help(method: str) -> str:
     p = Parser("\n".join(lines), usage=usage, add_help=False)
     add_method_flags(p.add_argument_group(method), names)
     return p.format_help()
-
-
-def check(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults. Raises Error for wrong flags, before anything is loaded."""
-    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise Error(f"{as_flag(name)} must be at least 1, not {value}")
-    for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
-        if args.data is None and getattr(args, name) is not None:
-            raise Error(f"--{name} goes with --data: a task makes its own examples")
-    args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
-    args.batch_size = args.batch_size or (64 if args.data is None else 8)
-    if args.answers and importlib.util.find_spec("sacrebleu") is None:
-        raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
-    if args.lr is not None and not 0 < args.lr <= 100:
-        raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
-    args.methods = args.method.split("+")
-    known = flags_of(LADDER if args.climb else args.methods)
-    find_task(args.task)
-    for name in METHOD_FLAGS:
-        if getattr(args, name) is not None and name not in known:
-            what = "--climb" if args.climb else f"--method {args.method}"
-            raise Error(f"{as_flag(name)} does not go with {what}")
-    if args.climb and (args.eval_only or any(getattr(args, name) for name in SET_BY_CLIMB)):
-        raise Error("--climb starts every level of the ladder from the one below: no --init, "
-                    "--num-virtual-tokens, --prefix-projection or --eval-only")
-    if (args.resume or args.keep_best) and args.method == "hard-prompt" and not args.climb:
-        what = "resume" if args.resume else "keep the best of"
-        raise Error(f"nothing to {what}: hard-prompt trains nothing")
-    if args.wordings and "" in args.wordings:
-        raise Error("--wordings must be texts of at least one letter")
-    if args.search is not None and args.search < 1:
-        raise Error(f"--search must be at least 1 token, not {args.search}")
-    if "full" in args.methods and args.base_dtype == "bfloat16":
-        raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, "
-                    "in float32 (--dtype bfloat16 works in both)")
-    run = f"{'climb' if args.climb else args.method}-{Path(args.data or args.task).stem}"
-    args.out = Path(args.out or f"runs/{run}")
-    if not args.eval_only:
-        content = "a base" if args.method == "full" else "an adapter"
-        content = "a combination" if len(args.methods) > 1 else content
-        for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
-            check_destination(folder, content)
-    return args

@@ -22,9 +22,9 @@ from ..files.atomic import write_json, write_text
 from ..files.huggingface import find_base
 from ..methods import hyperparameters_of
 from ..model import GPT
+from ..runtime import processes
 from ..runtime.console import line_breaks, printable
 from ..runtime.memory import resident_peak
-from ..runtime.processes import check_same_settings, is_lost_peer, run_on_rank0, seed_this_rank, world_size
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
 from .evaluation import batches_of, complete, evaluate
@@ -39,8 +39,9 @@ from .traffic import traffic_line
 
 VALIDATION = 200  # examples of the validation set, at most
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
-SETTINGS = ("method", *METHOD_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
-            "seed", "dtype", "base_dtype", "lr", "keep_best")  # flags that a resumed run must share
+SETTINGS = (  # flags that a resumed run must share
+    "method", *METHOD_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
+    "seed", "dtype", "base_dtype", "lr", "keep_best")
 
 
 def run_job(args) -> dict:
@@ -50,7 +51,7 @@ def run_job(args) -> dict:
     try:
         with RunFolder(args.out, args.resume, args.overwrite) as folder:
             result = Job(args).run(folder)
-            run_on_rank0(lambda: write_json(args.out / "scores.json", result))
+            processes.run_on_rank0(lambda: write_json(args.out / "scores.json", result))
             folder.finish()  # only now that the result is written
             return result
     except KeyboardInterrupt as e:
@@ -58,7 +59,7 @@ def run_job(args) -> dict:
         message = f"{e}; go on with: {resume_command(args)}"
         raise Stopped(e.number, message, e.on_all_ranks) from None
     except RuntimeError as e:
-        if not is_lost_peer(e):
+        if not processes.is_lost_peer(e):
             raise
         raise Error("another process of this run ended or fell silent; "
                     f"go on with: {resume_command(args)}") from None
@@ -94,7 +95,7 @@ class Job:
     def __init__(self, args):
         torch.manual_seed(args.seed)
         self.args, self.is_full = args, "full" in args.methods
-        self.is_sharded = world_size() > 1 and (self.is_full or args.shard_base)
+        self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base: its weights come and go "
                         "between the compiled parts")
@@ -104,7 +105,7 @@ class Job:
         self.wordings: list[dict] = []  # scores of the candidates for a hard prompt
         self.model = self._attach()
         self._fit_data(self.model.method.num_virtual_tokens)
-        seed_this_rank(args.seed)
+        processes.seed_this_rank(args.seed)
 
     def _attach(self) -> Adapted:
         args = self.args
@@ -117,7 +118,8 @@ class Job:
         """Tokens (P,) of the best hard prompt among the wordings and the result of --search."""
         args, base = self.args, self.base
         if args.wordings is None and args.data is not None and not args.search:
-            raise Error("hard-prompt on your own data needs --wordings to choose from, or --search P")
+            raise Error("hard-prompt on your own data needs --wordings to choose from, "
+                        "or --search P")
         texts = args.wordings or (INSTRUCTIONS if args.data is None else [])
         candidates = [self._ids(text) for text in texts]
         noise = torch.randint(base.config.vocab_size, (args.search or 0,))
@@ -149,8 +151,8 @@ class Job:
             lower = load_adapter(self.base, args.init_from)
             method, P = lower.method, lower.method.num_virtual_tokens
             if not hasattr(method, "ladder_value"):
-                raise Error(f"--init-from {args.init_from} is {method.name}, no level of the ladder: "
-                            f"only {', '.join(LADDER)} are")
+                raise Error(f"--init-from {args.init_from} is {method.name}, no level of the "
+                            f"ladder: only {', '.join(LADDER)} are")
             h["init"] = method.ladder_value().detach().clone()
             lower.detach()
             if args.num_virtual_tokens not in (None, P):
@@ -168,9 +170,9 @@ class Job:
             self.data.fit(num_virtual_tokens)
         elif args.data is not None:
             columns = args.columns and tuple(args.columns)
-            self.data = FileData(args.data, self.tokenizer, args.template, args.seed, args.batch_size,
-                                 self.max_length, num_virtual_tokens, dev=args.dev, test=args.test,
-                                 columns=columns, limit=args.limit)
+            self.data = FileData(args.data, self.tokenizer, args.template, args.seed,
+                                 args.batch_size, self.max_length, num_virtual_tokens, dev=args.dev,
+                                 test=args.test, columns=columns, limit=args.limit)
         elif self.data is None:
             task = find_task(args.task)
             self.data = TaskData(task, self.tokenizer, args.seed, args.batch_size)
@@ -208,13 +210,15 @@ class Job:
         if folder:
             self._save(self.settings["base"] if trains else None)
         after, tuned_answers = evaluate(model, held_out), self._answers(model, shown)
-        samples = [(records[0].example.input, records[0].example.target, *answers) for records, *answers
-                   in zip(shown, base_answers, tuned_answers, strict=True)]
+        examples = [records[0].example for records in shown]
+        samples = [{"input": printable(e.input), "wanted": printable(e.target),
+                    "base": printable(untuned), "tuned": printable(tuned)} for e, untuned, tuned
+                   in zip(examples, base_answers, tuned_answers, strict=True)]
         makes_base = args.task == "skills" and args.data is None
         result = {
             "command": args.command,
             "card": card(args.device),
-            "processes": world_size(),
+            "processes": processes.world_size(),
             "head": head,
             "seconds": seconds,
             "trained": sum(p.numel() for p in model.trainable_parameters()),
@@ -223,8 +227,7 @@ class Job:
             "loss": [before[0], after[0]],
             "start_loss": start_loss,
             "wordings": self.wordings,
-            "samples": [dict(zip(("input", "wanted", "base", "tuned"), map(printable, texts), strict=True))
-                        for texts in samples],
+            "samples": samples,
             "answers": self._write_answers(prompts[: args.answers]) if args.answers else None,
             "skills": skill_scores(model, self.tokenizer) if makes_base else {},
             "out": str(args.out),
@@ -256,9 +259,9 @@ class Job:
                           "base": fingerprint(model.base), "template": args.template.text,
                           "examples": None, "steps": self.steps}
         if args.data:
-            self.settings["examples"] = (f"{len(data.examples)} to train on, {len(data.held_out)} held "
-                                         f"out, SHA-256 {data.digest[:12]}")
-        check_same_settings(self.settings)
+            sizes = f"{len(data.examples)} to train on, {len(data.held_out)} held out"
+            self.settings["examples"] = f"{sizes}, SHA-256 {data.digest[:12]}"
+        processes.check_same_settings(self.settings)
         model.gradient_checkpointing(args.gradient_checkpointing)
         if not self.is_sharded:
             check_memory(args, model, data.longest, self.tokenizer.end)
@@ -276,9 +279,10 @@ class Job:
         if args.resume:
             nothing = f"nothing to resume in {args.out} yet: from the beginning"
             print(f"resuming from {resume}" if resume else nothing, flush=True)
-        if world_size() > 1:
+        if processes.world_size() > 1:
             batch = self._batch(0)
-            print(traffic_line(model, self.loss_of, batch, self.is_full, args.shard_base), flush=True)
+            line = traffic_line(model, self.loss_of, batch, self.is_full, args.shard_base)
+            print(line, flush=True)
         validation = self._validation_batches() if args.keep_best else []
 
         def score() -> float:
@@ -300,14 +304,14 @@ class Job:
         """Write the adapter, or the tuned base with its tokenizer, on the main process."""
         out = self.args.out
         if not self.is_full:
-            run_on_rank0(lambda: self.model.save(out, base_fingerprint))
+            processes.run_on_rank0(lambda: self.model.save(out, base_fingerprint))
             return
         tuned = full_base(self.model.base)
-        run_on_rank0(lambda: tuned.save_pretrained(out))
-        run_on_rank0(lambda: self.tokenizer.save(out))
+        processes.run_on_rank0(lambda: tuned.save_pretrained(out))
+        processes.run_on_rank0(lambda: self.tokenizer.save(out))
 
     def _answers(self, model, prompts: list[list[Encoded]]) -> list[str]:
-        """Greedy completions of the prompts, as long as the longest completion among the records."""
+        """Greedy completions of the prompts, long enough for the longest of their targets."""
         if not prompts:
             return []
         longest = max(r.new_tokens for records in prompts for r in records) + 8
@@ -323,5 +327,5 @@ class Job:
             turns = {"turns": e.turns} if e.turns else {}
             row = {"input": e.input, **turns, "answer": answer, "references": known}
             text += json.dumps(row, ensure_ascii=False) + "\n"
-        run_on_rank0(lambda: write_text(self.args.out / "answers.jsonl", text))
+        processes.run_on_rank0(lambda: write_text(self.args.out / "answers.jsonl", text))
         return {"inputs": len(prompts), **text_scores(answers, references)}

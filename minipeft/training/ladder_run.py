@@ -1,4 +1,4 @@
-"""--climb: hard prompt, soft prompt and prefix, one run each, every one started from the one below."""
+"""--climb: runs of hard prompt, soft prompt and prefix, each started from the one below."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from .run_folder import RunFolder
 
 
 def run_ladder(args: argparse.Namespace) -> list[dict]:
-    """Run every level of the ladder in OUT/LEVEL; returns their scores. --resume skips the finished ones."""
+    """Run every level in OUT/LEVEL; returns their scores. --resume skips the finished ones."""
     if args.resume and not args.out.is_dir():
         raise Error(f"nothing to resume: there is no folder {args.out}")
     results, has_run = [], False  # after a run, results above it are of another start

@@ -1,4 +1,4 @@
-"""The training loop. It knows a model with .loss(idx, targets) and groups of parameters, no GPT and no method."""
+"""The training loop, for any model with .loss(idx, targets) and groups of parameters."""
 
 import math
 import signal
@@ -30,7 +30,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     warmup = max(1, steps // 20)
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: float | None = None,
@@ -39,18 +40,18 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
           loss_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
     """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
 
-    batch(step) -> (idx, targets) depends on the step alone, so the step is the position in the data.
+    batch(step) -> (idx, targets) depends on the step alone: it is the position in the data.
     lr         peak of the schedule; None: each parameter group's own
-    run        folder for checkpoints, written ten times in a run, every ten minutes, and when stopped
+    run        folder for checkpoints: ten in a run, one every ten minutes, and one when stopped
     settings   JSON values that must be equal for a run to be resumed
-    resume     checkpoint to start from; on the same CPU the run ends bit for bit as without the stop
+    resume     checkpoint to start from; on one CPU the run ends bit for bit as without the stop
     dtype      of the matmuls, by autocast; parameters keep their own
-    score      called ten times in a run; at the end the parameters with the lowest score are restored
+    score      called ten times in a run; the parameters with the lowest score are restored
     loss_of    sharding.parallel(model) where several processes train together
 
     SIGINT and SIGTERM end the run after the current step and a checkpoint, by raising Stopped, a
-    KeyboardInterrupt. Raises Error when a loss or gradient is not finite (the last checkpoint is from
-    before), and for a checkpoint that does not fit.
+    KeyboardInterrupt. Raises Diverged when a loss or gradient is not finite (the last checkpoint is
+    from before), and Error for a checkpoint that does not fit.
     """
     loss_of = loss_of or model.loss
     parameters = dict(model.named_trainable_parameters())
@@ -77,11 +78,13 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             bar.update()
 
             is_due = time.monotonic() - saved > SECONDS
-            stop = all_reduce_max(stop_request.number or is_due)  # 0; 1: a checkpoint is due; else the signal's number
+            # 0; 1: a checkpoint is due; otherwise the number of a signal
+            stop = all_reduce_max(stop_request.number or is_due)
             at_tenth = done % tenth == 0 or done == steps
             if at_tenth or stop or done % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{_last_loss(recent, done, steps, optimizer):.3f}")
-            if at_tenth and score is not None and (value := score()) < (math.inf if best is None else best.score):
+            lowest = math.inf if best is None else best.score
+            if at_tenth and score is not None and (value := score()) < lowest:
                 best = Best(value, {name: p.detach().clone() for name, p in parameters.items()})
             if (at_tenth or stop) and run is not None:
                 run.save(done, collect(done, settings, parameters, optimizer, best))
@@ -96,13 +99,14 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
 
 
 def _last_loss(recent: list[Tensor], done: int, steps: int, optimizer) -> float:
-    """Empty `recent` and return its last loss. Raises Error if a loss or gradient in it is not finite."""
+    """Empty `recent`; returns its last loss. Raises Diverged unless all of it is finite."""
     values = all_reduce_mean(torch.stack(recent)).tolist()
     recent.clear()
     for step, (loss, norm) in enumerate(values, done - len(values) + 1):
         if not math.isfinite(loss) or not math.isfinite(norm):
             peak = min(group["peak"] for group in optimizer.param_groups)
             rate = learning_rate(step - 1, steps, peak)
-            raise Diverged(f"training diverged at step {step} of {steps} (loss {loss:.3g}, gradient norm {norm:.3g}, "
-                           f"learning rate {rate:.3g}): try a peak learning rate below {peak:g}, or other data")
+            raise Diverged(f"training diverged at step {step} of {steps} (loss {loss:.3g}, "
+                           f"gradient norm {norm:.3g}, learning rate {rate:.3g}): "
+                           f"try a peak learning rate below {peak:g}, or other data")
     return values[-1][0]

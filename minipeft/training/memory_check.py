@@ -13,9 +13,10 @@ LOWER = ("--batch-size or --max-length, or try --gradient-checkpointing, --dtype
 
 
 def check_memory(args, model, longest, fill: int) -> None:
-    """Raise Error when training needs more memory than is left, before the out-of-memory killer acts.
+    """Raise Error when training needs more memory than is left, before the out-of-memory killer
+    ends it.
 
-    The activation memory of `longest`, the longest example, is measured; the memory of gradients and
+    The activation memory of `longest`, the longest example, is measured; that of gradients and
     AdamW's two moments is computed.
     """
     device, dtype = args.device, getattr(torch, args.dtype)
@@ -26,6 +27,6 @@ def check_memory(args, model, longest, fill: int) -> None:
     rows = -(-args.batch_size // world_size())
     need, left = rows * row + (4 if args.keep_best else 3) * trained, available_memory(device)
     if left is not None and need > left:
-        raise Error(f"training needs {format_gigabytes(need)} more memory, and {format_gigabytes(left)} are left: "
-                    f"{format_gigabytes(row)} for each of {rows} examples, "
-                    f"{format_gigabytes(need - rows * row)} for gradients and moments; lower {LOWER}")
+        needed, there, each, moments = map(format_gigabytes, (need, left, row, need - rows * row))
+        raise Error(f"training needs {needed} more memory, and {there} are left: {each} for each "
+                    f"of {rows} examples, {moments} for gradients and moments; lower {LOWER}")

@@ -1,12 +1,13 @@
-"""The choice of a hard prompt: score wordings on the validation set, or search for tokens along the gradient.
+"""The choice of a hard prompt: wordings scored on the validation set, or a search by gradients.
 
-A search step estimates to first order how the loss would change if token i became w (HotFlip, Ebrahimi
-et al. 2018, 1712.06751; AutoPrompt, Shin et al. 2020, 2010.15980 §2.2):
+A search step estimates to first order how the loss would change if token i became w (HotFlip,
+Ebrahimi et al. 2018, 1712.06751; AutoPrompt, Shin et al. 2020, 2010.15980 §2.2):
 
-    L(e_i → e_w) - L ≈ (e_w - e_i)ᵀ ∂L/∂e_i          the best w for place i have the smallest e_wᵀ ∂L/∂e_i
+    L(e_i → e_w) - L ≈ (e_w - e_i)ᵀ ∂L/∂e_i      the best w for place i: the smallest e_wᵀ ∂L/∂e_i
 
-The best of the k most promising tokens replaces token i if it lowers the loss on the next batch. A step
-costs one gradient and k + 1 forward passes and changes at most one token: the price of "discrete".
+The best of the k most promising tokens replaces token i if it lowers the loss on the next batch. A
+step costs one gradient and k + 1 forward passes and changes at most one token: the price of
+"discrete".
 """
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
            candidates: int = 8) -> Tensor:
     """Improve the tokens (P,) int64 by the equation above; returns the tokens reached.
 
-    batch(step) -> (idx, targets) (B, T). Each step draws one token and tries `candidates` in its place.
+    batch(step) -> (idx, targets) (B, T). Each step tries `candidates` for one place.
     """
 
     def loss(prompt: Tensor, step: int) -> Tensor:
@@ -65,7 +66,8 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
             tries = tokens.repeat(candidates + 1, 1)
             tries[1:, i] = change.topk(candidates, largest=False).indices
             with torch.no_grad():
-                losses = torch.stack([loss(prompt_from_tokens(base, t), 2 * step + 1) for t in tries])
+                prompts = [prompt_from_tokens(base, t) for t in tries]
+                losses = torch.stack([loss(prompt, 2 * step + 1) for prompt in prompts])
             tokens = tries[int(losses.argmin())]
             bar.update()
             bar.set_postfix(loss=f"{losses.min():.3f}")

@@ -1,12 +1,14 @@
-"""The folder of a run: one run at a time, and its checkpoints, written atomically and verified when read.
+"""The folder of a run: one run at a time, and its checkpoints, verified when read.
 
-    OUT/training_state/00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256
-    OUT/training_state/lock                            held while a run works; freed when its process ends
-    OUT/training_state/anew                            marks a run with --overwrite without a checkpoint of
-                                                       its own yet: those that are here are of an older run
+In OUT/training_state:
 
-The last two checkpoints are kept, so a damaged one costs some steps instead of the run. A finished run
-leaves no training_state.
+    00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256
+    lock                            held while a run works; freed when its process ends
+    anew                            a run with --overwrite has no checkpoint yet; these are of the
+                                    run before it
+
+The last two checkpoints are kept, so a damaged one costs some steps instead of the run. A finished
+run leaves no training_state.
 """
 
 import contextlib
@@ -23,15 +25,16 @@ from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
-    r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)\.\d+\.tmp")
+    r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)"
+    r"\.\d+\.tmp")
 
 
 class RunFolder:
     """with RunFolder(out, resume, overwrite) as run: this run alone works in the folder.
 
-    Of several processes the main one acts for all. Raises Error when another run works there, when it
-    cannot be written to, when it holds a run and neither `resume` nor `overwrite` is set, and when
-    there is nothing to resume.
+    Of several processes the main one acts for all. Raises Error when another run works there, when
+    it cannot be written to, when it holds a run and neither `resume` nor `overwrite` is set, and
+    when there is nothing to resume.
     """
 
     def __init__(self, folder, resume: bool = False, overwrite: bool = False):
@@ -58,8 +61,8 @@ class RunFolder:
         try:
             stopped = self._found() or self._anew.exists()
             if stopped and not self.resume and not self.overwrite:
-                raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with it, "
-                            "--overwrite starts anew")
+                raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with "
+                            "it, --overwrite starts anew")
             if self.overwrite and (stopped or self.is_finished):
                 self._anew.touch()  # the old checkpoints stay until the new run has one
             there = (*self.folder.iterdir(), *self.checkpoints.iterdir())
@@ -70,7 +73,7 @@ class RunFolder:
 
     def __exit__(self, kind, error, _) -> None:
         if is_main_process():
-            if isinstance(error, Exception) and not is_lost_peer(error):  # a stopped run can be resumed
+            if isinstance(error, Exception) and not is_lost_peer(error):  # else it can be resumed
                 self._remove([self._anew])
                 if not self._found():
                     self._remove_all()
@@ -81,9 +84,10 @@ class RunFolder:
         if self.overwrite or not self.is_finished:
             return
         if self.resume:
-            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite starts anew, "
-                        "--eval-only evaluates it)")
-        raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another --out keeps both")
+            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite "
+                        "starts anew, --eval-only evaluates it)")
+        raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another --out "
+                    "keeps both")
 
     @property
     def is_finished(self) -> bool:
@@ -93,18 +97,23 @@ class RunFolder:
 
     def _found(self) -> list[Path]:
         """All checkpoints, intact or not, oldest first."""
-        return sorted(p for p in self.checkpoints.glob("*.pt") if re.fullmatch(r"\d{8,}-[0-9a-f]{16}\.pt", p.name))
+        files = self.checkpoints.glob("*.pt")
+        return sorted(p for p in files if re.fullmatch(r"\d{8,}-[0-9a-f]{16}\.pt", p.name))
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
 
     def save(self, step: int, checkpoint: dict) -> None:
-        """Write a checkpoint and remove all but the last two. Raises Error, and removes none, if it cannot be written."""
+        """Write a checkpoint, then remove all but the last two.
+
+        Raises Error, and removes none, if it cannot be written.
+        """
         run_on_rank0(lambda: self._save(step, checkpoint))
 
     def _save(self, step: int, checkpoint: dict) -> None:
-        path = write_atomically(self.checkpoints / f"{step:08d}.pt", lambda to: save_torch(to, checkpoint),
+        path = write_atomically(self.checkpoints / f"{step:08d}.pt",
+                                lambda to: save_torch(to, checkpoint),
                                 name=lambda sha256: f"{step:08d}-{sha256[:16]}.pt")
         self._intact = [*(p for p in self._intact if p != path), path][-2:]
         self._remove([p for p in self._found() if p not in self._intact] + [self._anew])
@@ -121,12 +130,14 @@ class RunFolder:
         for path in reversed([] if self._anew.exists() else self._found()):
             if is_intact(path):
                 for other in damaged:
-                    print(f"warning: {other} is damaged, going back to the checkpoint before it", file=sys.stderr)
+                    print(f"warning: {other} is damaged, going back to the checkpoint before it",
+                          file=sys.stderr)
                 self._intact = [path]
                 return path
             damaged.append(path)
         if damaged:
-            raise Error(f"nothing to resume: every checkpoint in {self.checkpoints} is damaged (--overwrite starts anew)")
+            raise Error(f"nothing to resume: every checkpoint in {self.checkpoints} is damaged "
+                        "(--overwrite starts anew)")
         return None
 
     def finish(self) -> None:

@@ -12,7 +12,7 @@ from .evaluation import batches, evaluate
 
 
 def text_scores(answers: list[str], references: list[list[str]]) -> dict[str, float]:
-    """exact_match (share of answers equal to a reference, up to white space); bleu, chrf (0 to 100).
+    """exact_match: share of answers equal to a reference, up to white space. bleu, chrf: 0 to 100.
 
     BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's corpus scores with its
     defaults, comparable with published ones (Post 2018, 1804.08771). references[i]: one or more for
@@ -28,7 +28,7 @@ def text_scores(answers: list[str], references: list[list[str]]) -> dict[str, fl
         raise Error("BLEU and chrF need: pip install sacrebleu") from None
     pairs = zip(answers, references, strict=True)
     exact = sum(answer.strip() in [r.strip() for r in known] for answer, known in pairs)
-    streams = list(zip_longest(*references))  # all first references, all second ones, …; None: missing
+    streams = list(zip_longest(*references))  # all first references, all second ones, …
     return {"exact_match": exact / len(answers), "bleu": corpus_bleu(answers, streams).score,
             "chrf": corpus_chrf(answers, streams).score}
 

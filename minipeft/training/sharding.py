@@ -1,4 +1,4 @@
-"""A model trained by several processes: DDP where each has the whole base, FSDP2 where it is sharded."""
+"""A model trained by several processes: by DDP, or by FSDP2 where its base is sharded."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,12 @@ class _Loss(nn.Module):
         return self.model.loss(idx, targets)
 
 
-def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+def parallel(model, device: torch.device,
+             shard_base: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """loss_of(idx, targets), whose backward pass averages the gradients over all processes.
 
-    Trained parameters are copied from the main process; a base must be the same everywhere (check_same).
-    A sharded base moves to the device block by block, so it may start on the CPU, and
+    Trained parameters are copied from the main process; a base must be the same everywhere. A
+    sharded base moves to the device block by block, so it may start on the CPU, and
     model.named_trainable_parameters() are then shards: build the optimizer after this.
     Raises Error for whatever a sharded base cannot be combined with.
     """
@@ -40,7 +41,8 @@ def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[
     model.method.to(device)
     for p in model.trainable_parameters():
         dist.broadcast(p.detach(), src=0)
-    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False)  # a sync would send the frozen base too
+    # no init_sync: it would send the frozen base, too
+    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False)
 
 
 def _shard(model, device: torch.device) -> None:
@@ -49,25 +51,26 @@ def _shard(model, device: torch.device) -> None:
 
     base = model.base
     if base.through_compile:
-        raise Error("a sharded base cannot be compiled: its weights come and go between the compiled parts")
+        raise Error("a sharded base cannot be compiled: its weights come and go between the "
+                    "compiled parts")
     if isinstance(base, FSDPModule):
         return
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in base.h:  # backward needs the last block's weights again at once
         fully_shard(block, mesh=mesh, reshard_after_forward=block is not base.h[-1])
-    fully_shard(base, mesh=mesh)  # embeddings, last norm and head: gathered from their first use to the end of backward
+    fully_shard(base, mesh=mesh)  # the rest stays gathered from its first use to its backward pass
     register_fsdp_forward_method(base, "hidden")
     try:
         with torch.no_grad():
             model.method.to(device)
             model.slots()
     except RuntimeError:
-        raise Error(f"{model.method.name} in this form reads weights of blocks before their forward pass, "
+        raise Error(f"{model.method.name} in this form reads weights of blocks before their turn, "
                     "so its base cannot be sharded") from None
 
 
 def reshard(base: GPT) -> None:
-    """Shard the weights again that a forward pass without a backward pass has gathered; needed after an evaluation."""
+    """Shard again what forward passes without a backward pass, as in an evaluation, gathered."""
     for module in _sharded_parts(base):
         module.reshard()
 
@@ -86,7 +89,7 @@ def full_tensor(t: Tensor) -> Tensor:
 
 
 def collected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Full tensors for saving, on the main process; {} on the others. Sharded ones are gathered one by one, to the CPU."""
+    """The full tensors, gathered one by one, on the main process; {} on the others."""
     result = {}
     for name, t in tensors.items():
         full = full_tensor(t)
@@ -96,16 +99,17 @@ def collected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def placed(full: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a tensor that all processes have; the tensor itself where `like` is not sharded."""
+    """This process's shard of a tensor that all have; the tensor if `like` is not sharded."""
     if not hasattr(like, "full_tensor"):
         return full
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    full = full.to(like.device)
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def full_base(base: GPT) -> GPT | None:
-    """A plain copy of a sharded base on the main process's CPU, None on the others; another base as it is."""
+    """A sharded base's copy on the main process's CPU, None on the others; another base as is."""
     if not _sharded_parts(base):
         return base
     reshard(base)

@@ -17,7 +17,7 @@ class CountedBytes(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        return True  # compiled blocks hold no collectives, and compile refuses to run in other modes
+        return True  # compiled blocks hold no collectives, and refuse other modes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(hasattr(kind, "full_tensor") for kind in types):
