@@ -7,6 +7,7 @@ elements, not B times as many.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ..model import GPT
 from ..slots import KVCache, Prefix
 
 
-def generate(model, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
+def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None,
              stop_token: "int | list[int] | None" = None, lengths: Tensor | None = None) -> Tensor:
     """idx (B, T) int64 -> (B, <= T + max_new_tokens): every row followed by its continuation.
@@ -50,7 +51,7 @@ def generate(model, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
 
 
 @torch.no_grad()
-def stream(model, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
+def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
            top_k: int | None = None, top_p: float | None = None,
            stop_token: "int | list[int] | None" = None,
            lengths: Tensor | None = None) -> Iterator[Tensor]:
