@@ -20,7 +20,7 @@ LAYERS = [  # modules and folders of minipeft/, each importing only from those b
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
 FROM_TORCH = {"filelock", "jinja2", "sympy"}  # required by torch itself
 OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
-    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu", "matplotlib",
+    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu",
 }
 OPTIONAL_PARTS = ("torch.distributed.",)  # missing from some builds of torch
 
