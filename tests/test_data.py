@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from collections import Counter
 from random import Random
 
 import pytest
 import torch
 
+import train
 from minipeft import Error
 from minipeft.data import NANO
 from minipeft.data.batches import (
@@ -15,15 +17,17 @@ from minipeft.data.batches import (
     TaskData,
     draw,
     encode,
-    fit,
     question,
     references,
     thinned,
 )
+from minipeft.data.encoding import Encoded, collate, tokenize
 from minipeft.data.files import read_examples
+from minipeft.data.fitting import fit
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
+from minipeft.training import job
 
 TOKENIZER = ByteTokenizer()
 PLAIN = Template()
@@ -42,6 +46,18 @@ ANSWERS = {
     "running-max": "58888888",
     "differences": "53492498",
 }
+
+
+def inputs(records: list[Encoded]) -> set[str]:
+    return {r.example.input for r in records}
+
+
+def fitted_examples(examples, tokenizer, block_size, num_virtual_tokens, template=PLAIN) -> tuple[list[Example], int]:
+    """fit() on examples, checked: the records it returns are those of tokenising its examples."""
+    records = [tokenize(e, tokenizer, template) for e in examples]
+    fitted, cut = fit(records, tokenizer, block_size, num_virtual_tokens, template)
+    assert fitted == [tokenize(r.example, tokenizer, template) for r in fitted]
+    return [r.example for r in fitted], cut
 
 
 def lines(path, *rows):
@@ -73,7 +89,7 @@ def test_the_pretraining_mixture_tells_most_of_the_time_and_holds_every_skill():
     assert 0.77 < len(told) / 4000 < 0.83
     assert {e.input.split(": ")[0] for e in told} == {w for s in SKILLS.values() for w in s.wordings}
     assert len({w for s in SKILLS.values() for w in s.wordings}) == sum(len(s.wordings) for s in SKILLS.values())
-    assert skill_example(Random(3), "sort", told=False).input.isdigit()
+    assert skill_example(Random(3), "sort", instructed=False).input.isdigit()
 
 
 def test_only_the_answer_and_its_end_are_supervised():
@@ -90,26 +106,26 @@ def test_bytes_round_trip_and_broken_ones_show():
 
 def test_long_inputs_are_cut_from_the_left_and_counted_and_long_targets_refused():
     long, short = Example("x" * 40 + "end", "answer"), Example("in", "out")
-    fitted, cut = fit([long, short], TOKENIZER, block_size=32, virtual=10)
+    fitted, cut = fitted_examples([long, short], TOKENIZER, block_size=32, num_virtual_tokens=10)
     assert cut == 1 and fitted[1] == short and fitted[0].input == "x" * 9 + "end"
     assert encode(fitted, TOKENIZER)[0].size(1) == 22  # with the 10 virtual ones, exactly the block size
     with pytest.raises(Error, match="10 virtual tokens and 34 of .* do not fit the block size of 32"):
-        fit([Example("in", "y" * 30)], TOKENIZER, block_size=32, virtual=10)
+        fitted_examples([Example("in", "y" * 30)], TOKENIZER, block_size=32, num_virtual_tokens=10)
 
 
 def test_task_batches_depend_on_seed_and_step_and_leave_the_held_out_apart():
-    a, b = (TaskData(find_task("sort"), seed, 16) for seed in (1, 2))
+    a, b = (TaskData(find_task("sort"), TOKENIZER, seed, 16) for seed in (1, 2))
     assert a.batch(3) == a.batch(3) and a.batch(3) != a.batch(4) and a.batch(3) != b.batch(3)
     assert a.held_out == b.held_out and len(a.held_out) == 500
-    assert not {e.input for e in a.held_out} & {e.input for step in range(50) for e in a.batch(step)}
+    assert not inputs(a.held_out) & {i for step in range(50) for i in inputs(a.batch(step))}
 
 
 def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(f'{{"input": "q{i}", "target": "a{i}"}}\n\n' for i in range(40)))
-    data = FileData(path, TOKENIZER, PLAIN, seed=0, batch_size=10, block_size=64, virtual=8)
-    assert [e.input for e in data.held_out] == ["q36", "q37", "q38", "q39"] and data.steps_per_epoch == 4
-    epochs = [[e.input for step in range(4 * n, 4 * n + 4) for e in data.batch(step)] for n in (0, 1)]
+    data = FileData(path, TOKENIZER, PLAIN, seed=0, batch_size=10, block_size=64, num_virtual_tokens=8)
+    assert [r.example.input for r in data.held_out] == ["q36", "q37", "q38", "q39"] and data.steps_per_epoch == 4
+    epochs = [[r.example.input for step in range(4 * n, 4 * n + 4) for r in data.batch(step)] for n in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"q{i}" for i in range(36)) and epochs[0] != epochs[1]
     assert data.batch(2) == FileData(path, TOKENIZER, PLAIN, 0, 10, 64, 8).batch(2)  # not a matter of what was asked before
     assert sorted(len(data.batch(step)) for step in range(4)) == [6, 10, 10, 10]
@@ -121,16 +137,16 @@ def test_batches_of_about_one_length_hold_little_padding_and_differ_every_epoch(
     path = lines(tmp_path / "data.jsonl", *rows)
     data = FileData(path, TOKENIZER, PLAIN, 0, 8, 512, 0)
 
-    def padding(batches: list[list[Example]]) -> float:
-        rows = [[len(question(e, TOKENIZER)) + len(e.target) for e in batch] for batch in batches]
+    def padding(batches: list[list[Encoded]]) -> float:
+        rows = [[r.length for r in batch] for batch in batches]
         return 1 - sum(map(sum, rows)) / sum(max(row) * len(row) for row in rows)
 
     first, second = ([data.batch(step) for step in range(n, n + data.steps_per_epoch)] for n in (0, data.steps_per_epoch))
     order = [data.examples[i] for i in range(900)]
     assert padding([order[i : i + 8] for i in range(0, 900, 8)]) > 0.3 and padding(first) < 0.1
-    assert sorted(e for b in first for e in b) == sorted(data.examples)
-    assert not {frozenset(b) for b in first} & {frozenset(b) for b in second}
-    longest = [max(map(len, (e.input + e.target for e in b))) for b in first]
+    assert sorted(r for b in first for r in b) == sorted(data.examples)
+    assert not {frozenset(r.example for r in b) for b in first} & {frozenset(r.example for r in b) for b in second}
+    longest = [max(r.length for r in b) for b in first]
     descents = sum(b < a for a, b in zip(longest, longest[1:], strict=False))
     assert descents > len(first) / 4  # the batches themselves come in any order, not window by window
 
@@ -185,7 +201,7 @@ def test_a_missing_file_and_a_single_example(tmp_path):
     assert torch.is_tensor(encode(read_examples(one), TOKENIZER)[0])
     with pytest.raises(Error, match="at least two"):
         FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, test=one)  # nothing to choose by
-    assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, dev=one).batch(7) == [Example("a", "b")]
+    assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, dev=one).batch(7) == [tokenize(Example("a", "b"), TOKENIZER)]
 
 
 def test_buckets_round_the_length_up_and_change_nothing_that_counts():
@@ -247,14 +263,14 @@ def test_tables_that_cannot_be_read_are_refused_in_one_line(name, content, messa
 def test_what_is_asked_several_times_stays_on_one_side_and_is_scored_once(tmp_path):
     rows = [{"input": f"q{i % 20}", "target": f"a{i}"} for i in range(60)]
     data = FileData(lines(tmp_path / "data.jsonl", *rows), TOKENIZER, PLAIN, 0, 8, 64, 8)
-    assert {e.input for e in data.held_out} == {"q18", "q19"} and len(data.held_out) == 6 and len(data.examples) == 54
-    assert not {e.input for e in data.held_out} & {e.input for e in data.examples}
-    once = references(data.held_out)
+    assert inputs(data.held_out) == {"q18", "q19"} and len(data.held_out) == 6 and len(data.examples) == 54
+    assert not inputs(data.held_out) & inputs(data.examples)
+    once = references([r.example for r in data.held_out])
     assert [(e.input, known) for e, known in once] == [("q18", ["a18", "a38", "a58"]), ("q19", ["a19", "a39", "a59"])]
     turns = (("user", "hi"),)
     assert len(references([Example("q", "a"), Example("q", "b", turns), Example(None, "c"), Example(None, "d")])) == 4
     two = lines(tmp_path / "two.jsonl", *[{"input": f"q{i // 10}", "target": f"a{i}"} for i in range(20)])
-    assert {e.input for e in FileData(two, TOKENIZER, PLAIN, 0, 8, 64, 8).held_out} == {"q1"}  # more than a tenth, but whole
+    assert inputs(FileData(two, TOKENIZER, PLAIN, 0, 8, 64, 8).held_out) == {"q1"}  # more than a tenth, but whole
     same = lines(tmp_path / "same.jsonl", *[{"input": "q", "target": t} for t in "abc"])
     with pytest.raises(Error, match="holds one input: at least two"):
         FileData(same, TOKENIZER, PLAIN, 0, 8, 64, 8)
@@ -264,14 +280,15 @@ def test_files_to_choose_by_and_to_report_on_and_a_limit(tmp_path):
     train, dev, test = (lines(tmp_path / f"{n}.jsonl", *[{"input": f"{n}{i}", "target": "a"} for i in range(30)]) for n in ("a", "b", "c"))
     args = (TOKENIZER, PLAIN, 0, 8, 64, 8)
     both, one, other = FileData(train, *args, dev=dev, test=test), FileData(train, *args, dev=dev), FileData(train, *args, test=test)
-    assert [e[0].input for e in (both.examples, both.chosen_by, both.held_out)] == ["a0", "b0", "c0"] and len(both.examples) == 30
-    assert one.held_out == one.chosen_by == both.chosen_by and other.held_out == both.held_out
-    neither = FileData(train, *args)  # without dev a tenth is split off: chosen by beside a test file, else held out
-    assert [e.input for e in other.chosen_by] == ["a27", "a28", "a29"] and other.chosen_by == neither.held_out
-    assert other.examples == neither.examples == neither.chosen_by == both.examples[:27]
-    assert both.development(5) == thinned(both.chosen_by, 5) and len({both.digest, one.digest, other.digest}) == 3
+    assert [r[0].example.input for r in (both.examples, both.validation(99), both.held_out)] == ["a0", "b0", "c0"] and len(both.examples) == 30
+    assert one.held_out == one.validation(99) == both.validation(99) and other.held_out == both.held_out
+    neither = FileData(train, *args)  # without dev a tenth is set apart: for validation beside a test file, else held out
+    assert [r.example.input for r in other.validation(99)] == ["a27", "a28", "a29"]
+    assert other.validation(99) == neither.held_out
+    assert other.examples == neither.examples == neither.validation(99) == both.examples[:27]
+    assert both.validation(5) == thinned(both.validation(99), 5) and len({both.digest, one.digest, other.digest}) == 3
     few, same, another = (FileData(train, TOKENIZER, PLAIN, seed, 8, 64, 8, limit=5) for seed in (0, 0, 1))
-    assert few.examples == same.examples != another.examples and len({e.input for e in few.examples}) == 5
+    assert few.examples == same.examples != another.examples and len(inputs(few.examples)) == 5
     assert few.held_out == another.held_out == neither.held_out and few.batch(0) != few.batch(1)
     assert len(FileData(train, *args, dev=dev, test=test, limit=99).examples) == 30
     assert len(FileData(train, *args, test=test, limit=99).examples) == 27
@@ -304,25 +321,25 @@ def test_a_text_of_its_own_is_learnt_from_its_first_letter_and_a_piece_does_not_
 
 def test_long_texts_become_pieces_and_nothing_is_lost():
     text = Example(None, "äb" * 50 + "c")
-    fitted, cut = fit([text, Example(None, "short")], TOKENIZER, block_size=30, virtual=10)
+    fitted, cut = fitted_examples([text, Example(None, "short")], TOKENIZER, block_size=30, num_virtual_tokens=10)
     assert cut == 1 and fitted[-1] == Example(None, "short") and "".join(e.target for e in fitted[:-1]) == text.target
     assert [e.ends for e in fitted[:-1]] == [False] * (len(fitted) - 2) + [True] and len(fitted) == 10
     assert all(encode([e], TOKENIZER)[0].size(1) <= 20 for e in fitted)
     with pytest.raises(Error, match="29 virtual tokens and 3 of .* do not fit the block size of 30"):
-        fit([text], TOKENIZER, block_size=30, virtual=29)
+        fitted_examples([text], TOKENIZER, block_size=30, num_virtual_tokens=29)
 
 
 def test_turns_go_before_the_input_is_cut_and_characters_stay_whole():
     turns = tuple(("user", c * 9) for c in "abc")
-    fitted, cut = fit([Example("input", "out", turns)], TOKENIZER, block_size=64, virtual=20)
+    fitted, cut = fitted_examples([Example("input", "out", turns)], TOKENIZER, block_size=64, num_virtual_tokens=20)
     assert cut == 1 and fitted == [Example("input", "out", turns[1:])]  # 2·16 of turns, 9 of input and arrow, 3 of the target: 44
-    fitted, cut = fit([Example("ä" * 50, "out", turns)], TOKENIZER, block_size=64, virtual=20, template=Template("say {input}."))
+    fitted, cut = fitted_examples([Example("ä" * 50, "out", turns)], TOKENIZER, block_size=64, num_virtual_tokens=20, template=Template("say {input}."))
     assert cut == 1 and fitted == [Example("ä" * 18, "out")] and TOKENIZER.decode(question(fitted[0], TOKENIZER)) == "ä" * 18 + " -> "
 
 
 def test_what_is_asked_several_times_is_cut_alike():
     several = [Example("x" * 30, "y"), Example("x" * 30, "y" * 10), Example("x" * 30, "yy")]
-    fitted, cut = fit(several, TOKENIZER, block_size=32, virtual=0)
+    fitted, cut = fitted_examples(several, TOKENIZER, block_size=32, num_virtual_tokens=0)
     assert cut == 3 and len(references(fitted)) == 1 and len(fitted[0].input) == 32 - 4 - 10
 
 
@@ -391,13 +408,13 @@ def test_cut_inputs_fit_when_they_are_tokenised_again(folder):
     tokenizer, template = tokenizer_for(300, folder), Template("chat")
     long = [Example(" ".join(Random(i).choices(WORDS, k=9)), "the hat", (("system", "cat"),)) for i in range(20)]
     for block_size in (44, 45, 46, 70):
-        fitted, cut = fit(long, tokenizer, block_size, 8, template)
+        fitted, cut = fitted_examples(long, tokenizer, block_size, 8, template)
         lengths = [encode([e], tokenizer, template)[0].size(1) for e in fitted]
         assert cut == 20 and block_size - 8 - 3 <= max(lengths) <= block_size - 8
         for e, whole in zip(fitted, long, strict=True):
             assert e.input and whole.input.endswith(e.input) and not e.turns and e.target == whole.target
     text = Example(None, " ".join(WORDS * 5))
-    pieces, cut = fit([text], tokenizer, 30, 8, template)
+    pieces, cut = fitted_examples([text], tokenizer, 30, 8, template)
     assert cut == 1 and len(pieces) > 3 and "".join(e.target for e in pieces) == text.target
     assert all(encode([e], tokenizer, template)[0].size(1) <= 22 for e in pieces)
 
@@ -465,7 +482,7 @@ def test_a_chat_in_a_file_becomes_batches(folder):
     path = lines(folder / "chat.jsonl", *[row] * 3)
     tokenizer = tokenizer_for(300, folder)
     data = FileData(path, tokenizer, Template("chat"), 0, 2, 64, 0, dev=path)
-    idx, targets = encode(data.batch(0), tokenizer, Template("chat"))
+    idx, targets = collate(data.batch(0), tokenizer.end)
     written = "<|im_start|>system\nthe hat<|im_end|>\n<|im_start|>user\ncat<|im_end|>\n<|im_start|>assistant\nmat"
     assert idx[0].tolist() == tokenizer.encode(written.removesuffix("mat")) + tokenizer.encode("mat")
     assert targets[0][targets[0] >= 0].tolist() == [*tokenizer.encode("mat"), 2]
@@ -559,3 +576,50 @@ def test_a_number_of_too_many_digits_is_refused(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": ' + "9" * 5000 + "}")
     with pytest.raises(Error, match="line 2 is not JSON .one object a line.: a number of too many digits"):
         read_examples(tmp_path / "data.jsonl")
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Counts how often each text is encoded."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    def encode(self, text):
+        self.calls[text] += 1
+        return super().encode(text)
+
+
+def pairs_of(path, name: str, n: int, long: int = 0):
+    """n inputs with two targets each; the first `long` of the inputs are longer than 200 characters."""
+    rows = [{"input": f"{name}{i}" + "w" * 200 * (i < long), "target": f"{name}{i} is {say}"} for i in range(n) for say in "ab"]
+    return lines(path / f"{name}.jsonl", *rows)
+
+
+def test_a_run_tokenises_each_distinct_text_once(tmp_path, monkeypatch):
+    """Two epochs with validation after every tenth, evaluations and answers; too long examples are tokenised more often."""
+    pytest.importorskip("sacrebleu")
+    tokenizer = CountingTokenizer()
+    monkeypatch.setattr(job, "tokenizer_for", lambda *_: tokenizer)
+    sizes = {"data": 12, "dev": 4, "test": 5}
+    files = [text for name, n in sizes.items() for text in (f"--{name}", pairs_of(tmp_path, name, n))]
+    flags = [*files, "--epochs", 2, "--keep-best", "--answers", 2, "--out", tmp_path / "out"]
+    train.main([str(flag) for flag in flags])
+    texts = [f"{name}{i} {end}" for name, n in sizes.items() for i in range(n) for end in ("-> ", "is a", "is b")]
+    assert tokenizer.calls == dict.fromkeys(texts, 1)
+
+
+def test_only_examples_that_are_too_long_are_tokenised_again(tmp_path):
+    tokenizer = CountingTokenizer()
+    data = FileData(pairs_of(tmp_path, "long", 30, long=2), tokenizer, PLAIN, 0, 8, 64, 8)
+    assert data.cut == 4
+    fitting = {f"long{i} {end}" for i in range(2, 30) for end in ("-> ", "is a", "is b")}
+    data.fit(20)
+    assert {tokenizer.calls[text] for text in fitting} == {1} and max(tokenizer.calls.values()) > 1
+
+
+def test_data_fitted_to_another_number_of_virtual_tokens_is_as_if_read_for_it(tmp_path):
+    path = pairs_of(tmp_path, "long", 30, long=3)
+    data, other = (FileData(path, TOKENIZER, PLAIN, 0, 8, 64, P) for P in (30, 8))
+    assert data.digest != other.digest
+    data.fit(8)
+    assert (data.digest, data.cut, data.batch(5), data.longest) == (other.digest, other.cut, other.batch(5), other.longest)

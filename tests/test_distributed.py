@@ -1,6 +1,5 @@
 """Several processes train as one does: the same losses, the same weights, and on the wire what the closed form says."""
 
-import importlib.util
 import math
 import os
 import random
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHAPES, tiny
+from conftest import SHAPES, quick, tiny
 from forked import context
 
 from minipeft import Error, GPTConfig, adapt
 from minipeft.accounting import Traffic, base_parameters, bytes_per_step
 from minipeft.runtime import processes
-from minipeft.runtime.processes import share, share_batches
+from minipeft.runtime.processes import local_batches, local_rows
 from minipeft.training import sharding
 from minipeft.training.sharding import parallel
 from minipeft.training.traffic import CountedBytes
@@ -66,12 +65,12 @@ class Group:
 def serve(pipe, rank: int, n: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    assert processes.join(CPU) == CPU and (processes.world_size(), processes.rank()) == (n, rank)
+    assert processes.join_processes(CPU) == CPU and (processes.world_size(), processes.rank()) == (n, rank)
     while True:
         try:
             name, args, kwargs = pipe.recv()
         except EOFError:
-            return processes.leave()
+            return processes.leave_processes()
         try:
             pipe.send((True, globals()[name](*args, **kwargs)))
         except Exception:
@@ -125,7 +124,7 @@ def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_b
     first, losses, traffic = load(how["state"], parameters, optimizer) if "state" in how else 0, [], []
     model.train()
     for step in range(first, steps):
-        idx, targets, weight = share(*batch(step, lengths))
+        idx, targets, weight = local_rows(*batch(step, lengths))
         with CountedBytes() as counted, torch.autocast("cpu", torch.bfloat16, enabled=how.get("low", False)):
             loss = weight * loss_of(idx, targets)
             optimizer.zero_grad(set_to_none=True)
@@ -183,7 +182,7 @@ def assert_alike(alone: dict, each: list[dict], tolerance: float = 1e-5) -> None
         assert torch.equal(p, each[1]["trained"][k]), k  # bit for bit: they take the same steps
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", quick(RUNS, "prefix", "sharded lora"))
 def test_two_processes_train_as_one_does_and_send_what_the_closed_form_says(run, two):
     name, h, how = RUNS[run]
     each, alone = two(train, name, h, **how), train(name, h, **how)
@@ -215,7 +214,7 @@ def test_every_process_starts_from_what_the_leader_has(two):
     assert_alike(train(name, h, steps=3), two(train, name, h, steps=3, start_apart=True))
 
 
-@pytest.mark.parametrize("run", ["full llama", "sharded prefix"])
+@pytest.mark.parametrize("run", quick(["full llama", "sharded prefix"], "sharded prefix"))
 def test_checkpointed_blocks_gather_no_more_and_autocast_runs(run, two):
     name, h, how = RUNS[run]
     plain = two(train, name, h, steps=3, **how)
@@ -227,7 +226,7 @@ def test_checkpointed_blocks_gather_no_more_and_autocast_runs(run, two):
     assert low[0]["losses"] != plain[0]["losses"]
 
 
-@pytest.mark.parametrize("run", ["full learned", "full llama", "sharded prefix", "prefix"])
+@pytest.mark.parametrize("run", quick(["full learned", "full llama", "sharded prefix", "prefix"], "prefix"))
 def test_a_state_saved_by_two_processes_is_resumed_by_three_by_one_and_by_two_again(run, two, three):
     name, h, how = RUNS[run]
     how = how | dict(dtype=torch.float64)
@@ -256,7 +255,7 @@ def sharded_base() -> dict:
     same_noise = torch.equal(random, torch.get_rng_state())
     loss, tokens = 0.0, 0
     with torch.no_grad():
-        for (idx, targets), counted in share_batches([batch(i, (9, i + 1)) for i in range(5)]):
+        for (idx, targets), counted in local_batches([batch(i, (9, i + 1)) for i in range(5)]):
             n = (targets != -100).sum().item() * counted
             loss, tokens = loss + n * model.loss(idx, targets).item(), tokens + n
         unsharded = sum(not hasattr(p, "full_tensor") for p in model.base.parameters())
@@ -309,7 +308,7 @@ def refusal(name: str, h: dict, compiled: bool = False) -> str:
 def test_what_does_not_go_with_a_sharded_base_is_refused(two):
     hidden = "prefix", dict(num_virtual_tokens=4, space="hidden")
     for name, h in (hidden, ("llama-adapter", dict(adapter_len=3))):
-        assert all(said.startswith(f"{name} in this form reads the blocks' weights outside") for said in two(refusal, name, h))
+        assert all(said.startswith(f"{name} in this form reads weights of blocks before their turn") for said in two(refusal, name, h))
     assert "cannot be compiled" in two(refusal, *PREFIX, compiled=True)[1]
 
 
@@ -327,13 +326,13 @@ def talk() -> dict:
 
     def differs():
         try:
-            processes.check_same({"seed": 0, "data": f"{processes.rank()}.csv"})
+            processes.check_same_settings({"seed": 0, "data": f"{processes.rank()}.csv"})
         except Error as e:
             return str(e)
 
-    processes.check_same({"seed": 0})
+    processes.check_same_settings({"seed": 0})
     torch.manual_seed(5)
-    processes.own_noise(5)
+    processes.seed_this_rank(5)
     return {
         "leader": processes.is_main_process(),
         "total": processes.all_reduce_sum(torch.tensor([1.0, processes.rank()])).tolist(),
@@ -373,7 +372,7 @@ def outlive() -> tuple[bool, str]:
         for _ in range(3):
             processes.all_reduce_mean(torch.ones(1000))
     except Exception as e:
-        return processes.lost_peer(e), repr(e)
+        return processes.is_lost_peer(e), repr(e)
     return False, "nothing was raised"
 
 
@@ -385,7 +384,7 @@ def test_a_peer_that_died_is_recognised_and_other_errors_are_not():
     worked, (recognised, error) = group.ends[0].recv()
     assert worked and recognised, error
     group.close()
-    assert not processes.lost_peer(RuntimeError("shapes do not match")) and not processes.lost_peer(Error("no"))
+    assert not processes.is_lost_peer(RuntimeError("shapes do not match")) and not processes.is_lost_peer(Error("no"))
 
 
 def as_if(monkeypatch, rank: int, world: int) -> None:
@@ -404,14 +403,14 @@ def test_shares_and_weights_give_the_mean_over_all_supervised_tokens(monkeypatch
         parts = []
         for rank in range(N):
             as_if(monkeypatch, rank, N)
-            rows, wanted, weight = share(idx, targets)
+            rows, wanted, weight = local_rows(idx, targets)
             assert len(rows) == len(wanted) >= 1 and (wanted != -100).any()
             parts.append(weight * (rows.double() ** 2)[wanted != -100].mean().item())
         assert sum(parts) / N == pytest.approx(value[targets != -100].mean().item(), rel=1e-12)
     as_if(monkeypatch, 1, 2)
-    assert math.isnan(share(idx, torch.full_like(idx, -100))[2] * math.nan)  # nothing supervised: nan, as with one process
+    assert math.isnan(local_rows(idx, torch.full_like(idx, -100))[2] * math.nan)  # nothing supervised: nan, as with one process
     as_if(monkeypatch, 0, 1)
-    rows, wanted, weight = share(idx, targets)
+    rows, wanted, weight = local_rows(idx, targets)
     assert weight == 1.0 and torch.equal(rows, idx) and torch.equal(wanted, targets)
 
 
@@ -421,7 +420,7 @@ def test_batches_are_counted_once_in_as_many_passes_everywhere(monkeypatch):
             shares = []
             for rank in range(N):
                 as_if(monkeypatch, rank, N)
-                shares.append(list(share_batches(list(range(n)))))
+                shares.append(list(local_batches(list(range(n)))))
             assert sorted(b for own in shares for b, counted in own if counted) == list(range(n))
             assert {len(own) for own in shares} == {-(-n // N)}
 
@@ -447,16 +446,16 @@ def test_the_page_has_the_closed_forms_figures():
 
 def test_joining_refuses_what_cannot_be(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert processes.join(CPU) is CPU and processes.world_size() == 1 and processes.is_main_process()
+    assert processes.join_processes(CPU) is CPU and processes.world_size() == 1 and processes.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Error, match="WORLD_SIZE is 2 but RANK is not set"):
-        processes.join(CPU)
+        processes.join_processes(CPU)
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "7")
     with pytest.raises(Error, match="not on mps"):
-        processes.join(torch.device("mps"))
+        processes.join_processes(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(Error, match="process 7 .* no GPU of its own: with 4 of them"):
-        processes.join(torch.device("cuda"))
+        processes.join_processes(torch.device("cuda"))

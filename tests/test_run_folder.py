@@ -11,7 +11,7 @@ from forked import context
 
 from minipeft import Error
 from minipeft.files import atomic
-from minipeft.training.run_folder import RunFolder, is_whole, read_state
+from minipeft.training.run_folder import RunFolder, is_intact, read_checkpoint
 
 STATE = {"step": 1, "trained": {"x": torch.arange(1000.0)}}
 
@@ -26,7 +26,7 @@ def test_the_last_two_states_are_kept_under_their_steps_and_hashes(tmp_path):
             run.save(step, {**STATE, "step": step})
     assert [name[:9] for name in names(tmp_path)] == ["00000050-", "00000500-"]
     path = tmp_path / "training_state" / names(tmp_path)[1]
-    assert is_whole(path) and read_state(path)["step"] == 500 and torch.equal(read_state(path)["trained"]["x"], STATE["trained"]["x"])
+    assert is_intact(path) and read_checkpoint(path)["step"] == 500 and torch.equal(read_checkpoint(path)["trained"]["x"], STATE["trained"]["x"])
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b + b"\0"])
@@ -37,15 +37,15 @@ def test_a_damaged_state_is_passed_over_with_a_warning_and_never_kept_for_a_whol
     older, newer = (tmp_path / "training_state" / name for name in names(tmp_path))
     newer.write_bytes(change(newer.read_bytes()))
     with pytest.raises(Error, match="is damaged: it is not what was written"):
-        read_state(newer)
+        read_checkpoint(newer)
     with RunFolder(tmp_path, resume=True) as run:
         assert run.newest() == older
-        assert capsys.readouterr().err == f"warning: {newer} is damaged, going back to the state before it\n"
+        assert capsys.readouterr().err == f"warning: {newer} is damaged, going back to the checkpoint before it\n"
         run.save(2, {**STATE, "step": 3})
-        assert [is_whole(tmp_path / "training_state" / name) for name in names(tmp_path)] == [True, True]
+        assert [is_intact(tmp_path / "training_state" / name) for name in names(tmp_path)] == [True, True]
     for name in names(tmp_path):
         (tmp_path / "training_state" / name).write_bytes(b"")
-    with RunFolder(tmp_path, resume=True) as run, pytest.raises(Error, match="every training state in .* is damaged"):
+    with RunFolder(tmp_path, resume=True) as run, pytest.raises(Error, match="every checkpoint in .* is damaged"):
         run.newest()
 
 

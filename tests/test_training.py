@@ -80,7 +80,7 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before_it(tmp_path, capsy
     newest.write_bytes(data)
     again = fresh("prefix", {})
     run(again, "prefix", tmp_path / "b", resume=True)
-    assert f"warning: {newest} is damaged, going back to the state before it" in capsys.readouterr().err
+    assert f"warning: {newest} is damaged, going back to the checkpoint before it" in capsys.readouterr().err
     same(whole, again)
 
 
@@ -94,8 +94,8 @@ def test_a_state_of_another_run_is_refused(tmp_path):
 
 FORGERIES = {
     "no dictionary": (lambda s: s.update(moments=3), "moments is no dictionary"),
-    "another key": (lambda s: s.update(more=3), "is not a training state"),
-    "no step": (lambda s: s.update(step="12"), "is not a training state"),
+    "another key": (lambda s: s.update(more=3), "is not a training checkpoint"),
+    "no step": (lambda s: s.update(step="12"), "is not a training checkpoint"),
     "a step beyond the end": (lambda s: s.update(step=21), "step 21 is none of the 20"),
     "a step before the start": (lambda s: s.update(step=-1), "step -1 is none of the 20"),
     "trained of another shape": (lambda s: s["trained"].update({next(iter(s["trained"])): torch.zeros(3)}), "does not fit"),
@@ -206,17 +206,17 @@ class Slope(torch.nn.Module):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_line():
-    message = r"came apart at step 2 of 20 .loss nan, gradient norm nan, learning rate 1e\+30.: try a peak learning rate below 1e\+30"
+    message = r"diverged at step 2 of 20 .loss nan, gradient norm nan, learning rate 1e\+30.: try a peak learning rate below 1e\+30"
     with pytest.raises(Error, match=message):
         train(fresh("full", {}), batch, 20, 1e30)
 
 
-def test_the_step_that_came_apart_is_named_and_the_last_good_state_is_kept(tmp_path):
+def test_the_step_that_diverged_is_named_and_the_last_good_state_is_kept(tmp_path):
     class Bump(Slope):
         def loss(self, idx, targets):
             return super().loss(idx, targets) / (0 if idx[0] == 7 else 1)
 
-    with RunFolder(tmp_path) as states, pytest.raises(Error, match="came apart at step 8 of 20"):
+    with RunFolder(tmp_path) as states, pytest.raises(Error, match="diverged at step 8 of 20"):
         train(Bump(), lambda step: (torch.full((3,), step), torch.ones(3)), 20, 0.1, run=states)
     assert [p.name[:8] for p in sorted((tmp_path / "training_state").glob("*.pt"))] == ["00000004", "00000006"]
 
@@ -226,7 +226,7 @@ def test_a_last_step_that_ruins_the_weights_is_noticed_though_its_loss_was_finit
         def loss(self, idx, targets):
             return (self.x - self.x.detach()).sqrt().sum()  # 0, with an infinite slope
 
-    with pytest.raises(Error, match="came apart at step 1 of 1 .loss 0, gradient norm inf"):
+    with pytest.raises(Error, match="diverged at step 1 of 1 .loss 0, gradient norm inf"):
         train(Cliff(), batch, 1, 0.1)
 
 
