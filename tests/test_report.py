@@ -15,7 +15,7 @@ from docs.tools.comparison import figures, page, tables
 from docs.tools.comparison.facts import Facts, verdict_of
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
 from minipeft import Error
-from minipeft.bench.drawing import COLOURS
+from docs.tools.drawing import COLOURS
 from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import with_learning_rate
@@ -224,6 +224,7 @@ def test_a_study_that_is_run_in_part_has_tables_but_no_findings(lines, costs, tm
 
 def test_pages_name_what_is_not_run_and_load_nothing(lines, costs, tmp_path, capsys):
     pytest.importorskip("matplotlib")
+    pytest.importorskip("markdown2")
     cells = {k: v["cell"] for k, v in lines.items()}
     some = {k: lines[k] for k, c in cells.items()
             if (c["task"], c["method"]) == ("parity", "prefix") and c["seed"] != 4}

@@ -26,8 +26,8 @@ class Facts:
 
     def __init__(self, lines: Lines, costs: dict | None):
         self.lines, self.costs = lines, costs
-        self.points = {self._address(study, p): p
-                       for study in AXES for p in summary.points(lines, study)}
+        self.found = {study: summary.points(lines, study) for study in STUDIES}
+        self.points = {self._address(study, p): p for study in AXES for p in self.found[study]}
         self.marked: list[str] = []
         self.reports = 0
 
@@ -39,7 +39,7 @@ class Facts:
     def runs(self, study: str) -> tuple[list[Point], list]:
         """The points of a section and the runs that they should have; none without their costs."""
         name = CELLS_OF.get(study, study)
-        found = [] if study in CELLS_OF and not self.costs else summary.points(self.lines, name)
+        found = [] if study in CELLS_OF and not self.costs else self.found[name]
         return found, [cell for cell, _ in STUDIES[name]()]
 
     def is_there(self, study: str) -> bool:

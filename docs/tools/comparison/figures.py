@@ -7,7 +7,7 @@ from docs.tools.comparison.summary import Interval, Point, by, distinct, points,
 from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front, sweep_losses, task
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.bench.drawing import COLOURS, figure
+from docs.tools.drawing import COLOURS, figure
 from minipeft.bench.quality.lines import Lines
 from minipeft.bench.quality.real import SCORED
 from minipeft.bench.quality.studies import BUDGETS, method_of

@@ -11,7 +11,7 @@ from docs.tools.comparison.facts import CELLS_OF, Facts
 from docs.tools.comparison.summary import plus_minus
 from docs.tools.comparison.tables import TABLES, cost
 from minipeft import Error
-from minipeft.bench.drawing import picture
+from docs.tools.drawing import picture
 from minipeft.bench.measure import card_line
 from minipeft.bench.quality import studies
 from minipeft.bench.quality.again import AVX2
