@@ -17,7 +17,7 @@ from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attent
 from minipeft.bench import attention as attention_bench
 from minipeft.bench import cost, measure, peers, serving
 from minipeft.bench.measure import peak_bytes, spread
-from minipeft.compiling import can_compile
+from minipeft.runtime.compiling import can_compile
 from minipeft.runtime.profiling import saved_bytes
 
 
@@ -40,6 +40,7 @@ def divide(by):
     return 1 / by
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_work_alone(monkeypatch):
     big = torch.ones(100_000_000)  # what this process holds does not count
     assert 190e6 < peak_bytes(torch.device("cpu"), allocate, 200) < 260e6
@@ -92,9 +93,10 @@ def test_rows_columns_and_arithmetic(result):
     assert rows["prefix"]["peak_bytes"] < rows["full"]["peak_bytes"]
 
 
-def settings(**change) -> cost.Settings:
-    given = dict(preset="nano", config=PRESETS["nano"], methods=("prefix",), num_virtual_tokens=(8,), batch_size=4, seq_len=32)
-    return cost.Settings(**given | dict(steps=1, seed=0, device="cpu", dtype="float32", compile=False) | change)
+def settings(**change) -> cost.CostSettings:
+    given = dict(preset="nano", config=PRESETS["nano"], methods=("prefix",), num_virtual_tokens=(8,), batch_size=4,
+                 seq_len=32, steps=1, seed=0, device="cpu", dtype="float32", compile=False)
+    return cost.CostSettings(**given | change)
 
 
 def test_twice_the_batch_keeps_twice_the_activations(result):
@@ -115,6 +117,7 @@ def test_attention_is_checked_before_it_is_timed(monkeypatch):
         cost.check_attention(settings())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_is_the_same_work(monkeypatch):
     compiled, count = compiling_by(WITHOUT_CODE), []  # what code is worth is test_training_step's
@@ -148,6 +151,7 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
     assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"
 
 
+@pytest.mark.slow
 def test_attention_backends_side_by_side(capsys):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
@@ -168,7 +172,7 @@ def test_attention_backends_side_by_side(capsys):
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     monkeypatch.setitem(attention.BACKENDS, "fused", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
-    s = attention_bench.Settings((attention_bench.Shape(1, 2, 8, 2, 4),), ("float32",), 1, 0, "cpu")
+    s = attention_bench.AttentionSettings((attention_bench.Shape(1, 2, 8, 2, 4),), ("float32",), 1, 0, "cpu")
     with pytest.raises(Error, match="fused attention is wrong"):
         attention_bench.run(s)
 
@@ -205,7 +209,8 @@ def test_without_the_extras_peers_says_what_to_install(monkeypatch):
 def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
     """A prefix shared by the rows, and its copies in their caches."""
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
-    s = serving.Settings("tiny", config, 6, 4, (1, 3), 5, (20,), 3, 0, "cpu")
+    s = serving.ServingSettings(preset="tiny", config=config, batch_size=6, seq_len=4, tasks=(1, 3), num_virtual_tokens=5,
+                                prefixes=(20,), steps=3, seed=0, device="cpu")
     base = serving.new_base(s)
     tokens = {}
     for row in serving.rows_of(s):
@@ -227,9 +232,10 @@ def test_the_serving_bench(capsys, monkeypatch):
     monkeypatch.setattr(
         serving, "peak_bytes", lambda device, work, s, row: 1000 + 10 * row.n + row.P * (s.batch_size if row.kind == "copied" else 1)
     )
-    monkeypatch.setattr(serving, "bytes_free", lambda device: 1.3 * serving.bytes_needed(s, serving.Row("copied", P=64)))
+    monkeypatch.setattr(serving, "available_memory", lambda device: 1.3 * serving.bytes_needed(s, serving.Row("copied", P=64)))
     config = PRESETS["nano"]
-    s = serving.Settings("nano", config, 4, 16, (1, 4), 20, (64,), 2, 0, "cpu")
+    s = serving.ServingSettings(preset="nano", config=config, batch_size=4, seq_len=16, tasks=(1, 4), num_virtual_tokens=20,
+                                prefixes=(64,), steps=2, seed=0, device="cpu")
     bench.main(["serving", "--preset", "nano", "--tasks", "1", "4", "--prefixes", "64", "--batch-size", "4", "--steps", "2"])
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from minipeft import GPT, Error, fingerprint
+from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench import bases
-from minipeft.config import EMBEDDED
 from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example
@@ -49,21 +49,22 @@ def test_what_is_pretrained_stays_and_what_is_not_is_pretrained_like_the_others(
 
     monkeypatch.setattr(bases.subprocess, "run", train)
     monkeypatch.chdir(tmp_path)
+    wanted = bases.BasesSettings(["tiny", "small"], tmp_path)
     shutil.copytree(BASES["tiny"], tmp_path / "tiny")
-    result = bases.run(["tiny", "small"], tmp_path)
+    result = bases.run(wanted)
     assert [r["parameters"] for r in result["rows"]] == [33_696, 216_512]
     ((_, script, *flags),) = commands
     assert script.endswith("train.py") and flags == ["--base", "scratch:small", *bases.RECIPE, "--out", "small"]
     assert [line.split()[0] for line in bases.table(result).splitlines()] == ["base", "tiny", "small"]
-    assert bases.run(["tiny", "small"], tmp_path) == result and len(commands) == 1
+    assert bases.run(wanted) == result and len(commands) == 1
     shutil.rmtree(tmp_path / "small")
     with pytest.raises(Error, match="pretraining small failed"):
-        bases.run(["tiny", "small"], tmp_path)
+        bases.run(wanted)
     shutil.rmtree(tmp_path / "small")
     (tmp_path / "tiny" / "scores.json").unlink()
     (tmp_path / "tiny" / "training_state").mkdir()  # it was stopped
     with pytest.raises(Error, match="pretraining tiny failed"):
-        bases.run(["tiny", "small"], tmp_path)
+        bases.run(wanted)
     assert [command[-1] for command in commands] == ["small", "small", "--resume"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from two_languages import ROOT, assert_in_step, lessons, links, read
 
 from minipeft import Error
-from minipeft.bench import drawing
+from docs.tools import drawing
 from minipeft.runtime import console
 
 FOLDERS = lessons.LANGUAGES
@@ -59,7 +59,7 @@ print(x)
 ```
 
 ```python
-from minipeft.drawing import figure
+from docs.tools.drawing import figure
 ```
 
 ```python

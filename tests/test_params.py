@@ -112,7 +112,7 @@ def test_every_line_of_a_derivation_comes_out_as_it_says(method, h):
             continue
         if "target_modules" in h:
             h = h | {"target_modules": list(linears(c))}
-        found = params.derivation(params.Settings(name, method, h, tasks=7, batch_size=2, seq_len=16), c)
+        found = params.derivation(params.ParamsSettings(name, method, h, tasks=7, batch_size=2, seq_len=16), c)
         steps = {x["name"]: x["value"] for x in found["steps"]}
         counted = (accounting.base_parameters(c), *accounting.count(c, method, **h))
         assert (steps["base"], steps["trained"], steps["stored for one task"]) == counted

@@ -22,7 +22,7 @@ from minipeft import METHODS
 from minipeft.accounting import depends_on
 from minipeft.accounting.parameters import with_defaults
 from minipeft.accounting.shapes import PRESETS
-from minipeft.bench import drawing
+from docs.tools import drawing
 from minipeft.config import CHOICES, LLAMA, Error, GPTConfig
 from minipeft.files.atomic import write_text
 from minipeft.files.huggingface import (

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from docs.tools.comparison.summary import points
 from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.bench.drawing import COLOURS
+from docs.tools.drawing import COLOURS
 from minipeft.bench.quality import grid
 from minipeft.files.atomic import write_text
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minipeft.bench import drawing
+from docs.tools import drawing
 from minipeft.config import Error
 from minipeft.files.atomic import write_text
 from minipeft.runtime import console
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        return self.runs and "minipeft.bench.drawing" in self.text
+        return self.runs and "docs.tools.drawing" in self.text
 
 
 def pages(language: str) -> dict[int, Path]:

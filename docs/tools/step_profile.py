@@ -54,7 +54,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=30, help="profiled steps of each (default: 30)")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = p.parse_args()
-    s = peers.Settings(
+    s = peers.PeersSettings(
         preset="nano",
         config=replace(PRESETS["nano"], position="learned"),
         methods=("full", "prompt", "prefix", "lora"),

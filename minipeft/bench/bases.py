@@ -1,54 +1,69 @@
-"""python bench.py bases: pretrain the bases that ship with the package, all alike, from 34 thousand parameters to 1.9 million.
+"""Pretrain the bases that ship with the package, from 34 thousand to 1.9 million parameters.
 
-Every size of minipeft.config.EMBEDDED sees the same examples of the same skills in the same order, for as many steps at the same
-peak learning rate; only its shape differs. One run of train.py each, so that every folder's scores.json has the command that makes
-it again. What is there already is left as it is where it is finished, and gone on with where it was stopped.
+All sizes see the same examples of the same skills in the same order, for the same steps at the same
+peak learning rate; only the shape differs. Each is one run of train.py, and the folder's scores.json
+holds the command that repeats it. A finished base stays as it is; a stopped one continues.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
-from ..config import EMBEDDED, Error
+from ..accounting.shapes import EMBEDDED
+from ..checks import Error
+from ..data import BASES
 from ..files.atomic import read_json
+from ..runtime.console import Parser
 from .measure import columns
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 RECIPE = ["--method", "full", "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
 
 
-def run(sizes: list[str], out: Path) -> dict:
-    """Pretrain what out/SIZE does not hold yet; returns {"rows": one a size}. Raises Error when a run fails."""
+class BasesSettings(NamedTuple):
+    sizes: list[str]
+    folder: Path
+
+
+def add_flags(p: Parser) -> None:
+    add = p.add_argument_group("bases").add_argument
+    add("--sizes", nargs="+", choices=list(EMBEDDED), default=list(EMBEDDED), help="bases to pretrain")
+    add("--folder", metavar="FOLDER", type=Path, default=BASES["nano"].parent, help="where SIZE/ goes")
+
+
+def settings(args: argparse.Namespace) -> BasesSettings:
+    return BasesSettings(list(dict.fromkeys(args.sizes)), args.folder)
+
+
+def run(s: BasesSettings) -> dict:
+    """Pretrain the bases that folder/SIZE does not hold yet; returns {"recipe", "rows": one per size}.
+
+    Raises Error if a run fails.
+    """
     rows = []
-    for size in sizes:
-        scores = out / size / "scores.json"
-        if not scores.exists():
-            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE, "--out", os.path.relpath(out / size)]
-            if (out / size / "training_state").is_dir():
+    for size in s.sizes:
+        folder = s.folder / size
+        if not (folder / "scores.json").exists():
+            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE,
+                       "--out", os.path.relpath(folder)]
+            if (folder / "training_state").is_dir():
                 command.append("--resume")
             print(f"{size}: {' '.join(command[1:])}", file=sys.stderr)
             if subprocess.run(command).returncode:
                 raise Error(f"pretraining {size} failed, as the line above says")
-        result = read_json(scores)
-        told = [skill["told"] for skill in result["skills"].values()]
-        told_not = [skill["not told"] for skill in result["skills"].values()]
-        rows.append(
-            {
-                "size": size,
-                "parameters": result["trained"],
-                "told": sum(told) / len(told),
-                "worst_told": min(told),
-                "not_told": sum(told_not) / len(told_not),
-                "seconds": result["seconds"],
-                "card": result["card"],
-            }
-        )
+        result = read_json(folder / "scores.json")
+        told, not_told = ([skill[name] for skill in result["skills"].values()] for name in ("told", "not told"))
+        rows.append({"size": size, "parameters": result["trained"], "told": mean(told), "worst_told": min(told),
+                     "not_told": mean(not_told), "seconds": result["seconds"], "card": result["card"]})
     return {"recipe": RECIPE, "rows": rows}
 
 
 def table(result: dict) -> str:
-    """Shape and exact match of every base, over all skills."""
+    """Shape and exact match of every base, over all skills, with and without the skill's instruction."""
 
     def shape(r: dict) -> str:
         c = EMBEDDED[r["size"]]
@@ -58,9 +73,9 @@ def table(result: dict) -> str:
         "base": lambda r: r["size"],
         "shape": shape,
         "parameters": lambda r: f"{r['parameters']:,}",
-        "told": lambda r: f"{r['told']:.3f}",
-        "worst skill told": lambda r: f"{r['worst_told']:.3f}",
-        "not told": lambda r: f"{r['not_told']:.3f}",
+        "instructed": lambda r: f"{r['told']:.3f}",
+        "worst skill": lambda r: f"{r['worst_told']:.3f}",
+        "not instructed": lambda r: f"{r['not_told']:.3f}",
         "minutes": lambda r: f"{r['seconds'] / 60:.1f}",
     }
     return "\n".join(columns(cells, result["rows"]))

@@ -1,22 +1,24 @@
-"""How to measure: what machine this is, what autograd keeps, how much memory a piece of work takes."""
+"""Tools of measuring: time, spread, matmul rate, peak memory, and aligned tables."""
 
 import contextlib
-import math
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy
 import torch
 
-from ..config import Error
+from ..checks import Error
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import saved_bytes as saved_bytes  # scripts import it from here
 from ..runtime.profiling import synchronize
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of work(), the device synchronised before and after."""
     synchronize(device)
     start = time.perf_counter()
     work()
@@ -30,24 +32,28 @@ def spread(samples: list[float]) -> dict[str, float]:
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
+def ms_text(ms: dict[str, float]) -> str:
+    """A spread as a table cell."""
+    return "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**ms)
+
+
+def first_line(e: Exception) -> str:
+    """The first line of an error's message, or the error's type."""
+    return str(e).strip().partition("\n")[0] or type(e).__name__
 
 
 def card_line(c: dict) -> str:
-    """The card as the first line of a table."""
+    """Machine and versions as the first line of a table."""
     instructions = f" with {c['instructions']}" if "instructions" in c else ""
-    libraries = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
-    return (
-        f"{c['device']}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, Python {c['python']}, "
-        f"{libraries}commit {c['commit']}"
-    )
+    versions = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
+    return (f"{c['device']}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
+            f"Python {c['python']}, {versions}commit {c['commit']}")
 
 
-class MatrixRate:
-    """The speed of products of large square matrices, the machine's own limit for everything here.
+class MatmulRate:
+    """Speed of large square matmuls, the floor of every measurement here.
 
-    Call it once a round, beside what is measured, so that both see the machine fast or slow alike; `value` is the median.
+    Call it once a round, so that it and the work see the same fast or slow machine.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
@@ -61,62 +67,58 @@ class MatrixRate:
 
     @property
     def value(self) -> float:
-        """Floating-point operations a second."""
+        """Median, in floating-point operations per second."""
         return 1000 * self.flops / spread(self.samples)["median"]
 
 
+def size_text(row: dict) -> str:
+    """The size of a row's method as a table cell, such as "P 8"; "-" if it has none."""
+    letters = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
+    return next((f"{letter} {row[name]}" for name, letter in letters.items() if name in row), "-")
+
+
 def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[str]:
-    """Aligned lines: the headings, then a line a row. The first column stands left, the others right."""
+    """Aligned lines: the headings, then one per row."""
     return aligned([list(cells)] + [[cell(r) for cell in cells.values()] for r in rows])
 
 
 def aligned(text: list[list[str]]) -> list[str]:
-    """Lines of cells under each other: the first column stands left, the others right."""
+    """Lines of cells under each other; the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
-    return ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in text]
-
-
+    pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
+    return ["  ".join(f(c, w) for f, c, w in zip(pad, line, widths, strict=True)) for line in text]
 
 
 def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
-    """The most memory work(*arguments) takes, in a fresh process of its own; None where the system does not tell.
+    """Peak memory of work(*arguments) in a new process; None if the system does not report it.
 
-    On a GPU that is the peak of torch's allocator; on a CPU how far the process's resident memory rises above what it was
-    with everything imported.
+    GPU: the peak of torch's allocator. CPU: the rise of the process's resident memory above its state
+    after all imports. Raises Error if the work fails.
     """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure_peak, args=(sender, device, torch.get_num_threads(), work, arguments))
-    child.start()
-    sender.close()
     try:
-        peak = receiver.recv()
-    except EOFError:
-        peak = "it was ended, most likely because memory ran out"
-    finally:
-        child.join()
-    if isinstance(peak, str):
-        raise Error(f"peak memory cannot be measured, try a smaller shape: {peak}")
-    return peak
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_measure_peak, device, torch.get_num_threads(), work, arguments).result()
+    except BrokenProcessPool:
+        reason = "the process was killed, most likely because memory ran out"
+    except Exception as e:
+        reason = first_line(e)
+    raise Error(f"peak memory cannot be measured, try a smaller shape: {reason}")
 
 
 def restart_peak(device: torch.device) -> None:
-    """Let the peak of this process start anew from what it holds now (on a CPU where the system is Linux)."""
+    """Reset this process's peak to its current memory (CPU: on Linux only)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _measure_peak(sender, device: torch.device, threads: int, work: Callable, arguments: tuple) -> None:
+def _measure_peak(device: torch.device, threads: int, work: Callable, arguments: tuple) -> int | None:
     torch.set_num_threads(threads)
-    restart_peak(device)  # without what importing took
+    restart_peak(device)  # imports do not count
     before = resident_peak()
-    try:
-        work(*arguments)
-    except Exception as e:  # told in the parent's one line
-        return sender.send(str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__)
+    work(*arguments)
     if device.type == "cuda":
-        sender.send(torch.cuda.max_memory_allocated(device))
-    else:
-        sender.send(None if before is None else resident_peak() - before)
+        return torch.cuda.max_memory_allocated(device)
+    return None if before is None else resident_peak() - before

@@ -1,15 +1,16 @@
-"""What a method trains, stores and costs on a base of any shape, by the closed forms of `minipeft.accounting` alone.
+"""Parameters and costs of every method on a base of any shape, by closed forms (minipeft.accounting).
 
-Nothing is built and nothing measured, so 65 billion parameters take no longer than a million. For one method: the derivation line by
-line, each formula in symbols, then with numbers put in, then the result. For all of them: a table. The formulas stand here to be read;
-the results are the ledger's, and a test works out every line that is printed.
+Nothing is built or measured, so 65 billion parameters take no longer than a million. For one method:
+a derivation, each formula in symbols, then with values, then its result. For all methods: a table.
+The formulas here are for reading, the results are the ledger's; a test evaluates every printed line.
 
-Columns: parameters trained, stored for one task, and stored in % of the base; the adapter on the disk, and the disk for many tasks (the
-base and their adapters; full: as many bases); what a training process holds, and of that what is kept for the backward pass; the
-products of a step, and as a ratio to full fine-tuning's; what one of two processes hands over in a step; at inference the products of
-one more token, and how many of them the method adds.
+Columns: parameters trained, stored for one task, stored in % of the base; the adapter on disk, and
+many tasks on disk (one base and their adapters; full: as many bases); memory to train, and its
+activations; FLOPs of a step, and their ratio to full fine-tuning's; bytes that one of two processes
+sends in a step; FLOPs of one more token at inference, and the method's part of them.
 """
 
+import argparse
 import math
 import re
 import textwrap
@@ -17,102 +18,146 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import accounting
-from ..accounting.parameters import ENCODER_DECODER, depends_on, settings
-from ..accounting.shapes import SHAPES, T5Shape
-from ..config import PRESETS, Error, GPTConfig, at_least_one, shown
-from ..files.huggingface import base_config
+from ..accounting.parameters import ENCODER_DECODER, depends_on, with_defaults
+from ..accounting.shapes import PRESETS, SHAPES, T5Shape
+from ..checks import Error, at_least_one, shown
+from ..config import GPTConfig
+from ..files.huggingface import read_base_config
 from ..methods import METHODS
-from .measure import columns
+from ..runtime.console import Parser
+from . import flags
+from .measure import columns, size_text
 
-Shape = GPTConfig | T5Shape
+AnyShape = GPTConfig | T5Shape
+
+METHOD_FLAGS = {  # by group: hyper-parameter -> arguments of its flag
+    "prompt, prefix, hard-prompt": {
+        "num_virtual_tokens": dict(type=int, metavar="P", help="length (default: 8)")},
+    "prefix": {
+        "space": dict(metavar="kv|hidden", help="keys and values (default), or hidden vectors"),
+        "prefix_projection": dict(action="store_true", default=None, help="a prefix from an MLP"),
+        "encoder_hidden_size": dict(type=int, metavar="M", help="width of that MLP (default: C)")},
+    "lora": {
+        "r": dict(type=int, metavar="R", help="rank (default: 8)"),
+        "target_modules": dict(nargs="+", metavar="NAME",
+                               help="linears (default: c_attn; or q_proj and v_proj)")},
+    "adapter": {
+        "bottleneck_size": dict(type=int, metavar="M", help="width (default: 8)"),
+        "placement": dict(metavar="houlsby|pfeiffer",
+                          help="after attention and MLP (default), or after the MLP alone")},
+    "llama-adapter": {
+        "adapter_len": dict(type=int, metavar="K", help="prompts per layer (default: 10)"),
+        "adapter_layers": dict(type=int, metavar="N",
+                               help="layers with prompts (default: 30 of 32)"),
+        "gate": dict(metavar="head|layer", help="one gate per head (default), or per layer")},
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One question to the ledger: a method on a base, or (None) all of them."""
-
+class ParamsSettings:
     model: str  # a preset or a Hugging Face folder
-    method: str | None
-    sizes: dict  # hyper-parameters that were given; the others are the methods' defaults
+    method: str | None  # None: all of them
+    sizes: dict  # hyper-parameters that were given
     tasks: int
     batch_size: int
     seq_len: int
 
 
-def shape_of(model: str) -> Shape:
-    """The shape of a preset, or of a Hugging Face folder, of which only config.json is read. Raises Error when it is neither."""
-    if model in PRESETS or model in SHAPES:
-        return (PRESETS | SHAPES)[model]
+def add_flags(p: Parser) -> None:
+    add = p.add_argument_group("question").add_argument
+    add("--model", default="gpt2", metavar="MODEL", help="a Hugging Face folder (its config.json is "
+        f"read), or {', '.join([*PRESETS, *SHAPES])}")
+    add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
+    add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
+    flags.add_batch_flags(p, 8, 128)
+    for group, of_group in METHOD_FLAGS.items():
+        add = p.add_argument_group(group).add_argument
+        for name, arguments in of_group.items():
+            add(f"--{name.replace('_', '-')}", **arguments)
+
+
+def settings(args: argparse.Namespace) -> ParamsSettings:
+    if args.method not in (None, *METHODS):
+        raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}")
+    known = [name for of_group in METHOD_FLAGS.values() for name in of_group]
+    sizes = {name: value for name in known if (value := getattr(args, name)) is not None}
+    return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len)
+
+
+def shape_of(model: str) -> AnyShape:
+    """The shape of a preset, or of a Hugging Face folder (its config.json). Raises Error for others."""
+    known = PRESETS | SHAPES
+    if model in known:
+        return known[model]
     if not Path(model).is_dir():
-        raise Error(f"--model must be a Hugging Face folder or one of {', '.join([*PRESETS, *SHAPES])}, not {shown(model)}")
-    return base_config(Path(model))[0]
+        raise Error(f"--model must be a Hugging Face folder or one of {', '.join(known)}, "
+                    f"not {shown(model)}")
+    return read_base_config(Path(model))[0]
 
 
 MEANING = {
     "L": "layers",
     "C": "channels",
     "nh": "heads",
-    "hs": "channels of a head",
+    "hs": "head size",
     "kv": "channels of the keys, and of the values",
     "M": "width of the MLP",
     "V": "vocabulary",
     "N": "positions",
     "buckets": "relative distances",
     "P": "virtual tokens",
-    "m": "width of the method's own layer",
+    "m": "width of the method's layer",
     "r": "rank",
-    "K": "prompts a layer",
-    "n": "layers that have them",
+    "K": "prompts per layer",
+    "n": "layers with prompts",
 }
 
 
-def symbols(c: Shape, h: dict) -> dict[str, int]:
-    """The value of every symbol; h: all hyper-parameters of the method."""
+def symbols(c: AnyShape, h: dict) -> dict[str, int]:
+    """{symbol: value}; h: all hyper-parameters of the method."""
     if isinstance(c, T5Shape):
-        own = {"hs": c.head_size, "M": c.n_inner, "buckets": c.position_buckets}
+        more = {"hs": c.head_size, "M": c.n_inner, "buckets": c.position_buckets}
     else:
-        own = {"kv": c.n_kv * c.head_size, "M": c.inner, "N": c.block_size}
-    names = {
-        "num_virtual_tokens": "P",
-        "encoder_hidden_size": "m",
-        "bottleneck_size": "m",
-        "r": "r",
-        "adapter_len": "K",
-        "adapter_layers": "n",
-    }
+        more = {"kv": c.n_kv * c.head_size, "M": c.inner, "N": c.block_size}
+    letters = {"num_virtual_tokens": "P", "encoder_hidden_size": "m", "bottleneck_size": "m",
+               "r": "r", "adapter_len": "K", "adapter_layers": "n"}
     sizes = {"L": c.n_layer, "C": c.n_embd, "nh": c.n_head, "V": c.vocab_size}
-    return sizes | own | {short: h[name] for name, short in names.items() if name in h}
+    return sizes | more | {letter: h[name] for name, letter in letters.items() if name in h}
 
 
-def base_formula(c: Shape) -> str:
+def base_formula(c: AnyShape) -> str:
     """accounting.base_parameters in symbols."""
     if isinstance(c, T5Shape):
         return "2·V·C + 2·buckets·nh + L·(12·C·nh·hs + 6·C·M + 5·C) + 2·C"
+    gelu = c.mlp == "gelu"
     tables = ("V·C" if c.tied else "2·V·C") + (" + N·C" if c.position == "learned" else "")
-    weights = f"2·C·(C + kv) + {2 if c.mlp == 'gelu' else 3}·C·M"
-    biases = {"none": "", "qkv": " + C + 2·kv", "all": f" + 3·C + 2·kv + {'M' if c.mlp == 'gelu' else '2·M'}"}[c.bias]
+    weights = f"2·C·(C + kv) + {2 if gelu else 3}·C·M"
+    all_biases = f" + 3·C + 2·kv + {'M' if gelu else '2·M'}"
+    biases = {"none": "", "qkv": " + C + 2·kv", "all": all_biases}[c.bias]
     norms, last = ("4·C", "2·C") if c.norm == "layer" else ("2·C", "C")
     return f"{tables} + L·({weights}{biases} + {norms}) + {last}"
 
 
-# what a linear reads + what it puts out; those of the MLP go either way
-_SIDES = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv", "mlp": "C + M"}
-_SIDES |= dict.fromkeys(("attn.c_proj", "attn.q_proj", "attn.o_proj"), "C + C")
+# in + out channels of a linear, in symbols
+_IN_OUT = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv",
+           "attn.c_proj": "C + C", "attn.q_proj": "C + C", "attn.o_proj": "C + C"}
+_OF_MLP = "C + M"
 
 
-def method_formulas(c: Shape, method: str, h: dict) -> tuple[str, str]:
-    """What is trained and stored, in symbols; h: all hyper-parameters of the method."""
+def method_formulas(c: AnyShape, method: str, h: dict) -> tuple[str, str]:
+    """Formulas of trained and stored parameters; h: all hyper-parameters of the method."""
     if method == "hard-prompt":
         return "0", "P"
     if method == "prefix":
         row = "2·L·kv" if h["space"] == "kv" else "L·C"
-        return f"P·C + (C + 1)·m + (m + 1)·{row}" if h["prefix_projection"] else f"P·{row}", f"P·{row}"
+        mlp = f"P·C + (C + 1)·m + (m + 1)·{row}"
+        return mlp if h["prefix_projection"] else f"P·{row}", f"P·{row}"
     if method == "full":
         both = "base"
     elif method == "prompt":
         both = "P·C"
     elif method == "lora":
-        both = f"L·r·({' + '.join(_SIDES['mlp' if place.startswith('mlp') else place] for place in h['places'])})"
+        both = f"L·r·({' + '.join(_IN_OUT.get(place, _OF_MLP) for place in h['places'])})"
     elif method == "adapter":
         both = f"{2 if h['placement'] == 'houlsby' else 1}·L·(2·C·m + m + C)"
     else:
@@ -120,18 +165,22 @@ def method_formulas(c: Shape, method: str, h: dict) -> tuple[str, str]:
     return both, both
 
 
-def derivation(s: Settings, c: Shape) -> dict:
-    """{"symbols": {name: value}, "steps": [{"name", "formula", "numbers", "value", "unit"}]}, from the shape to the cost of many tasks."""
-    h = settings(c, s.method, s.sizes)
-    base, (trained, stored) = accounting.base_parameters(c), accounting.count(c, s.method, **s.sizes)
-    each = 8 if s.method == "hard-prompt" else 4  # bytes of a token id, and of a number in float32
+def derivation(s: ParamsSettings, c: AnyShape) -> dict:
+    """From the shape to the cost of many tasks: {"hyperparameters", "symbols": {name: value},
+    "steps": [{"name", "formula", "numbers", "value", "unit"}]}."""
+    h = with_defaults(c, s.method, s.sizes)
+    base = accounting.base_parameters(c)
+    trained, stored = accounting.count(c, s.method, **s.sizes)
+    each = 8 if s.method == "hard-prompt" else 4  # bytes of a token id, and of a float32
     values = symbols(c, h)
     known = values | {"base": base, "trained": trained, "stored": stored, "tasks": s.tasks}
     steps = []
 
     def step(name: str, formula: str, value: float, unit: str) -> None:
-        numbers = re.sub(r"[A-Za-z]+(?![A-Za-z0-9])", lambda m: f"{known[m[0]]:,}", formula)  # all but the name of log10
-        steps.append({"name": name, "formula": formula, "numbers": numbers, "value": value, "unit": unit})
+        # every symbol, but not the name of log10
+        numbers = re.sub(r"[A-Za-z]+(?![A-Za-z0-9])", lambda m: f"{known[m[0]]:,}", formula)
+        steps.append({"name": name, "formula": formula, "numbers": numbers, "value": value,
+                      "unit": unit})
 
     step("base", base_formula(c), base, "parameters")
     formulas = method_formulas(c, s.method, h)
@@ -139,40 +188,44 @@ def derivation(s: Settings, c: Shape) -> dict:
     step("stored for one task", formulas[1], stored, "token ids" if each == 8 else "parameters")
     if s.method != "full":
         if trained > stored:
-            step("the part that is kept", "trained / stored", trained / stored, "times as many are trained")
+            step("trained over stored", "trained / stored", trained / stored, "times")
         step("of the base", "100·stored / base", 100 * stored / base, "%")
         step("fewer", "base / stored", base / stored, "times")
         step("orders of magnitude", "log10(base / stored)", math.log10(base / stored), "")
     step(f"{s.tasks:,} whole models", "tasks·base·4", s.tasks * base * 4, "bytes")
     if s.method != "full":
-        step(f"what {s.tasks:,} tasks add", f"tasks·stored·{each}", s.tasks * stored * each, "bytes")
-        step(f"one base and {s.tasks:,} tasks", f"base·4 + tasks·stored·{each}", base * 4 + s.tasks * stored * each, "bytes")
+        added = s.tasks * stored * each
+        step(f"added by {s.tasks:,} tasks", f"tasks·stored·{each}", added, "bytes")
+        step(f"one base and {s.tasks:,} tasks", f"base·4 + tasks·stored·{each}", base * 4 + added,
+             "bytes")
     if isinstance(c, GPTConfig) and s.method != "hard-prompt":
-        cost, full = (trained_cost(s, c, method, h) for method, h in ((s.method, s.sizes), ("full", {})))
-        known |= cost | {"full": full["memory"]}
-        step("memory to train", "weights + gradients + optimizer + activations", cost["memory"], "bytes")
-        if s.method != "full":
-            step("beside full fine-tuning", "memory / full", cost["memory"] / full["memory"], "times")
-        known |= {"full": full["step"]}
-        step("a training step", "forward + backward", cost["step"], "FLOPs")
-        if s.method != "full":
-            step("beside full fine-tuning", "step / full", cost["step"] / full["step"], "times")
+        cost, full = training_cost(s, c, s.method, s.sizes), training_cost(s, c, "full", {})
+        for part, title, formula, unit in (
+                ("memory", "memory to train", "weights + gradients + optimizer + activations", "bytes"),
+                ("step", "a training step", "forward + backward", "FLOPs")):
+            known |= cost | {"full": full[part]}
+            step(title, formula, cost[part], unit)
+            if s.method != "full":
+                step("beside full fine-tuning", f"{part} / full", cost[part] / full[part], "times")
     used = set(re.findall(r"[A-Za-z]+", " ".join((base_formula(c), *formulas))))
-    return {"hyperparameters": h, "symbols": {name: values[name] for name in MEANING if name in used}, "steps": steps}
+    shown_symbols = {name: values[name] for name in MEANING if name in used}
+    return {"hyperparameters": h, "symbols": shown_symbols, "steps": steps}
 
 
-def trained_cost(s: Settings, c: GPTConfig, method: str, h: dict) -> dict[str, int]:
-    """The ledger's bytes and operations of a training step by their names, and the sums: memory and step."""
-    held, work = accounting.train_bytes(c, method, s.batch_size, s.seq_len, **h), accounting.flops(c, method, s.batch_size, s.seq_len, **h)
+def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict[str, int]:
+    """Bytes and FLOPs of a training step by the ledger's names, and their sums: memory and step."""
+    held = accounting.train_bytes(c, method, s.batch_size, s.seq_len, **h)
+    work = accounting.flops(c, method, s.batch_size, s.seq_len, **h)
     return held._asdict() | work._asdict() | {"memory": sum(held), "step": sum(work)}
 
 
-def rows_of(s: Settings, c: Shape) -> list[dict]:
-    """Every method's ledger; of an encoder-decoder its parameters alone."""
+def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
+    """Every method's ledger; for an encoder-decoder only parameters."""
     base, rows = accounting.base_parameters(c), []
     for method in ENCODER_DECODER if isinstance(c, T5Shape) else METHODS:
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
-        row = {"method": method, **settings(c, method, h), **accounting.count(c, method, **h)._asdict()}
+        counts = accounting.count(c, method, **h)._asdict()
+        row = {"method": method, **with_defaults(c, method, h), **counts}
         if isinstance(c, GPTConfig):
             row |= accounting.ledger(c, method, s.batch_size, s.seq_len, **h)
             row["tasks_bytes"] = accounting.storage_bytes(c, method, s.tasks, **h)
@@ -180,58 +233,73 @@ def rows_of(s: Settings, c: Shape) -> list[dict]:
     return rows
 
 
-def run(s: Settings) -> dict:
-    """The answer, ready for JSON. Raises Error for what cannot be counted."""
+def run(s: ParamsSettings) -> dict:
+    """The derivation or the table's rows, ready for JSON. Raises Error for sizes that do not fit."""
     c = shape_of(s.model)
     for name in ("tasks", "batch_size", "seq_len"):
         at_least_one(name, getattr(s, name))
-    P = settings(c, s.method, s.sizes).get("num_virtual_tokens", 0) if s.method else s.sizes.get("num_virtual_tokens", 0)
-    if isinstance(c, GPTConfig) and P + s.seq_len > c.block_size:
-        raise Error(f"{P} virtual + {s.seq_len} real tokens do not fit the block size of {c.block_size}")
+    h = with_defaults(c, s.method, s.sizes) if s.method else s.sizes
+    if isinstance(c, GPTConfig):
+        flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
     answer = derivation(s, c) if s.method else {"rows": rows_of(s, c)}
-    return {"settings": asdict(s), "shape": asdict(c), "base_parameters": accounting.base_parameters(c), **answer}
+    return {"settings": asdict(s), "shape": asdict(c),
+            "base_parameters": accounting.base_parameters(c), **answer}
 
 
 def in_units(n: float) -> str:
-    """Bytes as a person says them."""
+    """Bytes in the largest fitting unit."""
     scale = min(4, max(0, int(math.log10(max(n, 1)) // 3)))
     return f"{n / 1000**scale:,.{1 if scale else 0}f} {('bytes', 'KB', 'MB', 'GB', 'TB')[scale]}"
 
 
 def rounded(x: float) -> str:
-    """To three digits, or whole; without an exponent."""
+    """At least three significant digits, without an exponent."""
     return f"{x:,.{max(0, 2 - math.floor(math.log10(x)))}f}"
 
 
 def lines(result: dict) -> list[str]:
     """A derivation as text."""
-    s = result["settings"]
-    meaning = MEANING | ({"L": "layers of the encoder, and of the decoder"} if "buckets" in result["symbols"] else {})
-    told = "; ".join(f"{name}\0{value:,}\0{meaning[name].replace(' ', chr(0))}" for name, value in result["symbols"].items())
-    batch = f"; B {s['batch_size']}, T {s['seq_len']}" if any(x["unit"] == "FLOPs" for x in result["steps"]) else ""
-    text = [f"{s['method']} on {s['model']}, float32{batch}", *(line.replace("\0", " ") for line in textwrap.wrap(told, 110)), ""]
-    for x in result["steps"]:
-        value = f"{x['value']:,}" if isinstance(x["value"], int) else rounded(x["value"])
-        value += f" {x['unit']}".rstrip() + (f" = {in_units(x['value'])}" if x["unit"] == "bytes" else "")
+    s, steps, symbols = result["settings"], result["steps"], result["symbols"]
+    meaning = dict(MEANING)
+    if "buckets" in symbols:
+        meaning["L"] = "layers of the encoder, and of the decoder"
+    # \0 for a space inside an entry, where no line may break
+    entries = (f"{name} {value:,} {meaning[name]}".replace(" ", "\0") for name, value in symbols.items())
+    legend = (line.replace("\0", " ") for line in textwrap.wrap("; ".join(entries), 110))
+    is_trained = any(x["unit"] == "FLOPs" for x in steps)
+    batch = f"; B {s['batch_size']}, T {s['seq_len']}" if is_trained else ""
+    text = [f"{s['method']} on {s['model']}, float32{batch}", *legend, ""]
+    for x in steps:
+        number = f"{x['value']:,}" if isinstance(x["value"], int) else rounded(x["value"])
+        value = f"{number} {x['unit']}".rstrip()
+        if x["unit"] == "bytes":
+            value += f" = {in_units(x['value'])}"
         text.append(f"{x['name']:<26}{x['formula']}")
-        text += [f"{'':<24}= {line}" for line in (x["numbers"], value) if line.split()[0] != x["formula"] and line != f"{x['value']:,}"]
+        text += [f"{'':<24}= {line}" for line in (x["numbers"], value)
+                 if line.split()[0] != x["formula"] and line != f"{x['value']:,}"]
     return text
 
 
 def table(result: dict) -> str:
-    """The answer as text."""
+    """The result as aligned text."""
     if "steps" in result:
         return "\n".join(lines(result))
     s, rows = result["settings"], result["rows"]
     full = next(r for r in rows if r["method"] == "full")
-    short = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
 
-    def together(r: dict, part: str) -> int:
-        return sum(value for name, value in r.items() if name in PARTS[part])
+    def memory(r: dict) -> int:
+        parts = ("weights", "gradients", "optimizer", "activations")
+        return sum(r[f"train_{part}"] for part in parts)
 
-    cells = {
+    def step(r: dict) -> int:
+        return r["flops_forward"] + r["flops_backward"]
+
+    def trained(cell):
+        return lambda r: cell(r) if r["trained"] else "-"
+
+    cells = {  # heading: cell of a row
         "method": lambda r: r["method"],
-        "size": lambda r: next((f"{letter} {r[name]}" for name, letter in short.items() if name in r), "-"),
+        "size": size_text,
         "trained": lambda r: f"{r['trained']:,}",
         "stored": lambda r: f"{r['stored']:,}",
         "% of base": lambda r: rounded(r["percent"]),
@@ -242,18 +310,12 @@ def table(result: dict) -> str:
         cells |= {
             "on disk": lambda r: in_units(r["adapter_bytes"]),
             f"{s['tasks']:,} tasks": lambda r: in_units(r["tasks_bytes"]),
-            "to train": lambda r: in_units(together(r, "memory")) if r["trained"] else "-",
-            "activations": lambda r: in_units(r["train_activations"]) if r["trained"] else "-",
-            "step GFLOP": lambda r: f"{together(r, 'step') / 1e9:,.1f}" if r["trained"] else "-",
-            "× full": lambda r: f"{together(r, 'step') / together(full, 'step'):.2f}" if r["trained"] else "-",
-            "sent": lambda r: in_units(r["wire_2"]) if r["trained"] else "-",
+            "to train": trained(lambda r: in_units(memory(r))),
+            "activations": trained(lambda r: in_units(r["train_activations"])),
+            "step GFLOP": trained(lambda r: f"{step(r) / 1e9:,.1f}"),
+            "× full": trained(lambda r: f"{step(r) / step(full):.2f}"),
+            "sent": trained(lambda r: in_units(r["wire_2"])),
             "token MFLOP": lambda r: f"{r['inference_token_flops'] / 1e6:,.1f}",
             "more": lambda r: f"{r['inference_extra_token_flops'] / 1e6:,.2f}",
         }
     return "\n".join([about, "", *columns(cells, rows)])
-
-
-PARTS = {  # of the ledger, what is told as one number
-    "memory": ("train_weights", "train_gradients", "train_optimizer", "train_activations"),
-    "step": ("flops_forward", "flops_backward"),
-}

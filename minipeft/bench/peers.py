@@ -1,60 +1,86 @@
 """A training step here and in peft + transformers, on the same weights and the same batch.
 
-Both get a base of the same shape and the same random weights (written by one, read by the other), the same trained tensors, the
-same tokens, the same fused AdamW, no dropout. The losses before the first step and after it stand side by side; they and the norm
-of the first gradient must agree. Steps are interleaved in one process. Each runs eagerly and through torch.compile (here the
-blocks, there the whole model, where PEFT allows it). Needs the extras of requirements-extra.txt.
+Both have a base of one shape with the same random weights (written by one, read by the other), the
+same trained tensors, tokens and fused AdamW, no dropout. The losses before and after the first step
+stand side by side; they and the norm of the first gradient must agree. Steps are interleaved in one
+process. Each library runs eagerly and through torch.compile (here the blocks, there the whole
+model, if PEFT allows it). Needs the extras of requirements-extra.txt.
 """
 
+import argparse
+import importlib.metadata
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, replace
+from statistics import geometric_mean
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accounting import step_flops
-from ..compiling import can_compile
-from ..config import Error, GPTConfig
-from ..methods import adapt
+from ..accounting.shapes import PRESETS
+from ..attach import adapt
+from ..checks import Error
 from ..methods.lora import lora_targets
 from ..model import GPT
+from ..runtime.compiling import can_compile
+from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes, synchronize
-from .measure import (
-    MatrixRate,
-    card_line,
-    columns,
-    geometric_mean,
-    milliseconds,
-    peak_bytes,
-    restart_peak,
-    spread,
-)
+from . import flags
+from .measure import MatmulRate, card_line, columns, first_line, milliseconds, ms_text, peak_bytes, restart_peak, spread
 
-METHODS = ("full", "prompt", "prefix", "lora")  # what both have
+METHODS = ("full", "prompt", "prefix", "lora")  # of both libraries
 RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
 
 
-@dataclass(frozen=True)
-class Settings:
-    preset: str
-    config: GPTConfig
+@dataclass(frozen=True, kw_only=True)
+class PeersSettings(flags.WorkSettings):
     methods: tuple[str, ...]
     num_virtual_tokens: int
-    batch_size: int
-    seq_len: int
     supervised: float
-    steps: int
-    seed: int
-    device: str
     dtype: str
     compile: bool
 
 
-def batch(s: Settings) -> tuple[Tensor, Tensor]:
-    """idx and targets (B, T); a share `supervised` of the targets counts, the rest is -100. The last one never does:
-    transformers takes targets from the labels shifted by one, and has none there."""
+def add_flags(p: Parser) -> None:
+    flags.add_base_flags(p, "gpt2")
+    add = p.add_argument_group("methods").add_argument
+    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
+        help=f"of {', '.join(METHODS)}")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P",
+        help="length of prompt and prefix")
+    add = flags.add_batch_flags(p, 4, 128).add_argument
+    add("--supervised", type=float, default=1.0, metavar="SHARE", help="of the target tokens")
+    add = flags.add_machine_flags(p, 5, "timed steps of each").add_argument
+    add("--dtype", default="float32", choices=flags.DTYPES,
+        help="of the base; adapters train in float32")
+    add("--compile", action=argparse.BooleanOptionalAction, default=True,
+        help="also run both through torch.compile")
+
+
+def settings(args: argparse.Namespace) -> PeersSettings:
+    """Raises Error for a method that one library lacks, and for sizes that do not fit."""
+    for method in args.methods:
+        if method not in METHODS:
+            raise Error(f"--methods must be of {', '.join(METHODS)}, which both libraries have, "
+                        f"not {method!r}")
+    if not 0 < args.supervised <= 1:
+        raise Error(f"--supervised must be above 0 and at most 1, not {args.supervised:g}")
+    config = PRESETS[args.preset]
+    if config.projections == "joined":
+        config = replace(config, position="learned")  # as transformers' GPT-2
+    if args.num_virtual_tokens < 1:
+        raise Error(f"--num-virtual-tokens must be at least 1, not {args.num_virtual_tokens}")
+    flags.check_fits(args.num_virtual_tokens, args.seq_len, config)
+    return flags.from_flags(PeersSettings, args, config)
+
+
+def batch(s: PeersSettings) -> tuple[Tensor, Tensor]:
+    """idx and targets (B, T); the share `supervised` of the targets counts, the rest is -100.
+
+    The last target never counts: transformers shifts the labels by one, so it has none there.
+    """
     g = torch.Generator().manual_seed(s.seed)
     tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g)
     counts = torch.rand(s.batch_size, s.seq_len, generator=g) < s.supervised
@@ -63,7 +89,9 @@ def batch(s: Settings) -> tuple[Tensor, Tensor]:
 
 
 class Ours:
-    def __init__(self, s: Settings, method: str, base: GPT, compile: bool):
+    """A step of minipeft."""
+
+    def __init__(self, s: PeersSettings, method: str, base: GPT, compile: bool):
         self.model = adapt(base, method, **hyperparameters(s, method))
         self.model.compile_blocks(compile)
         self.idx, self.targets = batch(s)
@@ -75,15 +103,19 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, s: Settings, method: str, base: nn.Module, compile: bool):
+    """A step of peft + transformers."""
+
+    def __init__(self, s: PeersSettings, method: str, base: nn.Module, compile: bool):
         import peft
 
-        base.config.use_cache = False  # as its Trainer has it: no copies of keys and values for a generation that does not come
-        kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig, "lora": peft.LoraConfig}
+        base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
+        kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig,
+                 "lora": peft.LoraConfig}
         if method in kinds:
             h = hyperparameters(s, method)
             if method == "lora":
-                h |= {"target_modules": list(lora_targets(s.config)), "fan_in_fan_out": s.config.projections == "joined"}
+                h |= {"target_modules": list(lora_targets(s.config)),
+                      "fan_in_fan_out": s.config.projections == "joined"}
             base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
         self.model = base.train()
         for module in base.modules():
@@ -93,13 +125,14 @@ class Theirs:
         self.idx, targets = batch(s)
         self.labels = torch.full_like(targets, -100)
         self.labels[:, 1:] = targets[:, :-1]
-        self.optimizer = torch.optim.AdamW([p for p in base.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0, fused=True)
+        trained = [p for p in base.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
 
     def loss(self) -> Tensor:
         return self.run(input_ids=self.idx, labels=self.labels).loss
 
 
-def hyperparameters(s: Settings, method: str) -> dict:
+def hyperparameters(s: PeersSettings, method: str) -> dict:
     return {"full": {}, "lora": {"r": 8}}.get(method, {"num_virtual_tokens": s.num_virtual_tokens})
 
 
@@ -111,13 +144,17 @@ def train_step(rival) -> Tensor:
     return loss.detach()
 
 
-def build(s: Settings, method: str, name: str):
-    """A rival with weights of its own: the same numbers for all, by way of one folder. Raises Error without the extras."""
+def build(s: PeersSettings, method: str, name: str):
+    """A rival with its own copy of the same weights, PEFT's read from a folder.
+
+    Raises Error without the extras.
+    """
     try:
         import peft  # noqa: F401
         import transformers
     except ImportError:
-        raise Error("bench.py peers compares with peft and transformers: pip install -r requirements-extra.txt") from None
+        raise Error("bench.py peers compares with peft and transformers: "
+                    "pip install -r requirements-extra.txt") from None
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(s.seed)
@@ -128,21 +165,23 @@ def build(s: Settings, method: str, name: str):
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
         del base
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        theirs = load(folder, dtype=dtype, attn_implementation="sdpa")
     return Theirs(s, method, theirs.to(s.device), compile)
 
 
 def same_start(ours: Ours, theirs: Theirs, method: str) -> None:
-    """What is trained starts from the same numbers: PEFT's, copied over."""
+    """Copy PEFT's initial values of the trained parameters."""
     if method == "full":
         return
+    trained = (p for p in theirs.model.parameters() if p.requires_grad)
     with torch.no_grad():
-        for mine, p in zip(ours.model.trainable_parameters(), (p for p in theirs.model.parameters() if p.requires_grad), strict=True):
+        for mine, p in zip(ours.model.trainable_parameters(), trained, strict=True):
             mine.copy_(p)
 
 
-def train_two_steps(s: Settings, method: str, name: str) -> None:
-    """What the peak-memory process does; how the rival was built does not count."""
+def train_two_steps(s: PeersSettings, method: str, name: str) -> None:
+    """The work of the peak-memory process; building the rival does not count."""
     rival = build(s, method, name)
     restart_peak(torch.device(s.device))
     train_step(rival)
@@ -150,8 +189,8 @@ def train_two_steps(s: Settings, method: str, name: str) -> None:
     synchronize(torch.device(s.device))
 
 
-def measure(s: Settings, method: str, rate: MatrixRate, bar: tqdm) -> list[dict]:
-    """One row a rival."""
+def measure(s: PeersSettings, method: str, rate: MatmulRate, bar: tqdm) -> list[dict]:
+    """One row per rival, their steps interleaved."""
     device = torch.device(s.device)
     names = [n for n in RIVALS if s.compile or not n.endswith("compiled")]
     rivals = {n: build(s, method, n) for n in names}
@@ -161,14 +200,15 @@ def measure(s: Settings, method: str, rate: MatrixRate, bar: tqdm) -> list[dict]
             same_start(rival, rivals["peft"], method)
         row = {"method": method, "rival": name, "error": None}
         try:
-            row["first_step_s"] = milliseconds(lambda r=rival, row=row: row.update(loss=train_step(r).item()), device) / 1000
-        except Exception as e:  # whatever torch.compile cannot do with PEFT is a result too
+            first = milliseconds(lambda r=rival, row=row: row.update(loss=train_step(r).item()), device)
+            row["first_step_s"] = first / 1000
+        except Exception as e:  # a failure of torch.compile with PEFT is a result
             if name != "peft compiled":
                 raise
-            row["error"] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+            row["error"] = f"{type(e).__name__}: {first_line(e)}"
             del rivals[name]
         else:
-            row["gradient_norm"] = gradient_norm(rival)  # of the first step, still in place
+            row["gradient_norm"] = gradient_norm(rival)  # of the first step
             row["second_loss"] = train_step(rival).item()
             row["saved_bytes"] = saved_bytes(rival.loss, rival.model.parameters())
         rows.append(row)
@@ -181,16 +221,16 @@ def measure(s: Settings, method: str, rate: MatrixRate, bar: tqdm) -> list[dict]
             times[name].append(milliseconds(lambda r=rival: train_step(r), device))
         bar.update()
     del rivals, rival
-    rows = [r for r in rows if not r["error"]] + [r for r in rows if r["error"]]
-    for row in (r for r in rows if not r["error"]):
+    measured, failed = ([r for r in rows if bool(r["error"]) == bad] for bad in (False, True))
+    for row in measured:
         row["step_ms"] = spread(times[row["rival"]])
         if not row["rival"].endswith("compiled"):  # a compiler's own memory is not the method's
             row["peak_bytes"] = peak_bytes(device, train_two_steps, s, method, row["rival"])
-    eager = next(r for r in rows if r["rival"] == "peft")
-    for row in (r for r in rows if not r["error"]):
+    eager = next(r for r in measured if r["rival"] == "peft")
+    for row in measured:
         row["against_peft"] = row["step_ms"]["median"] / eager["step_ms"]["median"]
         row["saved_against_peft"] = row["saved_bytes"] / eager["saved_bytes"]
-    return rows
+    return measured + failed
 
 
 def gradient_norm(rival) -> float:
@@ -199,74 +239,78 @@ def gradient_norm(rival) -> float:
 
 
 def same_work(rows: list[dict], bound: float) -> None:
-    """Raise Error unless the first step's gradient and the losses before and after it are those of PEFT run eagerly."""
+    """Raise Error unless every rival's first gradient, and losses around it, are those of eager PEFT."""
     theirs = next(r for r in rows if r["rival"] == "peft")
     for row in (r for r in rows if not r["error"]):
         for x in ("loss", "gradient_norm", "second_loss"):
             if not abs(row[x] - theirs[x]) <= bound * abs(theirs[x]):
-                raise Error(
-                    f"{row['method']}: {row['rival']} does other work than peft: {x.replace('_', ' ')} {row[x]} against {theirs[x]}"
-                )
+                raise Error(f"{row['method']}: {row['rival']} does other work than peft: "
+                            f"{x.replace('_', ' ')} {row[x]} against {theirs[x]}")
 
 
-def run(s: Settings) -> dict:
+def run(s: PeersSettings) -> dict:
     """{"card", "settings", "rate", "rows", "means"}, ready for JSON."""
-    import importlib.metadata
-
     device = torch.device(s.device)
     s = replace(s, compile=s.compile and can_compile(device.type))
-    rate = MatrixRate(getattr(torch, s.dtype), device)
+    rate = MatmulRate(getattr(torch, s.dtype), device)
     rows = []
-    with warnings.catch_warnings(), tqdm(total=len(s.methods) * (4 + s.steps), unit="round", desc="peers", dynamic_ncols=True) as bar:
+    total = len(s.methods) * (4 + s.steps)
+    with (warnings.catch_warnings(),
+          tqdm(total=total, unit="round", desc="peers", dynamic_ncols=True) as bar):
         warnings.simplefilter("ignore")
         for method in s.methods:
             rows += measure(s, method, rate, bar)
     share = float((batch(s)[1] != -100).float().mean())
     for row in (r for r in rows if not r["error"]):
-        flops = step_flops(s.config, row["method"], s.batch_size, s.seq_len, share, **hyperparameters(s, row["method"]))
+        h = hyperparameters(s, row["method"])
+        flops = step_flops(s.config, row["method"], s.batch_size, s.seq_len, share, **h)
         row["against_floor"] = row["step_ms"]["median"] / 1000 * rate.value / flops
     versions = {name: importlib.metadata.version(name) for name in ("peft", "transformers")}
     means = {}
     for name in RIVALS:
         mine = [r for r in rows if r["rival"] == name and not r["error"]]
         if len(mine) == len(s.methods):
-            means[name] = {x: geometric_mean([r[x] for r in mine]) for x in ("against_peft", "saved_against_peft", "against_floor")}
-    return {"card": card(device) | versions, "settings": asdict(s), "rate": rate.value, "rows": rows, "means": means}
+            means[name] = {x: geometric_mean(r[x] for r in mine)
+                           for x in ("against_peft", "saved_against_peft", "against_floor")}
+    return {"card": card(device) | versions, "settings": asdict(s), "rate": rate.value,
+            "rows": rows, "means": means}
 
 
 def table(result: dict) -> str:
     """The result as aligned text."""
-    s = result["settings"]
-    shape = s["config"]
+    s, rows, means = result["settings"], result["rows"], result["means"]
+    c = s["config"]
     lines = [
         card_line(result["card"]),
-        f"{s['preset']}: L {shape['n_layer']}, C {shape['n_embd']}, nh {shape['n_head']}, V {shape['vocab_size']}; B {s['batch_size']}, "
-        f"T {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']}, {100 * s['supervised']:.0f} % of the targets supervised, "
-        f"{s['steps']} steps, seed {s['seed']}; large matrix products {result['rate'] / 1e9:,.0f} GFLOP/s",
+        f"{s['preset']}: L {c['n_layer']}, C {c['n_embd']}, nh {c['n_head']}, V {c['vocab_size']}; "
+        f"B {s['batch_size']}, T {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']}, "
+        f"{100 * s['supervised']:.0f} % of the targets supervised, {s['steps']} steps, "
+        f"seed {s['seed']}; large matmuls {result['rate'] / 1e9:,.0f} GFLOP/s",
         "",
     ]
-    none = "-"
-    cells = {
+
+    def measured(cell):
+        return lambda r: "-" if r["error"] else cell(r)
+
+    cells = {  # heading: cell of a row
         "method": lambda r: r["method"],
         "": lambda r: r["rival"],
-        "loss": lambda r: none if r["error"] else f"{r['loss']:.4f}",
-        "then": lambda r: none if r["error"] else f"{r['second_loss']:.4f}",
-        "step ms (p10–p90)": lambda r: none if r["error"] else "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
-        "× peft": lambda r: none if r["error"] else f"{r['against_peft']:.2f}",
-        "× floor": lambda r: none if r["error"] else f"{r['against_floor']:.2f}",
-        "kept MB": lambda r: none if r["error"] else f"{r['saved_bytes'] / 1e6:,.1f}",
-        "× peft ": lambda r: none if r["error"] else f"{r['saved_against_peft']:.2f}",
-        "peak MB": lambda r: f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else none,
-        "first step s": lambda r: none if r["error"] else f"{r['first_step_s']:.1f}",
+        "loss": measured(lambda r: f"{r['loss']:.4f}"),
+        "then": measured(lambda r: f"{r['second_loss']:.4f}"),
+        "step ms (p10–p90)": measured(lambda r: ms_text(r["step_ms"])),
+        "× peft": measured(lambda r: f"{r['against_peft']:.2f}"),
+        "× floor": measured(lambda r: f"{r['against_floor']:.2f}"),
+        "saved MB": measured(lambda r: f"{r['saved_bytes'] / 1e6:,.1f}"),
+        "× peft ": measured(lambda r: f"{r['saved_against_peft']:.2f}"),
+        "peak MB": lambda r: f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-",
+        "first step s": measured(lambda r: f"{r['first_step_s']:.1f}"),
     }
-    lines += columns(cells, result["rows"])
-    lines += [f"{r['method']}, {r['rival']}: {r['error']}" for r in result["rows"] if r["error"]]
-    lines += ["", "geometric means over the methods, against peft run eagerly:"]
-    lines += [
-        f"{name}: step {m['against_peft']:.2f}, saved {m['saved_against_peft']:.2f}, step over floor {m['against_floor']:.2f}"
-        for name, m in result["means"].items()
-    ]
-    if len(result["means"]) == len(RIVALS):
-        ratio = result["means"]["minipeft compiled"]["against_peft"] / result["means"]["peft compiled"]["against_peft"]
-        lines.append(f"both compiled: step of minipeft over that of peft {ratio:.2f}")
+    lines += columns(cells, rows)
+    lines += [f"{r['method']}, {r['rival']}: {r['error']}" for r in rows if r["error"]]
+    lines += ["", "geometric means over the methods, against eager peft:"]
+    lines += [f"{name}: step {m['against_peft']:.2f}, saved {m['saved_against_peft']:.2f}, "
+              f"step over floor {m['against_floor']:.2f}" for name, m in means.items()]
+    if len(means) == len(RIVALS):
+        ours, theirs = (means[f"{name} compiled"]["against_peft"] for name in ("minipeft", "peft"))
+        lines.append(f"both compiled: step of minipeft over that of peft {ours / theirs:.2f}")
     return "\n".join(lines)

@@ -1,17 +1,19 @@
-"""What serving costs: many tasks in one batch, and a long prefix that all rows share.
+"""Cost of serving: many tasks in one batch, and a long prefix that all rows share.
 
-The physics: decoding one token reads every weight once for the whole batch, so a batch of many rows is cheap and one of few is not.
-Tasks that are prefixes leave the weights shared: rows of 64 tasks still read them once, where 64 fully tuned copies are read one after
-the other. And a prefix shared by the rows is read once for all of them, as one product with all queries (Hydragen, 2402.05099), while
-copies of it in each row's cache are read, and held, once a row.
+Decoding one token reads every weight once for the whole batch, so tokens are cheap in large
+batches. Tasks that are prefixes share the weights: a batch of 64 tasks reads them once, 64 fully
+tuned copies are read one after the other. A prefix that rows share is read once for all of them, as
+one matmul with all queries (Hydragen, 2402.05099); copies of it in the rows' caches are stored and
+read once per row.
 
-Every row decodes greedily from the same prompts with a cache of keys and values, on random weights; token by token in turn, so that a
-machine that slows down slows all rows. Peak memory is taken in a process of its own for each row, the base and its cache included.
+Every way of serving decodes greedily from the same prompts with a key-value cache, on random
+weights, interleaved token by token with the others. Peak memory is measured in a new process per
+way, base and cache included.
 """
 
+import argparse
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,41 +21,66 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..accounting import base_parameters
+from ..accounting.shapes import PRESETS
+from ..attach import adapt
 from ..attention import prefix_attention
-from ..config import GPTConfig
+from ..checks import Error
 from ..inference.generation import read_slots
 from ..inference.task_bank import TaskBank
-from ..methods import adapt
 from ..model import GPT
+from ..runtime.console import Parser
+from ..runtime.memory import available_memory
 from ..runtime.profiling import card, synchronize
 from ..slots import KVCache, Prefix
-from .measure import card_line, columns, milliseconds, peak_bytes, spread
+from . import flags
+from .measure import card_line, columns, milliseconds, ms_text, peak_bytes, spread
 
 
-@dataclass(frozen=True)
-class Settings:
-    preset: str
-    config: GPTConfig  # with a block size that the longest prefix fits
-    batch_size: int
-    seq_len: int  # of the prompts that rows go on from
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings(flags.WorkSettings):
+    """config: its block size fits the longest prefix; seq_len: tokens of the prompts."""
+
     tasks: tuple[int, ...]
     num_virtual_tokens: int  # of every task
     prefixes: tuple[int, ...]
-    steps: int
-    seed: int
-    device: str
+
+
+def add_flags(p: Parser) -> None:
+    flags.add_base_flags(p, "gpt2")
+    add = p.add_argument_group("tasks and prefixes").add_argument
+    add("--tasks", type=int, nargs="+", default=[1, 8, 64], metavar="N",
+        help="numbers of tasks in a batch")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P", help="of every task")
+    add("--prefixes", type=int, nargs="+", default=[128, 1024, 16384], metavar="P",
+        help="lengths of a prefix that all rows share; the base's block size grows with them")
+    flags.add_batch_flags(p, 64, 16, "tokens of the prompts")
+    flags.add_machine_flags(p, 12, "timed tokens of each")
+
+
+def settings(args: argparse.Namespace) -> ServingSettings:
+    """Raises Error for sizes below 1, and for more tasks than rows."""
+    for name in ("tasks", "num_virtual_tokens", "prefixes"):
+        if min(value if isinstance(value := getattr(args, name), list) else [value]) < 1:
+            raise Error(f"--{name.replace('_', '-')} must be at least 1")
+    if max(args.tasks) > args.batch_size:
+        raise Error(f"{max(args.tasks)} tasks do not fit a batch of {args.batch_size} rows: "
+                    "every row has one")
+    longest = max(*args.prefixes, args.num_virtual_tokens) + args.seq_len + args.steps + 2
+    config = PRESETS[args.preset]
+    config = replace(config, block_size=max(config.block_size, longest))
+    return flags.from_flags(ServingSettings, args, config)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to serve a batch: kind "base", "prefix tasks", "lora tasks", "full copies" (n of them) or a prefix, "shared" or "copied"."""
+    """One way to serve a batch."""
 
-    kind: str
-    n: int = 0  # tasks
+    kind: str  # "base", "prefix tasks", "lora tasks", "full copies", or a prefix: "shared", "copied"
+    n: int = 0  # tasks, or copies
     P: int = 0  # virtual tokens
 
 
-def rows_of(s: Settings) -> list[Row]:
+def rows_of(s: ServingSettings) -> list[Row]:
     rows = [Row("base")]
     rows += [Row("prefix tasks", n, s.num_virtual_tokens) for n in s.tasks]
     rows += [Row("lora tasks", n) for n in s.tasks]
@@ -62,16 +89,18 @@ def rows_of(s: Settings) -> list[Row]:
 
 
 class Decoder:
-    """Rows of a batch that are read and then decoded, a token a step."""
+    """Greedy decoding of a batch: the first step processes the prompts, each later one a token."""
 
-    def __init__(self, base: GPT, idx: Tensor, slots: dict, steps: int, copied: Prefix | None = None):
+    def __init__(self, base: GPT, idx: Tensor, slots: dict, steps: int,
+                 copied: Prefix | None = None):
         self.base = base
         B, T = idx.shape
         self.cache, self.slots = read_slots(base, slots, B, T + steps)
-        if copied is not None:  # the prefix lies in every row's cache, before what is read
+        if copied is not None:  # a prefix in every row's cache, before the prompt
             P = copied.k.size(3)
             c = base.config
-            k, v = base.wte.weight.new_empty(2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
+            shape = (2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
+            k, v = base.wte.weight.new_empty(shape)
             k[:, :, :, :P], v[:, :, :, :P] = copied.k, copied.v
             self.cache = KVCache(k, v, read=P)
         self.idx = idx
@@ -83,8 +112,8 @@ class Decoder:
         self.idx = F.linear(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
 
 
-def build(s: Settings, row: Row, base: GPT | None = None) -> list[Decoder]:
-    """The decoders of a row: one, or as many as there are copies of the base."""
+def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder]:
+    """The decoders of a row: one, or one per copy of the base."""
     torch.manual_seed(s.seed)
     c, steps = s.config, s.steps + 2
     idx = torch.randint(c.vocab_size, (s.batch_size, s.seq_len), device=s.device)
@@ -107,12 +136,12 @@ def build(s: Settings, row: Row, base: GPT | None = None) -> list[Decoder]:
     return [Decoder(base, idx, rows.slots(), steps)]
 
 
-def new_base(s: Settings) -> GPT:
+def new_base(s: ServingSettings) -> GPT:
     return GPT(s.config).to(s.device)
 
 
-def decode_three(s: Settings, row: Row) -> None:
-    """What the peak-memory process does: read the prompts and decode two tokens."""
+def decode_three(s: ServingSettings, row: Row) -> None:
+    """The work of the peak-memory process: process the prompts and decode two tokens."""
     decoders = build(s, row)
     for _ in range(3):
         for d in decoders:
@@ -120,46 +149,43 @@ def decode_three(s: Settings, row: Row) -> None:
     synchronize(torch.device(s.device))
 
 
-def bytes_needed(s: Settings, row: Row) -> int:
-    """What the row holds for certain beside the base: what would not fit is not tried."""
+def bytes_needed(s: ServingSettings, row: Row) -> int:
+    """A lower bound of the row's memory beside the base; rows that cannot fit are skipped."""
+    c = s.config
     if row.kind == "full copies":
-        return 4 * row.n * base_parameters(s.config)
-    return 4 * 2 * s.config.n_layer * s.config.n_kv * s.config.head_size * row.P * (s.batch_size if row.kind == "copied" else max(1, row.n))
+        return 4 * row.n * base_parameters(c)
+    prefixes = s.batch_size if row.kind == "copied" else max(1, row.n)
+    return 4 * 2 * c.n_layer * c.n_kv * c.head_size * row.P * prefixes
 
 
-def bytes_free(device: torch.device) -> float:
-    """Memory that can still be had; unlimited where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return math.inf
+def fits(s: ServingSettings, row: Row) -> bool:
+    left = available_memory(torch.device(s.device))
+    return 1.2 * bytes_needed(s, row) < (math.inf if left is None else left)
 
 
-def run(s: Settings) -> dict:
-    """{"card", "settings", "rows", "ratios"}, ready for JSON."""
-    device = torch.device(s.device)
-    rows = [r for r in rows_of(s) if 1.2 * bytes_needed(s, r) < bytes_free(device)]
-    left_out = [r for r in rows_of(s) if r not in rows]
-    with tqdm(total=2 * len(rows) + s.steps, unit="row", desc="peak memory", dynamic_ncols=True) as bar:
+def run(s: ServingSettings) -> dict:
+    """{"card", "settings", "rows", "left_out", "attention", "ratios"}, ready for JSON."""
+    device, every = torch.device(s.device), rows_of(s)
+    rows = [row for row in every if fits(s, row)]
+    left_out = [row for row in every if row not in rows]
+    total = 2 * len(rows) + s.steps
+    with tqdm(total=total, unit="row", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = {}
         for row in rows:
             peaks[row] = peak_bytes(device, decode_three, s, row)
             bar.update()
-        bar.set_description("reading")
+        bar.set_description("prompts")
         torch.manual_seed(s.seed)
         base = new_base(s)
         decoders = {}
         for row in rows:
-            if 1.2 * bytes_needed(s, row) >= bytes_free(device):  # beside the others
+            if not fits(s, row):  # beside the others
                 left_out.append(row)
                 continue
             decoders[row] = build(s, row, base)
             for d in decoders[row]:
                 d.step()  # the prompts
-                d.step()  # and a first token, untimed
+                d.step()  # a first token, not timed
             bar.update()
         bar.set_description("decoding")
         times: dict[Row, list[float]] = {row: [] for row in decoders}
@@ -170,97 +196,106 @@ def run(s: Settings) -> dict:
     del decoders
     results = []
     for row, samples in times.items():
-        step = spread(samples)
-        extra = None if peaks[row] is None else peaks[row] - peaks[rows[0]]
-        per_s = 1000 * s.batch_size / step["median"]
-        results.append({**asdict(row), "step_ms": step, "tokens_per_s": per_s, "peak_bytes": peaks[row], "extra_bytes": extra})
+        step, peak = spread(samples), peaks[row]
+        results.append({**asdict(row), "step_ms": step,
+                        "tokens_per_s": 1000 * s.batch_size / step["median"], "peak_bytes": peak,
+                        "extra_bytes": None if peak is None else peak - peaks[rows[0]]})
     for r in results:
         r["against_base"] = r["tokens_per_s"] / results[0]["tokens_per_s"]
-    missing = [{**asdict(row), "bytes_needed": bytes_needed(s, row)} for row in left_out]
     alone = attention_alone(s, [r["P"] for r in results if r["kind"] == "copied"], device)
-    result = {"card": card(device), "settings": asdict(s), "rows": results, "left_out": missing, "attention": alone}
-    return result | {"ratios": ratios(results, alone)}
+    missing = [{**asdict(row), "bytes_needed": bytes_needed(s, row)} for row in left_out]
+    return {"card": card(device), "settings": asdict(s), "rows": results, "left_out": missing,
+            "attention": alone, "ratios": ratios(results, alone)}
 
 
 @torch.no_grad()
-def attention_alone(s: Settings, prefixes: list[int], device: torch.device) -> list[dict]:
-    """One token's attention in all layers, in turn, over a shared prefix beside the cache and over a cache with its copies."""
-    c, results = s.config, []
+def attention_alone(s: ServingSettings, prefixes: list[int], device: torch.device) -> list[dict]:
+    """Time of one token's attention in one layer: with a shared prefix, and with copies of it."""
+    c, B, results = s.config, s.batch_size, []
     T = s.seq_len + s.steps // 2
     for P in prefixes:
-        q = torch.randn(s.batch_size, c.n_head, 1, c.head_size, device=device)
-        cached = [torch.randn(2, s.batch_size, c.n_kv, T, c.head_size, device=device) for _ in range(c.n_layer)]
-        shared = [torch.randn(2, 1, c.n_kv, P, c.head_size, device=device) for _ in range(c.n_layer)]
-        k, v = (torch.cat([x.expand(s.batch_size, -1, -1, -1), y], dim=2) for x, y in zip(shared[0], cached[0], strict=True))
+        q = torch.randn(B, c.n_head, 1, c.head_size, device=device)
+        cached, shared = (
+            [torch.randn(2, rows, c.n_kv, length, c.head_size, device=device) for _ in range(c.n_layer)]
+            for rows, length in ((B, T), (1, P)))
+        k, v = (torch.cat([x.expand(B, -1, -1, -1), y], dim=2)
+                for x, y in zip(shared[0], cached[0], strict=True))
         times: dict[str, list[float]] = {"shared": [], "copied": []}
         for i in range(2 + 3 * s.steps):
-            layer = i % c.n_layer
-            beside = milliseconds(lambda a=cached[layer], b=shared[layer], q=q: prefix_attention(q, *a, *b), device)
-            within = milliseconds(lambda q=q, k=k, v=v: prefix_attention(q, k, v), device)
-            if i >= 2:
-                times["shared"].append(beside)
-                times["copied"].append(within)
-        results.append({"P": P, "T": T, **{f"{kind}_ms": spread(samples) for kind, samples in times.items()}})
+            a, b = cached[i % c.n_layer], shared[i % c.n_layer]
+            work = {"shared": lambda q=q, a=a, b=b: prefix_attention(q, *a, *b),
+                    "copied": lambda q=q, k=k, v=v: prefix_attention(q, k, v)}
+            for kind, attend in work.items():
+                ms = milliseconds(attend, device)
+                if i >= 2:  # after two warm-up rounds
+                    times[kind].append(ms)
+        results.append({"P": P, "T": T, **{f"{kind}_ms": spread(ms) for kind, ms in times.items()}})
     return results
 
 
 def ratios(rows: list[dict], alone: list[dict]) -> list[dict]:
-    """What the rows say of each other: {"of", "to", "what", "value"}."""
-
-    def find(kind: str, **which) -> dict | None:
-        return next((r for r in rows if r["kind"] == kind and all(r[x] == y for x, y in which.items())), None)
-
+    """Comparisons between rows: {"of", "to", "what", "value"}."""
     found = []
+
+    def find(kind: str, **sizes) -> dict | None:
+        return next((r for r in rows if r["kind"] == kind and r.items() >= sizes.items()), None)
+
+    def add(of: str, to: str, value: float, what: str = "throughput") -> None:
+        found.append({"of": of, "to": to, "what": what, "value": value})
+
     for kind in ("prefix tasks", "lora tasks"):
         one = find(kind, n=1)
         for r in rows:
             if one and r["kind"] == kind and r["n"] > 1:
-                value = r["tokens_per_s"] / one["tokens_per_s"]
-                found.append({"of": f"{r['n']} {kind} mixed", "to": "one", "what": "throughput", "value": value})
+                add(f"{r['n']} {kind} mixed", "one", r["tokens_per_s"] / one["tokens_per_s"])
     for r in rows:
         if r["kind"] == "full copies" and (mixed := find("prefix tasks", n=r["n"])):
-            value = mixed["tokens_per_s"] / r["tokens_per_s"]
-            found.append({"of": f"{r['n']} prefix tasks mixed", "to": f"{r['n']} full copies", "what": "throughput", "value": value})
+            speed = mixed["tokens_per_s"] / r["tokens_per_s"]
+            add(f"{r['n']} prefix tasks mixed", f"{r['n']} full copies", speed)
         if r["kind"] == "shared":
-            name = f"a shared prefix of {r['P']:,}"
-            found.append({"of": name, "to": "no prefix", "what": "throughput", "value": r["against_base"]})
+            name, to = f"a shared prefix of {r['P']:,}", "copies of it"
+            add(name, "no prefix", r["against_base"])
             if copied := find("copied", P=r["P"]):
-                value = r["tokens_per_s"] / copied["tokens_per_s"]
-                found.append({"of": name, "to": "copies of it", "what": "throughput", "value": value})
+                add(name, to, r["tokens_per_s"] / copied["tokens_per_s"])
                 if r["extra_bytes"] is not None and copied["extra_bytes"]:
-                    value = max(0, r["extra_bytes"]) / copied["extra_bytes"]
-                    found.append({"of": name, "to": "copies of it", "what": "extra memory", "value": value})
-            value = next((x["copied_ms"]["median"] / x["shared_ms"]["median"] for x in alone if x["P"] == r["P"]), None)
-            if value is not None:
-                found.append({"of": name, "to": "copies of it", "what": "speed of the attention alone", "value": value})
+                    memory = max(0, r["extra_bytes"]) / copied["extra_bytes"]
+                    add(name, to, memory, "extra memory")
+            if x := next((x for x in alone if x["P"] == r["P"]), None):
+                speed = x["copied_ms"]["median"] / x["shared_ms"]["median"]
+                add(name, to, speed, "speed of the attention alone")
     return found
 
 
 def table(result: dict) -> str:
     """The result as aligned text."""
     s = result["settings"]
-    shape = s["config"]
+    c = s["config"]
     lines = [
         card_line(result["card"]),
-        f"{s['preset']}: L {shape['n_layer']}, C {shape['n_embd']}, nh {shape['n_head']}, V {shape['vocab_size']}, block size "
-        f"{shape['block_size']:,}; batch {s['batch_size']}, prompts of {s['seq_len']} tokens, {s['steps']} tokens timed, seed {s['seed']}",
+        f"{s['preset']}: L {c['n_layer']}, C {c['n_embd']}, nh {c['n_head']}, V {c['vocab_size']}, "
+        f"block size {c['block_size']:,}; batch {s['batch_size']}, prompts of {s['seq_len']} tokens, "
+        f"{s['steps']} tokens timed, seed {s['seed']}",
         "",
     ]
-    none = "-"
-    cells = {
+
+    def megabytes(name: str):
+        return lambda r: "?" if r[name] is None else f"{r[name] / 1e6:,.0f}"
+
+    cells = {  # heading: cell of a row
         "served": lambda r: r["kind"] + (" prefix" if r["kind"] in ("shared", "copied") else ""),
-        "tasks": lambda r: str(r["n"] or none),
-        "P": lambda r: f"{r['P']:,}" if r["P"] else none,
-        "ms a token (p10–p90)": lambda r: "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**r["step_ms"]),
+        "tasks": lambda r: str(r["n"] or "-"),
+        "P": lambda r: f"{r['P']:,}" if r["P"] else "-",
+        "ms a token (p10–p90)": lambda r: ms_text(r["step_ms"]),
         "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
         "× base": lambda r: f"{r['against_base']:.2f}",
-        "peak MB": lambda r: "?" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 1e6:,.0f}",
-        "beside the base MB": lambda r: "?" if r["extra_bytes"] is None else f"{r['extra_bytes'] / 1e6:,.0f}",
+        "peak MB": megabytes("peak_bytes"),
+        "beside the base MB": megabytes("extra_bytes"),
     }
     lines += columns(cells, result["rows"])
     for r in result["left_out"]:
         what = f"{r['n']} {r['kind']}" if r["n"] else f"{r['kind']} prefix of {r['P']:,}"
-        lines.append(f"{what}: not measured, it would take {r['bytes_needed'] / 1e9:,.1f} GB")
+        gigabytes = f"{r['bytes_needed'] / 1e9:,.1f} GB"
+        lines.append(f"{what}: not measured, it would take {gigabytes}")
     lines += ["", "so:"]
     lines += [f"{r['of']}: {r['value']:.3g} × the {r['what']} of {r['to']}" for r in result["ratios"]]
     return "\n".join(lines)

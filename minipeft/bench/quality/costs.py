@@ -19,9 +19,9 @@ def run(device: str) -> dict:
     torch.set_num_threads(1)  # as in the cells
     cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if c.method != "hard-prompt"}
     batch_size = cell("full", "reverse", {}).batch_size
-    s = cost.Settings(preset=BASE, config=EMBEDDED[BASE], methods=(), num_virtual_tokens=(),
-                      batch_size=batch_size, seq_len=SEQ_LEN, steps=STEPS, seed=0, device=device,
-                      dtype="float32", compile=False)
+    s = cost.CostSettings(preset=BASE, config=EMBEDDED[BASE], methods=(), num_virtual_tokens=(),
+                          batch_size=batch_size, seq_len=SEQ_LEN, steps=STEPS, seed=0, device=device,
+                          dtype="float32", compile=False)
     result = cost.run(s, [(c.method, c.size) for c in cells.values()])
     rows = [{"row": name, "size": c.size, "kept_bytes": r["saved_bytes"],
              "peak_bytes": r["peak_bytes"], "step_ms": r["step_ms"]}

@@ -1,11 +1,11 @@
-"""Figures in one style, with one colour per method. Needs matplotlib."""
+"""Figures of the docs: one style, and one colour for a method in every figure (needs matplotlib)."""
 
 import io
 from pathlib import Path
 
-from ..checks import Error
+from minipeft import Error
 
-COLOURS = {  # Okabe & Ito, for colour-blind readers too (https://jfly.uni-koeln.de/color/)
+COLOURS = {  # Okabe & Ito's palette, safe for colour-blind readers (https://jfly.uni-koeln.de/color/)
     "full": "#000000",
     "hard-prompt": "#56B4E9",
     "prompt": "#0072B2",
@@ -27,17 +27,17 @@ STYLE = {
     "lines.linewidth": 2,
     "svg.hashsalt": "minipeft",  # the same drawing gives the same file
 }
-FOLDER = Path("docs/lessons/figures")  # of `save`
+FOLDER = Path("docs/lessons/figures")  # where save() writes
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
-    """A white figure 8 inches (800 pixels) wide -> (figure, its axes: one, or an array of them).
+    """A white figure 8 inches wide, readable at 800 pixels -> (figure, its axes: one, or an array).
 
-    Raises Error when matplotlib is missing.
+    Raises Error without matplotlib.
     """
     try:
         import matplotlib
-        from matplotlib.figure import Figure  # without pyplot: no window, no list of open figures
+        from matplotlib.figure import Figure  # not pyplot: no window, no list of open figures
     except ImportError:
         raise Error("drawing needs: pip install matplotlib") from None
     matplotlib.rcParams.update(STYLE)
@@ -46,14 +46,13 @@ def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
 
 
 def picture(fig, kind: str) -> bytes:
-    """The figure as a file of this kind, "svg" or "png". The same drawing gives the same bytes."""
+    """The figure as a file of this kind, "svg" or "png"; the same drawing gives the same bytes."""
     to = io.BytesIO()
-    without = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else None
-    fig.savefig(to, format=kind, dpi=100, metadata=without)
+    fig.savefig(to, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
     return to.getvalue()
 
 
 def save(fig, name: str) -> None:
-    """Write the figure to FOLDER/name, in the format that its suffix names (.svg, .png)."""
+    """Write the figure to FOLDER/name, in the format of its ending (.svg, .png)."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / name).write_bytes(picture(fig, name.rpartition(".")[2]))

@@ -1,0 +1,84 @@
+"""Flags that several measurements share, grouped by subject, and the checks of their values."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..accounting.shapes import PRESETS
+from ..checks import Error
+from ..config import GPTConfig
+from ..runtime.console import Parser, seed
+from ..runtime.devices import device
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSettings:
+    """The work of a measurement on a base with random weights; subclasses add what they vary."""
+
+    preset: str
+    config: GPTConfig
+    batch_size: int
+    seq_len: int
+    steps: int
+    seed: int
+    device: str
+
+
+def add_base_flags(p: Parser, preset: str) -> None:
+    """--preset: the shape of the base, with random weights."""
+    add = p.add_argument_group("base").add_argument
+    add("--preset", default=preset, help=f"shape of the base: one of {', '.join(PRESETS)}")
+
+
+def add_batch_flags(p: Parser, batch_size: int, seq_len: int,
+                    seq_len_help: str = "real tokens of a sequence"):
+    """--batch-size and --seq-len; returns their group, for more flags."""
+    group = p.add_argument_group("batch")
+    group.add_argument("--batch-size", type=int, default=batch_size, metavar="B",
+                       help="sequences of a step")
+    group.add_argument("--seq-len", type=int, default=seq_len, metavar="T", help=seq_len_help)
+    return group
+
+
+def add_machine_flags(p: Parser, steps: int, steps_help: str):
+    """--device, --seed and --steps; returns their group, for more flags."""
+    group = p.add_argument_group("run")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    group.add_argument("--device", default=default, help="cpu, cuda, cuda:1 …")
+    group.add_argument("--seed", type=seed, default=0, help="of weights and tokens")
+    group.add_argument("--steps", type=int, default=steps, help=steps_help)
+    return group
+
+
+def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
+    """Parse the flags, with --out, and check those that several measurements share. Raises Error."""
+    p.add_argument_group("output").add_argument("--out", metavar="FILE.json",
+                                                help="write the JSON document there too")
+    args = p.parse_args(argv)
+    if args.out and Path(args.out).is_dir():
+        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    if "preset" in args and args.preset not in PRESETS:
+        raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}")
+    for name in ("batch_size", "seq_len", "steps"):
+        if getattr(args, name, 1) < 1:
+            raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if "device" in args:
+        args.device = str(device(args.device))
+    return args
+
+
+def check_fits(P: int, T: int, config: GPTConfig) -> None:
+    """Raise Error unless P virtual and T real tokens fit the block size."""
+    if P + T > config.block_size:
+        raise Error(f"{P} virtual + {T} real tokens do not fit the block size of {config.block_size}")
+
+
+def from_flags(kind: type[WorkSettings], args: argparse.Namespace, config: GPTConfig) -> WorkSettings:
+    """Settings filled from the flags of the same names; lists become tuples without repetitions."""
+    given = {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}
+    lists = {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
+    return kind(config=config, **given | lists)
