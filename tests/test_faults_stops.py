@@ -1,4 +1,4 @@
-"""Runs of train.py that are killed, terminated, or find the disk full, as `python -m tests.faults` tries them many times."""
+"""Runs of train.py that are killed, terminated, or find the disk full: `python -m tests.faults`, once."""
 
 import json
 import os
@@ -16,16 +16,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="s
 
 
 class Forked(Running):
-    """A run that need not wait for an interpreter to start and import torch."""
+    """A run forked from this process, which has imported torch already."""
 
     def __init__(self, out: Path, *flags: str, **how):
-        self.out, self.states = out, out / "training_state"
+        self.out, self.checkpoints = out, out / "training_state"
         self.process = Script([*flags, "--out", str(out)], out.with_name(f"{out.name}.printed"), **how)
 
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):
-    """One run killed, one terminated, one out of disk, each set against the same that nobody disturbs."""
+    """One run killed, one terminated, one on a full disk, each compared with the uninterrupted one."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stops, "Running", Forked)
@@ -71,7 +71,7 @@ def test_the_count_notices_what_ends_differently(tmp_path, monkeypatch):
         def send_signal(self, number):
             self.code = -number
 
-        def ended(self):
+        def wait(self):
             return self.code, []
 
     monkeypatch.setattr(stops, "Running", Lossy)

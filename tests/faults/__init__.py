@@ -1,1 +1,1 @@
-"""What goes wrong on purpose: each file provokes one kind of fault and checks what is left."""
+"""Fault injection: each module causes one kind of fault and checks what is left."""

@@ -1,23 +1,26 @@
-"""What minipeft promises when something goes wrong, tried: python -m tests.faults FAULT [its flags]
+"""Fault injection, to check minipeft's promises: python -m tests.faults FAULT [its flags]
 
-kill        runs killed with SIGKILL at random moments, each resumed: all end bit for bit like the uninterrupted run
-terminate   the same with SIGTERM, which lets the step end, saves, and leaves with 143
-disk        a run whose disk is full: one line, the state before it stays, and the run goes on from it
-files       mutated adapters, bases, training states and data: loaded right, or refused with one line
-processes   a process of a distributed run killed: the job ends soon, says so, and goes on
-soak        thousands of steps of tuning, saving, loading, generating, detaching: memory and file handles stay flat
+kill        runs killed with SIGKILL at random moments and resumed: all end bit for bit like the
+            uninterrupted run
+terminate   the same with SIGTERM, after which a run ends its step, saves, and leaves with 143
+disk        a run on a full disk: one line; its checkpoints stay, and it can be resumed
+files       damaged and forged adapters, bases, checkpoints and data: read right, or refused with
+            one line
+processes   one process of a distributed run killed: the job ends soon, says so, and can be resumed
+soak        thousands of steps of tuning, saving, loading, generating and detaching: memory and file
+            handles stay flat
 
-Each prints what it counted and ends with exit code 2 when a promise was broken. kill, terminate, disk and processes run train.py of
-the folder they are started in. Every fault has a --help of its own.
+Each prints its counts and ends with exit code 2 when a promise is broken. kill, terminate, disk and
+processes run the train.py of the current folder. Every fault has its own --help.
 """
 
 import importlib
 import sys
 
-from minipeft.config import Error
+from minipeft.checks import Error
 from minipeft.runtime.console import run
 
-FAULTS = {
+FAULTS = {  # fault: (module, function)
     "kill": ("stops", "kill"),
     "terminate": ("stops", "terminate"),
     "disk": ("disk", "main"),
