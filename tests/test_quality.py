@@ -99,18 +99,20 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
         found = [c for c, _ in studies.STUDIES[name]() if all(getattr(c, f) == v for f, v in these.items())]
         return {r: [c.size for c in found if studies.row(c) == r] for r in map(studies.row, found)}
 
-    assert set(sizes("methods")) == {*studies.GROWS, "full", "hard-prompt"} and set(map(studies.method_of, sizes("methods"))) == set(
-        METHODS
-    )
+    assert set(sizes("methods")) == {*studies.GROWS, "full", "hard-prompt"}
+    assert set(map(studies.method_of, sizes("methods"))) == set(METHODS)
     for r, found in sizes("budget").items():
         grows, rest, _ = studies.ROWS[r]
         assert len({s[grows] for s in found}) == 3 and all(s == {grows: s[grows], **rest} for s in found)
     tokens = {"num_virtual_tokens": 16}
     for r, found in (sizes("scale") | sizes("data")).items():
         assert all(s == found[0] for s in found) and found[0] in ({}, tokens, studies.largest(r, 4096))
-    assert all([s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128] for found in sizes("length").values())
-    assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [tokens | {"prefix_projection": True}]}
-    assert all(c.size == (tokens if c.start in ("random", "vocab", studies.PROMPT_RUNG) else {}) for c, _ in studies.start())
+    for found in sizes("length").values():
+        assert [s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128]
+    by_mlp = tokens | {"prefix_projection": True}
+    assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [by_mlp]}
+    without_text = ("random", "vocab", studies.PROMPT_RUNG)
+    assert all(c.size == (tokens if c.start in without_text else {}) for c, _ in studies.start())
     trained = [rates for *_, rates in studies.ROWS.values() if rates] + [rates for _, rates in real.METHODS.values()]
     assert {len(rates) for rates in trained} == {3}
 
@@ -124,7 +126,12 @@ def taken(monkeypatch):
     found, steps = [], []
     monkeypatch.setattr(cells, "evaluate", lambda model, given: (0.0, 0.0))
     monkeypatch.setattr(cells, "encode", lambda examples, tokenizer: examples)
-    monkeypatch.setattr(cells, "train", lambda model, batch, n, lr: (steps.append(n), found.extend(batch(i) for i in range(n))))
+
+    def train(model, batch, n, lr):
+        steps.append(n)
+        found.extend(batch(step) for step in range(n))
+
+    monkeypatch.setattr(cells, "train", train)
 
     def run(c: Cell) -> list:
         found.clear(), steps.clear()
@@ -204,16 +211,20 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
 
     base = GPT.from_pretrained(BASES["tiny"])
     development = batches(draw(task.example, "0/development", 20), tokenizer)
-    scores, best = choose_wording(base, [torch.tensor(tokenizer.encode(text)) for text in INSTRUCTIONS], development, tokenizer)
+    candidates = [torch.tensor(tokenizer.encode(text)) for text in INSTRUCTIONS]
+    scores, best = choose_wording(base, candidates, development, tokenizer)
     text = torch.tensor(tokenizer.encode("last to first: "))
     for method in ("prompt", "prefix"):
         assert begins({"text": "last to first: "}, method)[0] == with_tokens(text, method)
         found, result = begins({"rung": "hard-prompt"}, method)
         assert (found, result["wording"]) == (with_tokens(best, method), scores[0]["wording"])
-        assert result["trained"] == accounting.count(base.config, method, num_virtual_tokens=len(best)).trained  # as long as the wording
-    noise, vocab, rung = (begins(start, num_virtual_tokens=16)[0] for start in ("random", "vocab", {"rung": "prompt", "lr": 0.1}))
+        as_long = accounting.count(base.config, method, num_virtual_tokens=len(best))
+        assert result["trained"] == as_long.trained
+    starts = ("random", "vocab", {"rung": "prompt", "lr": 0.1})
+    noise, vocab, rung = (begins(start, num_virtual_tokens=16)[0] for start in starts)
     assert len({noise, vocab, rung, with_tokens(text), with_tokens(best)}) == 5
-    assert cells.run(replace(TINY, task="reverse", method="hard-prompt", size={}, lr=None))["wording"] == scores[0]["wording"]
+    hard = replace(TINY, task="reverse", method="hard-prompt", size={}, lr=None)
+    assert cells.run(hard)["wording"] == scores[0]["wording"]
 
 
 def test_a_rate_that_breaks_training_is_a_result():
@@ -228,7 +239,7 @@ def test_a_rate_that_breaks_training_is_a_result():
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The cells that were run, in their order; none is trained: the lower the rate, the lower the loss, and the lowest one fails."""
+    """The cells that were run, in order. Nothing is trained: the loss is the learning rate; the lowest fails."""
     called, lowest = [], studies.ROWS["prompt"][2][0]
 
     def work(c: Cell, folders, device) -> dict:
@@ -248,11 +259,13 @@ def asked_for() -> list[tuple[Cell, Cell]]:
 def test_a_grid_runs_what_is_not_there_and_nothing_twice(tmp_path, ran):
     path = tmp_path / "made" / "lines.jsonl"
     lines = grid.fill(path, asked_for(), 1, {}, "cpu")
-    assert len(ran) == len({c.key for c in ran}) == 10 == len(lines) and [c.scored_on for c in ran] == 6 * ["dev"] + 4 * ["held-out"]
+    assert len(ran) == len({c.key for c in ran}) == 10 == len(lines)
+    assert [c.scored_on for c in ran] == 6 * ["dev"] + 4 * ["held-out"]
     (_, best, _), started = studies.ROWS["prompt"][2], [c.start for c in ran[6:] if c.start]
     assert {c.lr for c in ran[6:]} == {best} and started == 2 * [{"rung": "prompt", "lr": best}]
     whole = path.read_bytes()
-    for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: whole.index(b"\n") + 5], 9), (b"", 10), (whole, 0)):
+    second = whole.index(b"\n") + 1
+    for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: second + 4], 9), (b"", 10), (whole, 0)):
         ran.clear()
         path.write_bytes(torn)
         assert grid.fill(path, asked_for(), 1, {}, "cpu") == lines and len(ran) == missing
@@ -269,7 +282,8 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
         path.write_bytes(b"\n".join([*before[:2], garbage, *before[2:]]))
         with pytest.raises(Error) as refused:
             grid.fill(path, asked_for(), 1, {}, "cpu")
-        assert str(refused.value).startswith(f"{path}, line 3, is no line of `bench.py quality`: ") and "\n" not in str(refused.value)
+        assert str(refused.value).startswith(f"{path}, line 3, is no line of `bench.py quality`: ")
+        assert "\n" not in str(refused.value)
         assert garbage in path.read_bytes()
     path.write_bytes(b'{"another": "file"}')  # whose end is no line that was torn
     with pytest.raises(Error, match="line 1, is no line"):
@@ -289,7 +303,8 @@ def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
         assert again.machines(then, avx512).endswith(
             "`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` in front of the command takes AVX2"
         )
-    assert again.machines(avx512, avx2).endswith("other vector instructions round differently")  # and what it has not it cannot take
+    # a CPU without AVX512 cannot use it
+    assert again.machines(avx512, avx2).endswith("other vector instructions round differently")
     for other in (card | {"device_type": "cuda"}, card | {"instructions": "NEON"}):
         assert "ATEN" not in again.machines(avx2, other)
     here = profiling.card(torch.device("cpu"))
@@ -322,7 +337,7 @@ def test_a_rate_is_chosen_by_the_loss_on_dev_examples_or_refused():
     lines[swept[1].key] = {"loss": None}
     assert grid.chosen(lines, like) == swept[0].lr
     lines[swept[0].key] = {"loss": None}
-    with pytest.raises(Error, match=r"no rate of \[0.006, 0.02, 0.06\] trains lora on parity"):
+    with pytest.raises(Error, match=r"no learning rate of \[0.006, 0.02, 0.06\] trains lora on parity"):
         grid.chosen(lines, like)
     with pytest.raises(Error, match="the sweep of lora on parity is not run"):
         grid.chosen({swept[0].key: {"loss": 1.0}}, like)
@@ -337,8 +352,8 @@ def forked(monkeypatch):
     """Workers that start in a moment, and begin cells in the order they are given."""
     start = context()
     monkeypatch.setattr(grid.multiprocessing, "get_context", lambda name: start)
-    monkeypatch.setattr(grid, "seconds", lambda c: 1)  # no cell is longer than another: the first are begun first
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
+    monkeypatch.setattr(grid, "seconds", lambda c: 1)  # equally long, so they start in their order
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -370,8 +385,8 @@ def lines_are(path, n: int):
     return lambda: path.exists() and path.read_bytes().count(b"\n") == n
 
 
-def told(err: str) -> list[str]:
-    """What stderr says beside the bar."""
+def messages(err: str) -> list[str]:
+    """The lines of stderr without the progress bar."""
     return [line for line in err.splitlines() if line.strip() and "%|" not in line]
 
 
@@ -380,8 +395,9 @@ def test_a_grid_that_is_stopped_keeps_its_lines_which_are_those_of_this_process(
     path, two = tmp_path / "lines.jsonl", [TINY, replace(TINY, method="prefix")]
     for number, code, line in ((signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")):
         path.unlink(missing_ok=True)
-        assert ended(path, [*two, *ENDLESS], 2, lines_are(path, 2), lambda number=number: os.kill(os.getpid(), number)) == code
-        assert told(capfd.readouterr().err) == [f"bench.py: {line}"]
+        stop = lambda number=number: os.kill(os.getpid(), number)  # noqa: E731
+        assert ended(path, [*two, *ENDLESS], 2, lines_are(path, 2), stop) == code
+        assert messages(capfd.readouterr().err) == [f"bench.py: {line}"]
         written = grid.read(path)
         assert written.keys() == {c.key for c in two}
     for c in two:
@@ -389,11 +405,13 @@ def test_a_grid_that_is_stopped_keeps_its_lines_which_are_those_of_this_process(
 
     for number, c in enumerate(map(Cell.of, written.values()), 1):
         result = again.run(path, number, {}, "cpu")
-        assert result["same"] and f"{c.method} on parity" in again.table(result) and again.table(result).endswith(": the same")
+        table = again.table(result)
+        assert result["same"] and f"{c.method} on parity" in table and table.endswith(": the same")
     changed = [replace_score(line) for line in path.read_text().splitlines()]
     path.write_text("\n".join(["", *changed, ""]))  # numbers are those of the file's lines
     result = again.run(path, 2, {}, "cpu")
-    assert (result["same"], result["differs"]) == (False, ["score"]) and "not the same (score; then on" in again.table(result)
+    assert (result["same"], result["differs"]) == (False, ["score"])
+    assert "not the same (score; then on" in again.table(result)
     for number in (0, 1, 4, -1):
         with pytest.raises(Error, match=f"has 2 lines: there is no line {number}"):
             again.run(path, number, {}, "cpu")
@@ -429,9 +447,13 @@ def test_when_a_grid_is_killed_its_workers_end_too():
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path, forked, capfd):
-    """At once: the others, which the pool asks to end by a signal that a training waits for its step with, begin no further cells."""
+    """And it ends the grid at once: the other workers start no further cells."""
     path = tmp_path / "lines.jsonl"
     is_begun = lines_are(path, 1)
-    assert ended(path, [replace(TINY, steps=1), *ENDLESS], 2, is_begun, lambda: multiprocessing.active_children()[0].kill()) == 2
-    (line,) = told(capfd.readouterr().err)
-    assert line.startswith("bench.py: a process was ended from outside, most likely because memory ran out: try fewer --processes")
+
+    def kill_one():
+        multiprocessing.active_children()[0].kill()
+
+    assert ended(path, [replace(TINY, steps=1), *ENDLESS], 2, is_begun, kill_one) == 2
+    (line,) = messages(capfd.readouterr().err)
+    assert line.startswith("bench.py: a process was ended from outside, most likely because memory ran out: ")

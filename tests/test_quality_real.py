@@ -22,10 +22,11 @@ METHODS = ("prompt", "prefix", "lora", "full")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A tiny Llama, and files of E2E's names: 20 MRs to learn from and choose by, 6 to report on, each said three times."""
+    """A tiny Llama, and E2E's files with three pairs of each MR: 20 for training and validation, 6 held out."""
     e2e = tmp_path_factory.mktemp("e2e")
     for name, numbers in (("devset.csv", range(20)), ("testset_w_refs.csv", range(20, 26))):
-        rows = [f'"name[Zizzi {n}], food[Thai]","{say} Zizzi {n} serves Thai food."' for n in numbers for say in ("The", "Here", "At")]
+        rows = [f'"name[Zizzi {n}], food[Thai]","{say} Zizzi {n} serves Thai food."'
+                for n in numbers for say in ("The", "Here", "At")]
         (e2e / name).write_text("\n".join(["mr,ref", *rows, f'"{"long " * 60}","It is."', ""]))
     return {"smollm2": str(real_base(tmp_path_factory.mktemp("base"))), "e2e": str(e2e)}
 
@@ -104,7 +105,10 @@ def test_prompt_and_prefix_start_as_the_wording_and_the_others_as_the_base(folde
 
 
 def test_answers_are_measured_against_all_references_of_their_mr(folders, monkeypatch):
-    monkeypatch.setattr(real, "answer", lambda model, examples, *_, **__: [e.target.replace("Here", "At") for e in examples])
+    def answer(model, examples, *_, **__):
+        return [e.target.replace("Here", "At") for e in examples]
+
+    monkeypatch.setattr(real, "answer", answer)
     assert cells.run(cell(scored_on="held-out"), folders)["score"] == pytest.approx(100)
     monkeypatch.setattr(real, "answer", None)  # where a rate is chosen nothing is answered
     cells.run(cell(), folders)
@@ -113,7 +117,8 @@ def test_answers_are_measured_against_all_references_of_their_mr(folders, monkey
 def missing(monkeypatch, name: str) -> None:
     """As if the package were not installed."""
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda asked, *rest: None if asked == name else found(asked, *rest))
+    without = lambda asked, *rest: None if asked == name else found(asked, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     monkeypatch.setitem(sys.modules, name, None)
 
 

@@ -14,8 +14,8 @@ import bench
 from docs.tools.comparison import figures, page, tables
 from docs.tools.comparison.facts import Facts, verdict_of
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
-from minipeft import Error
 from docs.tools.drawing import COLOURS
+from minipeft import Error
 from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import with_learning_rate

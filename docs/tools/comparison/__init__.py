@@ -15,7 +15,7 @@ from pathlib import Path
 from docs.tools.comparison import page
 from docs.tools.comparison.summary import student_quantile
 from docs.tools.comparison.tables import TABLES
-from minipeft import Error
+from minipeft.bench.flags import parse
 from minipeft.bench.quality.lines import Lines
 from minipeft.runtime.console import Parser
 
@@ -27,10 +27,7 @@ def run(argv: list[str]) -> tuple[dict, str, str | None]:
                    help="the file that `bench.py quality` wrote")
     p.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/comparison"),
                    help="where pages and figures go")
-    p.add_argument("--out", metavar="FILE.json", help="write the JSON document there too")
-    args = p.parse_args(argv)
-    if args.out and Path(args.out).is_dir():
-        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    args = parse(p, argv)
     result = page.write(args.lines, args.folder)
     counts = f"{len(result['figures'])} figures, {result['trends']} trends"
     return result, f"{counts}: {', '.join(result['pages'])}", args.out

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 from docs.tools.comparison.summary import Interval, Point, by, distinct, points, select, value_of
-from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front, sweep_losses, task
+from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front, task
+from docs.tools.drawing import COLOURS, figure
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED
-from docs.tools.drawing import COLOURS, figure
+from minipeft.bench.quality.grid import sweep_losses
 from minipeft.bench.quality.lines import Lines
 from minipeft.bench.quality.real import SCORED
 from minipeft.bench.quality.studies import BUDGETS, method_of

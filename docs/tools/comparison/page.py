@@ -10,8 +10,8 @@ from docs.tools.comparison import figures
 from docs.tools.comparison.facts import CELLS_OF, Facts
 from docs.tools.comparison.summary import plus_minus
 from docs.tools.comparison.tables import TABLES, cost
-from minipeft import Error
 from docs.tools.drawing import picture
+from minipeft import Error
 from minipeft.bench.measure import card_line
 from minipeft.bench.quality import studies
 from minipeft.bench.quality.again import AVX2

@@ -9,10 +9,10 @@ from minipeft import Error
 from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.measure import aligned
-from minipeft.bench.quality.grid import chosen
+from minipeft.bench.quality.grid import chosen, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.real import LONGEST, SCORED
-from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row, sweep
+from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row
 from minipeft.data.tasks import find_task
 
 LETTERS = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
@@ -63,11 +63,6 @@ def by_row(title: str, found: list[Point], across: str, name="score", digits: in
             for r in distinct(found, "row")]
     head = [task(c) if across == "task" else str(c) for c in columns]
     return Table(title, ["method", *head], rows)
-
-
-def sweep_losses(lines: Lines, like: Cell) -> dict[float, "float | None"]:
-    """{learning rate: validation loss} of the sweep for this cell; None where training diverged."""
-    return {c.lr: lines[c.key]["loss"] for c in sweep(like) if c.key in lines}
 
 
 def sweep_table(lines: Lines, study: str) -> Table:

@@ -28,7 +28,7 @@ import torch
 
 from ...checks import Error
 from ...runtime.console import Parser
-from ...runtime.devices import device
+from ..flags import parse
 from . import again, costs, grid, real, studies
 from .lines import Lines
 
@@ -50,22 +50,18 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         help="where cells are written and looked up")
     add("--smollm2", metavar="FOLDER", help="study real: SmolLM2-135M-Instruct")
     add("--e2e", metavar="FOLDER", help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
-    add("--out", metavar="FILE.json", help="write the JSON document there too")
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, help="cpu, cuda, cuda:1 …")
-    args = p.parse_args(argv)
-    if args.out and Path(args.out).is_dir():
-        raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    args = parse(p, argv)
     if args.processes < 1:
         raise Error(f"--processes must be at least 1, not {args.processes}")
-    where = str(device(args.device))
     given = {"smollm2": args.smollm2, "e2e": args.e2e}
     folders = {name: folder for name, folder in given.items() if folder is not None}
     if args.again is not None:
-        result = again.run(args.lines, args.again, folders, where)
+        result = again.run(args.lines, args.again, folders, args.device)
         return result, again.table(result), args.out
     chosen = args.study or [name for name in names if name != "real"]
     if args.quick:
@@ -75,8 +71,8 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
             real.folder_of(folders, name)  # missing folders are reported before anything runs
         wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     tables({}, [])  # a missing package is reported before anything runs
-    lines = grid.fill(args.lines, wanted, args.processes, folders, where)
+    lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
     if "cost" in chosen:
-        costs.measure(args.lines, where)
+        costs.measure(args.lines, args.device)
     result = {"cells": len(lines), "lines": str(args.lines)}
     return result, tables(lines, [name for name in chosen if name != "cost"]), args.out

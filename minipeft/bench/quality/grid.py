@@ -67,18 +67,18 @@ def chosen(lines: Lines, like: Cell) -> float | None:
 
     Raises Error when the sweep has not been run.
     """
-    if not (cells := sweep(like)):
-        return None
-    if missing := [c for c in cells if c.key not in lines]:
-        raise Error(f"the sweep of {missing[0].method} on {missing[0].task} is not run")
-    best = min(cells, key=lambda c: loss(lines[c.key]))
-    if not math.isfinite(loss(lines[best.key])):
-        raise Error(f"no rate of {[c.lr for c in cells]} trains {best.method} on {best.task}")
-    return best.lr
+    losses, n = sweep_losses(lines, like), len(sweep(like))
+    if len(losses) < n:
+        raise Error(f"the sweep of {like.method} on {like.task} is not run")
+    finite = {lr: loss for lr, loss in losses.items() if loss is not None}
+    if n and not finite:
+        raise Error(f"no learning rate of {[*losses]} trains {like.method} on {like.task}")
+    return min(finite, key=finite.get, default=None)
 
 
-def loss(line: dict) -> float:
-    return math.inf if line["loss"] is None else line["loss"]
+def sweep_losses(lines: Lines, like: Cell) -> dict[float, "float | None"]:
+    """{learning rate: validation loss} of a cell's sweep; None where training diverged."""
+    return {c.lr: lines[c.key]["loss"] for c in sweep(like) if c.key in lines}
 
 
 def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
