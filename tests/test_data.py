@@ -27,7 +27,7 @@ from minipeft.data.fitting import fit
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
-from minipeft.training import job
+from minipeft.training import opening
 
 TOKENIZER = ByteTokenizer()
 PLAIN = Template()
@@ -599,7 +599,7 @@ def test_a_run_tokenises_each_distinct_text_once(tmp_path, monkeypatch):
     """Two epochs with validation after every tenth, evaluations and answers; too long examples are tokenised more often."""
     pytest.importorskip("sacrebleu")
     tokenizer = CountingTokenizer()
-    monkeypatch.setattr(job, "tokenizer_for", lambda *_: tokenizer)
+    monkeypatch.setattr(opening, "tokenizer_for", lambda *_: tokenizer)
     sizes = {"data": 12, "dev": 4, "test": 5}
     files = [text for name, n in sizes.items() for text in (f"--{name}", pairs_of(tmp_path, name, n))]
     flags = [*files, "--epochs", 2, "--keep-best", "--answers", 2, "--out", tmp_path / "out"]

@@ -1,4 +1,4 @@
-"""One run of train.py: open base and data, attach the method, evaluate, train, save, evaluate."""
+"""One run of train.py: attach the method, evaluate, train, save, evaluate again."""
 
 import json
 import shlex
@@ -9,28 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..accounting.shapes import EMBEDDED
 from ..adapters import fingerprint, load_adapter
 from ..attach import Adapted, adapt
 from ..checks import Error
-from ..data import BASES
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Encoded, collate
-from ..data.tasks import INSTRUCTIONS, KINDS, find_task
-from ..data.tokenizer import Tokenizer, tokenizer_for
+from ..data.tasks import INSTRUCTIONS, KINDS
 from ..files.atomic import write_json, write_text
-from ..files.huggingface import find_base
-from ..methods import hyperparameters_of
-from ..model import GPT
 from ..runtime import processes
-from ..runtime.console import line_breaks, printable
+from ..runtime.console import printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
 from .evaluation import batches_of, complete, evaluate
-from .flags import LADDER, METHOD_FLAGS, PARAMETER
+from .flags import METHOD_FLAGS
 from .loop import train
 from .memory_check import check_memory
+from .opening import hyperparameters, open_base, open_data, token_ids
 from .prompt_search import choose_wording, search
 from .run_folder import RunFolder
 from .scores import size_kb, skill_scores, text_scores
@@ -72,23 +67,6 @@ def resume_command(args) -> str:
     return shlex.join([*words, "--resume" if has_checkpoints else "--overwrite"])
 
 
-def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
-    """The base of --base and its tokenizer."""
-    dtype = getattr(torch, args.base_dtype) if args.base_dtype else None
-    if "full" in args.methods:
-        dtype = torch.float32  # whatever the file holds
-    name, _, size = args.base.partition(":")
-    if name == "scratch":
-        if size not in ("", *EMBEDDED):
-            raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}")
-        base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
-    else:
-        folder = find_base(BASES.get(args.base, args.base))
-        base = GPT.from_pretrained(folder, dtype)
-    tokenizer = tokenizer_for(base.config.vocab_size, folder)
-    return base.to(args.device) if on_device else base, tokenizer
-
-
 class Job:
     """One run. args: the flags of train.py, checked."""
 
@@ -103,7 +81,9 @@ class Job:
         self.max_length = min(args.max_length, self.base.config.block_size)  # with virtual tokens
         self.data: FileData | TaskData | None = None
         self.wordings: list[dict] = []  # scores of the candidates for a hard prompt
+        self.bucket = 1
         self.model = self._attach()
+        self.bucket = 32 if args.compile else 1  # training has few different lengths
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
@@ -111,77 +91,46 @@ class Job:
         args = self.args
         if args.eval_only:
             return load_adapter(self.base, args.out)
-        tokens = {"tokens": self._choose_tokens()} if "hard-prompt" in args.methods else {}
-        return adapt(self.base, args.methods, **tokens, **self._hyperparameters())
+        tokens = self._hard_prompt()
+        h = hyperparameters(args, self.base, self.tokenizer)
+        return adapt(self.base, args.methods, **tokens, **h)
 
-    def _choose_tokens(self) -> Tensor:
-        """Tokens (P,) of the best hard prompt among the wordings and the result of --search."""
+    def _hard_prompt(self) -> dict:
+        """{"tokens": those of the best hard prompt} where the method is one, else {}."""
         args, base = self.args, self.base
+        if "hard-prompt" not in args.methods:
+            return {}
         if args.wordings is None and args.data is not None and not args.search:
             raise Error("hard-prompt on your own data needs --wordings to choose from, "
                         "or --search P")
         texts = args.wordings or (INSTRUCTIONS if args.data is None else [])
-        candidates = [self._ids(text) for text in texts]
-        noise = torch.randint(base.config.vocab_size, (args.search or 0,))
-        longest = max([*candidates, noise], key=len)
+        candidates = [token_ids(self.tokenizer, text) for text in texts]
+        start = torch.randint(base.config.vocab_size, (args.search or 0,))
+        longest = max([*candidates, start], key=len)
         adapt(base, "hard-prompt", tokens=longest).detach()  # raises Error if it is too long
         self._fit_data(len(longest))
         if args.search:
-            def batch(step: int) -> tuple[Tensor, Tensor]:
-                return collate(self.data.batch(step), self.tokenizer.end)
-
-            candidates.append(search(base, noise, batch, self.steps))
+            candidates.append(search(base, start, self._batch, self.steps))
         validation = self._validation_batches()
         self.wordings, tokens = choose_wording(base, candidates, validation, self.tokenizer)
-        return tokens
-
-    def _ids(self, text: str) -> Tensor:
-        """Token ids of a flag's text; like every text, it begins with the tokenizer's mark."""
-        ids = self.tokenizer.begin + self.tokenizer.encode(line_breaks(text))
-        return torch.tensor(ids, dtype=torch.int64)
-
-    def _hyperparameters(self) -> dict:
-        """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
-        args = self.args
-        h = {name: getattr(args, name) for name in METHOD_FLAGS if name not in PARAMETER}
-        h = {name: value for name, value in h.items() if value is not None}
-        if args.init_from_text is not None:
-            h["init"] = self._ids(args.init_from_text)
-        if args.init_from is not None:
-            lower = load_adapter(self.base, args.init_from)
-            method, P = lower.method, lower.method.num_virtual_tokens
-            if not hasattr(method, "ladder_value"):
-                raise Error(f"--init-from {args.init_from} is {method.name}, no level of the "
-                            f"ladder: only {', '.join(LADDER)} are")
-            h["init"] = method.ladder_value().detach().clone()
-            lower.detach()
-            if args.num_virtual_tokens not in (None, P):
-                raise Error(f"--init-from {args.init_from} has {P} virtual tokens, "
-                            f"so --num-virtual-tokens cannot be {args.num_virtual_tokens}")
-        if args.climb:  # a flag may belong to another level
-            known = hyperparameters_of(args.method)
-            h = {name: value for name, value in h.items() if name in known}
-        return h
+        return {"tokens": tokens}
 
     def _fit_data(self, num_virtual_tokens: int) -> None:
         """Open the data, or fit it to another number of virtual tokens."""
-        args = self.args
-        if isinstance(self.data, FileData):
+        if self.data is None:
+            self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens)
+        elif isinstance(self.data, FileData):
             self.data.fit(num_virtual_tokens)
-        elif args.data is not None:
-            columns = args.columns and tuple(args.columns)
-            self.data = FileData(args.data, self.tokenizer, args.template, args.seed,
-                                 args.batch_size, self.max_length, num_virtual_tokens, dev=args.dev,
-                                 test=args.test, columns=columns, limit=args.limit)
-        elif self.data is None:
-            task = find_task(args.task)
-            self.data = TaskData(task, self.tokenizer, args.seed, args.batch_size)
+        self.longest = self.max_length - num_virtual_tokens
 
     @property
     def steps(self) -> int:
         args = self.args
         epochs = 300 if args.data is None else (args.epochs or 3) * self.data.steps_per_epoch
         return epochs if args.steps is None else args.steps
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return collate(self.data.batch(step), self.tokenizer.end, self.bucket, self.longest)
 
     def _validation_batches(self) -> list[tuple[Tensor, Tensor]]:
         return batches_of(self.data.validation(VALIDATION), self.tokenizer)
@@ -266,11 +215,6 @@ class Job:
         if not self.is_sharded:
             check_memory(args, model, data.longest, self.tokenizer.end)
         self.loss_of = parallel(model, args.device, args.shard_base)
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        bucket = 32 if self.args.compile else 1
-        longest = self.max_length - self.model.method.num_virtual_tokens
-        return collate(self.data.batch(step), self.tokenizer.end, bucket, longest)
 
     def _train(self, folder: RunFolder) -> float:
         """Train; returns the seconds it took."""

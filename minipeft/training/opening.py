@@ -1,0 +1,71 @@
+"""The base, the data and the hyper-parameters that the flags of train.py name."""
+
+import torch
+from torch import Tensor
+
+from ..accounting.shapes import EMBEDDED
+from ..adapters import load_adapter
+from ..checks import Error
+from ..data import BASES
+from ..data.batches import FileData, TaskData
+from ..data.tasks import find_task
+from ..data.tokenizer import Tokenizer, tokenizer_for
+from ..files.huggingface import find_base
+from ..methods import hyperparameters_of
+from ..model import GPT
+from ..runtime.console import line_breaks
+from .flags import LADDER, METHOD_FLAGS, PARAMETER
+
+
+def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
+    """The base of --base and its tokenizer."""
+    dtype = getattr(torch, args.base_dtype) if args.base_dtype else None
+    if "full" in args.methods:
+        dtype = torch.float32  # whatever the file holds
+    name, _, size = args.base.partition(":")
+    if name == "scratch":
+        if size not in ("", *EMBEDDED):
+            raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}")
+        base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
+    else:
+        folder = find_base(BASES.get(args.base, args.base))
+        base = GPT.from_pretrained(folder, dtype)
+    tokenizer = tokenizer_for(base.config.vocab_size, folder)
+    return base.to(args.device) if on_device else base, tokenizer
+
+
+def open_data(args, tokenizer: Tokenizer, max_length: int,
+              num_virtual_tokens: int) -> FileData | TaskData:
+    if args.data is None:
+        return TaskData(find_task(args.task), tokenizer, args.seed, args.batch_size)
+    return FileData(args.data, tokenizer, args.template, args.seed, args.batch_size, max_length,
+                    num_virtual_tokens, dev=args.dev, test=args.test, limit=args.limit,
+                    columns=args.columns and tuple(args.columns))
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Ids (P,) of a flag's text; like every text, it begins with the tokenizer's mark."""
+    return torch.tensor(tokenizer.begin + tokenizer.encode(line_breaks(text)), dtype=torch.int64)
+
+
+def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
+    """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
+    h = {name: getattr(args, name) for name in METHOD_FLAGS if name not in PARAMETER}
+    h = {name: value for name, value in h.items() if value is not None}
+    if args.init_from_text is not None:
+        h["init"] = token_ids(tokenizer, args.init_from_text)
+    if args.init_from is not None:
+        lower = load_adapter(base, args.init_from)
+        method, P = lower.method, lower.method.num_virtual_tokens
+        if not hasattr(method, "ladder_value"):
+            raise Error(f"--init-from {args.init_from} is {method.name}, no level of the ladder: "
+                        f"only {', '.join(LADDER)} are")
+        h["init"] = method.ladder_value().detach().clone()
+        lower.detach()
+        if args.num_virtual_tokens not in (None, P):
+            raise Error(f"--init-from {args.init_from} has {P} virtual tokens, "
+                        f"so --num-virtual-tokens cannot be {args.num_virtual_tokens}")
+    if args.climb:  # a flag may belong to another level
+        known = hyperparameters_of(args.method)
+        h = {name: value for name, value in h.items() if name in known}
+    return h
