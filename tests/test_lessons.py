@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from two_languages import ROOT, assert_in_step, lessons, links, read
 
-from minipeft import Error
 from docs.tools import drawing
+from minipeft import Error
 from minipeft.runtime import console
 
 FOLDERS = lessons.LANGUAGES

@@ -18,11 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from docs.tools import drawing
 from minipeft import METHODS
 from minipeft.accounting import depends_on
 from minipeft.accounting.parameters import with_defaults
 from minipeft.accounting.shapes import PRESETS
-from docs.tools import drawing
 from minipeft.config import CHOICES, LLAMA, Error, GPTConfig
 from minipeft.files.atomic import write_text
 from minipeft.files.huggingface import (

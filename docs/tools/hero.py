@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.tools.comparison.summary import points
+from docs.tools.drawing import COLOURS
 from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
-from docs.tools.drawing import COLOURS
 from minipeft.bench.quality import grid
 from minipeft.files.atomic import write_text
 
