@@ -1,15 +1,16 @@
-"""Files from strangers: thousands of damaged and forged ones, each of which is read right or refused in one line.
+"""Damaged and forged files, thousands of them: each is read right or refused in one line.
 
 python -m tests.faults files --count 5000 --out docs/results/faults-files.json
-python -m tests.faults files --seed 4711 --count 1 --keep runs/faults      one file again, as it was drawn
+python -m tests.faults files --seed 4711 --count 1 --keep runs/faults      the same file again
 
-A file is a good one (originals.py) with one mutation (mutations.py), read by the reader under test in a process of its own.
+Each is a good file (originals.py) with one mutation (mutations.py), read in a process of its own.
 
-    right      exactly the tensors (and the config, or rows) that the file holds: those that were saved where it is damaged, those that the
-               mutation wrote where it is forged, as readers that share no code with ours find them
-    refused    one minipeft.Error, of one line, that names the file or its folder
-    failed     anything else: other tensors, another exception, a process that died, more than 5 seconds, more memory than 64 MB and
-               8 times the file (a limit of the system's, so that it is not granted), or a trace of code that ran
+    right      the reader returns exactly the tensors (and config, or rows) in the file: the saved
+               ones if it is damaged, the forged ones if it is forged, as read by plain readers
+               that share no code with minipeft's
+    refused    one minipeft.Error of one line that names the file or its folder
+    failed     anything else: other tensors, another exception, a dead process, over 5 seconds,
+               over 64 MB + 8 times the file of memory (limited by the system), or code that ran
 """
 
 import argparse
@@ -33,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipeft.bench.measure import card_line, columns
-from minipeft.config import Error
+from minipeft.checks import Error
 from minipeft.data.tasks import Example
 from minipeft.files import huggingface
 from minipeft.files.atomic import write_json
@@ -49,24 +50,26 @@ from tests.faults.originals import (
     build,
     library_tokenizer,
     names_in_file,
+    notes_of,
     parsed,
     tensors_of,
 )
 from tests.faults.pickles import MARKER
 
 SECONDS = 5
-ROOM, TIMES = 64 << 20, 8  # bytes that reading may take, and how many times the files' own
+ROOM, TIMES = 64 << 20, 8  # reading may take ROOM bytes and TIMES the bytes of the files
 WEIGHTS = {"adapter": 8, "combination": 3, "base": 6, "shards": 3, "state": 4, "tokenizer": 4, "data": 5}
 
 
 def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m tests.faults files")
     p.add_argument("--count", type=int, default=5000, metavar="N", help="files")
-    p.add_argument("--seed", type=seed, default=0, help="of the first file; the next has the next number")
+    p.add_argument("--seed", type=seed, default=0, help="of the first file; the others count up from it")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read")
     p.add_argument("--only", choices=KINDS, help="files of one kind (default: all)")
-    p.add_argument("--keep", default="runs/faults", metavar="FOLDER", help="where files that failed are kept, by their seed")
-    p.add_argument("--out", metavar="FILE", help="also write the counts there, as JSON")
+    p.add_argument("--keep", default="runs/faults", metavar="FOLDER",
+                   help="folder for files that failed, named by their seed")
+    p.add_argument("--out", metavar="FILE", help="also write the counts as JSON")
     args = p.parse_args(argv)
     for name in ("count", "workers"):
         if getattr(args, name) < 1:
@@ -74,11 +77,14 @@ def arguments(argv) -> argparse.Namespace:
     return args
 
 
-# ---- what a file should have given
+# ---- expected results
 
 
 def expected(original: Original, folder: Path, forged: dict | None) -> list[Held]:
-    """What reading this folder may give, from its bytes by plain means; [] where it must be refused. forged: as `mutate` says."""
+    """The right results of reading this folder, found by plain means; [] if it must be refused.
+
+    forged: as `mutate` returns it.
+    """
     if original.kind == "tokenizer":
         return [library_tokenizer(folder)]
     if original.kind == "data":
@@ -95,10 +101,11 @@ def expected(original: Original, folder: Path, forged: dict | None) -> list[Held
         path, config, notes = place(folder / part if original.kind == "combination" else folder, "adapter")
         found = contents(path, notes, forged or {}, None)
         if found is None:  # as it was saved
-            found = {name.partition("/")[2]: t for name, t in original.held[0].tensors.items() if name.startswith(f"{part}/")}
+            found = {name.partition("/")[2]: t for name, t in original.held[0].tensors.items()
+                     if name.startswith(f"{part}/")}
         tensors |= {f"{part}/{name}": t for name, t in found.items()}
-        whole = "config" in notes
-        facts[part] = original.held[0].facts[part] if whole else {n: config[n] for n in PLAIN_FACTS if config.get(n) is not None}
+        plain = {name: config[name] for name in PLAIN_FACTS if config.get(name) is not None}
+        facts[part] = original.held[0].facts[part] if "config" in notes else plain
     return [Held(tensors, facts)]
 
 
@@ -117,60 +124,69 @@ def of_base(original: Original, folder: Path, forged: dict) -> Held:
         for name, t in found.items():
             ours, transposed = names.get(name) or names.get(f"transformer.{name}") or (name, False)
             if ours in tensors or (ours not in original.held[0].tensors and name != "lm_head.weight"):
-                return Held({}, facts)  # of two one, or a tensor of nobody's: no reading is right
+                return Held({}, facts)  # a name twice, or an unknown one: no reading is right
             if ours in original.held[0].tensors:
                 tensors[ours] = t.t() if transposed else t
     return Held(tensors, facts)
 
 
 def place(folder: Path, kind: str) -> tuple[Path, dict, dict]:
-    """The (first) file of a folder's tensors, its config, and the notes that travel with them."""
-    config = json.loads((folder / ("config.json" if kind == "base" else "adapter_config.json")).read_text(encoding="utf-8"))
+    """The (first) file of a folder's tensors, its config, and the notes saved with the tensors."""
+    name = "config.json" if kind == "base" else "adapter_config.json"
+    config = json.loads((folder / name).read_text(encoding="utf-8"))
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     path = next((p for p in files if p.suffix == ".safetensors"), files[0])
-    return path, config, parsed(path)[1] if path.suffix == ".safetensors" else config.get("minipeft", {})
+    notes = notes_of(path) if path.suffix == ".safetensors" else config.get("minipeft", {})
+    return path, config, notes
 
 
 def contents(path: Path, notes: dict, forged: dict, untouched: Path | None) -> dict[str, Tensor] | None:
-    """What this file holds; None: what was saved, by a checksum of ours or, in a zip, of its own."""
+    """The tensors of this file; None: the saved ones, by a checksum of minipeft's or of the zip."""
     if path in forged:
         return forged[path]
     if path.suffix == ".safetensors":
-        return None if "sha256" in notes else parsed(path)[0]
+        return None if "sha256" in notes else parsed(path)
     return tensors_of(untouched) if forged and untouched is not None else None
 
 
 def rows(path: Path) -> list[Example]:
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix in (".jsonl", ".json"):
-        lines = [json.loads(line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
-        talks = [[(m["role"], m["content"]) for m in line["messages"]] if "messages" in line else line for line in lines]
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        lines = [json.loads(line) for line in lines if line.strip()]
+        talks = [[(m["role"], m["content"]) for m in line["messages"]] if "messages" in line else line
+                 for line in lines]
         return [
             Example(t[-2][1], t[-1][1], tuple(t[:-2])) if isinstance(t, list)
             else Example(t["input"], t["target"]) if "input" in t or "target" in t else Example(None, t["text"])
             for t in talks
-        ]  # fmt: skip
-    table = [row for row in csv.reader(io.StringIO(text, newline=""), "excel-tab" if path.suffix == ".tsv" else "excel") if row]
+        ]
+    dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+    table = [row for row in csv.reader(io.StringIO(text, newline=""), dialect) if row]
     names = ("input", "target") if "input" in table[0] else ("mr", "ref")
     return [Example(*(row[table[0].index(name)] for name in names)) for row in table[1:]]
 
 
 def is_right(read: Held, want: Held) -> bool:
-    if read.tensors.keys() != want.tensors.keys() or not all(same(t, want.tensors[name]) for name, t in read.tensors.items()):
+    if read.tensors.keys() != want.tensors.keys():
+        return False
+    if not all(same(t, want.tensors[name]) for name, t in read.tensors.items()):
         return False
     if not isinstance(want.facts, dict):
         return want.facts is None or read.facts == want.facts
-    flat = [(read.facts.get(k, {}), v) if isinstance(v, dict) else (read.facts, want.facts) for k, v in want.facts.items()]
+    flat = [(read.facts.get(k, {}), v) if isinstance(v, dict) else (read.facts, want.facts)
+            for k, v in want.facts.items()]
     return all(has.get(name) == value for has, values in flat for name, value in values.items())
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit; where a wider type was taken for all of a file, b's numbers are none the less."""
+    """True if equal bit for bit; a may have a wider type, which the reader takes for a whole file."""
     if a.dtype != b.dtype:
         if torch.promote_types(a.dtype, b.dtype) != a.dtype:
             return False
         b = b.to(a.dtype)
-    return a.shape == b.shape and a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8))
+    a_bytes, b_bytes = (t.contiguous().flatten().view(torch.uint8) for t in (a, b))
+    return a.shape == b.shape and a_bytes.equal(b_bytes)
 
 
 # ---- one file
@@ -189,7 +205,7 @@ class Case:
         self.mutation, self.forged, self.holds = mutations.mutate(rng, self.original, originals, self.folder)
 
     def judge(self, readers: Readers) -> str:
-        """ "right", "refused", or what went wrong."""
+        """Read it. Returns "right", "refused" or a description of the failure."""
         try:
             with limited(self.folder):
                 read = readers.read(self.original, self.folder)
@@ -213,14 +229,14 @@ class Case:
     def compare(self, read: Held) -> str:
         try:
             options = expected(self.holds, self.folder, self.forged)
-        except BaseException as e:  # what cannot be read by plain means was no file of this kind
+        except BaseException as e:  # a file that plain readers cannot read is malformed
             return f"wrong: read, though it is malformed ({type(e).__name__}: {str(e)[:100]})"
         return "right" if any(is_right(read, want) for want in options) else "wrong: it holds something else"
 
 
 @contextlib.contextmanager
 def limited(folder: Path):
-    """Nothing in here is granted more memory than ROOM and TIMES the files' bytes; where the system has no such limit, all is."""
+    """Limit the memory taken in here to ROOM and TIMES the files' bytes, if the system can."""
     try:
         import resource
 
@@ -241,12 +257,12 @@ def limited(folder: Path):
 
 
 def work_through(pipe, root: Path, work: Path, originals: list[Original], only: str | None) -> None:
-    """A worker: takes numbers, says what it is about to read, and then how it went."""
+    """A worker process: receives a number, sends kind and mutation, then the outcome."""
     torch.set_num_threads(1)
-    os.environ["RUST_BACKTRACE"] = "0"  # to print one, a panic maps every library, for which the limit leaves no room
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # warnings that are meant for whoever resumes a run
+    os.environ["RUST_BACKTRACE"] = "0"  # printing one maps every library: too much memory
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # warnings for someone who resumes a run
     readers = Readers(root)
-    for o in originals:  # what is imported or made once is no memory of a file's
+    for o in originals:  # memory of imports and caches does not count
         readers.read(o, o.folder)
     while (n := pipe.recv()) is not None:
         shutil.rmtree(work, ignore_errors=True)
@@ -257,7 +273,7 @@ def work_through(pipe, root: Path, work: Path, originals: list[Original], only: 
 
 
 class Worker:
-    """A process that reads, replaced when it hangs or dies."""
+    """A reading process, replaced when it hangs or dies."""
 
     def __init__(self, *settings):
         self.settings, self.process = settings, None
@@ -294,7 +310,8 @@ class Worker:
 
 
 def run(args: argparse.Namespace, root: Path) -> tuple[dict, list[str]]:
-    """{(kind, mutation): {"right" | "refused" | "failed": files}}, and a line for every failure."""
+    """Try all files. Returns {(kind, mutation): {"right" | "refused" | "failed": count}} and a line
+    for every failure."""
     originals = build(root)
     counts, failures = collections.defaultdict(collections.Counter), []
     numbers, lock = iter(range(args.seed, args.seed + args.count)), threading.Lock()
@@ -312,7 +329,7 @@ def run(args: argparse.Namespace, root: Path) -> tuple[dict, list[str]]:
                     counts[kind, mutation][outcome if outcome in ("right", "refused") else "failed"] += 1
                     if outcome not in ("right", "refused"):
                         failures.append(f"seed {n}: {kind}, {mutation}: {outcome}")
-                        kept(work / "case", Path(args.keep) / f"{kind}-{n}", failures[-1])
+                        keep(work / "case", Path(args.keep) / f"{kind}-{n}", failures[-1])
                     bar.update()
                     bar.set_postfix(failed=len(failures))
         except BaseException as e:
@@ -335,8 +352,8 @@ def run(args: argparse.Namespace, root: Path) -> tuple[dict, list[str]]:
     return counts, failures
 
 
-def kept(case: Path, to: Path, line: str) -> None:
-    """A copy of a file that failed, with what it did; pipes and devices are not copied."""
+def keep(case: Path, to: Path, line: str) -> None:
+    """Copy a file that failed, with its failure; pipes and devices are not copied."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     with contextlib.suppress(shutil.Error, OSError):
@@ -349,7 +366,8 @@ def main(argv=None) -> None:
     args = arguments(argv)
     with tempfile.TemporaryDirectory() as root:
         counts, failures = run(args, Path(root))
-    rows = [{"kind": kind, "mutation": mutation, "tried": c.total(), **c} for (kind, mutation), c in sorted(counts.items())]
+    rows = [{"kind": kind, "mutation": mutation, "tried": c.total(), **c}
+            for (kind, mutation), c in sorted(counts.items())]
     total = sum(counts.values(), collections.Counter())
     rows.append({"kind": "all", "mutation": "", "tried": total.total(), **total})
     head = card(torch.device("cpu"))
@@ -360,6 +378,8 @@ def main(argv=None) -> None:
     print("\n".join(failures[:50]))
     if args.out:
         settings = {"count": args.count, "seed": args.seed, "only": args.only}
-        write_json(Path(args.out), {"card": head, "settings": settings, "counts": rows, "failures": failures})
+        result = {"card": head, "settings": settings, "counts": rows, "failures": failures}
+        write_json(Path(args.out), result)
     if failures:
-        raise Error(f"{len(failures)} of {args.count} files were neither read right nor refused in one line: they lie in {args.keep}")
+        raise Error(f"{len(failures)} of {args.count} files were neither read right nor refused in "
+                    f"one line: they are in {args.keep}")

@@ -1,6 +1,7 @@
-"""Good files of every kind, what each holds, and how it is read: by the readers under test, and by plainer ones to judge them by.
+"""Good files of every kind, their content, the readers under test, and plainer readers to judge them.
 
-What a file holds is {name: tensor} and facts (a config's fields, or rows of data), kept from before it was written.
+The content is {name: tensor} and facts (a config's fields, or rows of data), recorded before the
+file is written.
 """
 
 import csv
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from minipeft.adapters import fingerprint, load_adapter
 from minipeft.attach import Adapted, adapt
-from minipeft.config import LLAMA, Error, GPTConfig
+from minipeft.checks import Error
+from minipeft.config import LLAMA, GPTConfig
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import FileTokenizer
@@ -36,7 +38,8 @@ ADAPTERS = {
     "prompt": ("minipeft", "prompt", dict(num_virtual_tokens=3)),
     "prefix": ("minipeft", "prefix", dict(num_virtual_tokens=3)),
     "hidden": ("minipeft", "prefix", dict(num_virtual_tokens=3, space="hidden")),
-    "lora": ("minipeft", "lora", dict(r=2, lora_alpha=5, lora_dropout=0.1, target_modules=["c_attn", "mlp.c_proj"])),
+    "lora": ("minipeft", "lora",
+             dict(r=2, lora_alpha=5, lora_dropout=0.1, target_modules=["c_attn", "mlp.c_proj"])),
     "lora-llama": ("llama", "lora", dict(r=2)),
     "adapter": ("minipeft", "adapter", dict(bottleneck_size=3)),
     "pfeiffer": ("gpt2", "adapter", dict(bottleneck_size=3, placement="pfeiffer")),
@@ -45,10 +48,12 @@ ADAPTERS = {
     "hard-prompt": ("gpt2", "hard-prompt", dict(tokens=torch.tensor([3, 1, 4, 1, 5]))),
     "lora+prefix": ("minipeft", ["lora", "prefix"], dict(r=2, num_virtual_tokens=3)),
 }
-PLAIN_FACTS = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "bottleneck_size", "placement", "adapter_len", "adapter_layers")
+PLAIN_FACTS = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "bottleneck_size", "placement",
+               "adapter_len", "adapter_layers")
 TEXT = "name[The Eagle] said: 58213764 -> ääb 😀"
 ROWS = [("58213764", "46731285"), ("a, b", 'say "c"'), ("ü 😀", "line\nbreak"), ("", "d")]
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "U8": torch.uint8}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "U8": torch.uint8}
 SETTINGS = {"lr": 0.1, "steps": 10}
 KINDS = ("adapter", "combination", "base", "shards", "state", "tokenizer", "data")
 
@@ -65,16 +70,16 @@ class Original(NamedTuple):
     name: str
     base: str  # one of BASES
     folder: Path
-    held: list[Held]  # what may come out: a run goes back to its state before a damaged one
+    held: list[Held]  # right results: a run goes back to the checkpoint before a damaged one
 
     @property
     def file(self) -> str:
-        """Of data, which lies in one."""
+        """The file of data."""
         return f"data.{self.name.partition('-')[0]}"
 
 
 def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """With every parameter moved away from where it started."""
+    """The module with noise added to every parameter."""
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn_like(p))
@@ -82,7 +87,7 @@ def shaken(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def build(root: Path) -> list[Original]:
-    """Write all of them under root."""
+    """Write all originals under root."""
     torch.manual_seed(0)
     bases = {name: shaken(GPT(config)).eval() for name, config in BASES.items()}
     made = []
@@ -122,8 +127,9 @@ def build(root: Path) -> list[Original]:
     with run:
         for step in (1, 2):
             shaken(model.method)
-            made[-1].held.append(Held({name: p.detach().clone() for name, p in model.named_trainable_parameters()}, step))
-            run.save(step, collect(step, SETTINGS, dict(model.named_trainable_parameters()), optimizer, None))
+            parameters = dict(model.named_trainable_parameters())
+            made[-1].held.append(Held({name: p.detach().clone() for name, p in parameters.items()}, step))
+            run.save(step, collect(step, SETTINGS, parameters, optimizer, None))
     model.detach()
     write_tokenizer(folder := add("tokenizer", "bpe", "minipeft"))
     made[-1].held.append(library_tokenizer(folder))
@@ -139,7 +145,8 @@ def data_files() -> dict[str, str]:
     tabs = io.StringIO(newline="")
     csv.writer(tabs, "excel-tab").writerows([("mr", "ref"), *ROWS])
     pairs = "".join(json.dumps({"input": a, "target": b}) + "\n" for a, b in ROWS)
-    talk = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in ROWS]
+    talk = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}]
+            for a, b in ROWS]
     return {
         "jsonl": pairs,
         "csv": table.getvalue(),
@@ -155,16 +162,18 @@ def write_tokenizer(folder: Path) -> None:
     bpe = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "th", "the"])}, [("t", "h"), ("th", "e")]))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.add_special_tokens(["<end>"])
-    bpe.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", bpe.token_to_id("<end>"))])
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", bpe.token_to_id("<end>"))])
     bpe.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}, "chat_template": "{{ messages }}"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"eos_token": {"content": "<end>"}, "chat_template": "{{ messages }}"}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [258, 7], "temperature": 0.5}')
 
 
 def as_bin(folder: Path) -> None:
-    """An adapter folder's safetensors in torch's own format."""
+    """Convert an adapter folder's safetensors to torch's own format."""
     path = folder / "adapter_model.safetensors"
-    tensors, notes = parsed(path)
+    tensors, notes = parsed(path), notes_of(path)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"minipeft": notes}))
     torch.save(tensors, path.with_suffix(".bin"))
@@ -172,21 +181,23 @@ def as_bin(folder: Path) -> None:
 
 
 def without_notes(folder: Path, config_name: str) -> None:
-    """As others save it: no checksum, no fingerprint."""
+    """Remove checksum and fingerprint, which other programs do not save."""
     config = json.loads((folder / config_name).read_text())
     config.pop("minipeft", None)
     (folder / config_name).write_text(json.dumps(config))
     for path in folder.glob("*.safetensors"):
-        write_safetensors(path, parsed(path)[0], None)
+        write_safetensors(path, parsed(path), None)
 
 
 def in_shards(folder: Path) -> None:
+    """Split the file of tensors into two shards with an index."""
     (path,) = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
     tensors = tensors_of(path)
     names = [f"{path.stem}-0000{i}-of-00002{path.suffix}" for i in (1, 2)]
     weight_map = {name: names[i % 2] for i, name in enumerate(tensors)}
     for file in names:
-        write_tensors(folder / file, {name: t for name, t in tensors.items() if weight_map[name] == file}, None)
+        shard = {name: t for name, t in tensors.items() if weight_map[name] == file}
+        write_tensors(folder / file, shard, None)
     path.with_name(f"{path.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     path.unlink()
 
@@ -206,27 +217,38 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], notes: dict | None
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Of a file that is trusted."""
-    return torch.load(path, weights_only=True) if path.suffix == ".bin" else parsed(path)[0]
+    """The tensors of a trusted file."""
+    return torch.load(path, weights_only=True) if path.suffix == ".bin" else parsed(path)
 
 
-def parsed(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """A safetensors file, read by its description alone: length, JSON header, bytes. Raises anything for one that is none."""
+def header_of(path: Path) -> tuple[dict, bytes]:
+    """The JSON header of a safetensors file and the bytes behind it. Raises anything if malformed."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    notes = json.loads((header.pop("__metadata__", None) or {}).get("minipeft", "{}"))
+    return json.loads(data[8:start]), data[start:]
+
+
+def notes_of(path: Path) -> dict:
+    """The notes that minipeft put into a safetensors file. Raises anything if they are malformed."""
+    return json.loads((header_of(path)[0].get("__metadata__") or {}).get("minipeft", "{}"))
+
+
+def parsed(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, read by the format's description alone."""
+    header, data = header_of(path)
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         first, last = entry["data_offsets"]
-        piece = bytearray(data[start + first : start + last])
+        piece = bytearray(data[first:last])
         dtype = DTYPES[entry["dtype"]]
-        tensors[name] = (torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)).reshape(entry["shape"])
-    return tensors, notes
+        flat = torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
 
 
 def tuned(base: GPT) -> tuple[Adapted, torch.optim.Optimizer]:
-    """A model and its optimizer as they are when a run is resumed."""
+    """A model and its optimizer, as in a run that is resumed."""
     model = adapt(base, "prompt", num_virtual_tokens=3)
     optimizer = torch.optim.AdamW(model.trainable_parameters())
     model.loss(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)).backward()
@@ -245,7 +267,7 @@ def of_adapter(model: Adapted) -> Held:
 
 
 def library_tokenizer(folder: Path) -> Held:
-    """What the library and json make of the files, without a word of ours. Raises anything."""
+    """The tokenizer read by the tokenizers library alone. Raises anything."""
     from tokenizers import Tokenizer
 
     bpe = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -262,7 +284,7 @@ class Readers:
         self.here = {name: fingerprint(base) for name, base in self.bases.items()}
 
     def read(self, original: Original, folder: Path) -> Held:
-        """What the reader of such files makes of those in the folder; it is used once. Raises Error, if it is right."""
+        """Read the folder and use the result once. Raises Error to refuse it."""
         kind, base = original.kind, original.base
         if kind in ("adapter", "combination"):
             model = load_adapter(self.bases[base], folder, self.here[base])
@@ -293,7 +315,8 @@ class Readers:
 
 
 def names_in_file(base: str) -> dict[str, tuple[str, bool]]:
-    """{name in a base's file: (ours, whether it lies transposed there)}."""
+    """{name in a base's file: (model.py's name, True if stored transposed)}."""
     kind = huggingface.architecture(BASES[base])
     with torch.device("meta"):
-        return {huggingface.stored_name(name, kind): (name, huggingface.is_transposed(name)) for name in GPT(BASES[base]).state_dict()}
+        names = GPT(BASES[base]).state_dict()
+    return {huggingface.stored_name(name, kind): (name, huggingface.is_transposed(name)) for name in names}

@@ -1,4 +1,4 @@
-"""Files of torch's format that nobody's torch.save wrote: pickles that are programs, and zips that claim what there is not."""
+"""Forged files in torch's format: pickles that are programs, and zips that claim false sizes."""
 
 import collections
 import io
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-MARKER = "code-ran"  # the file that a program makes, beside the folder
+MARKER = "code-ran"  # the file that a program creates beside the folder
 
 
 class Call:
-    """f(*args), when it is unpickled."""
+    """An object that calls f(*args) when it is unpickled."""
 
     def __init__(self, f: Callable, *args):
         self.f, self.args = f, args
@@ -26,7 +26,7 @@ class Call:
 
 
 class Claim(collections.namedtuple("Claim", "kind dtype key device count")):
-    """A storage, as the pickle describes it."""
+    """A storage as described in a pickle."""
 
 
 class _Pickler(pickle.Pickler):
@@ -48,7 +48,9 @@ def storage(key="0", count=4, dtype=torch.FloatStorage) -> Claim:
     return Claim("storage", dtype, key, "cpu", count)
 
 
-def archive(path: Path, data: bytes, storages=(bytes(16),), method: int = zipfile.ZIP_STORED, more: tuple = ()) -> None:
+def archive(path: Path, data: bytes, storages=(bytes(16),), method: int = zipfile.ZIP_STORED,
+            more: tuple = ()) -> None:
+    """Write a zip as torch.save does, with this pickle; more: (name, bytes) of further entries."""
     with zipfile.ZipFile(path, "w", method) as z:
         z.writestr("a/data.pkl", data)
         z.writestr("a/version", "3\n")  # torch.load refuses an archive without one
@@ -60,7 +62,7 @@ def archive(path: Path, data: bytes, storages=(bytes(16),), method: int = zipfil
 
 
 def shared(n: int, make: Callable) -> object:
-    """A value of n lines that has 2^n parts: each holds the one before twice."""
+    """A value of 2^n parts made of n objects, each of which holds the one before twice."""
     value = make(())
     for _ in range(n):
         value = make((value, value))
@@ -68,7 +70,7 @@ def shared(n: int, make: Callable) -> object:
 
 
 def evil(rng: random.Random, path: Path, named: str = "prompt_embeddings") -> None:
-    """A file of torch's format whose pickle is a program, or claims what there is not. It must be refused."""
+    """Write a file whose pickle is a program or makes false claims; it must be refused."""
     marker = str(path.parent.parent / MARKER)
     good = tensor(storage())
     programs = {
@@ -82,20 +84,24 @@ def evil(rng: random.Random, path: Path, named: str = "prompt_embeddings") -> No
         "bytearray": lambda: archive(path, pickled({named: Call(bytearray, 10**13)})),
         "bytes": lambda: archive(path, pickled({named: Call(bytes, 10**10)})),
         "make-storage": lambda: archive(path, pickled({named: Call(torch.FloatStorage, 10**12)})),
-        "claims-terabytes": lambda: archive(path, pickled({named: tensor(storage(count=rng.choice([10**12, 2**62, 5, 2**80, -4])))})),
-        "no-storage": lambda: archive(path, pickled({named: tensor(storage(key=rng.choice(["7", "../data.pkl", "", 3, None])))})),
-        "strange-storage": lambda: archive(path, pickled({named: tensor(rng.choice([None, 3, Claim(1, 2, 3, 4, 5), "text"]))})),
+        "claims-terabytes": lambda: archive(
+            path, pickled({named: tensor(storage(count=rng.choice([10**12, 2**62, 5, 2**80, -4])))})),
+        "no-storage": lambda: archive(
+            path, pickled({named: tensor(storage(key=rng.choice(["7", "../data.pkl", "", 3, None])))})),
+        "strange-storage": lambda: archive(
+            path, pickled({named: tensor(rng.choice([None, 3, Claim(1, 2, 3, 4, 5), "text"]))})),
         "view-of-terabytes": lambda: archive(path, pickled({named: tensor(storage(), 0, (10**6, 10**6), (0, 0))})),
-        "view-beyond": lambda: archive(path, pickled({named: tensor(storage(), rng.choice([1, 10**12, -1]), (4,), (1,))})),
-        "strides": lambda: archive(
-            path, pickled({named: tensor(storage(), 0, (2, 2), rng.choice([(-1, 1), (2**62, 1), (2.5, 1), (1,), "ab"]))})
-        ),
-        "shape": lambda: archive(
-            path, pickled({named: tensor(storage(), 0, rng.choice([(-4,), (2**70,), ("a",), (10**9, (1,)), 4]), (1,))})
-        ),
+        "view-beyond": lambda: archive(
+            path, pickled({named: tensor(storage(), rng.choice([1, 10**12, -1]), (4,), (1,))})),
+        "strides": lambda: archive(path, pickled(
+            {named: tensor(storage(), 0, (2, 2), rng.choice([(-1, 1), (2**62, 1), (2.5, 1), (1,), "ab"]))})),
+        "shape": lambda: archive(path, pickled(
+            {named: tensor(storage(), 0, rng.choice([(-4,), (2**70,), ("a",), (10**9, (1,)), 4]), (1,))})),
         "sizes-multiply": lambda: archive(path, pickled({named: tensor(storage(), 0, (2**61,) * 9, (0,) * 9)})),
-        "many-views": lambda: archive(path, pickled({f"{named}{i}": tensor(storage(), 0, (4,), (1,)) for i in range(3000)})),
-        "key-that-hashes-for-ever": lambda: archive(path, pickled({named: good})[:-2] + pickled(shared(60, tuple))[2:-1] + b"K\x01s."),
+        "many-views": lambda: archive(
+            path, pickled({f"{named}{i}": tensor(storage(), 0, (4,), (1,)) for i in range(3000)})),
+        "key-that-hashes-for-ever": lambda: archive(
+            path, pickled({named: good})[:-2] + pickled(shared(60, tuple))[2:-1] + b"K\x01s."),
         "values-without-end": lambda: archive(path, pickled({named: good, "more": shared(60, list)})),
         "memo": lambda: archive(path, b"\x80\x02}r\xff\xff\xff\x7f."),
         "long-text": lambda: archive(path, b"\x80\x02}X\xff\xff\xff\x7fabc."),
@@ -111,24 +117,24 @@ def evil(rng: random.Random, path: Path, named: str = "prompt_embeddings") -> No
             + b"h\x02h\x01\x85R" * 90_000
             + b".",
         ),
-        "sparse": lambda: archive(
-            path, pickled({named: Call(torch._utils._rebuild_sparse_tensor, torch.sparse_coo, (good, good, (2**40,), True))})
-        ),
-        "meta": lambda: archive(
-            path, pickled({named: Call(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (3, 8), (8, 1), False)})
-        ),
+        "sparse": lambda: archive(path, pickled({named: Call(
+            torch._utils._rebuild_sparse_tensor, torch.sparse_coo, (good, good, (2**40,), True))})),
+        "meta": lambda: archive(path, pickled({named: Call(
+            torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (3, 8), (8, 1), False)})),
         "keys": lambda: archive(path, pickled({rng.choice([3, None, (1, 2), b"a", 1.5]): good})),
         "values": lambda: archive(path, pickled({named: rng.choice([3, None, "text", [good], {"a": good}])})),
         "no-dictionary": lambda: archive(path, pickled(rng.choice([3, [good], "text", None, good]))),
         "big-endian": lambda: rewritten(path, {"byteorder": b"big"}),
         "compressed": lambda: archive(path, pickled({named: good}), method=zipfile.ZIP_DEFLATED),
         "bomb": lambda: archive(path, bytes(100_000_000), method=zipfile.ZIP_DEFLATED),
-        "bomb-beside": lambda: archive(path, pickled({named: tensor(storage(count=25 * 10**6))}), [bytes(10**8)], zipfile.ZIP_DEFLATED),
+        "bomb-beside": lambda: archive(path, pickled({named: tensor(storage(count=25 * 10**6))}),
+                                       [bytes(10**8)], zipfile.ZIP_DEFLATED),
         "two-pickles": lambda: archive(path, pickled({named: good}), more=[("b/data.pkl", pickled({}))]),
         "no-pickle": lambda: rewritten(path, {"data.pkl": None}),
         "zip-sizes": lambda: directory(rng, path),
         "legacy": lambda: legacy(path, {named: torch.ones(4)}),
-        "legacy-claims": lambda: path.write_bytes(legacy(path, {named: torch.ones(4)}).replace(b"K\x04", b"J\xff\xff\xff\x7f")),
+        "legacy-claims": lambda: path.write_bytes(
+            legacy(path, {named: torch.ones(4)}).replace(b"K\x04", b"J\xff\xff\xff\x7f")),
     }
     programs[rng.choice(list(programs))]()
 
@@ -139,7 +145,7 @@ def legacy(path: Path, value: dict) -> bytes:
 
 
 def rewritten(path: Path, changes: dict) -> None:
-    """The same zip with other parts; None leaves one out."""
+    """Replace entries of a zip; None removes one."""
     with zipfile.ZipFile(path) as z:
         parts = {name: z.read(name) for name in z.namelist()}
     with zipfile.ZipFile(path, "w") as z:
@@ -149,7 +155,7 @@ def rewritten(path: Path, changes: dict) -> None:
 
 
 def directory(rng: random.Random, path: Path) -> None:
-    """A zip's directory that claims other sizes, places and numbers than there are; what it must be refused for stands in the end."""
+    """Write a zip whose directory claims false sizes, offsets or entry counts."""
     archive(path, pickled({"prompt_embeddings": tensor(storage())}))
     data = bytearray(path.read_bytes())
     central, end = data.index(b"PK\x01\x02"), data.rindex(b"PK\x05\x06")
