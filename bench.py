@@ -27,8 +27,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from docs.tools import comparison
-from minipeft.bench import attention, bases, cost, flags, params, peers, quality, serving
+from docs.tools import bases, comparison
+from minipeft.bench import attention, cost, flags, params, peers, quality, serving
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run
 

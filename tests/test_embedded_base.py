@@ -1,4 +1,4 @@
-"""The bases that ship with the package. The default one knows every skill when told, and cannot know which is meant when not."""
+"""Bases that ship with the package. With an instruction the default one has every skill; without, it has to guess."""
 
 import json
 import shlex
@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from docs.tools import bases
 from minipeft import GPT, Error, fingerprint
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.bench import bases
 from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example

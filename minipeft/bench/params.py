@@ -25,33 +25,13 @@ from ..config import GPTConfig
 from ..files.huggingface import read_base_config
 from ..methods import METHODS
 from ..runtime.console import Parser
+from ..training.flags import add_method_flags
 from . import flags
 from .measure import columns, size_text
 
 AnyShape = GPTConfig | T5Shape
-
-METHOD_FLAGS = {  # by group: hyper-parameter -> arguments of its flag
-    "prompt, prefix, hard-prompt": {
-        "num_virtual_tokens": dict(type=int, metavar="P", help="length (default: 8)")},
-    "prefix": {
-        "space": dict(metavar="kv|hidden", help="keys and values (default), or hidden vectors"),
-        "prefix_projection": dict(action="store_true", default=None, help="a prefix from an MLP"),
-        "encoder_hidden_size": dict(type=int, metavar="M", help="width of that MLP (default: C)")},
-    "lora": {
-        "r": dict(type=int, metavar="R", help="rank (default: 8)"),
-        "target_modules": dict(nargs="+", metavar="NAME",
-                               help="linears (default: c_attn; or q_proj and v_proj)")},
-    "adapter": {
-        "bottleneck_size": dict(type=int, metavar="M", help="width (default: 8)"),
-        "placement": dict(metavar="houlsby|pfeiffer",
-                          help="after attention and MLP (default), or after the MLP alone")},
-    "llama-adapter": {
-        "adapter_len": dict(type=int, metavar="K", help="prompts per layer (default: 10)"),
-        "adapter_layers": dict(type=int, metavar="N",
-                               help="layers with prompts (default: 30 of 32)"),
-        "gate": dict(metavar="head|layer", help="one gate per head (default), or per layer")},
-}
-
+SIZE_FLAGS = {name: [method for method in METHODS if name in depends_on(method)]
+              for method in METHODS for name in depends_on(method)}  # hyper-parameter -> its methods
 
 @dataclass(frozen=True)
 class ParamsSettings:
@@ -70,17 +50,17 @@ def add_flags(p: Parser) -> None:
     add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
     flags.add_batch_flags(p, 8, 128)
-    for group, of_group in METHOD_FLAGS.items():
-        add = p.add_argument_group(group).add_argument
-        for name, arguments in of_group.items():
-            add(f"--{name.replace('_', '-')}", **arguments)
+    groups = {}
+    for name, methods in SIZE_FLAGS.items():
+        groups.setdefault(", ".join(methods), []).append(name)
+    for methods, names in groups.items():
+        add_method_flags(p.add_argument_group(methods), names)
 
 
 def settings(args: argparse.Namespace) -> ParamsSettings:
     if args.method not in (None, *METHODS):
         raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}")
-    known = [name for of_group in METHOD_FLAGS.values() for name in of_group]
-    sizes = {name: value for name in known if (value := getattr(args, name)) is not None}
+    sizes = {name: value for name in SIZE_FLAGS if (value := getattr(args, name)) is not None}
     return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len)
 
 

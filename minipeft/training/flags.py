@@ -38,7 +38,9 @@ PARAMETER = {"init_from_text": "init", "init_from": "init",  # where adapt() has
 
 def add_method_flags(parser, names, **settings) -> None:
     """Add these flags of METHOD_FLAGS to a parser or group; settings override a flag's own."""
-    start = parser.add_mutually_exclusive_group()
+    names, start = list(names), parser
+    if set(STARTS) & set(names):
+        start = parser.add_mutually_exclusive_group()
     for name in names:
         kind, metavar, help_text = METHOD_FLAGS[name]
         how = {"help": help_text} | settings

@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from ..accounting.shapes import EMBEDDED
-from ..checks import Error
-from ..data import BASES
-from ..files.atomic import read_json
-from ..runtime.console import Parser
-from .measure import columns
+from minipeft.accounting.shapes import EMBEDDED
+from minipeft.bench.measure import columns
+from minipeft.checks import Error
+from minipeft.data import BASES
+from minipeft.files.atomic import read_json
+from minipeft.runtime.console import Parser
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 RECIPE = ["--method", "full", "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
