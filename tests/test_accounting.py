@@ -14,7 +14,8 @@ SHAPES = [
     GPTConfig(vocab_size=50, block_size=16, n_layer=1, n_head=1, n_embd=8, position="rotary"),
     GPTConfig(vocab_size=257, block_size=64, n_layer=5, n_head=6, n_embd=48),
     GPTConfig(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32, **BASES["llama"]),
-    GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56, **LLAMA | {"bias": "qkv"}),  # Qwen2's
+    GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56,
+              **LLAMA | {"bias": "qkv"}),  # Qwen2's
 ]
 SETTINGS = [
     ("full", {}),
@@ -47,7 +48,8 @@ def test_trained_and_stored_are_what_the_tensors_hold(config, method, h):
 
 def test_a_hard_prompt_trains_nothing_and_stores_its_tokens():
     model = adapt(GPT(SHAPES[0]), "hard-prompt", tokens=torch.tensor([1, 2, 3]))
-    assert accounting.count(SHAPES[0], "hard-prompt", num_virtual_tokens=3) == (0, sum(t.numel() for t in model.method.tensors().values()))
+    stored = sum(t.numel() for t in model.method.tensors().values())
+    assert accounting.count(SHAPES[0], "hard-prompt", num_virtual_tokens=3) == (0, stored)
     with pytest.raises(Error, match="no training step"):
         accounting.step_flops(SHAPES[0], "hard-prompt", 2, 9)
 
@@ -117,10 +119,10 @@ def test_what_cannot_be_counted_is_refused(method, h, message):
 
 
 def attention_flops(c, method, B, T, h):
-    """The part of a step's operations that lies in the attention's products, by the docstring of step_flops.
+    """FLOPs of a step's attention, by the docstring of step_flops.
 
-    Of the first block's four backward products LoRA spares those that lead to no edit: where queries and values are edited apart,
-    as by default, the one of the keys.
+    Of the first block's four backward matmuls LoRA needs only those that lead to a hook: with separate
+    projections it hooks queries and values by default, so not the one of the keys.
     """
     P = h.get("num_virtual_tokens", h.get("adapter_len", 0))
     S = T + P if method == "prompt" else T
@@ -137,7 +139,7 @@ def attention_flops(c, method, B, T, h):
 @pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("method, h", [s for s in SETTINGS if "space" not in s[1]])
 def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
-    """torch's own counter sees every mm of weights, hooks and head; attention, which it counts with the masked half, is left out."""
+    """Every mm of weights, hooks and head, as torch counts it. Attention is left out: torch counts its masked half."""
     B, T, h = 2, 9, in_shape(config, h)
     if method == "llama-adapter":
         h = {"adapter_layers": config.n_layer} | h
@@ -148,17 +150,20 @@ def test_the_products_of_a_step_are_those_torch_counts(config, method, h):
     idx = torch.randint(config.vocab_size, (B, T))
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.cross_entropy(model(idx).flatten(0, 1), idx.flatten()).backward()
-    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    aten, counts = torch.ops.aten, counter.get_flop_counts()["Global"]
+    counted = sum(n for op, n in counts.items() if op in (aten.mm, aten.addmm))
     flops = accounting.step_flops(config, method, B, T, **h) - attention_flops(config, method, B, T, h)
-    if method == "llama-adapter":  # the projection of the prompts makes queries, too, which nobody reads (joined: and goes back)
-        counted -= h["adapter_layers"] * 2 * h["adapter_len"] * config.n_embd**2 * (2 if "attn.c_attn" in linears(config) else 1)
+    if method == "llama-adapter":  # unused queries of the prompts; joined projections also have their gradient
+        unused = h["adapter_layers"] * 2 * h["adapter_len"] * config.n_embd**2
+        counted -= unused * (2 if "attn.c_attn" in linears(config) else 1)
     assert flops == counted
 
 
-@pytest.mark.parametrize("names", ["q", "k", "v", "q k", "k v", "q v", "q k v", "o", "v o", "gate", "up", "gate up", "down", "q down"])
+@pytest.mark.parametrize("names", ["q", "k", "v", "q k", "k v", "q v", "q k v", "o", "v o", "gate", "up", "gate up",
+                                   "down", "q down"])
 @pytest.mark.parametrize("config", SHAPES[3:])
 def test_lora_apart_spares_the_products_that_lead_to_no_edit(config, names, monkeypatch):
-    """Weights' products as torch counts them; those of the attention, written out, as many as there are, each a causal half."""
+    """Matmuls of weights as torch counts them; those of the attention, written out, each as a causal half."""
 
     def written_out(q, k, v, *_):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))

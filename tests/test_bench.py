@@ -1,4 +1,4 @@
-"""The measurements: counted exactly where that is possible, and no figure without its run."""
+"""Measurements: exact where they can be counted, and equal to their own tables and documents."""
 
 import contextlib
 import io
@@ -67,7 +67,8 @@ def result(tmp_path_factory):
     with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "peak_bytes", two_of_them)
         patch.setattr(measure.multiprocessing, "get_context", lambda name: start)
-        bench.main(["--batch-size", "4", "--seq-len", "32", "--steps", "3", "--num-virtual-tokens", "8", "--out", str(path)])
+        argv = "--batch-size 4 --seq-len 32 --steps 3 --num-virtual-tokens 8 --out"
+        bench.main([*argv.split(), str(path)])
     lines = out.getvalue().splitlines()
     assert json.loads(lines[-1]) == json.loads(path.read_text())
     assert lines[:-1] == cost.table(json.loads(path.read_text())).splitlines()
@@ -83,13 +84,15 @@ def test_rows_columns_and_arithmetic(result):
     assert hard["trained"] == 0 and hard["step_ms"] is None and hard["forward_against_full"] > 0
     for r in rows.values():
         assert r["step_against_floor"] > 0.5
-        assert 8 * r["trained"] <= r["optimizer_bytes"] <= 8 * r["trained"] + 4 * 200  # two moments a number, and the step counts
+        # two moments per parameter, and the step counts
+        assert 8 * r["trained"] <= r["optimizer_bytes"] <= 8 * r["trained"] + 4 * 200
         assert r["adapter_bytes"] >= 4 * r["stored"]
         assert r["step_ms"]["p10"] <= r["step_ms"]["median"] <= r["step_ms"]["p90"]
         assert r["tokens_per_s"] == pytest.approx(1000 * 4 * 32 / r["step_ms"]["median"])
         assert r["step_against_full"] == pytest.approx(r["step_ms"]["median"] / rows["full"]["step_ms"]["median"])
     assert rows["full"]["step_against_full"] == 1
-    assert rows["prefix"]["saved_bytes"] < rows["full"]["saved_bytes"]  # a frozen weight needs no input kept for its gradient
+    # a frozen weight needs no input saved for its gradient
+    assert rows["prefix"]["saved_bytes"] < rows["full"]["saved_bytes"]
     assert rows["prefix"]["peak_bytes"] < rows["full"]["peak_bytes"]
 
 
@@ -148,7 +151,8 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
         assert not base.through_compile
     finally:
         can_compile.cache_clear()
-    assert capsys.readouterr().err == "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"
+    line = "torch.compile does not work here, everything runs eagerly: no C++ compiler found\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.slow
@@ -159,7 +163,8 @@ def test_attention_backends_side_by_side(capsys):
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == attention_bench.table(result).splitlines()
-    assert [(r["P"], r["backend"]) for r in result["rows"]] == [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "fused")]
+    expected = [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "fused")]
+    assert [(r["P"], r["backend"]) for r in result["rows"]] == expected
     rows = {(r["P"], r["backend"]): r for r in result["rows"]}
     for r in rows.values():
         assert r["error"] < 1e-6
@@ -180,11 +185,13 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
 def test_peers_do_the_same_work(capsys, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(peers, "peak_bytes", lambda *work: 1)  # a process for each, which is tested with the cost
-    bench.main(["peers", "--preset", "nano", "--seq-len", "24", "--num-virtual-tokens", "4", "--steps", "1", "--no-compile"])
+    argv = "peers --preset nano --seq-len 24 --num-virtual-tokens 4 --steps 1 --no-compile"
+    bench.main(argv.split())
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == peers.table(result).splitlines()
-    assert [(r["method"], r["rival"]) for r in result["rows"]] == [(m, x) for m in peers.METHODS for x in ("minipeft", "peft")]
+    expected = [(m, x) for m in peers.METHODS for x in ("minipeft", "peft")]
+    assert [(r["method"], r["rival"]) for r in result["rows"]] == expected
     for ours, theirs in zip(result["rows"][::2], result["rows"][1::2], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # the same weights, tokens and targets
         assert ours["against_peft"] == pytest.approx(ours["step_ms"]["median"] / theirs["step_ms"]["median"])
@@ -193,7 +200,8 @@ def test_peers_do_the_same_work(capsys, monkeypatch):
 
 
 def test_peers_refuse_a_rival_whose_gradient_differs():
-    rows = [{"method": "prefix", "rival": r, "error": None, "loss": 5.0, "second_loss": 4.9999, "gradient_norm": 1.0} for r in peers.RIVALS]
+    measured = {"method": "prefix", "error": None, "loss": 5.0, "second_loss": 4.9999, "gradient_norm": 1.0}
+    rows = [measured | {"rival": r} for r in peers.RIVALS]
     peers.same_work(rows, 1e-4)
     rows[0]["gradient_norm"] = 1.01  # too little to show in the loss after one step
     with pytest.raises(Error, match="minipeft does other work than peft: gradient norm"):
@@ -209,8 +217,8 @@ def test_without_the_extras_peers_says_what_to_install(monkeypatch):
 def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
     """A prefix shared by the rows, and its copies in their caches."""
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
-    s = serving.ServingSettings(preset="tiny", config=config, batch_size=6, seq_len=4, tasks=(1, 3), num_virtual_tokens=5,
-                                prefixes=(20,), steps=3, seed=0, device="cpu")
+    s = serving.ServingSettings(preset="tiny", config=config, batch_size=6, seq_len=4, tasks=(1, 3),
+                                num_virtual_tokens=5, prefixes=(20,), steps=3, seed=0, device="cpu")
     base = serving.new_base(s)
     tokens = {}
     for row in serving.rows_of(s):
@@ -229,14 +237,16 @@ def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
 
 
 def test_the_serving_bench(capsys, monkeypatch):
-    monkeypatch.setattr(
-        serving, "peak_bytes", lambda device, work, s, row: 1000 + 10 * row.n + row.P * (s.batch_size if row.kind == "copied" else 1)
-    )
-    monkeypatch.setattr(serving, "available_memory", lambda device: 1.3 * serving.bytes_needed(s, serving.Row("copied", P=64)))
-    config = PRESETS["nano"]
-    s = serving.ServingSettings(preset="nano", config=config, batch_size=4, seq_len=16, tasks=(1, 4), num_virtual_tokens=20,
-                                prefixes=(64,), steps=2, seed=0, device="cpu")
-    bench.main(["serving", "--preset", "nano", "--tasks", "1", "4", "--prefixes", "64", "--batch-size", "4", "--steps", "2"])
+    def peak(device, work, s, row):
+        return 1000 + 10 * row.n + row.P * (s.batch_size if row.kind == "copied" else 1)
+
+    s = serving.ServingSettings(preset="nano", config=PRESETS["nano"], batch_size=4, seq_len=16, tasks=(1, 4),
+                                num_virtual_tokens=20, prefixes=(64,), steps=2, seed=0, device="cpu")
+    enough = 1.3 * serving.bytes_needed(s, serving.Row("copied", P=64))
+    monkeypatch.setattr(serving, "peak_bytes", peak)
+    monkeypatch.setattr(serving, "available_memory", lambda device: enough)
+    argv = "serving --preset nano --tasks 1 4 --prefixes 64 --batch-size 4 --steps 2"
+    bench.main(argv.split())
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == serving.table(result).splitlines()
@@ -248,5 +258,6 @@ def test_the_serving_bench(capsys, monkeypatch):
         assert r["extra_bytes"] == r["peak_bytes"] - 1000
     found = {(r["of"], r["to"], r["what"]): r["value"] for r in result["ratios"]}
     one, four = rows["prefix tasks", 1, 20], rows["prefix tasks", 4, 20]
-    assert found["4 prefix tasks mixed", "one", "throughput"] == pytest.approx(four["tokens_per_s"] / one["tokens_per_s"])
+    mixed = four["tokens_per_s"] / one["tokens_per_s"]
+    assert found["4 prefix tasks mixed", "one", "throughput"] == pytest.approx(mixed)
     assert found["a shared prefix of 64", "copies of it", "extra memory"] == 1 / 4

@@ -1,4 +1,4 @@
-"""Every closed form of the ledger against what it is about: tensors, autograd, torch's counter of operations, files."""
+"""Every closed form of the ledger against tensors, autograd, torch's FLOP counter, and files."""
 
 import pytest
 import torch
@@ -16,8 +16,10 @@ SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
     "gpt2": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32), 2, 7),
     "nano": (GPTConfig(vocab_size=257, block_size=64, n_layer=3, n_head=6, n_embd=48, position="rotary"), 3, 9),
     "llama": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32, **BASES["llama"]), 2, 7),
-    "qwen2": (GPTConfig(50, 48, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56, **LLAMA | {"bias": "qkv"}), 4, 3),
-    "joined": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms", bias="none", tied=False), 2, 6),
+    "qwen2": (GPTConfig(50, 48, n_layer=2, n_head=6, n_embd=48, n_kv_head=3, n_inner=56,
+                        **LLAMA | {"bias": "qkv"}), 4, 3),
+    "joined": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms",
+                         bias="none", tied=False), 2, 6),
     "apart": (GPTConfig(61, 40, n_layer=1, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 1, 8),
 }
 SETTINGS = [
@@ -44,11 +46,12 @@ def in_names_of(config: GPTConfig, h: dict) -> dict:
     if "target_modules" not in h:
         return h
     names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES[gpt2s])]
-    return h | {"target_modules": [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]}
+    known = [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]
+    return h | {"target_modules": known}
 
 
 def adapted(shape: str, method: str, h: dict):
-    """-> the shape, B, T, the hyper-parameters in its own names, and the model, away from its start so that no gradient is zero."""
+    """-> the shape, B, T, the hyper-parameters in its names, and the model, moved so that no gradient is zero."""
     (config, B, T), h = SHAPES[shape], in_names_of(SHAPES[shape][0], h)
     torch.manual_seed(0)
     if method == "hard-prompt":
@@ -61,8 +64,10 @@ def adapted(shape: str, method: str, h: dict):
 
 
 def counter() -> FlopCounterMode:
-    """torch's own, with its own formulas also for the CPU's attention, which it has for the GPU's alone. In it grouped heads are spread
-    out, which older versions want; the products are the same."""
+    """torch's counter, with its formulas of the GPU's attention for the CPU's too.
+
+    Grouped heads are repeated for them, as older versions need; the matmuls are the same.
+    """
 
     def spread(q, k):
         return (*q[:2], *k[2:])
@@ -121,7 +126,8 @@ def test_a_base_in_bfloat16_keeps_what_it_should(shape, method, h):
     idx = torch.randint(config.vocab_size, (4, 40))
     held = list(model.parameters())
     said = accounting.train_bytes(config, method, 4, 40, base_bytes=2, **h)
-    assert said.weights == sum(t.nbytes for t in held) and said.gradients == sum(t.nbytes for t in model.trainable_parameters())
+    assert said.weights == sum(t.nbytes for t in held)
+    assert said.gradients == sum(t.nbytes for t in model.trainable_parameters())
     assert said.activations == pytest.approx(saved_bytes(lambda: model.loss(idx, idx.clone()), held), rel=0.02)
 
 
@@ -137,7 +143,7 @@ def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method, h", [(m, h) for m, h in SETTINGS if "prefix_projection" not in h])  # folded away once it is learnt
+@pytest.mark.parametrize("method, h", [(m, h) for m, h in SETTINGS if "prefix_projection" not in h])  # folded
 @torch.no_grad()
 def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):
     config, B, T, h, model = adapted(shape, method, h)
@@ -182,7 +188,8 @@ def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
         assert row[f"inference_{name}"] == value
     for name, value in accounting.train_bytes(config, method, B, T, **h)._asdict().items():
         assert row[f"train_{name}"] == value
-    assert row["train_checkpointed_activations"] == accounting.train_bytes(config, method, B, T, checkpointing=True, **h).activations
+    checkpointed = accounting.train_bytes(config, method, B, T, checkpointing=True, **h)
+    assert row["train_checkpointed_activations"] == checkpointed.activations
     assert row["adapter_bytes"] == accounting.adapter_bytes(config, method, **h)
     assert all(row[f"storage_{n}"] == accounting.storage_bytes(config, method, n, **h) for n in (1, 10, 100, 1000))
     assert all(row[f"wire_{n}"] == sum(accounting.wire_bytes(config, method, n, **h)) for n in (2, 8))
@@ -190,7 +197,7 @@ def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
 
 @every
 def test_a_step_sends_every_gradient_or_gathers_every_weight(shape, method, h):
-    """bytes_per_step is held to what real processes send in test_distributed.py; this says which of its cases a method is."""
+    """The case of bytes_per_step that a method is; test_distributed.py holds the case to real processes."""
     config, h = SHAPES[shape][0], in_names_of(SHAPES[shape][0], h)
     trained = accounting.count(config, method, **h).trained
     for processes, how in ((1, {}), (3, {}), (4, dict(shard_base=True, base_bytes=2))):
@@ -201,7 +208,7 @@ def test_a_step_sends_every_gradient_or_gathers_every_weight(shape, method, h):
 
 @pytest.mark.parametrize("method", ["prompt", "prefix", "lora", "adapter", "llama-adapter"])
 def test_a_frozen_weight_spares_one_pass_of_three(method):
-    """Of GPT-2's linears: full goes through each three times, a frozen base twice in every block behind the first trained number."""
+    """Matmuls of GPT-2's linears: three each in full fine-tuning, two behind the first trained parameter."""
     gpt2 = PRESETS["gpt2"]
     passes = {}
     for name in ("full", method):

@@ -21,52 +21,47 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                 base_bytes: int = 4, **hyperparameters) -> list[Kept]:
     """Every tensor that autograd saves in one eager Adapted.loss, in the order of the forward pass.
 
-    An operation saves what its gradients are computed from, if a gradient is needed (gradients.py):
+    An operation saves the inputs of its gradients, if it needs a gradient (gradients.py):
 
-        linear y = x W     dx = dy Wᵀ needs W, in memory anyway; dW = xᵀ dy needs x. So a frozen linear
-                           saves nothing
-        norm               its input, and per position mean and 1/spread ("layer") or 1/spread ("rms");
+        linear y = x W     x, for dW = xᵀ dy; dx = dy Wᵀ needs only W. A frozen linear saves nothing
+        norm               its input; per position mean and 1/spread ("layer") or 1/spread ("rms");
                            a trained RMSNorm also the normalised input
         rotary positions   cosines and sines (S, hs), one table each for all blocks
-        attention          q, k, v, the output, and the log-sum-exp of each softmax (B, nh, S); the
-                           attention weights are computed again. Joined q, k and v are slices of one
-                           output (B, S, C + 2·n_kv·hs), and one saved slice holds all of it; rotated
-                           q and k, and k and v behind a prefix, are new tensors beside it
-                           prefix: k and v (B, n_kv, P+T, hs), concatenated in each block for each row,
-                           and the mask (T, P+T)
+        attention          q, k, v, the output, and the log-sum-exp of each softmax (B, nh, S). Joined
+                           q, k and v are slices of one output (B, S, C + 2·n_kv·hs), and one saved
+                           slice holds all of it; rotated q and k, and k and v behind a prefix, are
+                           new tensors beside it
+                           prefix: k and v (B, n_kv, P+T, hs) and the mask (T, P+T) in each block
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each
-        loss               the gradient of the last hidden state (B·T, C), computed in the forward
-                           pass (loss.py): no logits
+        loss               the gradient of the last hidden state (B·T, C), computed in forward
+                           (loss.py): no logits
 
-    By method, in addition:
+    In addition, by method:
 
-        full            the input of every linear (outputs of norms and gelu or product; attention's
-                        output is saved already); head: input, targets, log-sum-exps; indices of both
-                        embeddings
+        full            the input of every linear; head: input, targets, log-sum-exps; token indices
         prompt          nothing, but S = P + T in every block
-        prefix          from hidden vectors: each block's ln_1 of them, their rotary tables; through
-                        the MLP: its tanh (P, m), and for hidden vectors its output
+        prefix          hidden vectors: each block's ln_1 of them, their rotary tables; MLP: its tanh
+                        (P, m), and for hidden vectors its output
         lora            of every target linear: x, x Aᵀ (B, S, r), (α/r)·B
         adapter         at every place: the input (B, S, C), input and output of gelu (B, S, m)
-        llama-adapter   the prompts' keys and values, once for all rows; output and log-sum-exps of the
-                        attention to them, and q if the block's own attention does not save it
+        llama-adapter   the prompts' keys and values, once for all rows; output and log-sum-exps of
+                        the attention to them, and q if the block's own attention does not save it
 
-    A block of GPT-2's shape, in units of B·T·C. In brackets: saved only for gradients of weights.
+    A block of GPT-2's shape, in units of B·T·C; in brackets, saved for gradients of weights only:
 
         ln_1 input 1, (output 1), q, k, v 3, attention output 1,
         ln_2 input 1, (output 1), c_fc output 4, (gelu output 4)
 
-    Full fine-tuning saves 16, a frozen block that a gradient passes through 10, however few parameters
-    are trained.
+    So full fine-tuning saves 16, and a frozen block that a gradient passes through 10, however few
+    parameters are trained.
 
-    checkpointing: every block that a gradient passes through saves its input alone and runs again in
-    backward. (Not counted: the block's other arguments, rotary tables and a prefix of hidden vectors,
-    which are held by name, not by autograd.)
+    checkpointing: such a block saves its input alone and runs again in backward. (Not counted: its
+    other arguments, rotary tables and a prefix of hidden vectors, which autograd does not hold.)
 
-    base_bytes: bytes of a float, as a base in that dtype computes; log-sum-exps, rotary tables and
-    RMSNorm's tensors stay float32. Exact at 4; at 2 it leaves out the small copies of trained tensors
-    in the base's dtype. Raises Error as `count` does, or for a size below 1.
+    base_bytes: bytes of a float of the base's dtype; log-sum-exps, rotary tables and RMSNorm's tensors
+    stay float32. Exact at 4; at 2 without the small copies of trained tensors in that dtype. Raises
+    Error as `count` does, or for a size below 1.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = with_defaults(c, method, hyperparameters)

@@ -19,26 +19,24 @@ class Inference(NamedTuple):
 
 
 def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> Inference:
-    """generate() after a context of T = seq_len real tokens in each of B rows, in float32; a prefix's
-    MLP is folded away.
+    """generate() after T = seq_len real tokens in each of B rows, in float32, a prefix's MLP folded.
 
-        cache_bytes          4 · 2·L·B·n_kv·hs·S   keys and values of S positions in every row: S = P + T
-                                                   with a prompt, soft or hard, else T
-        shared_bytes         4 · 2·n·n_kv·hs·P     keys and values beside the cache, once for all rows: a
-                                                   prefix's (n = L), or LLaMA-Adapter's in its n layers
-        token_flops          one more token of one row: 2·in·out of every linear, 4·C·(S + 1) of attention
-                             in each of L layers, the head's 2·V·C, and of the method
-                                 prefix 4·L·C·P; prompt the same (P is part of S); llama-adapter 4·n·C·K
-                                 lora 2·r·(in + out) of every target linear (0 once merged)
-                                 adapter 2·2·C·m at every place
-        extra_token_flops    the part of token_flops that the bare base does not have
-        prefill_flops        the context of all rows: B·S positions through the blocks, attention as the
-                             full rectangle, the head for each row's last position, and once the keys
-                             and values made of hidden vectors
+        cache_bytes        4·2·L·B·n_kv·hs·S   keys and values of every row; S = P + T with a prompt
+        shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L),
+                                               or those of LLaMA-Adapter's n layers
+        token_flops        one more token of one row: 2·in·out of every linear, 4·C·(S + 1) of
+                           attention in each layer, the head's 2·V·C, and of the method
+                               prefix 4·L·C·P (prompt the same, as P is part of S)
+                               llama-adapter 4·n·C·K; adapter 2·2·C·m at every place
+                               lora 2·r·(in + out) of every target linear (0 once merged)
+        extra_token_flops  the part of token_flops that the bare base does not have
+        prefill_flops      the context of all rows: B·S positions through the blocks, attention as the
+                           full rectangle, the head for each row's last position, and once the keys
+                           and values of hidden vectors
 
-    So a prompt and a prefix of one length cost the same per token, but a prompt's keys and values lie in
-    the cache of every row. Either adds little: P / 6C of a token's FLOPs in GPT-2's shape, 4·L·C·P
-    beside 24·L·C². Raises Error as `count` does, or for a size below 1.
+    So a prompt and a prefix of one length cost the same per token, P / 6C of the linears' 24·L·C² in
+    GPT-2's shape, but a prompt's keys and values lie in the cache of every row. Raises Error as
+    `count` does, or for a size below 1.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = with_defaults(c, method, hyperparameters)
