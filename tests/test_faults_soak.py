@@ -1,4 +1,4 @@
-"""The soak: a short one is flat, and every kind of leak that it looks for is refused when one is put in."""
+"""The soak test: a short one is flat, and every kind of leak put into it is found."""
 
 import json
 from threading import Event, Thread
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.slow
 
 
 def short() -> dict:
-    """Four turns of all methods (a turn takes 9 steps) on a tiny base."""
+    """A soak of four turns of all methods, 9 steps each, on a tiny base."""
     torch.manual_seed(0)
     base = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=16, position="rotary"))
     return soak.run(soak.Settings(36, seed=0, steps_per_round=1, batch_size=2, new_tokens=3), base)
 
 
 def leaking(monkeypatch, name: str, leak) -> None:
-    """Every call of this function that a round makes also leaks."""
+    """Make every call of this function in soak also leak."""
     call = getattr(soak, name)
 
     def calls(*arguments, **more):
@@ -46,7 +46,7 @@ def test_a_short_soak_is_flat():
 
 
 def test_everything_that_stays_is_found(monkeypatch):
-    """A tensor a turn, memory that no tensor holds, open files and threads, all in one run."""
+    """A tensor per turn, memory outside tensors, open files and threads, all in one run."""
     tensors, memory, files, threads, done = [], [], [], [], Event()
 
     def keep_a_turn(*_):
@@ -104,7 +104,7 @@ def test_what_is_loaded_must_be_what_was_saved(monkeypatch):
         return model
 
     monkeypatch.setattr(soak, "load_adapter", damaged)
-    with pytest.raises(Error, match="step 1, prompt: what was loaded is not what was saved"):
+    with pytest.raises(Error, match="step 1, prompt: the loaded tensors are not the saved ones"):
         short()
 
 
@@ -121,7 +121,7 @@ def call(capsys, *argv) -> tuple[int, str, str]:
 
 
 def fake(monkeypatch, found: list[str]) -> None:
-    """A whole run takes minutes: here only what is made of its result is tried."""
+    """Replace the run, which takes minutes, by its result."""
     quarter = dict.fromkeys(("resident_mb", "resident_mb_min", "resident_mb_max", "private_mb", "handles", "threads", "tensors"), 1)
     quarters = 4 * [quarter | {"steps": "1-2", "tensor_mb": 1}]
     result = {"rounds": 1, "seconds": 1.0, "quarters": quarters, "resident_ratio": 1.0, "private_ratio": 1.0, "leaks": found}

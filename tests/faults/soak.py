@@ -1,24 +1,27 @@
-"""A long run of tune, save, detach, load, generate, detach: does anything pile up?
+"""Soak test: rounds of tune, save, detach, load, generate and detach, thousands of steps long.
 
 python -m tests.faults soak --out docs/results/soak.json
 
-A round adapts the embedded base by one method, trains it for some steps, saves it, detaches it, loads it, generates and detaches again.
-The methods take turns, so that a leak in any of them shows; when all have had theirs, a TaskBank mixes what they saved. Every round
-checks that the base is bit for bit what it was, that what is loaded is bit for bit what was tuned and answers alike, and that no file
-is left over. After every round the process is looked at from outside (Linux's /proc): resident memory, handles, threads.
+A round adapts the embedded base with one method, trains it some steps, saves it, detaches it, loads
+it, generates and detaches again. The methods take turns, so a leak in any of them shows; after each
+turn of all, a TaskBank mixes the saved adapters. Every round checks that the base is bit for bit
+unchanged, that the loaded tensors are the saved ones and generate the same, and that no extra file
+is left. After every round /proc tells resident memory, file handles and threads (Linux only).
 
-What must be flat, the last quarter of the steps against the second:
+The last quarter of the steps, compared with the second:
 
-    memory    median resident bytes, and the private part of them, at most 2 % more. Medians, since a round of `full` holds a second base
-              and its optimizer and one of `prompt` next to nothing: the largest sample says which round ran, not what stayed behind.
-              The private part, since the system may drop pages of library files meanwhile, and so hide a leak from the sum.
-    tensors   those alive in Python when all methods have had their turn: not one more. It finds a leak too small for the 2 %.
+    memory    median resident bytes, and the private part of them: at most 2 % more. Medians, since
+              a round of `full` holds a second base and its optimizer, and one of `prompt` little.
+              The private part, since the system may drop pages of libraries and so hide a leak.
+    tensors   alive in Python after each turn of all methods: not one more. This finds leaks too
+              small for the 2 %.
     handles   of files, and threads: not one more
 
-The first quarter is left out: caches and the allocator's pools fill up there. Less is no leak, and passes.
+The first quarter is left out, while caches and the allocator's pools fill up. A decrease passes.
 
-Flat is not a ruled line. safetensors 0.8.0 keeps two small numbers, 64 bytes, of every tensor it reads, which is about 1 MB in 10,000
-steps (14,000 reads without minipeft show the same), and the samples kept here are a third of that. tracemalloc finds nothing else.
+Growth within the limits is known: safetensors 0.8.0 keeps 64 bytes of every tensor it reads, about
+1 MB in 10,000 steps (14,000 reads without minipeft show the same), and the samples kept here take a
+third of that. tracemalloc finds nothing else.
 """
 
 import argparse
@@ -43,7 +46,7 @@ from tqdm import tqdm
 from minipeft.adapters import load_adapter
 from minipeft.attach import Adapted, adapt
 from minipeft.bench.measure import card_line, columns
-from minipeft.config import Error
+from minipeft.checks import Error
 from minipeft.data import NANO
 from minipeft.data.batches import TaskData
 from minipeft.data.encoding import collate
@@ -64,7 +67,7 @@ MB = 1e6
 
 
 class Kind(NamedTuple):
-    """What a round tunes: a method, or several, in one of their forms."""
+    """The methods of a round, with their hyper-parameters."""
 
     name: str
     method: str | list[str]
@@ -83,7 +86,8 @@ KINDS = (
     Kind("hard-prompt", "hard-prompt", {"tokens": torch.tensor(list(b"reverse:"))}),
     Kind("full", "full", {}),
 )
-MIXED = ("prompt", "prefix", "prefix-hidden", "prefix-projection", "lora", "lora+prefix", "hard-prompt")  # what a TaskBank can
+MIXED = ("prompt", "prefix", "prefix-hidden", "prefix-projection", "lora", "lora+prefix",
+         "hard-prompt")  # those a TaskBank can mix
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Settings:
 
 
 class Sample(NamedTuple):
-    """The process after a round. tensors and tensor_bytes: only when all methods have had their turn, since counting takes long."""
+    """The process after a round. Counting tensors is slow, so it is done once per turn of all."""
 
     step: int
     resident: int
@@ -107,10 +111,11 @@ class Sample(NamedTuple):
     tensor_bytes: int | None = None
 
 
-def look(step: int, count: bool) -> Sample:
-    """The process as it is now. Raises Error where the system does not tell."""
+def take_sample(step: int, count: bool) -> Sample:
+    """Measure the process now. Raises Error where there is no /proc."""
     try:
-        resident, shared = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()[1:3])
+        pages = Path("/proc/self/statm").read_text().split()[1:3]
+        resident, shared = (int(n) * os.sysconf("SC_PAGE_SIZE") for n in pages)
         handles, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
     except OSError:
         raise Error("the soak reads memory and handles from /proc/self, which only Linux has") from None
@@ -118,9 +123,9 @@ def look(step: int, count: bool) -> Sample:
 
 
 def live_tensors() -> tuple[int, int]:
-    """How many tensors Python holds, and their bytes, each storage once. What only waits for the collector is collected first."""
+    """Tensors alive in Python after a garbage collection, and their bytes, each storage once."""
     gc.collect()
-    found = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]  # isinstance would wake lazy modules
+    found = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]  # isinstance would load lazy modules
     storages = {}
     for t in found:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # a fake tensor has none
@@ -129,20 +134,20 @@ def live_tensors() -> tuple[int, int]:
 
 
 def tuned(model: Adapted) -> dict[str, Tensor]:
-    """What this round's file holds."""
+    """The tensors a model saves."""
     if not model.method.freezes_base:
         return model.base.state_dict()
     return {f"{part.name}/{name}": t for part in model.method.parts() for name, t in part.tensors().items()}
 
 
 class Rounds:
-    """The base, the data and the folder that all rounds share, and one method a kind of round."""
+    """The base, the data and the folder of all rounds."""
 
     def __init__(self, s: Settings, base: GPT, folder: Path):
         self.s, self.base, self.folder = s, base, folder
         self.tokenizer = tokenizer_for(base.config.vocab_size, None)
         self.data = TaskData(find_task("reverse"), self.tokenizer, s.seed, s.batch_size, held_out=2)
-        self.asked = torch.tensor([list(record.prompt) for record in self.data.held_out])  # (2, T)
+        self.inputs = torch.tensor([list(record.prompt) for record in self.data.held_out])  # (2, T)
         self.before = self.state()
         self.step, self.files = 0, None
 
@@ -150,45 +155,46 @@ class Rounds:
         return digest(self.base.state_dict()), [p.requires_grad for p in self.base.parameters()]
 
     def tune(self, kind: Kind) -> None:
-        """One round. Raises Error when the base has changed, or when what is loaded is not what was tuned."""
+        """One round. Raises Error when the base has changed, or the loaded model is not the tuned one."""
         base = copy.deepcopy(self.base) if kind.method == "full" else self.base
         model = adapt(base, kind.method, **kind.hyperparameters)
         if any(True for _ in model.trainable_parameters()):
             self.train(model)
         if kind.name == "lora":
             model.merge()
-            self.answer(model)
+            self.generate(model)
             model.unmerge()
-        said = self.answer(model)
+        generated = self.generate(model)
         model.save(self.folder / kind.name)
         model.detach()
         self.check_base(kind.name, "tuned")
 
         loaded = load_adapter(self.base, self.folder / kind.name)
         if digest(tuned(loaded)) != digest(tuned(model)):
-            raise Error(f"step {self.step}, {kind.name}: what was loaded is not what was saved")
-        if not torch.equal(self.answer(loaded), said):
-            raise Error(f"step {self.step}, {kind.name}: what was loaded does not answer as what was saved did")
+            raise Error(f"step {self.step}, {kind.name}: the loaded tensors are not the saved ones")
+        if not torch.equal(self.generate(loaded), generated):
+            raise Error(f"step {self.step}, {kind.name}: the loaded model generates other tokens")
         loaded.detach()
         self.check_base(kind.name, "loaded")
 
     def train(self, model: Adapted) -> None:
         steps = min(self.s.steps_per_round, self.s.steps - self.step)
         first = self.step
-        # train() draws a bar on the stderr that it finds; hundreds of them would bury the one of the whole run
+        # hundreds of progress bars of train() would bury the bar of the soak
         with contextlib.redirect_stderr(io.StringIO()):
             train(model, lambda step: collate(self.data.batch(first + step), self.tokenizer.end), steps)
         self.step += steps
 
-    def answer(self, model: Adapted) -> Tensor:
-        return generate(model, self.asked, self.s.new_tokens)
+    def generate(self, model: Adapted) -> Tensor:
+        return generate(model, self.inputs, self.s.new_tokens)
 
     def mix(self) -> None:
-        """One batch of everything that rows can have side by side, drawn instead of chosen."""
+        """Sample one batch in which every row has another of the MIXED adapters, or none."""
         bank = TaskBank(self.base, {name: self.folder / name for name in MIXED})
         tasks = [None, *MIXED]
-        asked = self.asked[:1].expand(len(tasks), -1)
-        generate(bank.rows(tasks), asked, self.s.new_tokens, 1.0, top_k=20, top_p=0.95, stop_token=self.tokenizer.stops)
+        inputs = self.inputs[:1].expand(len(tasks), -1)
+        generate(bank.rows(tasks), inputs, self.s.new_tokens, 1.0, top_k=20, top_p=0.95,
+                 stop_token=self.tokenizer.stops)
         self.check_base("TaskBank", "mixed")
 
     def check_base(self, name: str, did: str) -> None:
@@ -196,22 +202,26 @@ class Rounds:
             raise Error(f"step {self.step}: {name} was {did} and detached, and the base is not what it was")
 
     def check_files(self, name: str) -> None:
-        """The same files after every round, once every kind has written its own."""
-        found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
-        if left := [f for f in found if f.endswith(".tmp")] or sorted(found ^ (found if self.files is None else self.files)):
+        """Raise Error if files changed since the first turn of all, or a temporary one is left."""
+        found = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*")
+                 if path.is_file()}
+        changed = sorted(found ^ (found if self.files is None else self.files))
+        if left := [f for f in found if f.endswith(".tmp")] or changed:
             raise Error(f"step {self.step}: after {name} the folder has other files than before, such as {left[0]}")
         if name == "TaskBank" and self.files is None:
             self.files = found
 
 
 def run(s: Settings, base: GPT) -> dict:
-    """All rounds, then what they left behind: see the top of this file. Raises Error at the first round that did something wrong."""
+    """All rounds, then the comparison of quarters. Raises Error at the first round that fails."""
     trained = sum(kind.name != "hard-prompt" for kind in KINDS)
     if s.steps < (least := 4 * trained * s.steps_per_round):
-        raise Error(f"a soak needs at least {least:,} steps, for all methods to run in every quarter of them, not {s.steps:,}")
+        raise Error(f"a soak needs at least {least:,} steps, so that all methods run in every quarter, "
+                    f"not {s.steps:,}")
     torch.manual_seed(s.seed)
     samples, start = [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=s.steps, unit="step", desc="soak", dynamic_ncols=True) as bar:
+    bar = tqdm(total=s.steps, unit="step", desc="soak", dynamic_ncols=True)
+    with tempfile.TemporaryDirectory() as folder, bar:
         rounds = Rounds(s, base, Path(folder))
         while rounds.step < s.steps:
             for kind in KINDS:
@@ -219,17 +229,18 @@ def run(s: Settings, base: GPT) -> dict:
                     break
                 rounds.tune(kind)
                 rounds.check_files(kind.name)
-                samples.append(look(rounds.step, count=False))
+                samples.append(take_sample(rounds.step, count=False))
                 bar.update(rounds.step - bar.n)
             else:
                 rounds.mix()
                 rounds.check_files("TaskBank")
-                samples.append(look(rounds.step, count=True))
+                samples.append(take_sample(rounds.step, count=True))
             bar.set_postfix(resident=f"{samples[-1].resident / MB:.0f} MB", handles=samples[-1].handles)
         files = len(rounds.files)
     quarters = [quarter(samples, s.steps, i) for i in range(4)]
     return {
-        "settings": {**vars(s), "kinds": [kind.name for kind in KINDS], "parameters": sum(p.numel() for p in base.parameters())},
+        "settings": {**vars(s), "kinds": [kind.name for kind in KINDS],
+                     "parameters": sum(p.numel() for p in base.parameters())},
         "seconds": round(time.perf_counter() - start, 1),
         "rounds": len(samples),
         "files": files,
@@ -242,7 +253,7 @@ def run(s: Settings, base: GPT) -> dict:
 
 
 def quarter(samples: list[Sample], steps: int, i: int) -> dict:
-    """What the samples of steps i/4 … (i + 1)/4 say."""
+    """Statistics of the samples of steps i/4 … (i + 1)/4."""
     own = [x for x in samples if 4 * (x.step - 1) // steps == i]
     counted = [x for x in own if x.tensors is not None]
     resident = [x.resident / MB for x in own]
@@ -264,7 +275,7 @@ def ratio(quarters: list[dict], what: str) -> float:
 
 
 def leaks(quarters: list[dict]) -> list[str]:
-    """What the last quarter has more of than the second, in words; nothing when all is flat."""
+    """The growth from the second quarter to the last, in words; [] if everything is flat."""
     found = []
     for kind in ("resident", "private"):
         if (r := ratio(quarters, f"{kind}_mb")) > ALLOWED:
@@ -295,21 +306,23 @@ def table(result: dict) -> str:
         "tensors": lambda q: str(q["tensors"]),
         "their MB": lambda q: f"{q['tensor_mb']:.2f}",
     }
-    lines = [f"{result['rounds']:,} rounds in {result['seconds']:,.0f} s; resident memory by quarter, and the most there was of the rest"]
+    lines = [f"{result['rounds']:,} rounds in {result['seconds']:,.0f} s; "
+             "by quarter: resident memory, and the maximum of the rest"]
     lines += columns(cells, result["quarters"])
-    lines += [f"last to second quarter: resident {result['resident_ratio']:.4f}, private {result['private_ratio']:.4f} (at most {ALLOWED})"]
+    lines += [f"last to second quarter: resident {result['resident_ratio']:.4f}, "
+              f"private {result['private_ratio']:.4f} (at most {ALLOWED})"]
     verdict = "; ".join(result["leaks"]) or "flat: memory, tensors, handles, threads and files"
     return "\n".join([*lines, f"verdict: {verdict}"])
 
 
 def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m tests.faults soak")
-    p.add_argument("--steps", type=int, default=10_000, metavar="N", help="optimizer steps, over all rounds")
+    p.add_argument("--steps", type=int, default=10_000, metavar="N", help="optimizer steps of all rounds")
     p.add_argument("--seed", type=seed, default=0, help="of data and initial values")
-    p.add_argument("--out", type=Path, metavar="FILE", help="write what was found there too, as JSON")
+    p.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     args = p.parse_args(argv)
     if args.out and args.out.is_dir():
-        raise Error(f"--out {args.out} is a folder: what was found needs a file's name")
+        raise Error(f"--out {args.out} is a folder, not a file")
     return args
 
 
@@ -321,7 +334,7 @@ def main(argv=None) -> None:
     result = run(Settings(args.steps, args.seed), GPT.from_pretrained(NANO))
     print(table(result))
     if args.out:
-        command = shlex.join(["python", "-m", "minipeft.faults", "soak", *argv])
+        command = shlex.join(["python", "-m", "tests.faults", "soak", *argv])
         write_json(args.out, {"command": command, "seed": args.seed, "card": machine, **result})
     if result["leaks"]:
         raise Error(f"not flat: {'; '.join(result['leaks'])}")

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from test_hf import base_of, opened_by_transformers
+from test_files_huggingface import base_of, opened_by_transformers
 from test_methods import moved
 
 from minipeft import GPT, Error, __main__, adapt, fingerprint, load_adapter
