@@ -1,4 +1,4 @@
-"""Files from strangers: a few hundred mutated ones are read right or refused, and the harness that says so can fail."""
+"""A few hundred mutated files are read right or refused, and the harness detects broken readers."""
 
 import importlib
 import json
@@ -22,13 +22,16 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and limits of mem
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The originals, their readers, and the folder they lie in."""
+    """The originals, their readers, and their folder."""
     root = tmp_path_factory.mktemp("originals")
     return build(root), Readers(root), root
 
 
 def failures(made, count, name, work):
-    """What goes wrong with the first so many of one original, in this process; pipes, which a broken reader opens, are left out."""
+    """Failures among the first `count` mutations of one original, read in this process.
+
+    Pipes are left out: a broken reader would open them and block.
+    """
     originals, readers, _ = made
     (original,) = [o for o in originals if o.name == name]
     cases = [files.Case(n, [original], original.kind, work / str(n)) for n in range(count)]
@@ -46,10 +49,11 @@ def test_every_original_is_read_as_it_was_made(made):
 
 @pytest.mark.slow
 def test_mutated_files_are_read_right_or_refused(tmp_path, capsys, monkeypatch):
-    """In processes of their own, with the limits of time and memory."""
+    """The command itself: reading processes with limits of time and memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "SECONDS", 30)  # the cores may be busy with other tests; what hangs, hangs longer
-    argv = ["--count", "200", "--seed", "1000", "--workers", "2", "--keep", str(tmp_path / "kept"), "--out", str(tmp_path / "counts.json")]
+    argv = ["--count", "200", "--seed", "1000", "--workers", "2", "--keep", str(tmp_path / "kept"),
+            "--out", str(tmp_path / "counts.json")]
     assert run("faults", lambda: files.main(argv)) == 0, capsys.readouterr()
     *_, total = json.loads((tmp_path / "counts.json").read_text())["counts"]
     assert total["tried"] == 200 == total["right"] + total["refused"] and min(total["right"], total["refused"]) > 40
@@ -68,7 +72,12 @@ def test_a_file_is_drawn_again_by_its_number(made, tmp_path):
 
 def no_checksum(monkeypatch):
     opened = stored_tensors.StoredTensors.__init__
-    monkeypatch.setattr(stored_tensors.StoredTensors, "__init__", lambda self, *a: opened(self, *a) or self.notes.pop("sha256", None) and None)
+
+    def without_checksum(self, *args):
+        opened(self, *args)
+        self.notes.pop("sha256", None)
+
+    monkeypatch.setattr(stored_tensors.StoredTensors, "__init__", without_checksum)
 
 
 def no_digest_of_the_config(monkeypatch):
@@ -114,7 +123,7 @@ def test_code_that_runs_is_seen(broken, made, tmp_path, monkeypatch):
 
 
 def reader_that(monkeypatch, does):
-    """In place of the reader under test."""
+    """Replace the reader under test."""
     monkeypatch.setattr(Readers, "read", lambda self, original, folder: does(folder))
 
 

@@ -85,7 +85,8 @@ def test_a_file_that_is_left_over_is_found(monkeypatch, name):
             (folder / name).touch()
 
     leaking(monkeypatch, "load_adapter", leave)
-    with pytest.raises(Error, match=f"step 10: after prompt the folder has other files than before, such as prompt/{name}"):
+    message = f"step 10: after prompt the folder has other files than before, such as prompt/{name}"
+    with pytest.raises(Error, match=message):
         short()
 
 
@@ -122,9 +123,11 @@ def call(capsys, *argv) -> tuple[int, str, str]:
 
 def fake(monkeypatch, found: list[str]) -> None:
     """Replace the run, which takes minutes, by its result."""
-    quarter = dict.fromkeys(("resident_mb", "resident_mb_min", "resident_mb_max", "private_mb", "handles", "threads", "tensors"), 1)
+    names = ("resident_mb", "resident_mb_min", "resident_mb_max", "private_mb", "handles", "threads", "tensors")
+    quarter = dict.fromkeys(names, 1)
     quarters = 4 * [quarter | {"steps": "1-2", "tensor_mb": 1}]
-    result = {"rounds": 1, "seconds": 1.0, "quarters": quarters, "resident_ratio": 1.0, "private_ratio": 1.0, "leaks": found}
+    result = {"rounds": 1, "seconds": 1.0, "quarters": quarters, "resident_ratio": 1.0, "private_ratio": 1.0,
+              "leaks": found}
     monkeypatch.setattr(soak, "run", lambda s, base: result)
 
 

@@ -60,7 +60,8 @@ def test_the_count_notices_what_ends_differently(tmp_path, monkeypatch):
         def __init__(self, out, *flags):
             out.mkdir(exist_ok=True)
             self.process, self.code = self, 0
-            (out / "scores.json").write_text(json.dumps({"loss": [1, len(list(tmp_path.iterdir()))], "exact_match": [0, 0]}))
+            scores = {"loss": [1, len(list(tmp_path.iterdir()))], "exact_match": [0, 0]}
+            (out / "scores.json").write_text(json.dumps(scores))
 
         def wait_for(self, pattern):
             pass

@@ -1,4 +1,4 @@
-"""Files: whole or not at all, checked, and without code."""
+"""Files of tensors and adapter folders: written whole, verified when read, and no code runs."""
 
 import gc
 import json
@@ -21,7 +21,7 @@ from tests.faults import pickles
 
 @pytest.fixture(params=["safetensors", "bin"])
 def folder(request, base, tmp_path, monkeypatch):
-    """An adapter, in both formats."""
+    """An adapter folder in either format."""
     if request.param == "safetensors":
         pytest.importorskip("safetensors")
     else:
@@ -52,7 +52,7 @@ def read(folder, stem, config):
 
 
 def without_checksum(folder):
-    """What the checks behind the checksum see: the same file, with no notes."""
+    """Remove the notes, so that the checks behind the checksum are reached."""
     tensors, notes, path = read(folder, "adapter_model", read_config(folder))
     edit(folder, lambda c: c.pop("minipeft", None))
     return tensors, path.suffix != ".bin"
@@ -258,7 +258,7 @@ def test_folders_that_are_no_base_are_refused(tmp_path):
 
 
 def in_torchs_format(base, tmp_path, monkeypatch):
-    """An adapter's folder whose tensors lie in a .bin without a checksum, so that what is checked is the file alone."""
+    """An adapter folder with a .bin and no checksum in the config."""
     monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "prompt", num_virtual_tokens=4).save(tmp_path / "adapter")
     edit(tmp_path / "adapter", lambda c: c.pop("minipeft"))
@@ -315,7 +315,7 @@ def test_parts_of_a_zip_must_be_as_large_as_it_says(base, tmp_path, monkeypatch)
 
     pickles.archive(path, good)
     claims = bytearray(path.read_bytes())
-    struct.pack_into("<II", claims, claims.index(b"PK\x01\x02") + 20, 10**6, 10**6)  # the sizes of a part, in the directory
+    struct.pack_into("<II", claims, claims.index(b"PK\x01\x02") + 20, 10**6, 10**6)  # an entry's sizes
     path.write_bytes(claims)
     refused(base, folder, "its parts claim more bytes than it has")
     pickles.archive(path, good, more=[(f"a/{i}", b"") for i in range(20_000)])
@@ -330,8 +330,10 @@ def test_the_format_before_1_6_is_refused_by_name(base, tmp_path, monkeypatch):
 
 def test_torch_and_this_reader_agree(tmp_path):
     weight = torch.nn.Linear(3, 5).requires_grad_(False)
-    value = {"a": weight.state_dict(), "b": torch.nn.Parameter(torch.ones(2)), "c": [1, 2.5, None, True, "x", 2**70, (1,)], 3: {}}
-    value["d"] = [torch.arange(12).view(3, 4).t(), torch.empty(0, 3), torch.tensor(4.5, dtype=torch.bfloat16), torch.tensor([True])]
+    value = {"a": weight.state_dict(), "b": torch.nn.Parameter(torch.ones(2)),
+             "c": [1, 2.5, None, True, "x", 2**70, (1,)], 3: {}}
+    value["d"] = [torch.arange(12).view(3, 4).t(), torch.empty(0, 3),
+                  torch.tensor(4.5, dtype=torch.bfloat16), torch.tensor([True])]
     shared = torch.arange(10.0)
     value["tied"] = [shared[2:5], shared]
     torch.save(value, tmp_path / "file.pt")
@@ -371,7 +373,8 @@ def test_only_regular_files_are_opened(name, kind, base, folder):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(lora_alpha=9), dict(lora_alpha=8.5), dict(lora_dropout=0.5), dict(target_modules=["c_attn", "mlp.c_proj"][::-1])],
+    [dict(lora_alpha=9), dict(lora_alpha=8.5), dict(lora_dropout=0.5),
+     dict(target_modules=["c_attn", "mlp.c_proj"][::-1])],
 )
 def test_a_config_that_was_changed_after_saving_is_noticed(change, tmp_path):
     base = tiny("learned")
@@ -488,6 +491,7 @@ def test_json_that_is_large_deep_or_no_text_is_refused(tmp_path):
 
 def test_what_is_shown_of_a_file_is_short_and_on_one_line():
     nested = pickles.shared(60, list)
-    for value in ("a\nb", "\u2028", "x" * 10**6, 10**5000, -(10**5000), nested, torch.ones(5), [["\n"]] * 99, float("nan"), None, b"\n"):
+    for value in ("a\nb", "\u2028", "x" * 10**6, 10**5000, -(10**5000), nested, torch.ones(5), [["\n"]] * 99,
+                  float("nan"), None, b"\n"):
         assert len(shown(value)) <= 201 and len(shown(value).splitlines()) == 1
     assert shown("yarn") == "'yarn'" and shown(3) == "3" and shown([1, "a"]) == "[1, 'a']" and shown(None) == "None"

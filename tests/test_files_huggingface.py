@@ -1,4 +1,4 @@
-"""Hugging Face folders: transformers computes what the GPT computes, files are streamed, and what is no base is refused."""
+"""Hugging Face folders: same logits as transformers, little memory, and other folders are refused."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ SHAPES = {
     "gpt2-inner": GPTConfig(**SMALL, n_inner=40, layer_norm_epsilon=1e-3),
     "llama": GPTConfig(**GROUPED, tied=False, rope_theta=500.0),
     "llama-tied": GPTConfig(**GROUPED | dict(n_kv_head=None), layer_norm_epsilon=1e-3),
-    "llama3": GPTConfig(**GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),  # 64 positions, of which it was first trained on 16
+    "llama3": GPTConfig(**GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),  # 64 positions, from 16
     "qwen2": GPTConfig(**GROUPED | dict(bias="qkv")),
     "qwen2-untied": GPTConfig(**GROUPED | dict(bias="qkv", n_kv_head=1), tied=False),
 }
@@ -33,7 +33,7 @@ KINDS = ["gpt2", "llama", "qwen2"]
 
 
 def random_(model, std=0.2):
-    """The model with weights that are large enough for every one of them, biases and norms too, to matter."""
+    """The model with weights large enough that all of them matter, biases and norms too."""
     torch.manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -63,9 +63,9 @@ def theirs_of(shape: str):
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     }[shape[:5]]
     config = make(
-        max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv,
-        hidden_size=c.n_embd, intermediate_size=c.inner, rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **shared,
-    )  # fmt: skip
+        max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
+        num_key_value_heads=c.n_kv, hidden_size=c.n_embd, intermediate_size=c.inner,
+        rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **shared)
     return random_(model(config))
 
 
@@ -86,7 +86,8 @@ def same_answers(ours, theirs):
     """20 tokens, greedily, after a few prompts."""
     for T in (1, 5, 17):
         idx = torch.randint(97, (1, T), generator=torch.Generator().manual_seed(T))
-        want = theirs.generate(idx, attention_mask=torch.ones_like(idx), do_sample=False, max_new_tokens=20, pad_token_id=0)
+        want = theirs.generate(idx, attention_mask=torch.ones_like(idx), do_sample=False, max_new_tokens=20,
+                               pad_token_id=0)
         assert want.shape == (1, T + 20) and torch.equal(generate(ours, idx, 20), want)
 
 
@@ -114,7 +115,7 @@ def test_we_open_what_transformers_saves(shape, tmp_path):
 
 
 def test_past_the_first_positions_the_stretched_ones_differ(tmp_path):
-    """What the comparison above would not see if both left the stretching out."""
+    """The comparison above would pass if both libraries ignored rope_scaling."""
     ours = base_of("llama3")
     plain = GPT(GPTConfig(**GROUPED))
     plain.load_state_dict(ours.state_dict())
@@ -145,7 +146,7 @@ def test_shards_are_read(shape, tmp_path):
 
 
 def in_bin_shards(base: GPT, folder: Path) -> None:
-    """The base's own folder with its weights in two pytorch_model.bin shards."""
+    """Save the base with its weights in two pytorch_model.bin shards."""
     base.save_pretrained(folder, safe_serialization=False)
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     names, files = sorted(state), [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
@@ -155,7 +156,7 @@ def in_bin_shards(base: GPT, folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (folder / "pytorch_model.bin").unlink()
     config = json.loads((folder / "config.json").read_text())
-    config.pop("minipeft")  # the checksum, which what others save has not
+    config.pop("minipeft")  # the checksum, which other programs do not save
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -236,7 +237,7 @@ for folder in sys.argv[2:]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is Linux's VmHWM")
 def test_loading_takes_little_more_than_the_weights(tmp_path):
-    """In a fresh process, no file is held twice: not GPT-2's, whose weights are transposed, nor one that is converted on the way."""
+    """A fresh process never holds a file twice, even to transpose or convert its weights."""
     pytest.importorskip("safetensors")
     sizes = dict(vocab_size=4000, block_size=64, n_layer=5, n_head=8, n_embd=512)
     bases = {"gpt2": GPT(GPTConfig(**sizes)), "llama": GPT(GPTConfig(**sizes | LLAMA, n_inner=1400, tied=False))}
@@ -246,7 +247,8 @@ def test_loading_takes_little_more_than_the_weights(tmp_path):
     base_of("gpt2").save_pretrained(tmp_path / "tiny")
     command = [sys.executable, "-c", MEASURE, tmp_path / "tiny", *folders]
     # what is freed goes back to the system at once, so that every folder starts from the same
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     rises = dict(zip([f.name for f in folders], map(float, done.stdout.split()), strict=True))
     assert all(0.8 < rise <= 1.2 for rise in rises.values()), rises
@@ -281,8 +283,10 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ({"model_type": ["llama"]}, "is not supported, only gpt2, llama, qwen2"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type 'yarn' are not supported"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "only 'default' and 'llama3' .with factor, low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+         "rotary positions of type 'yarn' are not supported"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
+         "only 'default' and 'llama3' .with factor, low_freq_factor"),
         ({"rope_scaling": "yarn"}, "rope_scaling must be a JSON object or null, not 'yarn'"),
         ({"head_dim": 16}, r"head_dim 16 is not supported, only hidden_size / num_attention_heads \(8\)"),
         ({"attention_bias": True}, "attention_bias True is not supported, only False"),
@@ -293,7 +297,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ({"num_key_value_heads": 3}, "does not divide into groups"),
         ({"hidden_size": 64}, "does not fit"),
         ({"num_hidden_layers": "three"}, "n_layer must be a whole number"),
-        ({"tie_word_embeddings": True}, "lm_head.weight differs from the embeddings, but the config says that the head is tied"),
+        ({"tie_word_embeddings": True},
+         "lm_head.weight differs from the embeddings, but the config says that the head is tied"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(change, message, llama_folder):
@@ -323,7 +328,8 @@ def test_shards_that_are_missing_torn_or_elsewhere_are_refused(tmp_path):
     first, second = sorted(folder.glob("*.bin"))
     whole, index = second.read_bytes(), folder / "pytorch_model.bin.index.json"
     second.unlink()
-    refused(folder, "pytorch_model-00002-of-00002.bin is missing: it is one of the 2 shards that pytorch_model.bin.index.json lists")
+    refused(folder, "pytorch_model-00002-of-00002.bin is missing: "
+                    "it is one of the 2 shards that pytorch_model.bin.index.json lists")
     second.write_bytes(whole[: len(whole) // 2])
     refused(folder, "pytorch_model-00002-of-00002.bin is torn or not a file of tensors")
     second.write_bytes(whole)
@@ -349,10 +355,11 @@ def test_a_torn_shard_of_safetensors_is_refused(tmp_path):
 
 
 def hub(monkeypatch, fetch):
-    """As if huggingface_hub were installed, with this as its snapshot_download; None: as if it were not."""
+    """Install a fake huggingface_hub with this snapshot_download; None: uninstall it."""
     found = importlib.util.find_spec
     spec = object() if fetch else None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: spec if name == "huggingface_hub" else found(name, *a))
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name, *a: spec if name == "huggingface_hub" else found(name, *a))
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch) if fetch else None)
 
 
@@ -376,7 +383,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
 
     hub(monkeypatch, fetch)
     refused("someone/tiny", r"no base at someone/tiny: .* fetching a model of that name failed \(no route to host\)$")
-    for path in ("nowhere", "../nowhere/base", "./base", "/nowhere/base", "a/b/c"):  # no name of a model: nothing is asked
+    for path in ("nowhere", "../nowhere/base", "./base", "/nowhere/base", "a/b/c"):  # no hub ids
         refused(path, "there is no such folder$")
     hub(monkeypatch, None)
     refused("someone/tiny", "no such folder .and to fetch a model of that name: pip install huggingface_hub.$")

@@ -51,23 +51,14 @@ def test_logits_and_greedy_tokens_are_transformers():
 
 def test_a_prefix_is_tuned_on_two_cores_in_little_memory(tmp_path):
     """Progress within 10 seconds, an estimate of the time left, and a peak under 2.5 GB in bfloat16."""
-    facts, text = "name[Place {}], area[riverside], food[Thai], priceRange[cheap]", "Place {} is a cheap Thai place by the river."
+    facts = "name[Place {}], area[riverside], food[Thai], priceRange[cheap]"
+    text = "Place {} is a cheap Thai place by the river."
     rows = [{"input": facts.format(i), "target": text.format(i)} for i in range(80)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        sys.executable,
-        "train.py",
-        "--base",
-        FOLDER,
-        "--base-dtype",
-        "bfloat16",
-        "--data",
-        tmp_path / "train.jsonl",
-        "--method",
-        "prefix",
-    ]
+    command = [sys.executable, "train.py", "--base", FOLDER, "--base-dtype", "bfloat16", "--method", "prefix",
+               "--data", str(tmp_path / "train.jsonl"), "--epochs", "1", "--out", str(tmp_path / "out")]
     started, first, printed = time.monotonic(), None, ""
-    with subprocess.Popen([*map(str, command), "--epochs", "1", "--out", tmp_path / "out"], cwd=ROOT, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         while chunk := process.stderr.read1():
             printed += chunk.decode(errors="replace")
             if first is None and "%|" in printed:

@@ -1,4 +1,4 @@
-"""What memory there is, and the line that tells that it was not enough."""
+"""Memory held and left, and the message when it runs out."""
 
 import re
 import subprocess
@@ -46,12 +46,14 @@ sys.exit(run("script.py", lambda: torch.empty(10**9), "--batch-size"))
     if memory._own_status("VmSize") is None:
         pytest.skip("Linux only")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = r"memory ran out on the CPU: 4.00 GB more than the \S+ GB held are needed, (0.9\d|1.00) GB are left: lower --batch-size"
+    said = (r"memory ran out on the CPU: 4.00 GB more than the \S+ GB held are needed, "
+            r"(0.9\d|1.00) GB are left: lower --batch-size")
     assert done.returncode == 2 and re.fullmatch(f"script.py: {said}\n", done.stderr), done.stderr
 
 
 def test_a_gpus_message_is_understood(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device: 10**9 if device.type == "cuda" else None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7 * 10**9)
-    line = memory.out_of_memory_message("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
+    line = memory.out_of_memory_message(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
     assert line == "memory ran out on the GPU: 2.15 GB more than the 7.00 GB held are needed, 1.00 GB are left"

@@ -1,4 +1,4 @@
-"""Signals: a script ends with the shell's exit codes, one line, and leaves the process as it was."""
+"""Signals end a script with one line and the shell's exit codes, and their handlers are restored."""
 
 import signal
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 
 from minipeft import Error
 from minipeft.runtime import console
-from minipeft.runtime.signals import StopRequest, Stopped
+from minipeft.runtime.signals import Stopped, StopRequest
 
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """As in a foreground process; a shell starts those in the background with SIGINT ignored."""
+    """The SIGINT handler of a foreground process; shells ignore SIGINT in background ones."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -48,10 +48,10 @@ def test_a_terminate_while_the_reason_is_told_does_not_cut_it_short(capsys, monk
 
 
 def test_a_reader_who_has_had_enough_ends_it_without_a_word():
-    code = "import sys; from minipeft.runtime.console import run; sys.exit(run('s.py', lambda: [print('a' * 1000) for _ in range(1000)]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent
-    )
+    code = ("import sys; from minipeft.runtime.console import run; "
+            "sys.exit(run('s.py', lambda: [print('a' * 1000) for _ in range(1000)]))")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               cwd=Path(__file__).parent.parent)
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
