@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 from minipeft.accounting.shapes import EMBEDDED
@@ -57,8 +56,8 @@ def run(s: BasesSettings) -> dict:
                 raise Error(f"pretraining {size} failed, as the line above says")
         result = read_json(folder / "scores.json")
         told, not_told = ([skill[name] for skill in result["skills"].values()] for name in ("told", "not told"))
-        rows.append({"size": size, "parameters": result["trained"], "told": mean(told), "worst_told": min(told),
-                     "not_told": mean(not_told), "seconds": result["seconds"], "card": result["card"]})
+        rows.append({"size": size, "parameters": result["trained"], "told": sum(told) / len(told), "worst_told": min(told),
+                     "not_told": sum(not_told) / len(not_told), "seconds": result["seconds"], "card": result["card"]})
     return {"recipe": RECIPE, "rows": rows}
 
 
