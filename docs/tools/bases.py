@@ -56,7 +56,8 @@ def run(s: BasesSettings) -> dict:
                 raise Error(f"pretraining {size} failed, as the line above says")
         result = read_json(folder / "scores.json")
         told, not_told = ([skill[name] for skill in result["skills"].values()] for name in ("told", "not told"))
-        rows.append({"size": size, "parameters": result["trained"], "told": sum(told) / len(told), "worst_told": min(told),
+        rows.append({"size": size, "parameters": result["trained"],
+                     "told": sum(told) / len(told), "worst_told": min(told),
                      "not_told": sum(not_told) / len(not_told), "seconds": result["seconds"], "card": result["card"]})
     return {"recipe": RECIPE, "rows": rows}
 
