@@ -12,15 +12,7 @@ import torch
 import train
 from minipeft import Error
 from minipeft.data import NANO
-from minipeft.data.batches import (
-    FileData,
-    TaskData,
-    draw,
-    encode,
-    question,
-    references,
-    thinned,
-)
+from minipeft.data.batches import FileData, TaskData, draw, encode, question, references, thinned
 from minipeft.data.encoding import Encoded, collate, tokenize
 from minipeft.data.files import read_examples
 from minipeft.data.fitting import fit
@@ -32,7 +24,12 @@ from minipeft.training import opening
 TOKENIZER = ByteTokenizer()
 PLAIN = Template()
 CHAT_MARKS = ["<|im_start|>", "<|im_end|>"]
-WORDS = ["the cat sat on the mat", "a cat and a hat", "über the naïve hat, 提示 £30", "name[Blue Spice], eatType[coffee shop]"]
+WORDS = [
+    "the cat sat on the mat",
+    "a cat and a hat",
+    "über the naïve hat, 提示 £30",
+    "name[Blue Spice], eatType[coffee shop]",
+]
 ANSWERS = {
     "copy": "58213764",
     "reverse": "46731285",
@@ -67,7 +64,9 @@ def lines(path, *rows):
 
 
 def test_every_skill_and_novel_task_by_hand():
-    assert {name: (SKILLS[name].apply if name in SKILLS else NOVEL[name])("58213764") for name in [*SKILLS, *NOVEL]} == ANSWERS
+    assert {
+        name: (SKILLS[name].apply if name in SKILLS else NOVEL[name])("58213764") for name in [*SKILLS, *NOVEL]
+    } == ANSWERS
 
 
 def test_the_three_kinds():
@@ -127,7 +126,9 @@ def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):
     assert [r.example.input for r in data.held_out] == ["q36", "q37", "q38", "q39"] and data.steps_per_epoch == 4
     epochs = [[r.example.input for step in range(4 * n, 4 * n + 4) for r in data.batch(step)] for n in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"q{i}" for i in range(36)) and epochs[0] != epochs[1]
-    assert data.batch(2) == FileData(path, TOKENIZER, PLAIN, 0, 10, 64, 8).batch(2)  # not a matter of what was asked before
+    assert data.batch(2) == FileData(path, TOKENIZER, PLAIN, 0, 10, 64, 8).batch(
+        2
+    )  # not a matter of what was asked before
     assert sorted(len(data.batch(step)) for step in range(4)) == [6, 10, 10, 10]
 
 
@@ -141,7 +142,9 @@ def test_batches_of_about_one_length_hold_little_padding_and_differ_every_epoch(
         rows = [[r.length for r in batch] for batch in batches]
         return 1 - sum(map(sum, rows)) / sum(max(row) * len(row) for row in rows)
 
-    first, second = ([data.batch(step) for step in range(n, n + data.steps_per_epoch)] for n in (0, data.steps_per_epoch))
+    first, second = (
+        [data.batch(step) for step in range(n, n + data.steps_per_epoch)] for n in (0, data.steps_per_epoch)
+    )
     order = [data.examples[i] for i in range(900)]
     assert padding([order[i : i + 8] for i in range(0, 900, 8)]) > 0.3 and padding(first) < 0.1
     assert sorted(r for b in first for r in b) == sorted(data.examples)
@@ -164,17 +167,27 @@ def test_batches_of_about_one_length_hold_little_padding_and_differ_every_epoch(
         (b'{"input": "\xff", "target": "b"}\n', "not UTF-8"),
         (b"[" * 100000, "line 1 is not JSON"),
         (b'{"input": "a", "target": "b"}\n{"input": "\\ud800", "target": "b"}\n', "line 2 holds half a surrogate"),
-        (b'{"question": "a", "answer": "b"}', 'line 1 has neither .*"target", nor "text", nor "messages": there is "question", "answer"'),
-        (b'{"text": "a"}\n{"input": "a", "target": "b"}', 'line 2 holds "input", "target", but the lines before it "text"'),
+        (
+            b'{"question": "a", "answer": "b"}',
+            'line 1 has neither .*"target", nor "text", nor "messages": there is "question", "answer"',
+        ),
+        (
+            b'{"text": "a"}\n{"input": "a", "target": "b"}',
+            'line 2 holds "input", "target", but the lines before it "text"',
+        ),
         (b'{"text": ""}', "line 1 has an empty text"),
         (b'{"text": ["a"]}', 'line 1: "text" must be a string, not list'),
         (b'\n{"messages": {"role": "user"}}', 'line 2: "messages" must be a list'),
         (b'{"messages": []}', "line 1: messages must end with .*, not with nothing"),
-        (b'{"messages": [{"role": "assistant", "content": "b"}]}', "line 1: messages must end with .*, not with 'assistant'"),
+        (
+            b'{"messages": [{"role": "assistant", "content": "b"}]}',
+            "line 1: messages must end with .*, not with 'assistant'",
+        ),
         (b'{"messages": [{"role": "user"}]}', 'line 1 has no "content": there is "role"'),
         (b'{"messages": [{"role": "user", "content": ["a"]}]}', 'line 1: "content" must be a string, not list'),
         (
-            b'{"messages": [{"role": "a", "content": "\\ud800"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            b'{"messages": [{"role": "a", "content": "\\ud800"}, {"role": "user", "content": "a"}, '
+            b'{"role": "assistant", "content": "b"}]}',
             "line 1 holds half a surrogate",
         ),
     ],
@@ -277,12 +290,25 @@ def test_what_is_asked_several_times_stays_on_one_side_and_is_scored_once(tmp_pa
 
 
 def test_files_to_choose_by_and_to_report_on_and_a_limit(tmp_path):
-    train, dev, test = (lines(tmp_path / f"{n}.jsonl", *[{"input": f"{n}{i}", "target": "a"} for i in range(30)]) for n in ("a", "b", "c"))
+    train, dev, test = (
+        lines(tmp_path / f"{n}.jsonl", *[{"input": f"{n}{i}", "target": "a"} for i in range(30)])
+        for n in ("a", "b", "c")
+    )
     args = (TOKENIZER, PLAIN, 0, 8, 64, 8)
-    both, one, other = FileData(train, *args, dev=dev, test=test), FileData(train, *args, dev=dev), FileData(train, *args, test=test)
-    assert [r[0].example.input for r in (both.examples, both.validation(99), both.held_out)] == ["a0", "b0", "c0"] and len(both.examples) == 30
+    both, one, other = (
+        FileData(train, *args, dev=dev, test=test),
+        FileData(train, *args, dev=dev),
+        FileData(train, *args, test=test),
+    )
+    assert [r[0].example.input for r in (both.examples, both.validation(99), both.held_out)] == [
+        "a0",
+        "b0",
+        "c0",
+    ] and len(both.examples) == 30
     assert one.held_out == one.validation(99) == both.validation(99) and other.held_out == both.held_out
-    neither = FileData(train, *args)  # without dev a tenth is set apart: for validation beside a test file, else held out
+    neither = FileData(
+        train, *args
+    )  # without dev a tenth is set apart: for validation beside a test file, else held out
     assert [r.example.input for r in other.validation(99)] == ["a27", "a28", "a29"]
     assert other.validation(99) == neither.held_out
     assert other.examples == neither.examples == neither.validation(99) == both.examples[:27]
@@ -314,7 +340,9 @@ def test_templates_put_the_input_and_what_was_said_before_into_words():
 
 
 def test_a_text_of_its_own_is_learnt_from_its_first_letter_and_a_piece_does_not_end():
-    idx, targets = encode([Example(None, "abc"), Example(None, "ab", ends=False), Example("", "x")], TOKENIZER, Template("{input}"))
+    idx, targets = encode(
+        [Example(None, "abc"), Example(None, "ab", ends=False), Example("", "x")], TOKENIZER, Template("{input}")
+    )
     assert idx.tolist() == [[256, *b"abc"], [256, *b"a", 256, 256], [256, *b"x", 256, 256]]
     assert targets.tolist() == [[*b"abc", 256], [*b"ab", -100, -100], [*b"x", 256, -100, -100]]
 
@@ -332,9 +360,21 @@ def test_long_texts_become_pieces_and_nothing_is_lost():
 def test_turns_go_before_the_input_is_cut_and_characters_stay_whole():
     turns = tuple(("user", c * 9) for c in "abc")
     fitted, cut = fitted_examples([Example("input", "out", turns)], TOKENIZER, block_size=64, num_virtual_tokens=20)
-    assert cut == 1 and fitted == [Example("input", "out", turns[1:])]  # 2·16 of turns, 9 of input and arrow, 3 of the target: 44
-    fitted, cut = fitted_examples([Example("ä" * 50, "out", turns)], TOKENIZER, block_size=64, num_virtual_tokens=20, template=Template("say {input}."))
-    assert cut == 1 and fitted == [Example("ä" * 18, "out")] and TOKENIZER.decode(question(fitted[0], TOKENIZER)) == "ä" * 18 + " -> "
+    assert cut == 1 and fitted == [
+        Example("input", "out", turns[1:])
+    ]  # 2·16 of turns, 9 of input and arrow, 3 of the target: 44
+    fitted, cut = fitted_examples(
+        [Example("ä" * 50, "out", turns)],
+        TOKENIZER,
+        block_size=64,
+        num_virtual_tokens=20,
+        template=Template("say {input}."),
+    )
+    assert (
+        cut == 1
+        and fitted == [Example("ä" * 18, "out")]
+        and TOKENIZER.decode(question(fitted[0], TOKENIZER)) == "ä" * 18 + " -> "
+    )
 
 
 def test_what_is_asked_several_times_is_cut_alike():
@@ -368,7 +408,9 @@ def with_bos(folder, after: bool = False):
 
     bpe = Tokenizer.from_file(str(folder / "tokenizer.json"))
     single = "<|endoftext|> $A <|im_end|>" if after else "<|endoftext|> $A"
-    bpe.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)])
+    bpe.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    )
     bpe.save(str(folder / "tokenizer.json"))
 
 
@@ -381,7 +423,10 @@ def test_a_tokenizer_file_is_read_as_transformers_reads_it(folder):
         ids = ours.encode(text)
         assert ids == theirs.encode(text, add_special_tokens=False)
         assert ours.decode([*ids, 2]) == theirs.decode(ids, skip_special_tokens=True)
-    assert ours.encode("<|im_start|>user") == [1, *ours.encode("user")] and ours.decode([1, *ours.encode("user"), 2, 310]) == "user"
+    assert (
+        ours.encode("<|im_start|>user") == [1, *ours.encode("user")]
+        and ours.decode([1, *ours.encode("user"), 2, 310]) == "user"
+    )
     with pytest.raises(Error, match="half a surrogate pair"):
         ours.encode("a\ud800")
 
@@ -397,7 +442,9 @@ def test_every_text_begins_with_what_the_file_says(folder, after):
 
 def test_question_and_answer_are_tokenised_apart(folder):
     tokenizer = tokenizer_for(300, folder)
-    assert len(tokenizer.encode("the")) < len(tokenizer.encode("t") + tokenizer.encode("he"))  # together they would merge
+    assert len(tokenizer.encode("the")) < len(
+        tokenizer.encode("t") + tokenizer.encode("he")
+    )  # together they would merge
     idx, targets = encode([Example("t", "he")], tokenizer, Template("{input}"))
     row = [*tokenizer.encode("t"), *tokenizer.encode("he"), 2]
     assert idx.tolist() == [row[:-1]] and targets.tolist() == [row[1:]]
@@ -492,7 +539,9 @@ def test_a_chat_in_a_file_becomes_batches(folder):
 
 def test_thinning_is_even():
     examples = [Example(str(i), "a") for i in range(10)]
-    assert [e.input for e in thinned(examples, 4)] == ["0", "3", "6", "9"] and thinned(examples, 10) == thinned(examples, 99) == examples
+    assert [e.input for e in thinned(examples, 4)] == ["0", "3", "6", "9"] and thinned(examples, 10) == thinned(
+        examples, 99
+    ) == examples
 
 
 def test_a_saved_base_takes_its_own_tokenizer_over_an_older_one(tmp_path):
@@ -523,12 +572,25 @@ GROWS = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] 
     [
         (dict(normalizer={"type": "Sequence", "normalizers": GROWS}), "may make .* characters or more of one"),
         (dict(decoder={"type": "Sequence", "decoders": GROWS}), "may make .* characters or more of one"),
-        (dict(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}), "may make .* characters or more of one"),
         (
-            dict(pre_tokenizer={"type": "Split", "pattern": {"Regex": "a{1,999}{1,999}"}, "behavior": "Isolated", "invert": False}),
+            dict(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
             "may make .* characters or more of one",
         ),
-        (dict(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}), "tokenizer.json cannot encode .*PanicException"),
+        (
+            dict(
+                pre_tokenizer={
+                    "type": "Split",
+                    "pattern": {"Regex": "a{1,999}{1,999}"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                }
+            ),
+            "may make .* characters or more of one",
+        ),
+        (
+            dict(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}),
+            "tokenizer.json cannot encode .*PanicException",
+        ),
         (dict(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "torn or no tokenizer"),
     ],
 )
@@ -591,12 +653,16 @@ class CountingTokenizer(ByteTokenizer):
 
 def pairs_of(path, name: str, n: int, long: int = 0):
     """n inputs with two targets each; the first `long` of the inputs are longer than 200 characters."""
-    rows = [{"input": f"{name}{i}" + "w" * 200 * (i < long), "target": f"{name}{i} is {say}"} for i in range(n) for say in "ab"]
+    rows = [
+        {"input": f"{name}{i}" + "w" * 200 * (i < long), "target": f"{name}{i} is {say}"}
+        for i in range(n)
+        for say in "ab"
+    ]
     return lines(path / f"{name}.jsonl", *rows)
 
 
 def test_a_run_tokenises_each_distinct_text_once(tmp_path, monkeypatch):
-    """Two epochs with validation after every tenth, evaluations and answers; too long examples are tokenised more often."""
+    """Two epochs, with evaluations, validation in every tenth of the run, and written answers."""
     pytest.importorskip("sacrebleu")
     tokenizer = CountingTokenizer()
     monkeypatch.setattr(opening, "tokenizer_for", lambda *_: tokenizer)
@@ -622,4 +688,9 @@ def test_data_fitted_to_another_number_of_virtual_tokens_is_as_if_read_for_it(tm
     data, other = (FileData(path, TOKENIZER, PLAIN, 0, 8, 64, P) for P in (30, 8))
     assert data.digest != other.digest
     data.fit(8)
-    assert (data.digest, data.cut, data.batch(5), data.longest) == (other.digest, other.cut, other.batch(5), other.longest)
+    assert (data.digest, data.cut, data.batch(5), data.longest) == (
+        other.digest,
+        other.cut,
+        other.batch(5),
+        other.longest,
+    )

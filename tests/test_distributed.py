@@ -64,7 +64,13 @@ class Group:
 
 def serve(pipe, rank: int, n: int, port: int) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     assert processes.join_processes(CPU) == CPU and (processes.world_size(), processes.rank()) == (n, rank)
     while True:
         try:
@@ -109,8 +115,10 @@ def adapted(name: str, h: dict, shape: str = "learned", dtype=torch.float32):
     return adapt(base, name, **h)
 
 
-def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_base=False, dtype=torch.float32, **how) -> dict:
-    """A training run as training.py has it, over all processes of this group (or here, alone), from a state if one is given."""
+def train(
+    name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_base=False, dtype=torch.float32, **how
+) -> dict:
+    """The training loop, over all processes of this group or here alone, from a checkpoint if given."""
     model = adapted(name, h or {}, shape, dtype)
     before = [p.clone() for p in model.base.parameters()]
     if how.get("start_apart") and processes.rank():
@@ -120,7 +128,9 @@ def train(name, h=None, shape="learned", steps=50, lengths=(9, 9, 9, 9), shard_b
     loss_of = parallel(model, CPU, shard_base)
     model.gradient_checkpointing(how.get("checkpointing", False))
     parameters = dict(model.named_trainable_parameters())
-    optimizer = torch.optim.AdamW(model.parameter_groups(1e-3 if name == "full" else 1e-2), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameter_groups(1e-3 if name == "full" else 1e-2), betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     first, losses, traffic = load(how["state"], parameters, optimizer) if "state" in how else 0, [], []
     model.train()
     for step in range(first, steps):
@@ -240,14 +250,16 @@ def test_a_state_saved_by_two_processes_is_resumed_by_three_by_one_and_by_two_ag
     for k, p in through["trained"].items():
         torch.testing.assert_close(last["trained"][k], p, rtol=1e-7, atol=1e-9)
     full = name == "full"
-    wanted = bytes_per_step(tiny(how.get("shape", "learned")).config, last["numbers"], 3, full, full or "shard_base" in how, 8)
+    wanted = bytes_per_step(
+        tiny(how.get("shape", "learned")).config, last["numbers"], 3, full, full or "shard_base" in how, 8
+    )
     if not full:
         wanted = wanted._replace(all_reduce=8 * last["numbers"])  # what is trained beside a float64 base is float64 too
     assert by_three[0]["traffic"][0] == wanted
 
 
 def sharded_base() -> dict:
-    """What comes of a sharded base in every process: its copy, its evaluation, and what a step makes of it after that."""
+    """A sharded base in every process: copied, evaluated, and changed afterwards."""
     model = adapted("full", {}, "llama")
     parallel(model, CPU)
     random = torch.get_rng_state()
@@ -308,7 +320,10 @@ def refusal(name: str, h: dict, compiled: bool = False) -> str:
 def test_what_does_not_go_with_a_sharded_base_is_refused(two):
     hidden = "prefix", dict(num_virtual_tokens=4, space="hidden")
     for name, h in (hidden, ("llama-adapter", dict(adapter_len=3))):
-        assert all(said.startswith(f"{name} in this form reads weights of blocks before their turn") for said in two(refusal, name, h))
+        assert all(
+            said.startswith(f"{name} in this form reads weights of blocks before their turn")
+            for said in two(refusal, name, h)
+        )
     assert "cannot be compiled" in two(refusal, *PREFIX, compiled=True)[1]
 
 
@@ -408,7 +423,9 @@ def test_shares_and_weights_give_the_mean_over_all_supervised_tokens(monkeypatch
             parts.append(weight * (rows.double() ** 2)[wanted != -100].mean().item())
         assert sum(parts) / N == pytest.approx(value[targets != -100].mean().item(), rel=1e-12)
     as_if(monkeypatch, 1, 2)
-    assert math.isnan(local_rows(idx, torch.full_like(idx, -100))[2] * math.nan)  # nothing supervised: nan, as with one process
+    assert math.isnan(
+        local_rows(idx, torch.full_like(idx, -100))[2] * math.nan
+    )  # nothing supervised: nan, as with one process
     as_if(monkeypatch, 0, 1)
     rows, wanted, weight = local_rows(idx, targets)
     assert weight == 1.0 and torch.equal(rows, idx) and torch.equal(wanted, targets)
@@ -431,7 +448,9 @@ def test_closed_forms_of_known_shapes():
     everything = 4 * (124_439_808 + 768)
     assert bytes_per_step(gpt2, 124_439_808, 2, full=True) == Traffic(everything + 4 * 11 * block, everything, 4 * 148)
     assert bytes_per_step(gpt2, 147_456, 2) == Traffic(all_reduce=4 * 147_456)
-    assert bytes_per_step(gpt2, 147_456, 2, shard_base=True, base_bytes=2) == Traffic(everything // 2 + 2 * 11 * block, 0, 4 * 147_456)
+    assert bytes_per_step(gpt2, 147_456, 2, shard_base=True, base_bytes=2) == Traffic(
+        everything // 2 + 2 * 11 * block, 0, 4 * 147_456
+    )
     assert bytes_per_step(gpt2, 147_456, 1, full=True) == Traffic()
     assert Traffic(all_gather=300, reduce_scatter=30, all_reduce=3).sent(3) == pytest.approx(2 / 3 * 336)
 

@@ -23,7 +23,13 @@ def alone(model, example: Example, n: int) -> str:
 def test_answers_of_a_batch_are_those_of_every_question_alone():
     """Also beside questions so long that they leave hardly any room for their own."""
     model = adapt(GPT.from_pretrained(NANO), "prompt", num_virtual_tokens=4)
-    examples = [Example("58213764", ""), Example("9" * 490, ""), Example("sort: 58213764", ""), Example("1" * 503, ""), Example("12", "")]
+    examples = [
+        Example("58213764", ""),
+        Example("9" * 490, ""),
+        Example("sort: 58213764", ""),
+        Example("1" * 503, ""),
+        Example("12", ""),
+    ]
     expected = [alone(model, e, min(12, 512 - 4 - len(question(e, TOKENIZER)) + 1)) for e in examples]
     assert answer(model, examples, TOKENIZER, max_new_tokens=12) == expected
     assert answer(model, examples, TOKENIZER, max_new_tokens=12, batch_size=2) == expected
@@ -33,7 +39,10 @@ def test_answers_of_a_batch_are_those_of_every_question_alone():
 def test_scores_do_not_depend_on_how_examples_are_put_into_batches():
     base = GPT.from_pretrained(NANO)
     examples = [Example(f"{'reverse: ' if i % 3 else ''}{i:08d}"[: 5 + i], f"{i:08d}"[::-1]) for i in range(20)]
-    whole, single = evaluate(base, batches(examples, TOKENIZER)), evaluate(base, batches(examples, TOKENIZER, batch_size=1))
+    whole, single = (
+        evaluate(base, batches(examples, TOKENIZER)),
+        evaluate(base, batches(examples, TOKENIZER, batch_size=1)),
+    )
     assert whole[1] == single[1] > 0
     assert whole[0] == pytest.approx(single[0], rel=1e-5)
 

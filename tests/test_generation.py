@@ -68,7 +68,9 @@ def test_a_stop_token_ends_a_row_and_fills_it_up(base, idx):
     either = generate(base, idx[:1], 8, stop_token=[96, stop])[:, 11:]  # one of several
     assert either[0].tolist()[: len(either[0])] == rows[0][: len(either[0])].tolist()
     short = generate(base, idx[:1], 8, stop_token=stop)
-    assert short[0, 11:].tolist() == free[0, : free[0].tolist().index(stop) + 1].tolist()  # nothing is computed past the end
+    assert (
+        short[0, 11:].tolist() == free[0, : free[0].tolist().index(stop) + 1].tolist()
+    )  # nothing is computed past the end
 
 
 @torch.no_grad()
@@ -84,7 +86,9 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 4 * out.numel():  # not an expanded view
+            if (
+                isinstance(out, torch.Tensor) and out.untyped_storage().nbytes() >= 4 * out.numel()
+            ):  # not an expanded view
                 self.numel = max(self.numel, out.numel())
             return out
 
@@ -129,7 +133,9 @@ def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
 def test_every_backend_takes_lengths(backend, shared):
     g = torch.Generator().manual_seed(0)
     for _ in range(3 if backend == "fused" else 20):  # every shape is compiled
-        B, nh, n_kv, P, Tq = (int(torch.randint(lo, hi, (), generator=g)) for lo, hi in ((1, 5), (1, 3), (1, 3), (0, 9), (1, 5)))
+        B, nh, n_kv, P, Tq = (
+            int(torch.randint(lo, hi, (), generator=g)) for lo, hi in ((1, 5), (1, 3), (1, 3), (0, 9), (1, 5))
+        )
         nh, Tk = nh * n_kv, Tq + int(torch.randint(12, (), generator=g))
         q = torch.randn(B, nh, Tq, 8, generator=g, dtype=torch.float64)
         k, v = torch.randn(2, B, n_kv, Tk, 8, generator=g, dtype=torch.float64)

@@ -26,7 +26,7 @@ def call(capsys, *argv) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """One folder for each of some methods on the embedded base: hard prompts that select a skill, the others moved a little."""
+    """Adapter folders on the embedded base: hard prompts that select a skill, others moved a little."""
     folder, base = tmp_path_factory.mktemp("adapters"), GPT.from_pretrained(NANO)
     torch.manual_seed(0)
     for text in ("reverse", "sort"):
@@ -39,8 +39,14 @@ def adapters(tmp_path_factory):
 
 
 def test_it_streams_what_generate_says(adapters, capsys):
-    assert call(capsys, "generate", "--adapter", adapters / "reverse", "--prompt", "58213764 -> ") == (0, "46731285\n", "")
-    assert call(capsys, "generate", "--prompt", "sort: 58213764 -> ")[1] == "12345678\n"  # told, the bare base can do it
+    assert call(capsys, "generate", "--adapter", adapters / "reverse", "--prompt", "58213764 -> ") == (
+        0,
+        "46731285\n",
+        "",
+    )
+    assert (
+        call(capsys, "generate", "--prompt", "sort: 58213764 -> ")[1] == "12345678\n"
+    )  # told, the bare base can do it
     base, tokenizer = GPT.from_pretrained(NANO), ByteTokenizer()
     asked = torch.tensor([tokenizer.encode("12 -> ")])
     flags = ["--temperature", "1", "--top-k", "9", "--top-p", "0.9", "--seed", "4", "--max-new-tokens", "7"]
@@ -60,12 +66,18 @@ def test_a_base_with_a_tokenizer_streams_what_it_decodes(tmp_path, capsys):
     for say, flags, tuned in [
         ("{}", [], base),
         ("Say: {}\n", ["--template", "Say: {input}\\n"], base),
-        ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", ["--template", "chat", "--adapter", tmp_path / "lora"], model),
+        (
+            "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            ["--template", "chat", "--adapter", tmp_path / "lora"],
+            model,
+        ),
     ]:
         asked = torch.tensor([tokenizer.encode(say.format("name[Zizzi] 提示"))])
         for seed in range(4):
             drawn = ["--temperature", "1.5", "--seed", seed, "--max-new-tokens", "30"]
-            code, printed, err = call(capsys, "generate", "--base", folder, "--prompt", "name[Zizzi] 提示", *flags, *drawn)
+            code, printed, err = call(
+                capsys, "generate", "--base", folder, "--prompt", "name[Zizzi] 提示", *flags, *drawn
+            )
             torch.manual_seed(seed)
             new = generate(tuned, asked, 30, temperature=1.5, stop_token=tokenizer.stops)[0, asked.size(1) :]
             assert (code, printed) == (0, tokenizer.decode(new.tolist()) + "\n"), err
@@ -79,7 +91,7 @@ def test_a_base_with_a_tokenizer_streams_what_it_decodes(tmp_path, capsys):
 
 
 def test_a_letter_of_several_tokens_comes_whole_and_is_never_taken_back(tmp_path, capsys, monkeypatch):
-    """Tokens that are bytes of 提 one by one: nothing is printed before the letter is whole; what stays broken shows at the end."""
+    """Tokens that are single bytes of é and 🙂: a letter is printed when it is complete."""
     folder = real_base(tmp_path / "llama")
     tokenizer = tokenizer_for(300, folder)
     letter = [tokenizer.encode(text) for text in ("é", "🙂")]
@@ -106,11 +118,18 @@ def test_inspect_tells_what_a_folder_holds(adapters, capsys):
     _, hard, _ = call(capsys, "inspect", adapters / "reverse")
     assert "  method              hard-prompt\n" in hard and "  text                'reverse: '\n" in hard
     _, prompt, _ = call(capsys, "inspect", adapters / "prompt")
-    assert "  parameters          1,024\n" in prompt and ", which is nano\n" in prompt and len(prompt.splitlines()) == 10 + 7
+    assert (
+        "  parameters          1,024\n" in prompt
+        and ", which is nano\n" in prompt
+        and len(prompt.splitlines()) == 10 + 7
+    )
     _, both, _ = call(capsys, "inspect", adapters / "both")
     _, whole, _ = call(capsys, "inspect", NANO)
     assert "full, or a base: 826,240 parameters" in whole
-    assert both.count("method ") == 2 and "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight (8, 128) float32" in both
+    assert (
+        both.count("method ") == 2
+        and "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight (8, 128) float32" in both
+    )
 
 
 def test_inspect_shows_what_a_stranger_wrote_in_lines_that_a_terminal_can_take(adapters, capsys, tmp_path):
@@ -122,9 +141,12 @@ def test_inspect_shows_what_a_stranger_wrote_in_lines_that_a_terminal_can_take(a
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "a\n\x1b[2J", "r": "\x1b[2J" * 500}))
     code, out, err = call(capsys, "inspect", folder)
-    assert code == 0 and "\x1b" not in out and len(out.splitlines()) < len(whole.splitlines()) and max(map(len, out.splitlines())) < 300, (
-        err
-    )
+    assert (
+        code == 0
+        and "\x1b" not in out
+        and len(out.splitlines()) < len(whole.splitlines())
+        and max(map(len, out.splitlines())) < 300
+    ), err
 
 
 def test_nearest_tokens_are_the_nearest():
@@ -147,8 +169,14 @@ def test_nearest_tokens_are_the_nearest():
         (["import"], "required: ADAPTER, OUT"),
         (["export", "nowhere", "out"], "no adapter at nowhere"),
         (["import", "nowhere", "out"], "no adapter at nowhere"),
-        (["generate", "--prompt", "x", "--template", "Say it:"], 'a template is "chat" or a text with {input} in it once, not 0 times'),
-        (["generate", "--prompt", "x", "--template", "chat"], "the chat template needs a base whose tokenizer has <|im_start|>"),
+        (
+            ["generate", "--prompt", "x", "--template", "Say it:"],
+            'a template is "chat" or a text with {input} in it once, not 0 times',
+        ),
+        (
+            ["generate", "--prompt", "x", "--template", "chat"],
+            "the chat template needs a base whose tokenizer has <|im_start|>",
+        ),
         (["inspect", "nowhere"], "no adapter at nowhere"),
         (["inspect", "."], "adapter_config.json is missing"),
         (["generate", "--adapter", "nowhere", "--prompt", "x"], "no adapter at nowhere"),

@@ -26,7 +26,11 @@ def test_the_last_two_states_are_kept_under_their_steps_and_hashes(tmp_path):
             run.save(step, {**STATE, "step": step})
     assert [name[:9] for name in names(tmp_path)] == ["00000050-", "00000500-"]
     path = tmp_path / "training_state" / names(tmp_path)[1]
-    assert is_intact(path) and read_checkpoint(path)["step"] == 500 and torch.equal(read_checkpoint(path)["trained"]["x"], STATE["trained"]["x"])
+    assert (
+        is_intact(path)
+        and read_checkpoint(path)["step"] == 500
+        and torch.equal(read_checkpoint(path)["trained"]["x"], STATE["trained"]["x"])
+    )
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b + b"\0"])
@@ -96,7 +100,10 @@ def test_a_run_that_is_refused_leaves_nothing_and_one_that_is_interrupted_can_be
     with pytest.raises(Error), RunFolder(tmp_path / "out"):
         raise Error("no")
     assert not (tmp_path / "out").exists()
-    for stop in (KeyboardInterrupt(), RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")):
+    for stop in (
+        KeyboardInterrupt(),
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"),
+    ):
         with pytest.raises(type(stop)), RunFolder(tmp_path / "out", overwrite=True):
             raise stop
         with RunFolder(tmp_path / "out", resume=True):
@@ -164,7 +171,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
         with pytest.raises(Error, match="out cannot be written to: Permission denied"):
             RunFolder(tmp_path / "out").__enter__()
     with pytest.raises(Error, match="scores.json cannot be written: "):
-        atomic.write_json(tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {})
+        atomic.write_json(
+            tmp_path / "file" / "scores.json" if (tmp_path / "file").write_text("") == 0 else tmp_path, {}
+        )
 
 
 def test_a_pipe_in_place_of_a_state_is_not_waited_for(tmp_path):

@@ -14,7 +14,7 @@ def test_exact_match_and_bleu_by_hand():
     answers = ["the cat sat on the mat", " a b c d "]
     scores = text_scores(answers, [["the cat sat on a mat"], ["e f g h", "a b c d"]])
     assert scores["exact_match"] == 0.5
-    # of 1-grams 5 + 4 match, of 2-grams 3 + 3, of 3-grams 2 + 2, of 4-grams 1 + 1; no answer is shorter than what it is measured against
+    # 5 + 4 1-grams match, 3 + 3 2-grams, 2 + 2 3-grams, 1 + 1 4-grams; no answer is shorter than its reference
     shares = [9 / 10, 6 / 8, 4 / 6, 2 / 4]
     assert scores["bleu"] == pytest.approx(100 * math.prod(shares) ** (1 / 4))
     assert text_scores(["x y z w"], [["x y z w"]]) == pytest.approx({"exact_match": 1, "bleu": 100, "chrf": 100})

@@ -57,7 +57,9 @@ def refusal(err: str) -> list[str]:
 
 def scored(printed: str) -> list[str]:
     """What a run reached, as it was printed."""
-    return [line for line in printed.splitlines() if line.startswith(("held-out exact match", "perplexity", "    tuned"))]
+    return [
+        line for line in printed.splitlines() if line.startswith(("held-out exact match", "perplexity", "    tuned"))
+    ]
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def pairs(tmp_path):
 
 
 def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_path):
-    """A short run of the default: the shipped base is untouched, exact match rises, and the saved adapter gives the same figure."""
+    """A short default run: the base is untouched, exact match rises, the saved adapter scores the same."""
     before = checksum(NANO)
     out = tmp_path / "out"
     code, printed, err = call(capsys, train, "--steps", 60, "--batch-size", 32, "--lr", 0.2, "--out", out)
@@ -88,7 +90,9 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
 
 @pytest.mark.parametrize("method", [["prefix"], ["prompt", "--lr", "0.3"], ["full", "--lr", "3e-3"]])
 def test_your_own_data_lowers_the_held_out_loss(method, capsys, tmp_path, pairs):
-    code, _, err = call(capsys, train, "--data", pairs, "--method", *method, "--steps", 15, "--batch-size", 8, "--out", tmp_path / "out")
+    code, _, err = call(
+        capsys, train, "--data", pairs, "--method", *method, "--steps", 15, "--batch-size", 8, "--out", tmp_path / "out"
+    )
     assert code == 0, err
     before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["loss"]
     assert after < 0.8 * before
@@ -103,7 +107,9 @@ def test_long_inputs_are_cut_counted_and_answered(capsys, tmp_path):
     for flags in (["--method", "full"], ["--num-virtual-tokens", 300]):
         run = ["--data", path, *flags, "--steps", 1, "--batch-size", 2, "--out", tmp_path / flags[0]]
         code, printed, err = call(capsys, train, *run)
-        assert code == 0 and "(5 to train on, 1 held out), 6 cut from the left (texts: divided) to 512 tokens" in printed, err
+        assert (
+            code == 0 and "(5 to train on, 1 held out), 6 cut from the left (texts: divided) to 512 tokens" in printed
+        ), err
     code, _, err = call(capsys, train, "--eval-only", "--data", path, "--out", tmp_path / "--num-virtual-tokens")
     assert code == 0, err
     run = ["--data", path, "--max-length", 64, "--steps", 1, "--batch-size", 2, "--out", tmp_path / "short"]
@@ -119,7 +125,19 @@ def test_long_inputs_are_cut_counted_and_answered(capsys, tmp_path):
         ["--method", "prompt", "--init", "random"],
         ["--method", "prompt", "--init-from-text", "reverse: ", "--lr", "0.01"],
         ["--init-from-text", "reverse: ", "--lr", "0.01"],
-        ["--method", "lora", "--r", "4", "--lora-alpha", "16", "--lora-dropout", "0.1", "--target-modules", "c_attn", "mlp.c_proj"],
+        [
+            "--method",
+            "lora",
+            "--r",
+            "4",
+            "--lora-alpha",
+            "16",
+            "--lora-dropout",
+            "0.1",
+            "--target-modules",
+            "c_attn",
+            "mlp.c_proj",
+        ],
         ["--method", "adapter", "--bottleneck-size", "4", "--placement", "pfeiffer"],
         ["--method", "llama-adapter", "--adapter-len", "4", "--adapter-layers", "3", "--lr", "0.3"],
         ["--method", "lora+prefix", "--r", "2", "--num-virtual-tokens", "3"],
@@ -139,13 +157,32 @@ def test_hard_prompts_are_scored_and_the_best_is_kept(capsys, tmp_path, pairs):
     assert code == 0, err
     scores = json.loads((tmp_path / "chosen" / "scores.json").read_text())
     order = [(-w["exact_match"], w["loss"]) for w in scores["wordings"]]
-    assert len(order) == 24 and order == sorted(order) and scores["wordings"][0]["wording"] in ("mirror: ", "backwards: ", "reverse: ")
+    assert (
+        len(order) == 24
+        and order == sorted(order)
+        and scores["wordings"][0]["wording"] in ("mirror: ", "backwards: ", "reverse: ")
+    )
     assert scores["exact_match"][1] > 0.9 and scores["trained"] == 0
     assert all(f"  {w['exact_match']:.3f} {w['loss']:6.3f}  {w['wording']!r}\n" in printed for w in scores["wordings"])
-    flags = ["--method", "hard-prompt", "--data", pairs, "--wordings", "a: ", "--search", 3, "--steps", 4, "--batch-size", 4]
+    flags = [
+        "--method",
+        "hard-prompt",
+        "--data",
+        pairs,
+        "--wordings",
+        "a: ",
+        "--search",
+        3,
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+    ]
     code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "own")
     assert code == 0, err
-    assert len(json.loads((tmp_path / "own" / "scores.json").read_text())["wordings"]) == 2  # the wording, and what was found
+    assert (
+        len(json.loads((tmp_path / "own" / "scores.json").read_text())["wordings"]) == 2
+    )  # the wording, and what was found
     code, again, _ = call(capsys, train, "--eval-only", "--data", pairs, "--out", tmp_path / "own")
     assert code == 0 and scored(printed) == scored(again) != []
 
@@ -157,7 +194,9 @@ def test_the_climb_loses_nothing_from_rung_to_rung(capsys, tmp_path):
     assert soft["start_loss"] == pytest.approx(hard["loss"][1], rel=1e-3)
     assert prefix["start_loss"] == pytest.approx(soft["loss"][1], rel=1e-3)
     table = printed.splitlines()[-4:]
-    assert [line.split()[0] for line in table] == ["level", *train.LADDER] and [len(line.split()) for line in table[1:]] == [5, 5, 5]
+    assert [line.split()[0] for line in table] == ["level", *train.LADDER] and [
+        len(line.split()) for line in table[1:]
+    ] == [5, 5, 5]
     assert f"{prefix['loss'][1]:.3f}" in table[3]
 
 
@@ -187,7 +226,11 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     assert code == 2 and "is of another run: its 'examples'" in err
     pairs.write_text("".join(whole_file.splitlines(keepends=True)[:-9]))
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
-    assert code == 2 and "its 'examples' is '40 to train on, 5 held out, SHA-256 " in err and "here it is '32 to train on" in err
+    assert (
+        code == 2
+        and "its 'examples' is '40 to train on, 5 held out, SHA-256 " in err
+        and "here it is '32 to train on" in err
+    )
     pairs.write_text(whole_file)
     code, printed, _ = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
     assert code == 0 and f"resuming from {tmp_path / 'out' / 'training_state' / '00000007-'}" in printed
@@ -241,7 +284,9 @@ def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_befor
     stop.clear()
     code, _, err = call(capsys, train, *flags, 2, "--resume")
     assert code == 0, err
-    assert ["--steps 2 --" in json.loads((tmp_path / rung / "scores.json").read_text())["command"] for rung in train.LADDER] == [True] * 3
+    assert [
+        "--steps 2 --" in json.loads((tmp_path / rung / "scores.json").read_text())["command"] for rung in train.LADDER
+    ] == [True] * 3
 
 
 def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_path, monkeypatch):
@@ -283,7 +328,19 @@ def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, mon
         return loss, exact
 
     monkeypatch.setattr(job, "evaluate", least_at_the_third)
-    flags = ["--data", pairs, "--dev", pairs, "--steps", 20, "--batch-size", 8, "--keep-best", "--out", tmp_path / "out"]
+    flags = [
+        "--data",
+        pairs,
+        "--dev",
+        pairs,
+        "--steps",
+        20,
+        "--batch-size",
+        8,
+        "--keep-best",
+        "--out",
+        tmp_path / "out",
+    ]
     code, _, err = call(capsys, train, *flags)
     assert code == 0 and asked == 10 * [3], err  # batches of the 45 in the dev file
     kept = load_adapter(GPT.from_pretrained(NANO), tmp_path / "out").method.tensors()
@@ -293,7 +350,9 @@ def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, mon
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**6)
     code, _, err = call(capsys, train, "--out", tmp_path / "out")
-    found = re.search(r"training needs (\S+) GB more memory, and 0.00 GB are left: (\S+) GB for each of 64 examples", refusal(err)[-1])
+    found = re.search(
+        r"training needs (\S+) GB more memory, and 0.00 GB are left: (\S+) GB for each of 64 examples", refusal(err)[-1]
+    )
     assert code == 2 and "lower --batch-size or --max-length" in err and not (tmp_path / "out").exists()
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
@@ -301,10 +360,22 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
 def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = dict(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=32)
-    GPT(GPTConfig(**sizes, position="rotary")).save_pretrained(tmp_path / "base")  # where bfloat16 is slow, nano is too large
+    GPT(GPTConfig(**sizes, position="rotary")).save_pretrained(
+        tmp_path / "base"
+    )  # where bfloat16 is slow, nano is too large
 
     def held_out_loss(*flags):
-        run = ["--base", tmp_path / "base", "--steps", 40, "--batch-size", 8, "--out", tmp_path / "-".join(["out", *flags]), *flags]
+        run = [
+            "--base",
+            tmp_path / "base",
+            "--steps",
+            40,
+            "--batch-size",
+            8,
+            "--out",
+            tmp_path / "-".join(["out", *flags]),
+            *flags,
+        ]
         code, printed, err = call(capsys, train, *run)
         assert code == 0, err
         before, after = re.search(r"loss ([0-9.]+) -> ([0-9.]+)", printed).groups()
@@ -328,7 +399,9 @@ def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path, monkeypatch):
     assert code == 0, err
     assert "reverse" in printed and "not instructed" in printed
     assert GPT.from_pretrained(tmp_path / "base").config == PRESETS["nano"]
-    code, _, err = call(capsys, train, "--base", tmp_path / "base", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "adapter")
+    code, _, err = call(
+        capsys, train, "--base", tmp_path / "base", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "adapter"
+    )
     assert code == 0, err
     code, _, err = call(capsys, train, "--eval-only", "--out", tmp_path / "adapter")  # on the shipped base instead
     assert code == 2 and "was tuned for another base" in err
@@ -359,7 +432,13 @@ def wrong_inputs(tmp_path, pairs):
         ("--data", tmp_path / "field.jsonl"): 'field.jsonl line 2 has no "target": there is "input", "output"',
         ("--data", tmp_path / "one.jsonl"): "holds one input: at least two are needed, one of them held out",
         ("--data", tmp_path / "pairs.txt"): "must be .jsonl (or .json, one object a line), .csv or .tsv",
-        ("--data", tmp_path / "e2e.csv", "--columns", "meaning", "text"): 'e2e.csv line 1 has no column "meaning": there is "mr", "ref"',
+        (
+            "--data",
+            tmp_path / "e2e.csv",
+            "--columns",
+            "meaning",
+            "text",
+        ): 'e2e.csv line 1 has no column "meaning": there is "mr", "ref"',
         ("--data", tmp_path / "e2e.csv", "--test", tmp_path / "nowhere.csv"): "no data at ",
         ("--dev", pairs): "--dev goes with --data: a task makes its own examples",
         ("--test", pairs): "--test goes with --data",
@@ -371,9 +450,19 @@ def wrong_inputs(tmp_path, pairs):
         ("--data", pairs, "--epochs", "2", "--steps", "9"): "not allowed with",
         ("--data", pairs, "--epochs", "0"): "--epochs must be at least 1",
         ("--data", pairs, "--batch-size", "0"): "--batch-size must be at least 1",
-        ("--data", pairs, "--template", "Say it:"): 'a template is "chat" or a text with {input} in it once, not 0 times',
+        (
+            "--data",
+            pairs,
+            "--template",
+            "Say it:",
+        ): 'a template is "chat" or a text with {input} in it once, not 0 times',
         ("--data", pairs, "--template", "{input} is {input}"): "not 2 times",
-        ("--data", pairs, "--template", "chat"): "the chat template needs a base whose tokenizer has <|im_start|> and <|im_end|>",
+        (
+            "--data",
+            pairs,
+            "--template",
+            "chat",
+        ): "the chat template needs a base whose tokenizer has <|im_start|> and <|im_end|>",
         ("--method", "magic"): "method must be one of full, hard-prompt, prompt, prefix, lora",
         ("--task", "magic"): "task must be one of copy, reverse",
         ("--base", tmp_path / "nowhere"): "no such folder",
@@ -394,7 +483,12 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "full", "--base-dtype", "bfloat16"): "--base-dtype bfloat16 is for a frozen base",
         ("--init", "random", "--init-from-text", "x"): "not allowed with",
         ("--method", "lora", "--r", "400"): "r 400 is larger than attn.c_attn has ranks: its matrix is 384 × 128",
-        ("--method", "lora", "--target-modules", "q_proj"): "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc",
+        (
+            "--method",
+            "lora",
+            "--target-modules",
+            "q_proj",
+        ): "'q_proj' matches nothing: there are attn.c_attn, attn.c_proj, mlp.c_fc",
         ("--method", "lora+full"): "full fine-tuning cannot be combined",
         ("--method", "lora+magic"): "method must be one of full",
         ("--method", "prefix", "--r", "4"): "--r does not go with --method prefix",
@@ -405,7 +499,12 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "lora+prefix", "--out", adapter): "already holds an adapter",
         ("--climb", "--num-virtual-tokens", "4"): "--climb starts every level of the ladder from the one below",
         ("--climb", "--prefix-projection"): "--climb starts every level of the ladder from the one below",
-        ("--init-from", tmp_path / "prefix", "--num-virtual-tokens", "4"): "has 8 virtual tokens, so --num-virtual-tokens cannot be 4",
+        (
+            "--init-from",
+            tmp_path / "prefix",
+            "--num-virtual-tokens",
+            "4",
+        ): "has 8 virtual tokens, so --num-virtual-tokens cannot be 4",
         ("--method", "hard-prompt", "--search", "0"): "--search must be at least 1",
         ("--init-from", tmp_path / "nowhere"): "no adapter at",
         ("--init-from", tmp_path / "lora"): "is lora, no level of the ladder: only hard-prompt, prompt, prefix are",
@@ -435,7 +534,9 @@ def test_answers_are_not_begun_without_what_scores_them(capsys, tmp_path, pairs,
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sacrebleu" else found(name, *a))
     code, _, err = call(capsys, train, "--data", pairs, "--answers", 3, "--out", tmp_path / "out")
-    assert code == 2 and refusal(err) == ["train.py: --answers scores by BLEU and chrF, which needs: pip install sacrebleu"]
+    assert code == 2 and refusal(err) == [
+        "train.py: --answers scores by BLEU and chrF, which needs: pip install sacrebleu"
+    ]
     assert not (tmp_path / "out").exists()
 
 
@@ -465,8 +566,12 @@ def real_base(folder: Path, marks=MARKS, vocab_size: int = 300) -> Path:
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(["name[Zizzi], food[Thai]", "Zizzi serves Thai food, at a price of £20.", "naïve 提示"] * 3, trainer)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(
+        ["name[Zizzi], food[Thai]", "Zizzi serves Thai food, at a price of £20.", "naïve 提示"] * 3, trainer
+    )
     bpe.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": marks[-1]}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -480,7 +585,11 @@ def llama(tmp_path_factory):
 
 def e2e_csv(path: Path, names) -> Path:
     """Inputs with two ways of saying each, as the E2E data has them."""
-    rows = "".join(f'"name[{n}], food[Thai]","{say}, ""{n}"" serves Thai food."\n' for n in names for say in ("Here", "By the river"))
+    rows = "".join(
+        f'"name[{n}], food[Thai]","{say}, ""{n}"" serves Thai food."\n'
+        for n in names
+        for say in ("Here", "By the river")
+    )
     path.write_text("mr,ref\n" + rows, encoding="utf-8")
     return path
 
@@ -493,15 +602,29 @@ def test_a_real_model_is_tuned_on_a_csv_and_its_answers_are_scored(capsys, tmp_p
     run = [*files, "--method", "lora", "--lr", 0.05, "--epochs", 20, "--batch-size", 4]
     code, printed, err = call(capsys, train, *run, "--out", tmp_path / "out")
     assert code == 0, err
-    assert f"data {data} (10 to train on, 8 held out)" in printed  # one input of the six, both ways of saying it, is chosen by
+    assert (
+        f"data {data} (10 to train on, 8 held out)" in printed
+    )  # one input of the six, both ways of saying it, is chosen by
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["loss"][1] < 0.8 * scores["loss"][0] and scores["dev_loss"] < scores["loss"][0] and scores["examples"] == 8
-    assert [s["input"] for s in scores["samples"]] == [f"name[{n}], food[Thai]" for n in ("Strada", "Travellers", "Blue Spice")]
+    assert (
+        scores["loss"][1] < 0.8 * scores["loss"][0]
+        and scores["dev_loss"] < scores["loss"][0]
+        and scores["examples"] == 8
+    )
+    assert [s["input"] for s in scores["samples"]] == [
+        f"name[{n}], food[Thai]" for n in ("Strada", "Travellers", "Blue Spice")
+    ]
 
     rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [r["input"] for r in rows] == [s["input"] for s in scores["samples"]]
-    assert rows[2]["references"] == ['Here, "Blue Spice" serves Thai food.', 'By the river, "Blue Spice" serves Thai food.']
-    assert scores["answers"] == {"inputs": 3, **text_scores([r["answer"] for r in rows], [r["references"] for r in rows])}
+    assert rows[2]["references"] == [
+        'Here, "Blue Spice" serves Thai food.',
+        'By the river, "Blue Spice" serves Thai food.',
+    ]
+    assert scores["answers"] == {
+        "inputs": 3,
+        **text_scores([r["answer"] for r in rows], [r["references"] for r in rows]),
+    }
     assert scores["answers"]["bleu"] > 1 and f"3 inputs answered: BLEU {scores['answers']['bleu']:.2f}, chrF" in printed
 
     tokenizer = tokenizer_for(300, llama)
@@ -520,8 +643,14 @@ def test_training_on_a_limit_of_the_examples_or_chosen_columns(capsys, tmp_path,
     run = ["--base", llama, "--data", data, "--dev", data, "--method", "prompt", "--epochs", 1]
     code, printed, err = call(capsys, train, *run, "--limit", 3, "--out", tmp_path / "limited")
     assert code == 0 and "(3 to train on, 6 held out)" in printed, err
-    code, printed, err = call(capsys, train, *run, "--columns", "ref", "mr", "--template", "chat", "--out", tmp_path / "turned")
-    assert code == 0 and 'By the river, "Zizzi" serves Thai food.' in printed and "    wanted name[Zizzi], food[Thai]" in printed, err
+    code, printed, err = call(
+        capsys, train, *run, "--columns", "ref", "mr", "--template", "chat", "--out", tmp_path / "turned"
+    )
+    assert (
+        code == 0
+        and 'By the river, "Zizzi" serves Thai food.' in printed
+        and "    wanted name[Zizzi], food[Thai]" in printed
+    ), err
     settings = ["--limit", 3, "--columns", "mr", "ref"]
     code, _, err = call(capsys, train, *run, *settings, "--resume", "--out", tmp_path / "limited")
     assert code == 2 and "nothing to resume" in err
@@ -536,7 +665,9 @@ def test_a_fully_tuned_model_is_a_base_with_its_tokenizer(capsys, tmp_path, llam
     assert (tmp_path / "full" / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
     ours, text = tokenizer_for(300, tmp_path / "full"), "name[Zizzi], naïve 提示 £20"
     assert ours.stops == tokenizer_for(300, llama).stops == [2] and ours.decode(ours.encode(text)) == text
-    code, printed, err = call(capsys, train, "--base", tmp_path / "full", *run, "--method", "prefix", "--out", tmp_path / "adapter")
+    code, printed, err = call(
+        capsys, train, "--base", tmp_path / "full", *run, "--method", "prefix", "--out", tmp_path / "adapter"
+    )
     assert code == 0 and f"base {tmp_path / 'full'} || method prefix" in printed, err
 
     transformers = pytest.importorskip("transformers")
@@ -556,7 +687,14 @@ def test_a_tokenizer_that_does_not_go_with_the_base_is_refused_in_one_line(capsy
     for argv, message in {
         ("--base", small, "--data", pairs): "tokenizer.json has 300 ids and the model 97: it must be the model's own",
         ("--base", wide, "--data", pairs): "tokenizer.json has 300 ids and the model 2000",
-        ("--base", unmarked, "--data", pairs, "--template", "chat"): "the chat template needs a base whose tokenizer has <|im_start|>",
+        (
+            "--base",
+            unmarked,
+            "--data",
+            pairs,
+            "--template",
+            "chat",
+        ): "the chat template needs a base whose tokenizer has <|im_start|>",
         ("--base", llama, "--data", pairs, "--num-virtual-tokens", 125): "125 virtual tokens and ",
     }.items():
         code, _, err = call(capsys, train, *argv, "--out", tmp_path / "out")
@@ -591,10 +729,16 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["attention", "--batch-size", "4"], "unrecognized arguments"),
         (["peers", "--supervised", "1.5"], "--supervised must be above 0 and at most 1"),
         (["peers", "--supervised", "nan"], "--supervised must be above 0 and at most 1"),
-        (["peers", "--methods", "adapter"], "--methods must be of full, prompt, prefix, lora, which both libraries have"),
+        (
+            ["peers", "--methods", "adapter"],
+            "--methods must be of full, prompt, prefix, lora, which both libraries have",
+        ),
         (["serving", "--tasks", "0"], "--tasks must be at least 1"),
         (["serving", "--tasks", "65"], "65 tasks do not fit a batch of 64 rows"),
-        (["peers", "--preset", "nano", "--seq-len", "500"], "20 virtual + 500 real tokens do not fit the block size of 512"),
+        (
+            ["peers", "--preset", "nano", "--seq-len", "500"],
+            "20 virtual + 500 real tokens do not fit the block size of 512",
+        ),
         (["quality", "--study", "magic"], "invalid choice: 'magic'"),
         (["quality", "--study", "length", "--quick"], "not allowed with"),
         (["quality", "--processes", "0"], "--processes must be at least 1, not 0"),
@@ -617,10 +761,30 @@ def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsy
 
 
 def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path, monkeypatch, capsys):
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--task", "magic"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--task", "magic"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
     monkeypatch.setattr(sys, "argv", ["bench.py", "--help"])  # the other script, without another interpreter
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "bench.py"), run_name="__main__")
     helped = capsys.readouterr().out
     assert ended.value.code == 0 and "--num-virtual-tokens" in helped and "(default: 8)" in helped
+
+
+def test_help_is_one_page_by_subject_and_one_page_a_method(capsys):
+    def help_of(*argv) -> str:
+        with pytest.raises(SystemExit) as ended:
+            train.main([*argv])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    page = help_of("--help")
+    assert len(page.splitlines()) <= 60 and max(map(len, page.splitlines())) <= 100
+    for subject in ("method", "data", "base", "optimisation", "precision and memory", "run folder"):
+        assert f"\n{subject}:\n" in page
+    pages = {name: help_of("--help", name) for name in train.METHODS}
+    assert pages["prefix"] == help_of("--method", "prefix", "--help") and "--prefix-projection" in pages["prefix"]
+    flags = re.findall(r"^  (?:-h \[NAME\], )?(--[a-z-]+)", "\n".join([page, *pages.values()]), re.MULTILINE)
+    assert set(flags) == {action.option_strings[-1] for action in train.parser()._actions}
+    assert call(capsys, train, "--help", "magic")[0] == 2

@@ -39,7 +39,9 @@ def tasks_of(base):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_200_random_mixtures_equal_the_single_runs(shape, dtype):
     base = tiny(shape, dtype)
-    close = 1e-12 if dtype == torch.float64 else 3e-5 if shape == "llama" else 1e-5  # llama's rounds more; float64 says it is rounding
+    close = (
+        1e-12 if dtype == torch.float64 else 3e-5 if shape == "llama" else 1e-5
+    )  # llama's rounds more; float64 says it is rounding
     models = tasks_of(base)
     bank = TaskBank(base, models)
     rng = random.Random(0)
@@ -96,12 +98,16 @@ def test_one_compilation_as_tasks_change():
     bank = TaskBank(base, models)
     idx = torch.randint(97, (4, 9))
     names = list(models)
-    eager = [bank(idx, tasks) for tasks in ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12])]
+    eager = [
+        bank(idx, tasks) for tasks in ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12])
+    ]
     base.compile_blocks()
     counters = torch._dynamo.utils.counters["stats"]
     bank(idx, [names[1]] * 4)
     compiled_once = counters["unique_graphs"]
-    for want, tasks in zip(eager, ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12]), strict=True):
+    for want, tasks in zip(
+        eager, ([names[5], None, names[8], names[2]], [names[0]] * 4, [None] * 4, names[8:12]), strict=True
+    ):
         torch.testing.assert_close(bank(idx, tasks), want, rtol=0, atol=1e-4)
     assert counters["unique_graphs"] == compiled_once
 
@@ -126,7 +132,11 @@ def test_five_prompts_for_one_task_vote(base):
         ("adapter", {}, "adapter cannot be mixed in one batch: its networks are layers"),
         ("llama-adapter", {}, "llama-adapter cannot be mixed in one batch: its prefix has a softmax of its own"),
         (["adapter", "prefix"], {}, "adapter cannot be mixed"),
-        (["prompt", "prefix"], {}, "prompt.prefix cannot be mixed in one batch: its prompt was learnt behind its prefix"),
+        (
+            ["prompt", "prefix"],
+            {},
+            "prompt.prefix cannot be mixed in one batch: its prompt was learnt behind its prefix",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_refused_by_name_and_reason(name, h, reason, base, tmp_path):

@@ -98,12 +98,24 @@ FORGERIES = {
     "no step": (lambda s: s.update(step="12"), "is not a training checkpoint"),
     "a step beyond the end": (lambda s: s.update(step=21), "step 21 is none of the 20"),
     "a step before the start": (lambda s: s.update(step=-1), "step -1 is none of the 20"),
-    "trained of another shape": (lambda s: s["trained"].update({next(iter(s["trained"])): torch.zeros(3)}), "does not fit"),
+    "trained of another shape": (
+        lambda s: s["trained"].update({next(iter(s["trained"])): torch.zeros(3)}),
+        "does not fit",
+    ),
     "moments missing": (lambda s: s["moments"].clear(), "moments are of other parameters"),
-    "moments of another shape": (lambda s: next(iter(s["moments"].values())).update(exp_avg=torch.zeros(2)), "exp_avg is .2,."),
-    "random numbers of another size": (lambda s: s["random"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "random does not fit: cpu"),
+    "moments of another shape": (
+        lambda s: next(iter(s["moments"].values())).update(exp_avg=torch.zeros(2)),
+        "exp_avg is .2,.",
+    ),
+    "random numbers of another size": (
+        lambda s: s["random"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)),
+        "random does not fit: cpu",
+    ),
     "random numbers that are none": (lambda s: s["random"][0]["cpu"].fill_(255), "no state of torch's generators"),
-    "a setting that is a tensor": (lambda s: s["settings"].update(seed=torch.zeros(3)), "its .seed. is <Tensor>, here it is 0"),
+    "a setting that is a tensor": (
+        lambda s: s["settings"].update(seed=torch.zeros(3)),
+        "its .seed. is <Tensor>, here it is 0",
+    ),
     "a best that is none": (lambda s: s.update(best=[1]), "its best is none"),
 }
 
@@ -136,7 +148,10 @@ def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
             return batch(step)
 
         folder = tmp_path / str(number)
-        with RunFolder(folder) as states, pytest.raises(Stopped, match=f"stopped by {number.name} after step 14 of 20") as e:
+        with (
+            RunFolder(folder) as states,
+            pytest.raises(Stopped, match=f"stopped by {number.name} after step 14 of 20") as e,
+        ):
             train(fresh("prefix", {}), signalling, 20, 0.02, run=states, settings={"seed": 0})
         assert calls[-1] == 13 and e.value.exit_code == 128 + number and signal.getsignal(number) is before
         again = fresh("prefix", {})
@@ -206,7 +221,10 @@ class Slope(torch.nn.Module):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_line():
-    message = r"diverged at step 2 of 20 .loss nan, gradient norm nan, learning rate 1e\+30.: try a peak learning rate below 1e\+30"
+    message = (
+        r"diverged at step 2 of 20 .loss nan, gradient norm nan, learning rate 1e\+30.: "
+        r"try a peak learning rate below 1e\+30"
+    )
     with pytest.raises(Error, match=message):
         train(fresh("full", {}), batch, 20, 1e30)
 
@@ -251,7 +269,9 @@ def test_every_part_of_a_combination_learns_at_its_own_rate():
     before = {part.name: [p.detach().clone() for p in part.parameters()] for part in (prefix, lora)}
     train(model, lambda step: (idx, idx.roll(-1, 1)), 1)
     for part in (prefix, lora):
-        steps = torch.cat([(p.detach() - x).abs().flatten() for p, x in zip(part.parameters(), before[part.name], strict=True)])
+        steps = torch.cat(
+            [(p.detach() - x).abs().flatten() for p, x in zip(part.parameters(), before[part.name], strict=True)]
+        )
         assert steps.max() == pytest.approx(part.learning_rate, rel=1e-2)
     assert prefix.learning_rate != lora.learning_rate
 
