@@ -191,7 +191,7 @@ def test_of_a_folder_only_its_config_is_read(tmp_path):
         ("--model t5-xxl --method lora", "'lora' needs a GPT's blocks"),
         ("--tasks 0", "tasks must be a whole number of at least 1, not 0"),
         ("--seq-len 0", "--seq-len must be at least 1, not 0"),
-        ("--space keys", "space of a prefix must be 'kv' or 'hidden'"),
+        ("--space keys", "argument --space: invalid choice: 'keys' (choose from"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(argv, message):
