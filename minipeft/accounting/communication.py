@@ -27,8 +27,7 @@ class Traffic(NamedTuple):
 def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4,
                **hyperparameters) -> Traffic:
     """Bytes of one training step with a method, from forward to the clipped gradient: `bytes_per_step`
-    has the formulas. Raises Error as `count` does, or for a number of processes below 1.
-    """
+    has the formulas. Raises Error as `count` does, or for a number of processes below 1."""
     at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
     return bytes_per_step(c, trained, processes, method == "full", shard_base, base_bytes)
@@ -52,9 +51,8 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     """
     if processes == 1:
         return Traffic()
-    gradients = 0 if full else 4 * trained
     if not (full or shard_base):
-        return Traffic(all_reduce=gradients)
+        return Traffic(all_reduce=4 * trained)
 
     def padded(shapes: dict[str, tuple[int, ...]]) -> int:
         return base_bytes * sum(math.ceil(d / processes) * processes * math.prod(rest) for d, *rest in shapes.values())
@@ -63,5 +61,5 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     everything = padded(rest) + L * padded(block)
     gather = everything + (L - 1) * padded(block)
     if not full:
-        return Traffic(gather, 0, gradients)
+        return Traffic(gather, all_reduce=4 * trained)
     return Traffic(gather, everything, base_bytes * (len(rest) + L * len(block)))

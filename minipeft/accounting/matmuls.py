@@ -65,12 +65,6 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
 
 
-def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> list[Product]:
-    """The matmuls that `flops` sums."""
-    h = with_defaults(c, method, hyperparameters)
-    return _step_matmuls(c, method, h, batch_size, seq_len, needed=False)
-
-
 def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0,
                **hyperparameters) -> int:
     """The fewest matmul FLOPs that a training step needs; the floor of bench.py.
@@ -85,20 +79,21 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
 
     Raises Error as `count` does, for a size below 1, or for hard-prompt, which trains nothing.
     """
-    h = with_defaults(c, method, hyperparameters)
-    every = _step_matmuls(c, method, h, batch_size, seq_len, needed=True)
+    every = products(c, method, batch_size, seq_len, needed=True, **hyperparameters)
     if method == "hard-prompt":
         raise Error("hard-prompt has no training step: nothing is trained")
     every[-1] = every[-1]._replace(size=round(every[-1].size * supervised))  # the head
     return sum(p.size * (p.forward + p.backward) for p in every)
 
 
-def _step_matmuls(c: GPTConfig, method: str, h: dict, B: int, T: int, needed: bool) -> list[Product]:
+def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, needed: bool = False,
+             **hyperparameters) -> list[Product]:
+    """The matmuls that `flops` sums; needed: those that `step_flops` sums."""
+    h, B, T = with_defaults(c, method, hyperparameters), batch_size, seq_len
     at_least_one("batch_size", B), at_least_one("seq_len", T)
-    P, head_gradients = virtual_tokens(h), int(method == "full")
-    S = P + T if method in ("prompt", "hard-prompt") else T
-    head_gradients += gradient_flow(c, method, h)[-1].out
-    head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, head_gradients)
+    S = virtual_tokens(h) + T if method in ("prompt", "hard-prompt") else T
+    backward = gradient_flow(c, method, h)[-1].out + (method == "full")
+    head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, backward)
     return [*mlp_matmuls(c, method, h), *hidden_matmuls(c, method, h, needed),
             *block_matmuls(c, method, h, B * S, S, needed), head]
 
@@ -126,10 +121,7 @@ def hidden_matmuls(c: GPTConfig, method: str, h: dict, needed: bool = False) -> 
 
 
 def block_matmuls(c: GPTConfig, method: str, h: dict, rows: int, keys: int, needed: bool = False) -> list[Product]:
-    """All blocks, for `rows` positions of the whole batch, each with `keys` keys of real tokens.
-
-    needed: count as `step_flops` does, not as `flops` does.
-    """
+    """All blocks, for `rows` positions of the whole batch, each with `keys` keys of real tokens."""
     full, C, P, found = int(method == "full"), c.n_embd, virtual_tokens(h), []
     into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
 

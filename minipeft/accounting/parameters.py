@@ -3,7 +3,7 @@
 import inspect
 from typing import NamedTuple
 
-from ..checks import Error, at_least_one
+from ..checks import Error, at_least_one, one_of
 from ..config import GPTConfig, linears
 from ..files.huggingface import count_parameters
 from ..files.peft import linears_named
@@ -59,8 +59,7 @@ def _prefix(c: GPTConfig, num_virtual_tokens: int = 8, space: str = "kv",
 
     Trained: the same, or P·C + (C + 1)·m + (m + 1)·W through an MLP of width m.
     """
-    if space not in ("kv", "hidden"):
-        raise Error(f"space of a prefix must be 'kv' or 'hidden', not {space!r}")
+    one_of("space of a prefix", space, ("kv", "hidden"))
     W = c.n_layer * (2 * c.n_kv * c.head_size if space == "kv" else c.n_embd)
     stored = num_virtual_tokens * W
     if not prefix_projection:
@@ -80,18 +79,16 @@ def _lora(c: GPTConfig, r: int = 8, target_modules: tuple[str, ...] | None = Non
 
 def _adapter(c: GPTConfig, bottleneck_size: int = 8, placement: str = "houlsby") -> Count:
     """L · (2·C·m + m + C) for each place: two with "houlsby", one with "pfeiffer"."""
-    if placement not in ("houlsby", "pfeiffer"):
-        raise Error(f"placement must be 'houlsby' or 'pfeiffer', not {placement!r}")
-    one = 2 * c.n_embd * bottleneck_size + bottleneck_size + c.n_embd
-    n = c.n_layer * (2 if placement == "houlsby" else 1) * one
+    one_of("placement", placement, ("houlsby", "pfeiffer"))
+    places = c.n_layer * (2 if placement == "houlsby" else 1)
+    n = places * (2 * c.n_embd * bottleneck_size + bottleneck_size + c.n_embd)
     return Count(n, n)
 
 
 def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | None = None,
                    gate: str = "head") -> Count:
     """n · (K·C + nh), or n · (K·C + 1) with gate "layer"; by default n is 30 of 32 layers."""
-    if gate not in ("head", "layer"):
-        raise Error(f"gate must be 'head' or 'layer', not {gate!r}")
+    one_of("gate", gate, ("head", "layer"))
     n = top_layers(c) if adapter_layers is None else adapter_layers
     if n > c.n_layer:
         raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")

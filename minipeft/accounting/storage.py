@@ -1,5 +1,6 @@
 """Bytes on disk: of one adapter folder, and of many tasks on one base."""
 
+import itertools
 import json
 import math
 
@@ -31,11 +32,6 @@ def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: in
     return 8 + math.ceil(length / 8) * 8 + end
 
 
-def config_bytes(config: dict) -> int:
-    """Bytes of this config as files.atomic.write_json writes it."""
-    return len(json.dumps(config, indent=2)) + 1
-
-
 def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
     """Bytes of the folder that Adapted.save writes if safetensors is installed:
 
@@ -45,15 +41,17 @@ def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
     count, such as lora_alpha, have their defaults. Raises Error as `count` does.
     """
     h = with_defaults(c, method, hyperparameters)
+    notes = {"sha256": DIGEST, "config": DIGEST}
     if method == "full":
-        notes = {"sha256": DIGEST, "config": DIGEST}
-        kind = architecture(c)
-        names = {stored_name(name, kind): shape for name, shape in base_tensors(c).items()}  # transposed or not
-        return safetensors_bytes(names, notes) + config_bytes(config_to_json(c))
-    tensors, fields = _PARTS[method](c, h)
-    config = {**fields, "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
-    notes = {"base": DIGEST, "sha256": DIGEST, "config": DIGEST}
-    return safetensors_bytes(tensors, notes, 8 if method == "hard-prompt" else 4) + config_bytes(config)
+        kind, config = architecture(c), config_to_json(c)
+        tensors = {stored_name(x, kind): shape for x, shape in base_tensors(c).items()}  # or transposed
+    else:
+        tensors, config = adapter_files(c, method, h)
+        config |= {"task_type": "CAUSAL_LM", "inference_mode": True,
+                   "base_model_name_or_path": None}
+        notes["base"] = DIGEST
+    file = safetensors_bytes(tensors, notes, 8 if method == "hard-prompt" else 4)
+    return file + len(json.dumps(config, indent=2)) + 1  # as files.atomic.write_json writes it
 
 
 def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
@@ -66,55 +64,37 @@ def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> i
     return tasks * one if method == "full" else adapter_bytes(c, "full") + tasks * one
 
 
-# By method: {name: shape} of the tensors that methods/*.py save, and their fields of adapter_config.json.
-
-
-def _hard_prompt(c: GPTConfig, h: dict):
-    P = h["num_virtual_tokens"]
-    return {"prompt_tokens": (P,)}, {"peft_type": "HARD_PROMPT", "num_virtual_tokens": P, "token_dim": c.n_embd}
-
-
-def _prompt(c: GPTConfig, h: dict):
-    P = h["num_virtual_tokens"]
-    return {"prompt_embeddings": (P, c.n_embd)}, prompt_config(c, P)
-
-
-def _prefix(c: GPTConfig, h: dict):
-    P, one = h["num_virtual_tokens"], c.n_embd if h["space"] == "hidden" else 2 * c.n_kv * c.head_size
-    return {"prompt_embeddings": (P, c.n_layer * one)}, prefix_config(c, P, h["space"])
-
-
-def _lora(c: GPTConfig, h: dict):
+def adapter_files(c: GPTConfig, method: str, h: dict) -> tuple[dict[str, tuple[int, ...]], dict]:
+    """{name: shape} of the tensors that a method saves, and its fields of adapter_config.json."""
+    C, P = c.n_embd, h.get("num_virtual_tokens")
+    if method == "hard-prompt":
+        config = {"peft_type": "HARD_PROMPT", "num_virtual_tokens": P, "token_dim": C}
+        return {"prompt_tokens": (P,)}, config
+    if method == "prompt":
+        return {"prompt_embeddings": (P, C)}, prompt_config(c, P)
+    if method == "prefix":
+        one = C if h["space"] == "hidden" else 2 * c.n_kv * c.head_size
+        return {"prompt_embeddings": (P, c.n_layer * one)}, prefix_config(c, P, h["space"])
     tensors = {}
-    for i in range(c.n_layer):
-        for place in h["places"]:
-            into, out = linears(c)[place]
-            name = peft_module(c, i, place)
-            tensors |= {f"{name}.lora_A.weight": (h["r"], into), f"{name}.lora_B.weight": (out, h["r"])}
-    names = [h["target_modules"]] if isinstance(h["target_modules"], str) else h["target_modules"]
-    return tensors, lora_config(c, h["r"], names)
-
-
-def _adapter(c: GPTConfig, h: dict):
-    C, m, tensors = c.n_embd, h["bottleneck_size"], {}
-    for i in range(c.n_layer):
-        for place in ("attn", "mlp") if h["placement"] == "houlsby" else ("mlp",):
-            shapes = {"down": (m, C), "b_down": (m,), "up": (C, m), "b_up": (C,)}
+    if method == "lora":
+        r, targets = h["r"], h["target_modules"]
+        for i, place in itertools.product(range(c.n_layer), h["places"]):
+            (into, out), name = linears(c)[place], peft_module(c, i, place)
+            tensors |= {f"{name}.lora_A.weight": (r, into), f"{name}.lora_B.weight": (out, r)}
+        return tensors, lora_config(c, r, [targets] if isinstance(targets, str) else targets)
+    if method == "adapter":
+        m, placement = h["bottleneck_size"], h["placement"]
+        places = ("attn", "mlp") if placement == "houlsby" else ("mlp",)
+        shapes = {"down": (m, C), "b_down": (m,), "up": (C, m), "b_up": (C,)}
+        for i, place in itertools.product(range(c.n_layer), places):
             tensors |= {f"layers.{i}.{place}.{name}": shape for name, shape in shapes.items()}
-    return tensors, {"peft_type": "BOTTLENECK_ADAPTER", "bottleneck_size": m, "placement": h["placement"]}
-
-
-def _llama_adapter(c: GPTConfig, h: dict):
-    K, n, C = h["adapter_len"], h["adapter_layers"], c.n_embd
+        config = {"peft_type": "BOTTLENECK_ADAPTER", "bottleneck_size": m, "placement": placement}
+        return tensors, config
+    K, n, gate = h["adapter_len"], h["adapter_layers"], h["gate"]
     config = {"adapter_len": K, "adapter_layers": n}
-    if names := adaption_modules(c, n, h["gate"]):
+    if names := adaption_modules(c, n, gate):
         parts = {"prompt": (1, K, C), "gate": (1,)}
-        tensors = {f"{name}.adaption_{part}": shape for name in names for part, shape in parts.items()}
+        tensors = {f"{x}.adaption_{part}": shape for x in names for part, shape in parts.items()}
         return tensors, {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
-    gates = c.n_head if h["gate"] == "head" else 1
-    tensors = {"adaption_prompt": (n, K, C), "adaption_gate": (n, gates)}
-    return tensors, {"peft_type": "LLAMA_ADAPTER", **config, "gate": h["gate"]}
-
-
-_PARTS = {"hard-prompt": _hard_prompt, "prompt": _prompt, "prefix": _prefix, "lora": _lora,
-          "adapter": _adapter, "llama-adapter": _llama_adapter}
+    tensors = {"adaption_prompt": (n, K, C), "adaption_gate": (n, c.n_head if gate == "head" else 1)}
+    return tensors, {"peft_type": "LLAMA_ADAPTER", **config, "gate": gate}
