@@ -16,9 +16,9 @@ from minipeft.bench.measure import card_line
 from minipeft.bench.quality import studies
 from minipeft.bench.quality.again import AVX2
 from minipeft.bench.quality.cell import HELD_OUT
-from minipeft.bench.quality.costs import read_costs
+from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.lines import Lines, read
-from minipeft.files.atomic import write_atomically, write_text
+from minipeft.files.atomic import read_json, write_atomically, write_text
 
 SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
             "cost")
@@ -54,7 +54,8 @@ def facts_of(path: Path) -> Facts:
     """The facts of a file of lines and its costs. Raises Error if it has no lines."""
     if not (lines := read(path)):
         raise Error(f"{path} has no lines: `python bench.py quality` writes them")
-    return Facts(lines, read_costs(path))
+    costs = place(path)
+    return Facts(lines, read_json(costs) if costs.exists() else None)
 
 
 def drawn(facts: Facts) -> list[str]:

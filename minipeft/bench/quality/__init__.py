@@ -34,10 +34,7 @@ from .lines import Lines
 
 
 def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dict, str, str | None]:
-    """`bench.py quality`; returns the result, its text, and the path of --out.
-
-    tables: the text of these studies' tables.
-    """
+    """`bench.py quality`; returns the result, its text (tables(lines, studies)), and --out."""
     p = Parser(__doc__)
     names = [*studies.STUDIES, "cost"]
     which = p.add_argument_group("what to run").add_mutually_exclusive_group()
@@ -67,10 +64,10 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     if args.quick:
         chosen, wanted = ["methods"], studies.methods(studies.QUICK, seeds=range(2))
     else:
-        for name in ("smollm2", "e2e") if "real" in chosen else ():
+        for name in given if "real" in chosen else ():
             real.folder_of(folders, name)  # missing folders are reported before anything runs
         wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
-    tables({}, [])  # a missing package is reported before anything runs
+    tables({}, [])  # so is a missing package
     lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
     if "cost" in chosen:
         costs.measure(args.lines, args.device)

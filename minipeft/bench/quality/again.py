@@ -13,10 +13,7 @@ AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"  # for torch's operato
 
 
 def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
-    """Run line `number` (from 1) again; "same": all but the times agree to the last bit.
-
-    Raises Error if the file or the line does not exist.
-    """
+    """Run line `number` (from 1) again; "same": all but the times agree to the last bit."""
     if not path.exists():
         raise Error(f"there is no file {path}: it must hold the line that is to be run again")
     lines = numbered(path)
@@ -30,11 +27,10 @@ def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
 
 
 def table(result: dict) -> str:
-    c, before, now = (result[name] for name in ("cell", "before", "now"))
-    verdict = "the same"
-    if not result["same"]:
-        where = machines(before["card"], now["card"])
-        verdict = f"not the same ({', '.join(result['differs'])}; {where})"
+    c, before, now = result["cell"], result["before"], result["now"]
+    where = machines(before["card"], now["card"])
+    differs = f"not the same ({', '.join(result['differs'])}; {where})"
+    verdict = "the same" if result["same"] else differs
     return (f"{c['method']} on {c['task']}, base {c['base']}, seed {c['seed']}: "
             f"score {before['score']} then, {now['score']} now; "
             f"loss {before['loss']} then, {now['loss']} now: {verdict}")

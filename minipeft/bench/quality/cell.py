@@ -29,11 +29,10 @@ EVALUATIONS, EVALUATED = 8, 96  # evaluations during a run, and the examples of 
 def run(cell: Cell, folders: dict[str, str] | None = None, device: str = "cpu") -> dict:
     """Train and score a cell; returns its result: {"score", "loss", "seconds", …}.
 
-    All but "seconds" is the same in every run on one machine: one thread, because rounding depends
-    on their number. A training that diverges is a result too: {"score": 0, "failed": message}.
-    folders: of "smollm2" and "e2e", for the cells that need them.
+    All but "seconds" is the same in every run on one machine. A training that diverges is a result
+    too: {"score": 0, "failed": message}. folders: {"smollm2", "e2e"}, for the cells that need them.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # rounding depends on their number
     torch.manual_seed(cell.seed)
     with contextlib.redirect_stderr(io.StringIO()):  # the grid has one progress bar for all cells
         try:
@@ -82,10 +81,8 @@ def run_task(cell: Cell, device: str) -> dict:
 
 
 def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple[Adapted, dict]:
-    """The model to train, its prompt or prefix initialised, and the first fields of the result.
-
-    "steps_before" and "seconds_before": training of the soft prompt that a prefix starts from.
-    """
+    """The model to train, its prompt or prefix initialised, and the first fields of the result;
+    "steps_before" and "seconds_before" are of the soft prompt that a prefix starts from."""
     tokenizer, init, result = ByteTokenizer(), cell.start, {}
     if cell.method == "hard-prompt" or init == {"rung": "hard-prompt"}:
         candidates = [torch.tensor(tokenizer.encode(text)) for text in INSTRUCTIONS]
@@ -101,6 +98,5 @@ def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple
         result["seconds_before"] = time.perf_counter() - start
         init = prompt.method.ladder_value().detach()
         prompt.detach()
-    argument = "tokens" if cell.method == "hard-prompt" else "init"
-    given = {} if init is None else {argument: init}
+    given = {} if init is None else {"tokens" if cell.method == "hard-prompt" else "init": init}
     return adapt(base, cell.method, **cell.size, **given), result

@@ -6,7 +6,7 @@ import torch
 
 from ...accounting.shapes import EMBEDDED
 from ...data.tasks import DIGITS
-from ...files.atomic import read_json, write_json
+from ...files.atomic import write_json
 from .. import cost
 from .studies import BASE, cell, methods, row
 
@@ -14,8 +14,15 @@ STEPS = 60  # timed, of each method
 SEQ_LEN = 2 * DIGITS + len(" -> ")  # tokens of an example; its end mark is not an input
 
 
-def run(device: str) -> dict:
-    """{"card", "rows", …}, with "step_ms", "kept_bytes" and "peak_bytes" of every row."""
+def place(lines: Path) -> Path:
+    """The costs' file beside the lines: quality.jsonl -> quality-costs.json."""
+    return lines.with_name(f"{lines.stem}-costs.json")
+
+
+def measure(lines: Path, device: str) -> None:
+    """Write the costs beside these lines, unless their file exists: {"card", "rows", …}."""
+    if place(lines).exists():
+        return
     torch.set_num_threads(1)  # as in the cells
     cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if c.method != "hard-prompt"}
     batch_size = cell("full", "reverse", {}).batch_size
@@ -26,20 +33,5 @@ def run(device: str) -> dict:
     rows = [{"row": name, "size": c.size, "kept_bytes": r["saved_bytes"],
              "peak_bytes": r["peak_bytes"], "step_ms": r["step_ms"]}
             for (name, c), r in zip(cells.items(), result["rows"], strict=True)]
-    return {"card": result["card"], "batch_size": batch_size, "seq_len": SEQ_LEN, "rows": rows}
-
-
-def place(lines: Path) -> Path:
-    """The costs' file beside the lines: quality.jsonl -> quality-costs.json."""
-    return lines.with_name(f"{lines.stem}-costs.json")
-
-
-def measure(lines: Path, device: str) -> None:
-    """Measure the costs beside these lines, unless their file exists."""
-    if not place(lines).exists():
-        write_json(place(lines), run(device))
-
-
-def read_costs(lines: Path) -> dict | None:
-    """The costs measured beside these lines; None if there are none."""
-    return read_json(place(lines)) if place(lines).exists() else None
+    write_json(place(lines), {"card": result["card"], "batch_size": batch_size,
+                              "seq_len": SEQ_LEN, "rows": rows})

@@ -31,14 +31,13 @@ from .studies import PROMPT_RUNG, Pairs, sweep
 def appending(path: Path) -> Iterator[tuple[Lines, Callable[[dict], None]]]:
     """The lines of a file, and write(line), which adds one and flushes it to the disk.
 
-    Cuts off an incomplete last line, and keeps other grids out. Raises Error if another one writes
-    to the file, if it cannot be written, and as read().
+    Cuts off an incomplete last line. Raises Error if another grid writes to the file, if it cannot
+    be written, and as read().
     """
-    lock = path.parent / f"{path.name}.lock"
+    lock = FileLock(path.parent / f"{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock)
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         raise Error(f"{path} is in use: another grid writes to it") from None
     except OSError as e:
@@ -58,20 +57,20 @@ def appending(path: Path) -> Iterator[tuple[Lines, Callable[[dict], None]]]:
             yield lines, write
     finally:
         with contextlib.suppress(OSError):  # Windows does not delete open files
-            lock.unlink()
-        held.release()
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def chosen(lines: Lines, like: Cell) -> float | None:
     """The learning rate with the lowest validation loss in a cell's sweep; None if nothing trains.
 
-    Raises Error when the sweep has not been run.
+    Raises Error when the sweep has not been run, or diverged throughout.
     """
-    losses, n = sweep_losses(lines, like), len(sweep(like))
-    if len(losses) < n:
+    losses = sweep_losses(lines, like)
+    if len(losses) < len(sweep(like)):
         raise Error(f"the sweep of {like.method} on {like.task} is not run")
     finite = {lr: loss for lr, loss in losses.items() if loss is not None}
-    if n and not finite:
+    if losses and not finite:
         raise Error(f"no learning rate of {[*losses]} trains {like.method} on {like.task}")
     return min(finite, key=finite.get, default=None)
 
@@ -127,19 +126,19 @@ def start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())  # tqdm's own is a system semaphore, which a kill leaks
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
-    """Run a cell, in a worker; returns its line."""
+    """Run a cell, in a worker; returns its line, with None for a loss that JSON lacks."""
     result = run(cell, folders, device)
     if not math.isfinite(result["loss"]):
-        result["loss"] = None  # JSON has no infinity
+        result["loss"] = None
     return {"cell": json.loads(cell.key), **result, "card": card(torch.device(device))}
 
 

@@ -43,9 +43,9 @@ class Cell:
     @classmethod
     def of(cls, line: dict) -> "Cell":
         """The cell of a line. Raises Error when the line has none."""
-        cell = line.get("cell")
-        if not isinstance(cell, dict) or set(cell) != {f.name for f in fields(cls)}:
-            raise Error(f"a cell has {', '.join(f.name for f in fields(cls))}, not {shown(cell)}")
+        cell, names = line.get("cell"), [f.name for f in fields(cls)]
+        if not isinstance(cell, dict) or set(cell) != set(names):
+            raise Error(f"a cell has {', '.join(names)}, not {shown(cell)}")
         return cls(**cell)
 
 
@@ -59,7 +59,7 @@ def read(path: Path) -> Lines:
 
 
 def numbered(path: Path) -> dict[int, dict]:
-    """The lines of a file by line number, from 1. An incomplete last line is skipped.
+    """The lines of a file by line number, from 1, without an incomplete last line.
 
     Raises Error for a file that cannot be read and for a line that is not a cell's.
     """
@@ -70,15 +70,12 @@ def numbered(path: Path) -> dict[int, dict]:
     if torn[: len(BEGINNING)] != BEGINNING[: len(torn)]:
         texts.append(torn)  # not ours, so it is checked like the others and refused
     lines = {}
-    for number, text in enumerate(texts, 1):
-        if not text:
-            continue
+    for number, text in ((i, text) for i, text in enumerate(texts, 1) if text):
         try:
-            line = json.loads(text)
+            lines[number] = line = json.loads(text)
             Cell.of(line)
             if not {"score", "loss"} <= line.keys():
                 raise Error("it has no score and loss")
         except (ValueError, AttributeError, RecursionError) as e:  # Error is a ValueError
             raise Error(f"{path}, line {number}, is no line of `bench.py quality`: {e}") from None
-        lines[number] = line
     return lines

@@ -57,10 +57,9 @@ def method_of(name: str) -> str:
 
 def largest(name: str, budget: int, base: str = BASE) -> dict:
     """Hyper-parameters of the largest size of this row that trains at most `budget` parameters."""
-    grows, rest, _ = ROWS[name]
+    (grows, rest, _), n = ROWS[name], 0
     if grows is None:
         return {}
-    n = 0
     while count(EMBEDDED[base], method_of(name), **{grows: n + 1}, **rest).trained <= budget:
         n += 1
     if n == 0:
@@ -125,8 +124,7 @@ def start() -> Pairs:
     """Initial values: noise, vocabulary embeddings, a text that describes the task, the best of the
     base's own instructions, and for a prefix a soft prompt trained for half of the steps.
 
-    A start from text has the text's length, the others 16 tokens. The learning rates are those of
-    the default start.
+    A start from text has the text's length. The learning rates are those of the default start.
     """
     pairs = []
     for t, text in TEXTS.items():
