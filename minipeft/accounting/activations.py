@@ -58,47 +58,48 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
 
     checkpointing: such a block saves its input alone and runs again in backward. (Not counted: its
     other arguments, rotary tables and a prefix of hidden vectors, which autograd does not hold.)
-
-    base_bytes: bytes of a float of the base's dtype; log-sum-exps, rotary tables and RMSNorm's tensors
-    stay float32. Exact at 4; at 2 without the small copies of trained tensors in that dtype. Raises
-    Error as `count` does, or for a size below 1.
+    base_bytes: bytes of a float of the base's dtype; log-sum-exps, rotary tables and RMSNorm's
+    tensors stay float32. Exact at 4; at 2 without the small copies of trained tensors in that dtype.
+    Raises Error as `count` does, or for a size below 1.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = with_defaults(c, method, hyperparameters)
     full, blocks = method == "full", gradient_flow(c, method, h)
-    C, B, T, P, b = c.n_embd, batch_size, seq_len, virtual_tokens(h), base_bytes
-    S = P + T if method == "prompt" else T
-    found = [Kept(None, *tensor) for tensor in before_blocks(c, method, h, checkpointing, b)]
+    C, B, T, b = c.n_embd, batch_size, seq_len, base_bytes
+    S = virtual_tokens(h) + T if method == "prompt" else T
+    before, after = before_blocks(c, method, h, checkpointing, b), []
     if full:
-        found.append(Kept(None, "indices of the embeddings", B * T + (T if c.position == "learned" else 0), 8))
+        indices = B * T + (T if c.position == "learned" else 0)
+        before.append(("indices of the embeddings", indices, 8))
     if c.position == "rotary" and not checkpointing and any(block.q or block.k for block in blocks):
-        found.append(Kept(None, "rotary tables", 2 * S * c.head_size, 4))
+        before.append(("rotary tables", 2 * S * c.head_size, 4))
+    found = [Kept(None, *tensor) for tensor in before]
     for i, block in enumerate(blocks):
         if not checkpointing:
             found += [Kept(i, *tensor) for tensor in in_block(c, method, h, block, B, S, b)]
         elif block.out:
             found.append(Kept(i, "input", B * S * C, b))
     if blocks[-1].out:
-        # LayerNorm saves a slice, the real tokens, which holds the whole storage; RMSNorm may copy it first.
-        copied = norm_bytes(c, b) != b
-        found.append(Kept(None, "ln_f: input", B * (T if copied else S) * C, norm_bytes(c, b)))
-        found += [Kept(None, *tensor) for tensor in norm_statistics(c, "ln_f", B * T, full, b)]
-        found.append(Kept(None, "loss: its gradient in the last hidden state", B * T * C, b))
+        # LayerNorm saves a slice, whose storage holds all S positions; RMSNorm may copy it first.
+        each = norm_bytes(c, b)
+        after = [("ln_f: input", B * (T if each != b else S) * C, each),
+                 *norm_statistics(c, "ln_f", B * T, full, b),
+                 ("loss: its gradient in the last hidden state", B * T * C, b)]
     if full:
-        found.append(Kept(None, "ln_f: output", B * T * C, b))
-        found += [Kept(None, "loss: log-sums", B * T, 4), Kept(None, "loss: targets", B * T, 8)]
-    return found
+        after += [("ln_f: output", B * T * C, b), ("loss: log-sums", B * T, 4),
+                  ("loss: targets", B * T, 8)]
+    return found + [Kept(None, *tensor) for tensor in after]
 
 
 def before_blocks(c: GPTConfig, method: str, h: dict, checkpointing: bool, b: int) -> list[tuple[str, int, int]]:
     """(name, elements, bytes of each) of the tensors saved where a prefix is computed."""
-    P, L, C, found = virtual_tokens(h), c.n_layer, c.n_embd, []
+    P, found = virtual_tokens(h), []
     if h.get("prefix_projection"):
         found.append(("mlp of the prefix: tanh", P * h["encoder_hidden_size"], 4))
     if h.get("space") == "hidden":
         if h["prefix_projection"]:
-            found.append(("mlp of the prefix: hidden vectors", P * L * C, 4))
-        found += L * norm_statistics(c, "ln_1 of the prefix", P, False, b)
+            found.append(("mlp of the prefix: hidden vectors", P * c.n_layer * c.n_embd, 4))
+        found += c.n_layer * norm_statistics(c, "ln_1 of the prefix", P, False, b)
         if c.position == "rotary":
             found.append(("rotary tables of the prefix", 2 * P * c.head_size, 4))
     if method == "llama-adapter" and not checkpointing:
@@ -111,8 +112,8 @@ def norm_statistics(c: GPTConfig, name: str, positions: int, trained: bool, b: i
     """The tensors that a norm saves beside its input."""
     if c.norm == "layer":
         return [(f"{name}: mean, 1/spread", 2 * positions, b)]
-    normalised = [(f"{name}: normalised", positions * c.n_embd, 4)] if trained else []
-    return [(f"{name}: 1/spread", positions, 4), *normalised]
+    found = [(f"{name}: 1/spread", positions, 4), (f"{name}: normalised", positions * c.n_embd, 4)]
+    return found if trained else found[:1]
 
 
 def norm_bytes(c: GPTConfig, b: int) -> int:
@@ -136,11 +137,11 @@ def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, 
 
     def lora(*names: str) -> bool:
         """Save what LoRA's hooks at these linears save, except their input; True if there are any."""
-        names = [name for name in names if name in h.get("places", ())]
-        for name in names:
+        targets = [name for name in names if name in h.get("places", ())]
+        for name in targets:
             save(f"{name}: x Aᵀ", B * S * h["r"])
             save(f"{name}: (α/r)·B", h["r"] * linears(c)[name][1])
-        return bool(names)
+        return bool(targets)
 
     def bottleneck(place: str) -> None:
         if method == "adapter" and (place == "mlp" or h["placement"] == "houlsby"):
@@ -165,9 +166,8 @@ def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, 
     if attends and concatenated:
         save("prefix and k, prefix and v", 2 * B * (P + S) * kv)
         save("attention mask", S * (P + S))
-    elif attends:
-        if rotated or not slices:
-            save("k", B * S * kv)
+    elif attends and (rotated or not slices):
+        save("k", B * S * kv)
         if not slices:
             save("v", B * S * kv)
     if attends:

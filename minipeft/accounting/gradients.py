@@ -40,7 +40,7 @@ class BlockGradients(NamedTuple):
 def gradient_flow(c: GPTConfig, method: str, h: dict) -> list[BlockGradients]:
     """Every block in turn; h: all hyper-parameters (parameters.with_defaults)."""
     full = method == "full"
-    hooks = set(h["places"]) if method == "lora" else set()
+    hooks = set(h.get("places", ()))
     if method == "adapter":
         hooks = {"attn", "mlp"} if h["placement"] == "houlsby" else {"mlp"}
     first_prefix = {"prefix": 0, "llama-adapter": c.n_layer - h.get("adapter_layers", 0)}.get(method, c.n_layer)
@@ -60,7 +60,7 @@ def gradient_flow(c: GPTConfig, method: str, h: dict) -> list[BlockGradients]:
 
 
 def linears_by_role(c: GPTConfig) -> tuple[list[str], str, list[str], str]:
-    """Names of a block's linears: those that make q, k and v, attention's output, the MLP's inputs, its output."""
+    """Names of a block's linears: into q, k and v; attention's output; the MLP's inputs; its output."""
     *into_qkv, attn_out = (name for name in linears(c) if name.startswith("attn."))
     *mlp_in, mlp_out = (name for name in linears(c) if name.startswith("mlp."))
     return into_qkv, attn_out, mlp_in, mlp_out

@@ -40,8 +40,7 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
 
 
 def trained_tensors(c: GPTConfig, method: str, **hyperparameters) -> int:
-    """Number of tensors a method trains: one for a prompt or prefix, 5 through the MLP; lora A and B of
-    every target linear; adapter two matrices and two biases at every place; llama-adapter two."""
+    """Number of tensors that a method trains: A and B of every target linear, and so on."""
     h = with_defaults(c, method, hyperparameters)
     if method == "full":
         return len(base_tensors(c))
