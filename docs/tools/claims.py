@@ -70,7 +70,7 @@ def of_learning() -> list[Claim]:
             verdict(AGREES, 0 < good < len(wordings) / 4),
         ),
         Claim(
-            "A soft prompt is learned by backpropagation while the model is frozen",
+            "A soft prompt is learnt by backpropagation while the model is frozen",
             "python bench.py quality --study methods",
             f"`reverse`: exact match {before[0]:.2f} → {plus_minus(prompt.mean())}, five seeds; "
             "the base stays the same bit for bit",
@@ -120,8 +120,7 @@ def of_size() -> list[Claim]:
             "SmolLM2-135M, held-out loss of prompt minus full: "
             + ", ".join(f"{plus_minus(d, 2, '+')} with {n} examples" for n, d in less.items()),
             verdict(
-                f"{CONTRADICTED} at 135M parameters with 200 and 500 examples; nothing larger was "
-                "measured",
+                f"{CONTRADICTED} at 135M parameters with 200 and 500 examples, not with 50; no large model was tried",
                 [beyond_chance(d) for d in less.values()] == [-1, 1, 1],
             ),
         ),

@@ -48,7 +48,8 @@ def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):
 def picture(fig, kind: str) -> bytes:
     """The figure as a file of this kind, "svg" or "png"; the same drawing gives the same bytes."""
     to = io.BytesIO()
-    fig.savefig(to, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # in SVG: version and date of the drawing
+    fig.savefig(to, format=kind, dpi=100, metadata=no_metadata if kind == "svg" else None)
     return to.getvalue()
 
 

@@ -24,43 +24,24 @@ from minipeft.bench.quality import grid
 from minipeft.files.atomic import write_text
 
 FOLDER = ROOT / "docs" / "figures"
-WIDTH, HEIGHT = 800, 440
-LIGHT = {
-    "paper": "#ffffff",
-    "ink": "#1f2328",
-    "soft": "#59636e",
-    "line": "#afb8c1",
-    "box": "#eef1f4",
+WIDTH, HEIGHT = 800, 456
+LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "line": "#afb8c1", "box": "#eef1f4"}
+DARK = {"paper": "#0d1117", "ink": "#f0f6fc", "soft": "#9198a1", "line": "#484f58", "box": "#21262d"}
+BRIGHT = {"full": "#f0f6fc", "prompt": "#58a6ff", "lora": "#2dd4a0", "prefix": "#ff8a4c"}  # on dark paper
+WORDS = {  # the names of methods on light paper: their colours, so dark that text reads well
+    "hard-prompt": "#1c6f9e", "prefix": "#b24e00", "lora": "#00754f", "adapter": "#8a5f00", "llama-adapter": "#a3447a",
 }
-DARK = {
-    "paper": "#0d1117",
-    "ink": "#f0f6fc",
-    "soft": "#9198a1",
-    "line": "#484f58",
-    "box": "#21262d",
+THEMES = {
+    "light": LIGHT | COLOURS | {f"{name} name": colour for name, colour in WORDS.items()},
+    "dark": DARK | COLOURS | BRIGHT,
 }
-BRIGHT = {
-    "full": "#f0f6fc",
-    "prompt": "#58a6ff",
-    "lora": "#2dd4a0",
-    "prefix": "#ff8a4c",
-}  # on dark paper
-THEMES = {"light": LIGHT | COLOURS, "dark": DARK | COLOURS | BRIGHT}
 NAMES = {
-    "prompt": "soft prompt",
-    "prefix": "prefix",
-    "lora": "LoRA",
-    "adapter": "bottleneck|adapter",
-    "llama-adapter": "LLaMA-Adapter",
-    "full": "full fine-tuning",
+    "prompt": "soft prompt", "prefix": "prefix", "lora": "LoRA", "adapter": "bottleneck|adapter",
+    "llama-adapter": "LLaMA-Adapter", "full": "full fine-tuning",
 }
 # Where a curve's name stands, seen from its last point.
 SHIFTS = {
-    "prompt": (9, -22),
-    "prefix": (9, 12),
-    "lora": (9, 4),
-    "adapter": (9, -6),
-    "llama-adapter": (9, -5),
+    "prompt": (9, -22), "prefix": (9, 12), "lora": (9, 4), "adapter": (9, -6), "llama-adapter": (9, -5),
     "full": (8, 22),
 }
 NEW_SKILLS = ("reverse+increment", "parity")
@@ -81,7 +62,7 @@ class Canvas:
     def text(self, x, y, words, colour="ink", size=13, anchor="start", bold=False) -> None:
         weight = ' font-weight="600"' if bold else ""
         place = f'x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"'
-        fill = self.theme[colour]
+        fill = self.theme.get(f"{colour} name", self.theme[colour])
         self.parts.append(f'<text {place} fill="{fill}"{weight}>{escape(words)}</text>')
 
     def path(self, d, colour, width=1.5, arrow=False) -> None:
@@ -89,14 +70,10 @@ class Canvas:
         stroke = self.theme[colour]
         self.parts.append(f'<path d="{d}" fill="none" stroke="{stroke}" stroke-width="{width}"/>')
         if arrow:
-            (x0, y0), (x, y) = (
-                [float(n) for n in p.split()] for p in d.lstrip("M").split(" L")[-2:]
-            )
+            (x0, y0), (x, y) = ([float(n) for n in p.split()] for p in d.lstrip("M").split(" L")[-2:])
             dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
-            a, b = (
-                (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx),
-                (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx),
-            )
+            a = (x - 7 * dx - 4 * dy, y - 7 * dy - 4 * dx)
+            b = (x - 7 * dx + 4 * dy, y - 7 * dy + 4 * dx)
             head = f"{x:g},{y:g} {a[0]:g},{a[1]:g} {b[0]:g},{b[1]:g}"
             self.parts.append(f'<polygon points="{head}" fill="{stroke}"/>')
 
@@ -116,41 +93,39 @@ def block(c: Canvas, left: int) -> None:
     c.text(left, 24, "Where each method enters", bold=True, size=15)
     x, w = left + 22, 118
     mid, side = x + w / 2, x + w
-    c.rect(left, 64, w + 44, 262, "paper", "line", 8)
+    c.rect(left, 64, w + 44, 278, "paper", "line", 8)
     c.text(left + 8, 82, "× L blocks", "soft", 12)
-    boxes = {"mlp": (118, 44, "MLP"), "attn": (232, 44, "attention"), "wte": (350, 28, "embedding")}
-    c.path(f"M{mid:g} 350 L{mid:g} 277", "line", 2, arrow=True)
-    c.path(f"M{mid:g} 232 L{mid:g} 163", "line", 2, arrow=True)
-    c.path(f"M{mid:g} 118 L{mid:g} 46", "line", 2, arrow=True)
-    c.path(f"M{mid:g} 408 L{mid:g} 379", "line", 2, arrow=True)
+    boxes = {"mlp": (112, 40, "MLP"), "attn": (212, 62, "attention"), "wte": (374, 28, "embedding")}
+    c.path(f"M{mid:g} 374 L{mid:g} 275", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 212 L{mid:g} 153", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 112 L{mid:g} 46", "line", 2, arrow=True)
+    c.path(f"M{mid:g} 426 L{mid:g} 403", "line", 2, arrow=True)
     c.text(mid, 42, "to the next token", "soft", 12, "middle")
-    c.text(mid, 422, "tokens", "soft", 12, "middle")
+    c.text(mid, 440, "tokens", "soft", 12, "middle")
     for y, h, name in boxes.values():
         c.rect(x, y, w, h, "box", "line")
         c.text(mid, y + h / 2 + 5, name, anchor="middle")
-    for y, name in ((104, "adapter"), (206, "adapter")):  # after MLP and after attention
-        c.rect(mid - 24, y - 9, 48, 16, name, radius=3)
-    c.path(f"M{side + 38:g} 99 L{mid + 26:g} 99", "adapter", 2, arrow=True)
-    c.path(f"M{side + 38:g} 205 L{mid + 26:g} 205", "adapter", 2, arrow=True)
-    c.path(f"M{side + 38:g} 99 L{side + 38:g} 205", "adapter", 2)
+    for y in (100, 190):  # after MLP and after attention
+        c.rect(mid - 24, y - 9, 48, 16, "adapter", radius=3)
+        c.path(f"M{side + 38:g} {y - 1} L{mid + 26:g} {y - 1}", "adapter", 2, arrow=True)
+    c.path(f"M{side + 38:g} 99 L{side + 38:g} 189", "adapter", 2)
     at = side + 46
-    c.text(at, 144, "bottleneck adapter", "adapter", 12.5, bold=True)
-    c.text(at, 160, "small network after", "soft", 12)
-    c.text(at, 175, "attention and MLP", "soft", 12)
-    c.path(f"M{at:g} 240 L{side:g} 240", "lora", 2, arrow=True)
-    c.text(at + 4, 236, "LoRA", "lora", bold=True)
-    c.text(at + 4, 252, "low-rank change of W", "soft", 12)
-    c.path(f"M{at:g} 269 L{side:g} 269", "prefix", 2, arrow=True)
-    c.text(at + 4, 278, "prefix", "prefix", bold=True)
-    c.text(at + 4, 294, "P keys and P values,", "soft", 12)
-    c.text(at + 4, 309, "in every block", "soft", 12)
-    c.path(f"M{at:g} 338 L{mid + 3:g} 338", "prompt", 2, arrow=True)
-    c.text(at + 4, 342, "soft prompt", "prompt", bold=True)
-    c.text(at + 4, 358, "P vectors before the", "soft", 12)
-    c.text(at + 4, 373, "token embeddings", "soft", 12)
-    c.text(at + 4, 418, "hard prompt", "hard-prompt", bold=True)
-    c.path(f"M{at:g} 414 L{mid + 28:g} 414", "hard-prompt", 2, arrow=True)
-    c.text(at + 4, 433, "words", "soft", 12)
+    c.text(at, 132, "bottleneck adapter", "adapter", 12.5, bold=True)
+    c.text(at, 148, "small network after", "soft", 12)
+    c.text(at, 163, "attention and MLP", "soft", 12)
+    enter(c, at, side, 209, "LoRA", "lora", "low-rank change of", "a weight matrix")
+    enter(c, at, side, 259, "prefix", "prefix", "P keys and P values,", "in every block")
+    enter(c, at, mid + 3, 309, "hidden prefix", "prefix", "P vectors before the", "input of every block")
+    enter(c, at, mid + 3, 359, "soft prompt", "prompt", "P vectors before the", "token embeddings")
+    enter(c, at, mid + 28, 430, "hard prompt", "hard-prompt", "words")
+
+
+def enter(c: Canvas, left: float, to: float, y: float, name: str, colour: str, *about: str) -> None:
+    """The name of a method and lines about it, with an arrow to where it enters."""
+    c.path(f"M{left:g} {y + 6:g} L{to:g} {y + 6:g}", colour, 2, arrow=True)
+    c.text(left + 4, y + 10, name, colour, bold=True)
+    for n, line in enumerate(about):
+        c.text(left + 4, y + 25 + 14 * n, line, "soft", 12)
 
 
 def mask(c: Canvas, left: int) -> None:
@@ -167,14 +142,9 @@ def mask(c: Canvas, left: int) -> None:
     c.text(left + 6 + (P + T / 2) * s, top - 26, "T token keys", "ink", 13, "middle", bold=True)
     c.text(left + 6 + (P + T / 2) * s, top - 10, "causal", "soft", 12, "middle")
     y = top + T * s + 22
-    for n, line in enumerate(
-        (
-            "Each row is one query.",
-            "Prefix columns are open to",
-            "every query; token columns",
-            "only up to its own position.",
-        )
-    ):
+    about = ("Each row is one query.", "Prefix columns are open to", "every query; token columns",
+             "only up to its own position.")
+    for n, line in enumerate(about):
         c.text(left, y + 17 * n, line, "soft", 12.5)
     y += 88
     c.text(left, y, "One softmax over both, so", "ink", 12.5)
@@ -199,8 +169,8 @@ def scores() -> dict[str, list[tuple[int, float]]]:
 def plot(c: Canvas, left: int) -> None:
     """Mean exact match on the new skills against trained parameters, on a logarithmic axis."""
     c.text(left, 24, "What a new skill takes", bold=True, size=15)
-    c.text(left, 44, "exact match on two new skills,", "soft", 12)
-    c.text(left, 59, "mean of 5 seeds", "soft", 12)
+    c.text(left, 44, "exact match, mean of two", "soft", 12)
+    c.text(left, 59, "new skills and 5 seeds", "soft", 12)
     x0, x1, y0, y1 = left + 26, WIDTH - 18, 358, 84
 
     def at(trained: float, score: float) -> tuple[float, float]:

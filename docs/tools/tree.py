@@ -5,19 +5,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# The core, in the order in which to read it; what is not named follows by name.
-ORDER = [
-    "config",
-    "attention",
-    "fused",
-    "compiling",
-    "slots",
-    "model",
-    "loss",
-    "ladder",
-    "adapters",
-    "methods",
-]
+# The core, in the order in which to read it, then what serves it; what is not named follows by name.
+ORDER = ["config", "attention", "fused", "slots", "model", "loss", "ladder", "methods", "attach", "checks", "adapters"]
 ORDER += ["accounting", "files", "data", "inference", "training", "runtime", "bench"]
 WIDTH = 120
 
@@ -31,12 +20,8 @@ def sentence(path: Path) -> str:
 
 def rank(path: Path) -> tuple:
     name = path.stem
-    return (
-        path.is_dir(),
-        ORDER.index(name) if name in ORDER else len(ORDER),
-        name not in ("base", "__main__"),
-        name,
-    )
+    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    return place, path.is_dir(), name not in ("base", "__main__"), name
 
 
 def branch(folder: Path, depth: int) -> list[str]:
