@@ -21,10 +21,7 @@ from .model import GPT
 
 
 def fingerprint(base: GPT) -> str:
-    """SHA-256 of a base's config and weights, rounded to bfloat16.
-
-    A float32 base and its bfloat16 copy are therefore the same base.
-    """
+    """SHA-256 of a base's config and weights, the same for a copy of it in bfloat16."""
     return huggingface.base_fingerprint(base.config, base.state_dict())
 
 
@@ -87,8 +84,7 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
         raise Error(f"{folder} is {kind}, which on this base is another function "
                     f"than {method.name} ({expected['peft_type']})")
 
-    tensors = dict(stored)
-    check_tensors(tensors, method.tensors(), stored.path)
+    check_tensors(tensors := dict(stored), method.tensors(), stored.path)
     stored.check_config(expected, path)  # after the more specific errors of the tensors
     if floats := {t.dtype for t in tensors.values() if t.is_floating_point()}:
         method.to(functools.reduce(torch.promote_types, floats))  # so saving gives the same file

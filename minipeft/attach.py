@@ -19,11 +19,9 @@ _ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakK
 
 
 class Adapted(nn.Module):
-    """A base with a method attached: `model(idx)` returns logits of the real tokens,
-    `model.loss(idx, targets)` a scalar.
+    """A base with a method attached. Attaching freezes the base; `detach()` returns it as it was.
 
-    Attaching freezes the base; `detach()` returns it as it was. Any number of methods may share a
-    frozen base. `full` changes the base, so it cannot share: then Error is raised.
+    Any number of methods may share a frozen base; `full`, which changes it, raises Error there.
     """
 
     def __init__(self, base: GPT, method: Method):
@@ -48,10 +46,9 @@ class Adapted(nn.Module):
         return self.base(idx, **self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised positions.
+        """Mean cross-entropy over supervised positions, a scalar. Raises Error while merged.
 
-        targets (B, T) int64: the next token of each position, or -100. Raises Error while merged,
-        when the trained tensors take no part in it.
+        targets (B, T) int64: the next token of each position, or -100.
         """
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
@@ -121,21 +118,15 @@ class Adapted(nn.Module):
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
     def save(self, folder: str | Path, base_fingerprint: str | None = None) -> None:
-        """Write an adapter folder in PEFT's layout (a combination: one folder per part); for
-        `full`, a whole base.
-
-        base_fingerprint: fingerprint(base) where it is known already. Raises Error while merged.
-        """
+        """Write an adapter folder in PEFT's layout (a combination: one folder per part; `full`: a
+        whole base). base_fingerprint: fingerprint(base) if known. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
         self.method.save(self.base, folder, base_fingerprint)
 
     def detach(self) -> GPT:
-        """Return the base, its tensors untouched by any method but `full`.
-
-        Once nothing is attached any more, its parameters require gradients as they did before and
-        its blocks run eagerly, without checkpointing.
-        """
+        """Return the base, its tensors untouched by any method but `full`. With nothing attached,
+        parameters require gradients as before; blocks run eagerly, without checkpointing."""
         self.unmerge()
         required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
         attached.discard(self)

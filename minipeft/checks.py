@@ -88,12 +88,11 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) ->
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
 
 
-def check_slots(config, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
+def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
     """Raise Error unless the arguments fit `GPT.hidden` and every token has a position.
 
     cached: positions in the cache; hookable: the module names that hooks may have.
     """
-    c = config
     if idx.dim() != 2:
         raise Error(f"idx {tuple(idx.shape)} must be (B, T)")
     (B, T), P = idx.shape, cached
@@ -105,9 +104,8 @@ def check_slots(config, idx, prompt, prefix, hooks, cached: int, hookable) -> No
         k, v, gate, _ = prefix
         fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and len(k) <= c.n_layer
         if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
-            want = f"({c.n_layer}, 1|B, {c.n_kv}, P, {c.head_size}) with B {B}"
-            raise Error(f"a prefix's keys and values must each be {want}, "
-                        f"not {tuple(k.shape)} and {tuple(v.shape)}")
+            raise Error(f"a prefix's keys and values must each be ({c.n_layer}, 1|B, {c.n_kv}, P, "
+                        f"{c.head_size}) with B {B}, not {tuple(k.shape)} and {tuple(v.shape)}")
         if gate is not None and gate.shape != (len(k), c.n_head):
             raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({len(k)}, {c.n_head})")
         P += k.size(3) if gate is None else 0

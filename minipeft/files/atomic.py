@@ -17,10 +17,10 @@ FOLDER_MARKERS = {"a base": "config.json", "an adapter": "adapter_config.json",
 
 def write_atomically(path: Path, write: Callable[[Path], object],
                      name: Callable[[object], str] | None = None) -> Path:
-    """Call write(temporary path), flush to disk, rename: readers see the old file or the new one.
+    """Call write(temporary path), flush to disk, rename; returns the path written.
 
-    name: maps what `write` returned to a file name that replaces path's. Returns the path written.
-    Raises Error when the file cannot be written; the old file is still there then.
+    name: maps what `write` returned to a file name that replaces path's. Raises Error when the file
+    cannot be written; the old file is still there then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

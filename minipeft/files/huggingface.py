@@ -71,13 +71,9 @@ def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 def outer_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors outside the blocks: embeddings (V, C), positions, last norm, head."""
-    shapes = {"wte.weight": (c.vocab_size, c.n_embd)}
-    if c.position == "learned":
-        shapes["wpe.weight"] = (c.block_size, c.n_embd)
-    shapes |= _norm_tensors(c, "ln_f")
-    if not c.tied:
-        shapes["lm_head.weight"] = (c.vocab_size, c.n_embd)
-    return shapes
+    positions = {"wpe.weight": (c.block_size, c.n_embd)} if c.position == "learned" else {}
+    head = {} if c.tied else {"lm_head.weight": (c.vocab_size, c.n_embd)}
+    return {"wte.weight": (c.vocab_size, c.n_embd), **positions, **_norm_tensors(c, "ln_f"), **head}
 
 
 def _norm_tensors(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
@@ -99,27 +95,22 @@ def count_parameters(c: GPTConfig) -> int:
 
 
 CONFIG_FIELDS = {  # model_type: {transformers' field: ours}
-    "gpt2": {
-        "n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer",
-        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner",
-        "layer_norm_epsilon": "layer_norm_epsilon",
-    },
-    "llama": {
-        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-        "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd", "intermediate_size": "n_inner",
-        "rms_norm_eps": "layer_norm_epsilon", "rope_theta": "rope_theta",
-    },
+    "gpt2": {"n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer",
+             "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner",
+             "layer_norm_epsilon": "layer_norm_epsilon"},
+    "llama": {"vocab_size": "vocab_size", "max_position_embeddings": "block_size",
+              "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+              "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd",
+              "intermediate_size": "n_inner", "rms_norm_eps": "layer_norm_epsilon",
+              "rope_theta": "rope_theta"},
 }
 CONFIG_FIELDS["qwen2"] = CONFIG_FIELDS["llama"]
 _ROPE_FIELDS = (  # of rotary positions of type "llama3", in the order of RopeScaling
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _SUPPORTED = {  # values of the settings that model.py implements; the first is written
-    "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "tie_word_embeddings": (True,),
-        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
+    "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+             "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
+             "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
     "llama": {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
     "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
 }
@@ -194,10 +185,7 @@ def _rope_scaling(rope: dict) -> RopeScaling | None:
 
 def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                safe_serialization: bool | None = None) -> None:
-    """Write a base's folder. safe_serialization: as in GPT.save_pretrained.
-
-    Raises Error when the folder holds something else.
-    """
+    """Write a base's folder; safe_serialization: as in GPT.save_pretrained."""
     check_destination(folder, "a base")
     folder, kind = Path(folder), architecture(c)
     tensors = {stored_name(name, kind): t.t() if is_transposed(name) else t
@@ -210,10 +198,7 @@ def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
 
 
 def find_base(folder) -> Path:
-    """The folder itself, or the snapshot of a hub id where huggingface_hub is installed.
-
-    Raises Error when there is neither.
-    """
+    """The folder itself, or the snapshot of a hub id; raises Error when there is neither."""
     if Path(folder).is_dir():
         return Path(folder)
     owner, slash, name = str(folder).partition("/")
@@ -235,8 +220,7 @@ def find_base(folder) -> Path:
 
 def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
     """The config of a base's folder and its config.json as it stands. Raises Error without one."""
-    path = folder / "config.json"
-    if not file_exists(path):
+    if not file_exists(path := folder / "config.json"):
         raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
     stored = read_json(path)
     return config_from_json(stored, path), stored
@@ -249,10 +233,9 @@ def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict
     Raises Error for a folder that is no base, an architecture that model.py does not have, or files
     that are torn or changed.
     """
-    folder = find_base(folder)
-    path = folder / "config.json"
-    config, stored = read_base_config(folder)
-    files = StoredTensors(folder, "model", stored)
+    path = find_base(folder) / "config.json"
+    config, stored = read_base_config(path.parent)
+    files = StoredTensors(path.parent, "model", stored)
     files.check_size(count_parameters(config), path)
     if config.n_layer > MAX_LAYERS:
         raise Error(f"{path}: {config.n_layer} layers, but no more than {MAX_LAYERS} are read")
@@ -291,14 +274,11 @@ def _read_weights(files: StoredTensors, c: GPTConfig,
 
 
 def base_fingerprint(c: GPTConfig, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of a base's config and weights, rounded to bfloat16.
-
-    A float32 base and its bfloat16 copy are therefore the same base.
-    """
-    config = [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd]
-    config += [float(c.layer_norm_epsilon)]
-    config += [float(c.rope_theta)] if c.position == "rotary" else []
-    config += [c.n_kv] if c.n_kv != c.n_head else []  # weights' names and shapes tell other choices
-    config += [tuple(map(float, c.rope_scaling))] if c.rope_scaling else []
-    text = f"{config} {c.position} {digest(tensors, torch.bfloat16)}"
+    """SHA-256 of a base's config and weights, rounded to bfloat16: a float32 base and its copy in
+    bfloat16 are the same base."""
+    sizes = [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, float(c.layer_norm_epsilon)]
+    sizes += [float(c.rope_theta)] if c.position == "rotary" else []
+    sizes += [c.n_kv] if c.n_kv != c.n_head else []  # weights' names and shapes tell other choices
+    sizes += [tuple(map(float, c.rope_scaling))] if c.rope_scaling else []
+    text = f"{sizes} {c.position} {digest(tensors, torch.bfloat16)}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -28,10 +28,8 @@ def prompt_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
 
 
 def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str) -> dict:
-    """A prefix's fields of adapter_config.json: PEFT's PrefixTuningConfig if space is "kv".
-
-    PEFT has no hidden prefixes, so "hidden" gets a peft_type of its own.
-    """
+    """A prefix's fields of adapter_config.json: PEFT's PrefixTuningConfig if space is "kv"; PEFT
+    has no hidden prefixes, so "hidden" gets a peft_type of its own."""
     config = {"peft_type": "PREFIX_TUNING" if space == "kv" else "HIDDEN_PREFIX_TUNING",
               "prefix_projection": False, "encoder_hidden_size": c.n_embd}
     config |= _prompt_learning_config(c, num_virtual_tokens)
@@ -43,12 +41,10 @@ def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str) -> dict:
 def lora_config(c: GPTConfig, r: int, target_modules: list[str] | tuple[str, ...],
                 lora_alpha: float = 8, lora_dropout: float = 0.0) -> dict:
     """LoRA's fields of adapter_config.json: PEFT's LoraConfig."""
-    return {
-        "peft_type": "LORA", "r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout,
-        "target_modules": [peft_name(c, name) for name in target_modules],
-        "fan_in_fan_out": c.projections == "joined",  # GPT-2's linears are stored (in, out)
-        "bias": "none",
-    }
+    return {"peft_type": "LORA", "r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout,
+            "target_modules": [peft_name(c, name) for name in target_modules],
+            "fan_in_fan_out": c.projections == "joined",  # GPT-2's linears are stored (in, out)
+            "bias": "none"}
 
 
 _PLAIN_LORA = {  # settings of PEFT's LoraConfig: the values that leave LoRA as it is
@@ -67,8 +63,8 @@ def lora_hyperparameters(config: dict) -> dict:
         if config.get(name, plain[0]) not in plain:
             raise Error(f"LoRA with {name} {shown(config[name])} is not supported, "
                         f"only {plain[0]!r}")
-    names = ("r", "lora_alpha", "lora_dropout", "target_modules")
-    given = {name: config[name] for name in names if config.get(name) is not None}
+    given = {name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules")
+             if config.get(name) is not None}
     if isinstance(targets := given.get("target_modules"), list):
         given["target_modules"] = [t.replace("self_attn.", "attn.") if isinstance(t, str) else t
                                    for t in targets]
@@ -76,10 +72,7 @@ def lora_hyperparameters(config: dict) -> dict:
 
 
 def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> list[str]:
-    """The linears of a block with these names, in full ("mlp.c_proj") or by their end ("c_proj").
-
-    Raises Error for a name that matches none.
-    """
+    """The linears of a block with these names: in full ("mlp.c_proj") or their end ("c_proj")."""
     known = list(linears(c))
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, (list, tuple, set)) or not names:
@@ -97,11 +90,8 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
 
 
 def adaption_modules(c: GPTConfig, adapter_layers: int, gate: str) -> list[str] | None:
-    """The attention modules that PEFT's ADAPTION_PROMPT changes; None where PEFT's is another.
-
-    PEFT has one gate per layer, and on GPT-2 it leaves out the output projection: the two functions
-    are equal on transformers' Llama alone.
-    """
+    """The attention modules that PEFT's ADAPTION_PROMPT changes; None where it is another function:
+    it has one gate per layer, and on GPT-2 it leaves out the output projection."""
     if gate != "layer" or c.projections != "apart" or c.bias != "none":
         return None
     return [peft_module(c, i, "attn") for i in range(c.n_layer - adapter_layers, c.n_layer)]
@@ -121,8 +111,7 @@ def peft_module(c: GPTConfig, i: int, module: str) -> str:
 def write_adapter(folder, config: dict, tensors: dict[str, Tensor], fingerprint: str) -> None:
     """Write an adapter folder; fingerprint: of its base. Raises Error if it holds something else.
 
-    The tensors go first: when a stop comes in between, the older config does not match their digest
-    and loading refuses.
+    The tensors go first: after a stop in between, the older config does not match their digest.
     """
     check_destination(folder, "an adapter")
     folder = Path(folder)
@@ -140,13 +129,10 @@ def read_adapter(folder: Path) -> tuple[dict, StoredTensors]:
 
 
 def write_combination(folder, parts: dict[str, dict[str, Tensor]]) -> None:
-    """Write combination.json: the adapter folders of a combination and their digests.
-
-    parts: {method name: its tensors}.
-    """
+    """Write combination.json: digests of a combination's parts, {method name: its tensors}."""
     digests = {name: digest(tensors) for name, tensors in parts.items()}
-    combination = {"parts": digests, "sha256": config_digest(digests)}
-    write_json(Path(folder) / "combination.json", combination)
+    write_json(Path(folder) / "combination.json",
+               {"parts": digests, "sha256": config_digest(digests)})
 
 
 def read_combination(folder: Path, known) -> dict[str, str]:
@@ -154,8 +140,7 @@ def read_combination(folder: Path, known) -> dict[str, str]:
 
     known: names of methods. Raises Error when combination.json is damaged or names others.
     """
-    path = folder / "combination.json"
-    if not file_exists(path):
+    if not file_exists(path := folder / "combination.json"):
         return {}
     combination = read_json(path)
     parts = combination.get("parts")

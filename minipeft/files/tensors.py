@@ -27,10 +27,10 @@ def have_safetensors() -> bool:
 
 def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: bool | None,
                   notes: dict | None = None) -> bool:
-    """Write {name: tensor} in one of the two formats and remove a leftover file of the other.
+    """Write {name: tensor}, and remove a leftover file of the other format.
 
     safe: True for safetensors with `notes` in its metadata, False for torch's format, None for
-    safetensors if it is installed. Returns which of the two was written.
+    safetensors if it is installed. Returns True for safetensors.
     """
     safe = have_safetensors() if safe is None else safe
     path, other = _tensor_paths(folder, stem)[:: 1 if safe else -1]
@@ -57,12 +57,9 @@ def _tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
 
 
 def save_torch(to: Path, value: dict) -> str:
-    """torch.save through a file handle; given a path, torch would store its name in the file.
-
-    Returns the SHA-256 of the file.
-    """
+    """torch.save; returns the SHA-256 of the file."""
     try:
-        with open(to, "wb") as f:
+        with open(to, "wb") as f:  # given a path, torch would store its name in the file
             torch.save(value, f)
     except RuntimeError as e:  # torch hides the OSError of a full disk behind one of its own
         raise e.__context__ if isinstance(e.__context__, OSError) else e from None
@@ -106,10 +103,8 @@ class StoredTensors:
             raise Error(f"{self.path} is damaged: its tensors do not match their checksum")
 
     def check_size(self, parameters: int, where) -> None:
-        """Raise Error when the config at `where` describes more parameters than the files can hold.
-
-        Called before tensors of that size are allocated; small excesses are left to check_tensors.
-        """
+        """Raise Error when the config at `where` describes more parameters than the files can hold,
+        before tensors of that size are allocated; small excesses are left to check_tensors."""
         if parameters > max(self.size, 1 << 20):
             raise Error(f"{where} describes {shown(parameters)} parameters, "
                         f"but there are {self.size:,} bytes of tensors")
@@ -180,10 +175,8 @@ def _from_safetensors(path: Path, read: Callable):
 
 @contextlib.contextmanager
 def library_errors(message: str):
-    """Turn any exception of a library written in Rust into an Error with this message.
-
-    A panic in Rust is no Exception and prints a page to stderr, which is closed meanwhile.
-    """
+    """Turn any exception of a library written in Rust into an Error with this message. A panic is
+    a BaseException, and prints a page to stderr, which is closed meanwhile."""
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -201,10 +194,9 @@ def library_errors(message: str):
 
 def read_torch(path: Path) -> dict:
     """Read a dictionary that torch.save wrote. Raises Error for a torn file or anything else."""
+    exists = file_exists(path)
     try:
-        value = torch_format.load(path) if file_exists(path) else None
-    except Error:
-        raise
+        value = torch_format.load(path) if exists else None
     except Exception as e:  # zipfile and pickle raise many kinds of exceptions for a torn file
         reason = str(e) if isinstance(e, torch_format.Malformed) else type(e).__name__
         raise Error(f"{path} is torn or not a file of tensors ({reason})") from None
@@ -221,9 +213,8 @@ def check_tensors(found: dict, expected: dict[str, Tensor], where) -> None:
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(map(str, found.keys() - expected.keys()))
     if missing or extra:
-        raise Error(f"{where} does not fit: "
-                    f"missing {shown(missing[:3]) if missing else 'nothing'}, "
-                    f"not expected {shown(extra[:3]) if extra else 'nothing'}")
+        lists = (shown(names[:3]) if names else "nothing" for names in (missing, extra))
+        raise Error(f"{where} does not fit: missing {', not expected '.join(lists)}")
     for name, want in expected.items():
         have = found[name]
         if not isinstance(have, Tensor) or have.shape != want.shape:

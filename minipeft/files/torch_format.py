@@ -53,8 +53,7 @@ class _SmallReads(io.FileIO):
 def load(path: Path):
     """Return the value given to torch.save: dicts, lists, tuples, strings, numbers and CPU tensors.
 
-    Raises Malformed, or an exception of zipfile or pickle, for a file that is torn, compressed or
-    holds anything else.
+    Raises Malformed, or an exception of zipfile or pickle, for any other file.
     """
     with _SmallReads(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -104,11 +103,9 @@ class _Unpickler(pickle._Unpickler):
         dtype = name.removesuffix("Storage")
         if module == "torch" and name != dtype and dtype in _DTYPES:
             return _DTYPES[dtype]
-        known = {
-            ("collections", "OrderedDict"): lambda: {},
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda t, *_: t,
-        }
+        known = {("collections", "OrderedDict"): lambda: {},
+                 ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+                 ("torch._utils", "_rebuild_parameter"): lambda t, *_: t}
         if (module, name) not in known:
             raise Malformed(f"it names {shown(f'{module}.{name}')}, which is no part of a tensor")
         return known[module, name]

@@ -57,13 +57,10 @@ def progress(*args, **settings) -> tqdm:
 
 
 def print_error(script: str, message: str) -> None:
-    """Print one line to stderr, with the rank if there are several processes.
-
-    Before the processes have joined, all of them fail alike, and rank 0 alone prints.
-    """
+    """Print one line to stderr, with the rank if there are several processes."""
     if world_size() > 1:
         script = f"\n{script}, process {rank()}"  # a line of its own, below the progress bar
-    elif os.environ.get("RANK", "0") != "0":
+    elif os.environ.get("RANK", "0") != "0":  # before they have joined, all fail alike
         return
     print(f"{script}: {message}", file=sys.stderr)
 
@@ -72,8 +69,7 @@ def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
     """Call main() and turn what it raises into one line on stderr and an exit code.
 
     0: no exception; 2: Error, OSError or out of memory; 130: SIGINT; 143: SIGTERM; 141, without a
-    line: the reader of stdout has gone. lower: settings that take less memory when lowered, for
-    the message about memory.
+    line: the reader of stdout has gone. lower: settings to lower when memory has run out.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -20,10 +20,7 @@ def resident_peak() -> int | None:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes left on a GPU, or the least that system, control group and own limit leave.
-
-    None where the system does not tell.
-    """
+    """Bytes left on a GPU, or the least of system, control group and own limit; None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached

@@ -33,9 +33,7 @@ TIMEOUT = timedelta(minutes=30)  # while rank 0 works alone; a death is noticed 
 
 def join_processes(device: torch.device) -> torch.device:
     """Join the processes torchrun started, if any. Returns this one's device: cuda becomes its GPU.
-
-    Raises Error where torch or the device cannot, or when there is no GPU for this process.
-    """
+    Raises Error where torch or the device cannot, or when there is no GPU for this process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -81,31 +79,24 @@ def is_main_process() -> bool:
 
 def is_lost_peer(error: BaseException) -> bool:
     """True for torch's errors when another process died, never came, or was silent for TIMEOUT."""
-    if not isinstance(error, RuntimeError):
-        return False
-    text, known = str(error), dist.is_available() and isinstance(error, dist.DistError)
+    known = dist.is_available() and isinstance(error, dist.DistError)  # a RuntimeError
+    text = str(error) if isinstance(error, RuntimeError) else ""
     return known or "gloo" in text.lower() or "closed by peer" in text
 
 
 def local_rows(idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:
-    """This process's rows of a batch (B, T) that all processes have, and w_p of their mean loss.
-
-    A process without supervised tokens takes the first row that has one, with weight 0: a mean over
-    none would be nan.
-    """
-    n, mine = int((targets != -100).sum()), slice(rank(), None, world_size())
-    n_p = int((targets[mine] != -100).sum())
-    if n_p == 0:
-        first = int((targets != -100).any(dim=1).int().argmax())
+    """This process's rows of a batch (B, T) that all processes have, and w_p of their mean loss."""
+    supervised, mine = targets != -100, slice(rank(), None, world_size())
+    n, n_p = int(supervised.sum()), int(supervised[mine].sum())
+    if n_p == 0:  # its mean would be nan: it takes the first row that has a token, with weight 0
+        first = int(supervised.any(dim=1).int().argmax())
         mine = slice(first, first + 1)
     return idx[mine], targets[mine], world_size() * n_p / max(n, 1)
 
 
 def local_batches(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
-    """This process's batches, each with True if it counts here: a batch counts in one process.
-
-    All processes get as many batches, since all or none must gather a sharded base's weights.
-    """
+    """This process's batches, each with True if it counts here: a batch counts in one process. All
+    get as many, since all or none must gather a sharded base's weights."""
     for first in range(0, len(batches), world_size()):
         i = first + rank()
         yield (batches[i], True) if i < len(batches) else (batches[first], False)
@@ -156,22 +147,17 @@ def check_same_settings(settings: dict) -> None:
 
 
 def run_on_rank0(work: Callable[[], T]) -> T:
-    """Run work() on rank 0 and return its result everywhere.
-
-    If it raises, rank 0 raises the same and the others an Error with its text.
-    """
+    """Run work() on rank 0 and return its result everywhere. If it raises, rank 0 raises the same
+    and the others an Error with its text."""
     if world_size() == 1:
         return work()
-    result, error = None, None
+    shared, error = [None, None], None  # its result, or the text of its exception
     if is_main_process():
         try:
-            result = work()
+            shared[0] = work()
         except Exception as e:  # raised after the broadcast, for which the others wait
-            error = e
-    shared = [result, None if error is None else str(error) or type(error).__name__]
+            error, shared[1] = e, str(e) or type(e).__name__
     dist.broadcast_object_list(shared, src=0)
-    if error is not None:
-        raise error
     if shared[1] is not None:
-        raise Error(shared[1])
+        raise error or Error(shared[1])
     return shared[0]

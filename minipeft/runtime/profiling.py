@@ -12,19 +12,13 @@ import torch
 
 def card(device: torch.device) -> dict:
     """Machine and versions, for the top of every result file."""
-    cuda = device.type == "cuda"
+    cuda = device.type == "cuda"  # on a CPU the vector instructions torch uses decide the rounding
     vectors = {} if cuda else {"instructions": torch.backends.cpu.get_cpu_capability()}
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
-        "device_type": device.type,
-        **vectors,  # the vector instructions torch uses decide the rounding
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
+    return {"device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+            "device_type": device.type, **vectors,
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(), "torch": torch.__version__, "commit": _commit()}
 
 
 def _cpu_name() -> str:

@@ -6,19 +6,13 @@ import threading
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the program; `number` is the signal's.
-
-    on_all_ranks: all processes stopped at the same step, so that one of them prints the message.
-    """
+    """A signal, with this number, stopped the program; on_all_ranks: all processes stopped at the
+    same step, so that one of them prints the message."""
 
     def __init__(self, number: int, message: str = "", on_all_ranks: bool = False):
         super().__init__(message or f"stopped by {signal.Signals(number).name}")
         self.number, self.on_all_ranks = number, on_all_ranks
-
-    @property
-    def exit_code(self) -> int:
-        """The shell's code: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
+        self.exit_code = 128 + number  # as in a shell: 130 for SIGINT, 143 for SIGTERM
 
 
 @contextlib.contextmanager
