@@ -22,11 +22,8 @@ TRANSLATED = [(ENGLISH, CHINESE)] + [
     (DOCS / page.name, page) for page in sorted((DOCS / "zh-CN").glob("*.md"))
 ]
 PAGES = [
-    *tables.pages(),
-    ROOT / "CONTRIBUTING.md",
-    DOCS / "results" / "README.md",
-    *sorted((DOCS / "lessons").rglob("*.md")),
-]
+    *tables.pages(), ROOT / "CONTRIBUTING.md", DOCS / "results" / "README.md",
+    *sorted((DOCS / "lessons").rglob("*.md"))]
 NEEDS = {  # of the extras, by part
     "pages": ["scipy"],
     "figures": ["scipy"],
@@ -57,15 +54,12 @@ def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as end:
         refresh.main(["--check"])
     assert (
-        end.value.code == 1
-        and capsys.readouterr().out == "stale: page.md\n"
-        and file.read_text(encoding="utf-8") == "old"
-    )
+        end.value.code == 1 and capsys.readouterr().out == "stale: page.md\n"
+        and file.read_text(encoding="utf-8") == "old")
     refresh.main([])
     assert (
         capsys.readouterr().out == "written: page.md\n"
-        and file.read_text(encoding="utf-8") == "new"
-    )
+        and file.read_text(encoding="utf-8") == "new")
     refresh.main(["--check"])
     assert capsys.readouterr().out == ""
 
@@ -74,9 +68,7 @@ def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys
 def test_every_place_is_one_that_can_be_filled(page):
     text = page.read_text(encoding="utf-8")
     opened, closed = (
-        re.findall(r"<!-- ([\w.-]+) -->", text),
-        re.findall(r"<!-- /([\w.-]+) -->", text),
-    )
+        re.findall(r"<!-- ([\w.-]+) -->", text), re.findall(r"<!-- /([\w.-]+) -->", text))
     assert opened == closed and set(opened) <= set(tables.BLOCKS)
 
 
@@ -92,36 +84,21 @@ def test_readme_is_short(page, kilobytes):
 
 TERMS = {  # where README explains its terms, by language
     ENGLISH: [
-        ("base", "The *base* is"),
-        ("new skill", "a *new skill* is"),
-        ("exact match", "*Exact\nmatch* is"),
-        ("slot", "two *slots*"),
-        ("backend", "*backends*"),
-        ("λ ", "Let λ be"),
-        ("hook", "they are *hooks*"),
-        ("ladder", "That chain is the *ladder*"),
-        ("level", "each form is a *level*"),
-        ("hidden prefix", "hidden prefix   P vectors"),
-        ("virtual token", "are *virtual tokens*"),
-    ],
+        ("base", "The *base* is"), ("new skill", "a *new skill* is"),
+        ("exact match", "*Exact\nmatch* is"), ("slot", "two *slots*"), ("backend", "*backends*"),
+        ("λ ", "Let λ be"), ("hook", "they are *hooks*"), ("ladder", "That chain is the *ladder*"),
+        ("level", "each form is a *level*"), ("hidden prefix", "hidden prefix   P vectors"),
+        ("virtual token", "are *virtual tokens*")],
     CHINESE: [
-        ("基座", "基座模型（base"),
-        ("精确匹配率", "*精确匹配率*（exact match）"),
-        ("插槽", "两个*插槽*（slot）"),
-        ("后端", "*后端*（backend）"),
-        ("λ ", "设 λ 是"),
-        ("钩子", "它们是*钩子*（hook）"),
-        ("阶梯", "这条链叫*阶梯*（ladder）"),
-        ("隐藏前缀", "隐藏前缀    每个块"),
-        ("虚拟 token", "都叫*虚拟 token*（virtual token）"),
-    ],
-}
+        ("基座", "基座模型（base"), ("精确匹配率", "*精确匹配率*（exact match）"), ("插槽", "两个*插槽*（slot）"),
+        ("后端", "*后端*（backend）"), ("λ ", "设 λ 是"), ("钩子", "它们是*钩子*（hook）"),
+        ("阶梯", "这条链叫*阶梯*（ladder）"), ("隐藏前缀", "隐藏前缀    每个块"),
+        ("虚拟 token", "都叫*虚拟 token*（virtual token）")]}
 
 
 @pytest.mark.parametrize(
     "page, term, explained", [(page, *pair) for page, pairs in TERMS.items() for pair in pairs],
-    ids=lambda value: None if isinstance(value, str) else name(value),
-)
+    ids=lambda value: None if isinstance(value, str) else name(value))
 def test_a_term_is_explained_where_it_is_first_used(page, term, explained):
     code, heading, target = r"```python.*?```", r"^#[^\n]*$", r"\([^)\s]+\)"
     text = page.read_text(encoding="utf-8")
@@ -197,13 +174,10 @@ def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
 def test_commands_name_scripts_and_flags_that_exist(page):
     code = "".join(
         p.read_text(encoding="utf-8")
-        for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")]
-    )
+        for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")])
     for command in re.findall(
-        r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*",
-        "".join(blocks(page, "bash")),
-        re.MULTILINE,
-    ):
+        r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*", "".join(blocks(page, "bash")),
+        re.MULTILINE):
         command = re.sub(r" # .*", "", command).rpartition("&& ")[2]
         for script in re.findall(r"\S+\.py\b", command):
             assert (ROOT / script).exists(), command
@@ -266,8 +240,7 @@ def test_the_default_run_reaches_what_it_should():
     before, after = result["exact_match"]
     assert (
         result["command"] == "python train.py --method prefix --task reverse"
-        and result["seconds"] < 180
-    )
+        and result["seconds"] < 180)
     assert before <= 0.25 and after >= 0.90
 
 
@@ -275,11 +248,7 @@ def test_the_examples_of_tasks_are_what_the_tasks_make():
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     examples = re.findall(r"`([a-z+-]+)`(?: \([^)]*\))?: (\d{8}) → (\d{8})", text)
     assert [name for name, *_ in examples] == [
-        "reverse",
-        "reverse+increment",
-        "parity",
-        "differences",
-    ]
+        "reverse", "reverse+increment", "parity", "differences"]
     for task, given, wanted in examples:
         apply = {**{n: skill.apply for n, skill in SKILLS.items()}, **NOVEL}
         for part in task.split("+"):
@@ -289,10 +258,8 @@ def test_the_examples_of_tasks_are_what_the_tasks_make():
 
 def test_the_tree_has_every_file():
     listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "minipeft/*.py", "docs/tools/*.py"],
-        capture_output=True,
-        text=True,
-    )
+        ["git", "-C", ROOT, "ls-files", "minipeft/*.py", "docs/tools/*.py"], capture_output=True,
+        text=True)
     if listed.returncode == 0:
         tree = (DOCS / "files.md").read_text(encoding="utf-8")
         files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {
@@ -304,10 +271,8 @@ def test_the_tree_has_every_file():
 def test_every_result_file_has_the_command_that_made_it():
     results = DOCS / "results"
     named = re.findall(
-        r"^\| `([\w+-]+)\.json` \|",
-        (results / "README.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+        r"^\| `([\w+-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE)
     patterns = [re.sub("[A-Z]{2,}", "[^.]+", name) for name in named]
     files = [path.stem for path in results.glob("*.json")]
     assert [f for f in files if not any(re.fullmatch(p, f) for p in patterns)] == []

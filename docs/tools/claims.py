@@ -85,8 +85,7 @@ def of_size() -> list[Claim]:
     bleu = {n: on_e2e["prefix", n].less(on_e2e["full", n]) for n in (50, 200, 500)}
     small = {
         task: [it[m, task].mean()[0] for m in ("prompt", "full")]
-        for task in ("reverse", "reverse+increment", "parity")
-    }
+        for task in ("reverse", "reverse+increment", "parity")}
     numbers, base = count(T5, "prompt", num_virtual_tokens=5).stored, base_parameters(T5)
     tokens = on_e2e["prefix", 200].cell.size["num_virtual_tokens"]
     smollm2 = PRESETS["smollm2-135m"]
@@ -111,9 +110,7 @@ def of_size() -> list[Claim]:
             verdict(
                 f"{CONDITIONS}: equal on a known skill, far worse on a new one",
                 min(small.pop("reverse")) > 0.9
-                and all(full - prompt > 0.9 for prompt, full in small.values()),
-            ),
-        ),
+                and all(full - prompt > 0.9 for prompt, full in small.values()))),
         Claim(
             "On large models prompt tuning reaches full fine-tuning",
             REAL,
@@ -125,11 +122,8 @@ def of_size() -> list[Claim]:
             ),
         ),
         Claim(
-            "5 virtual tokens of T5-XXL are 5 × 4096 = 20,480 parameters a task",
-            params,
-            f"{numbers:,} of {base:,}",
-            verdict(AGREES, numbers == 20_480),
-        ),
+            "5 virtual tokens of T5-XXL are 5 × 4096 = 20,480 parameters a task", params,
+            f"{numbers:,} of {base:,}", verdict(AGREES, numbers == 20_480)),
         Claim(
             "That is five orders of magnitude fewer",
             params,
@@ -146,10 +140,7 @@ def of_size() -> list[Claim]:
             f"{100 * trained:.0f} % as trained, with its MLP",
             verdict(
                 f"{CONDITIONS}: comparable, at four times the share",
-                min(map(beyond_chance, bleu.values())) >= 0 and 0.0035 < share < 0.0045,
-            ),
-        ),
-    ]
+                min(map(beyond_chance, bleu.values())) >= 0 and 0.0035 < share < 0.0045))]
 
 
 def of_prefixes() -> list[Claim]:
@@ -172,9 +163,7 @@ def of_prefixes() -> list[Claim]:
             f"{plus_minus(mlp.mean())}, without {plus_minus(direct.mean())}",
             verdict(
                 f"{CONDITIONS}: it works, and without the MLP it works as well",
-                not beyond_chance(mlp.less(direct)) and mlp.mean()[0] > 0.9,
-            ),
-        ),
+                not beyond_chance(mlp.less(direct)) and mlp.mean()[0] > 0.9)),
         Claim(
             "With little data a prefix overfits less than full fine-tuning",
             "python bench.py quality --study data",
@@ -200,10 +189,8 @@ def of_prefixes() -> list[Claim]:
             f"yet a step of {prefix['step_against_full']:.2f} of full fine-tuning's, where the "
             f"prompt's is {prompt['step_against_full']:.2f}",
             verdict(
-                f"{CONDITIONS}: it costs storage, not time",
-                beyond_chance(parity) > 0
-                and prefix["step_against_full"] < prompt["step_against_full"],
-            ),
+                f"{CONDITIONS}: it costs storage, not time", beyond_chance(parity) > 0
+                and prefix["step_against_full"] < prompt["step_against_full"]),
         ),
     ]
 
@@ -223,11 +210,9 @@ def of_use() -> list[Claim]:
             verdict(AGREES, mixed["64 prefix tasks mixed"] > 0.9),
         ),
         Claim(
-            "No benchmark sets prompt and prefix tuning side by side",
-            "python bench.py quality",
+            "No benchmark sets prompt and prefix tuning side by side", "python bench.py quality",
             f"{runs:,} runs do, one thing varied at a time: [the comparison](comparison.md)",
-            "no longer so",
-        ),
+            "no longer so"),
         Claim(
             "Adapters, LLaMA-Adapter and LoRA are further options",
             "python bench.py quality --study methods",
@@ -235,7 +220,4 @@ def of_use() -> list[Claim]:
             + ", ".join(f"`{m}` {score:.2f}" for m, score in scores.items()),
             verdict(
                 f"{AGREES} for LoRA; the other two do not learn it here",
-                scores.pop("lora") > 0.9 and max(scores.values()) < 0.2,
-            ),
-        ),
-    ]
+                scores.pop("lora") > 0.9 and max(scores.values()) < 0.2))]

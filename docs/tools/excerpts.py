@@ -17,8 +17,7 @@ EXCERPTS = {
     "code-prompt": Excerpt("model.py", "x = self.wte(idx)", "torch.cat([prompt"),
     "code-prefix": Excerpt("model.py", "self.qkv(x", "prefix_attention("),
     "code-textbook": Excerpt("attention.py", "keys = torch.cat", "scores = q"),
-    "code-merge": Excerpt("fused.py", "lse = torch.logaddexp", "m_prefix - lse"),
-}
+    "code-merge": Excerpt("fused.py", "lse = torch.logaddexp", "m_prefix - lse")}
 
 
 def excerpt(name: str) -> str:

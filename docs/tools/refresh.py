@@ -36,27 +36,18 @@ def comparison() -> dict[Path, str]:
 # Each part returns {file: the text it should have}. Those of REDRAW also have figures, which differ between versions of
 # matplotlib and are therefore drawn again only where the text is stale, or with --redraw.
 PARTS: dict[str, Callable[[], dict[Path, str]]] = {
-    "pages": tables.files,
-    "numbers": published_numbers.files,
-    "explorer": explorer.files,
-    "figures": hero.files,
-    "comparison": comparison,
-    "lessons": lessons.files,
-}
+    "pages": tables.files, "numbers": published_numbers.files, "explorer": explorer.files,
+    "figures": hero.files, "comparison": comparison, "lessons": lessons.files}
 REDRAW: dict[str, Callable[[], object]] = {
-    "comparison": lambda: page.write(RESULTS / "quality.jsonl", RESULTS),
-    "lessons": lessons.draw,
-}
+    "comparison": lambda: page.write(RESULTS / "quality.jsonl", RESULTS), "lessons": lessons.draw}
 
 
 def stale(part: str) -> dict[Path, str]:
     """{file: the text it should have} for every file of this part that has another."""
     files = PARTS[part]()
     return {
-        path: text
-        for path, text in files.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    }
+        path: text for path, text in files.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,10 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--check", action="store_true", help="write nothing; list what is stale")
     p.add_argument("--quick", action="store_true", help="leave the lessons out")
     p.add_argument(
-        "--redraw",
-        action="store_true",
-        help="draw the figures of comparison and lessons again in any case",
-    )
+        "--redraw", action="store_true",
+        help="draw the figures of comparison and lessons again in any case")
     args = p.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")

@@ -32,19 +32,14 @@ from minipeft.runtime.console import printable
 TASKS = ("reverse", "reverse+increment", "parity", "differences")
 NEW = TASKS[1:]
 NAMES = {
-    "full": "full fine-tuning",
-    "prompt": "soft prompt",
-    "lora": "LoRA",
-    "adapter": "bottleneck adapter",
-}
+    "full": "full fine-tuning", "prompt": "soft prompt", "lora": "LoRA",
+    "adapter": "bottleneck adapter"}
 NAMES |= {"hard-prompt": "hard prompt", "llama-adapter": "LLaMA-Adapter"}
 TRAINS = {
-    "full": "every weight",
-    "prompt": "P vectors before the token embeddings",
+    "full": "every weight", "prompt": "P vectors before the token embeddings",
     "prefix": "P keys and P values in every attention",
     "lora": "a low-rank change of a matrix in every attention",
-    "adapter": "a small network after attention and MLP of every block",
-}
+    "adapter": "a small network after attention and MLP of every block"}
 LETTERS = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
 COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 5: "all five"}
 
@@ -74,12 +69,8 @@ def paragraph(*sentences: str) -> str:
 def points_list(*items: str) -> str:
     """Items as a list, wrapped."""
     wrap = textwrap.TextWrapper(
-        116,
-        initial_indent="- ",
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        116, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+        break_on_hyphens=False)
     return "\n".join(map(wrap.fill, items))
 
 
@@ -142,8 +133,7 @@ def findings() -> str:
     assert above["prompt", "reverse"] == 5 and all(above["prompt", task] == 0 for task in NEW)
     assert (
         above["prefix", "parity"] >= 3
-        and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0
-    )
+        and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0)
     assert trained(it["prompt", "parity"]) == trained(it["prefix", "parity"]) == budget
     assert 0.5 < prefix["step_against_full"] < 0.7 and ahead == [1, -1, -1]
     seeds, share = COUNTS[above["prefix", "parity"]], prefix["step_against_full"]
@@ -177,15 +167,8 @@ def costs() -> str:
         cost_row(r) for r in bench["rows"] if r["method"] != "hard-prompt" and size(r) != "P 32"
     ]
     head = [
-        "method",
-        "size",
-        "trained",
-        "adapter file",
-        "saved for backward",
-        "peak memory",
-        "step × full",
-        "forward × full",
-    ]
+        "method", "size", "trained", "adapter file", "saved for backward", "peak memory",
+        "step × full", "forward × full"]
     return "\n".join(
         [
             table(head, rows),
@@ -214,18 +197,11 @@ def ratio(x: float | None) -> str:
 
 def cost_row(r: dict) -> list[str]:
     sizes = [
-        f"{r['trained']:,}",
-        file_size(r["adapter_bytes"]),
-        megabytes(r["saved_bytes"]),
-        megabytes(r["peak_bytes"]),
-    ]
+        f"{r['trained']:,}", file_size(r["adapter_bytes"]), megabytes(r["saved_bytes"]),
+        megabytes(r["peak_bytes"])]
     return [
-        name(r["method"]),
-        size(r),
-        *sizes,
-        ratio(r["step_against_full"]),
-        ratio(r["forward_against_full"]),
-    ]
+        name(r["method"]), size(r), *sizes, ratio(r["step_against_full"]),
+        ratio(r["forward_against_full"])]
 
 
 def results() -> str:
@@ -237,12 +213,8 @@ def results() -> str:
         p = scores[row, TASKS[0]]
         rows.append(
             [
-                name(row),
-                size(p.cell.size),
-                f"{trained(p):,}",
-                *(plus_minus(scores[row, task].mean()) for task in TASKS),
-            ]
-        )
+                name(row), size(p.cell.size), f"{trained(p):,}",
+                *(plus_minus(scores[row, task].mean()) for task in TASKS)])
     cell = found[0].cell
     return "\n".join(
         [
@@ -297,20 +269,15 @@ def side_by_side() -> str:
         ["base", "`nano`, 826,240 parameters", f"`{study.cell.base}`, 216,512 parameters"],
         ["examples a step", "64", str(study.cell.batch_size)],
         [
-            "learning rate",
-            f"{d['lr']:g}, the default",
-            f"{study.cell.lr:g} on both, the best of a sweep with one seed",
-        ],
+            "learning rate", f"{d['lr']:g}, the default",
+            f"{study.cell.lr:g} on both, the best of a sweep with one seed"],
         ["seeds", "1", str(len(study.runs))],
     ]
     for task in ("parity", "reverse+increment"):
         rows.append(
             [
-                f"exact match on `{task}`",
-                f"{d['run'][task]['exact_match'][1]:.2f}",
-                plus_minus(d["study"][task].mean()),
-            ]
-        )
+                f"exact match on `{task}`", f"{d['run'][task]['exact_match'][1]:.2f}",
+                plus_minus(d["study"][task].mean())])
     head = ["prefix, P 8, 300 steps", "`python train.py`", "`bench.py quality --study methods`"]
     above = {p.cell.lr: seeds_above(p) for p in quality("projection") if p.row == "prefix"}
     assert above[d["lr"]] > above[study.cell.lr]
@@ -346,14 +313,11 @@ def wordings() -> str:
         return [f"{before}`{w['wording']}`", f"{w['exact_match']:.3f}", f"{w['loss']:.3f}"]
 
     rows = [
-        *map(row, chosen[:5]),
-        [f"… {len(chosen) - 6} more, the worst of them:", "", ""],
-        row(chosen[-1]),
-    ]
+        *map(row, chosen[:5]), [f"… {len(chosen) - 6} more, the worst of them:", "", ""],
+        row(chosen[-1])]
     return table(
         ["hard prompt", "exact match", "loss"],
-        rows + [row(w, "found by the search: ") for w in found],
-    )
+        rows + [row(w, "found by the search: ") for w in found])
 
 
 def climb() -> str:
@@ -390,15 +354,8 @@ def cost_sizes(result_name: str) -> str:
         rows.append([name(r["method"]), size(r), *sizes, *memory])
     return table(
         [
-            "method",
-            "size",
-            "trained",
-            "% of both",
-            "adapter KB",
-            "optimizer MB",
-            "saved MB",
-            "peak MB",
-        ],
+            "method", "size", "trained", "% of both", "adapter KB", "optimizer MB", "saved MB",
+            "peak MB"],
         rows,
     )
 
@@ -413,15 +370,8 @@ def cost_times(result_name: str) -> str:
         rows.append([name(r["method"]), size(r), step, *ratios, *forward, compiled])
     return table(
         [
-            "method",
-            "size",
-            "step ms (p10–p90)",
-            "× full",
-            "× floor",
-            "forward ms",
-            "× full",
-            "compile s",
-        ],
+            "method", "size", "step ms (p10–p90)", "× full", "× floor", "forward ms", "× full",
+            "compile s"],
         rows,
     )
 
@@ -460,29 +410,19 @@ def attention_table() -> str:
     for (dtype, its_shape), its in by.items():
         fused, sdpa, textbook = its["fused"], its["sdpa"], its["reference"]
         times = [
-            ratio(textbook["against_sdpa"]),
-            ratio(fused["forward_against_sdpa"]),
-            ratio(fused["against_sdpa"]),
-        ]
+            ratio(textbook["against_sdpa"]), ratio(fused["forward_against_sdpa"]),
+            ratio(fused["against_sdpa"])]
         saved = [f"{r['saved_bytes'] / 1e6:.1f}" for r in (sdpa, fused)]
         rows.append([dtype, its_shape, f"{sdpa['ms']['median']:.1f}", *times, *saved])
     head = [
-        "dtype",
-        "B × nh × T, P, hs",
-        "sdpa ms",
-        "textbook ×",
-        "fused forward ×",
-        "fused ×",
-        "sdpa saved MB",
-        "fused saved MB",
-    ]
+        "dtype", "B × nh × T, P, hs", "sdpa ms", "textbook ×", "fused forward ×", "fused ×",
+        "sdpa saved MB", "fused saved MB"]
     means = ", ".join(
         f"{mean:.2f} in {dtype}" for dtype, mean in result["mean_against_sdpa"].items()
     )
     errors = {
         dtype: max(r["error"] for r in result["rows"] if r["dtype"] == dtype)
-        for dtype in result["mean_against_sdpa"]
-    }
+        for dtype in result["mean_against_sdpa"]}
     worst = ", ".join(f"{error:.0e} in {dtype}" for dtype, error in errors.items())
     growth = "; ".join(
         f"{g['time']:.2f} × the time for {g['flops']:.2f} × the operations with P {g['P']} in "
@@ -502,9 +442,7 @@ def short_attention() -> str:
     rows = [r for r in read("attention-short")["rows"] if r["backend"] == "fused"]
     return table(
         ["dtype", "B × nh × T, P, hs", "fused ×"],
-        [[r["dtype"], shape(r), ratio(r["against_sdpa"])] for r in rows],
-        left=2,
-    )
+        [[r["dtype"], shape(r), ratio(r["against_sdpa"])] for r in rows], left=2)
 
 
 def peers_table(result_name: str) -> str:
@@ -513,9 +451,7 @@ def peers_table(result_name: str) -> str:
     for r in result["rows"]:
         step = [
             spread(r["step_ms"], 0 if r["step_ms"]["median"] > 100 else 1),
-            ratio(r["against_peft"]),
-            ratio(r["against_floor"]),
-        ]
+            ratio(r["against_peft"]), ratio(r["against_floor"])]
         saved = [f"{r['saved_bytes'] / 1e6:,.1f}", ratio(r["saved_against_peft"])]
         peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
         rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
@@ -538,15 +474,8 @@ def peers_table(result_name: str) -> str:
             "",
             table(
                 [
-                    "method",
-                    "run by",
-                    "step ms (p10–p90)",
-                    "× peft",
-                    "× floor",
-                    "saved MB",
-                    "× peft",
-                    "peak MB",
-                ],
+                    "method", "run by", "step ms (p10–p90)", "× peft", "× floor", "saved MB",
+                    "× peft", "peak MB"],
                 rows,
                 left=2,
             ),
@@ -573,10 +502,8 @@ def profile_table() -> str:
     rows = read("profile-nano")["rows"]
     cells = [
         [
-            name(r["method"]),
-            r["rival"],
-            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest")),
-        ]
+            name(r["method"]), r["rival"],
+            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest"))]
         for r in rows
     ]
     shares = []
@@ -590,10 +517,8 @@ def profile_table() -> str:
     return "\n".join(
         [
             table(
-                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"],
-                cells,
-                left=2,
-            ),
+                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells,
+                left=2),
             "",
             text,
         ]
@@ -601,11 +526,8 @@ def profile_table() -> str:
 
 
 SERVED = {
-    "base": "the base",
-    "prefix tasks": "prefixes, mixed",
-    "lora tasks": "LoRA, mixed",
-    "full copies": "full copies",
-}
+    "base": "the base", "prefix tasks": "prefixes, mixed", "lora tasks": "LoRA, mixed",
+    "full copies": "full copies"}
 SERVED |= {"shared": "one prefix, shared", "copied": "one prefix, copied for each row"}
 
 
@@ -617,29 +539,16 @@ def serving_table() -> str:
         memory = [f"{r[key] / 1e6:,.0f}" for key in ("peak_bytes", "extra_bytes")]
         rows.append(
             [
-                SERVED[r["kind"]],
-                r["n"] or "-",
-                f"{r['P']:,}" if r["P"] else "-",
-                spread(r["step_ms"]),
-                *throughput,
-                *memory,
-            ]
-        )
+                SERVED[r["kind"]], r["n"] or "-", f"{r['P']:,}" if r["P"] else "-",
+                spread(r["step_ms"]), *throughput, *memory])
     s = result["settings"]
     left_out = "; ".join(
         f"{SERVED[r['kind']]}, {r['n'] or format(r['P'], ',')}: {r['bytes_needed'] / 1e9:.1f} GB"
         for r in result["left_out"]
     )
     head = [
-        "served",
-        "tasks",
-        "P",
-        "ms a token (p10–p90)",
-        "tokens/s",
-        "× base",
-        "peak MB",
-        "above base MB",
-    ]
+        "served", "tasks", "P", "ms a token (p10–p90)", "tokens/s", "× base", "peak MB",
+        "above base MB"]
     return "\n".join(
         [
             paragraph(
@@ -653,10 +562,7 @@ def serving_table() -> str:
             "",
             paragraph(
                 serving_ratios(result),
-                f"Not measured, because of the memory it would take: {left_out}.",
-            ),
-        ]
-    )
+                f"Not measured, because of the memory it would take: {left_out}.")])
 
 
 def serving_ratios(result: dict) -> str:
@@ -665,8 +571,7 @@ def serving_ratios(result: dict) -> str:
     copies = at["8 prefix tasks mixed", "8 full copies", "throughput"]
     speed, memory = (
         at["a shared prefix of 1,024", "copies of it", what]
-        for what in ("speed of the attention alone", "extra memory")
-    )
+        for what in ("speed of the attention alone", "extra memory"))
     return (
         f"64 tasks mixed have {mixed[0]:.2f} (prefixes) and {mixed[1]:.2f} (LoRA) of the "
         f"throughput of one; 8 prefixes mixed have {copies:.1f} × "
@@ -683,31 +588,18 @@ def e2e_table() -> str:
     for method, r in result["runs"].items():
         lr = (
             min(result["probes"][method], key=result["probes"][method].get)
-            if method in result["probes"]
-            else "-"
-        )
+            if method in result["probes"] else "-")
         minutes = f"{r['seconds'] / 60:.1f}" if r["seconds"] else "-"
         scores = [
-            f"{r['answers']['bleu']:.1f}",
-            f"{r['answers']['chrf']:.1f}",
-            f"{r['loss'][1]:.3f}",
-        ]
+            f"{r['answers']['bleu']:.1f}", f"{r['answers']['chrf']:.1f}", f"{r['loss'][1]:.3f}"]
         rows.append(
             [
-                name(method),
-                lr,
-                f"{r['trained']:,}",
-                *scores,
-                minutes,
-                f"{r['peak_bytes'] / 1e9:.1f} GB",
-            ]
-        )
+                name(method), lr, f"{r['trained']:,}", *scores, minutes,
+                f"{r['peak_bytes'] / 1e9:.1f} GB"])
     head = ["method", "learning rate", "trained", "BLEU", "chrF", "loss", "minutes", "peak memory"]
     larger = [
-        name(m)
-        for m, losses in result["probes"].items()
-        if min(losses, key=losses.get) == max(losses, key=float)
-    ]
+        name(m) for m, losses in result["probes"].items()
+        if min(losses, key=losses.get) == max(losses, key=float)]
     return "\n".join(
         [
             table(head, rows),
@@ -731,8 +623,7 @@ def e2e_samples() -> str:
     lines = [f"- `{samples['full'][1]['input']}`"]
     return "\n".join(
         lines
-        + [f"  - {name(method)}: {printable(its[1]['answer'])}" for method, its in samples.items()]
-    )
+        + [f"  - {name(method)}: {printable(its[1]['answer'])}" for method, its in samples.items()])
 
 
 def yes(x: bool) -> str:
@@ -748,33 +639,24 @@ def faults() -> str:
 
     for fault, provoked in (
         ("kill", "`kill -9` at a random moment, then `--resume`"),
-        ("terminate", "SIGTERM (exit code 143), then `--resume`"),
-    ):
+        ("terminate", "SIGTERM (exit code 143), then `--resume`")):
         r = read(f"faults-{fault}")
         writing = r["stopped"].get("while a state was written", 0)
         outcome = f"{r['identical']} end bit for bit like the uninterrupted run"
         row(
-            fault,
-            provoked,
-            r["times"],
-            outcome + f" ({writing} stopped while a checkpoint was written)" * bool(writing),
-        )
+            fault, provoked, r["times"],
+            outcome + f" ({writing} stopped while a checkpoint was written)" * bool(writing))
     r = read("faults-disk")
     outcome = f"exit code {r['exit_code']}, one line; checkpoints untouched: {yes(r['states_untouched'])}; "
     row(
-        "disk",
-        "full disk while a checkpoint is written",
-        1,
-        outcome + f"resumed, bit for bit the same: {yes(r['resumed_identical'])}",
-    )
+        "disk", "full disk while a checkpoint is written", 1,
+        outcome + f"resumed, bit for bit the same: {yes(r['resumed_identical'])}")
     r = read("faults-files")["counts"][-1]
     outcome = f"{r['right']:,} read correctly, {r['refused']:,} refused in one line, {r.get('failed', 0)} anything else"
     row(
         "files",
         "damaged and forged files: bit flips, truncations, claimed terabytes, malicious pickles …",
-        r["tried"],
-        outcome,
-    )
+        r["tried"], outcome)
     r = read("faults-processes")["rows"]
     slowest, same = max(x["seconds"] for x in r), sum(x["by_two"] == "identical" for x in r)
     outcome = (
@@ -786,11 +668,8 @@ def faults() -> str:
     growth = last["resident_mb"] / first["resident_mb"]
     outcome = f"memory, last quarter over second: {growth:.4f}; handles {first['handles']} and {last['handles']}"
     row(
-        "soak",
-        "steps of tuning, saving, loading, generating, detaching",
-        r["settings"]["steps"],
-        outcome,
-    )
+        "soak", "steps of tuning, saving, loading, generating, detaching", r["settings"]["steps"],
+        outcome)
     return table(["provoked", "times", "outcome", "command"], rows, left=4)
 
 
@@ -801,38 +680,20 @@ def sent_by_two() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "summary": summary,
-    "findings": findings,
-    "train-prefix-reverse": lambda: run_block("train-prefix-reverse"),
-    "costs": costs,
-    "results": results,
-    "two-tables": two_tables,
-    "side-by-side": side_by_side,
-    "claims": claims.table,
-    "scores": scores_table,
-    "wordings": wordings,
-    "climb": climb,
-    "bases": bases_table,
-    "skills": skills_table,
-    "bench-nano": lambda: bench_block("bench-nano"),
-    "bench-gpt2": lambda: bench_block("bench-gpt2"),
-    "article": article,
-    "attention": attention_table,
-    "attention-short": short_attention,
+    "summary": summary, "findings": findings,
+    "train-prefix-reverse": lambda: run_block("train-prefix-reverse"), "costs": costs,
+    "results": results, "two-tables": two_tables, "side-by-side": side_by_side,
+    "claims": claims.table, "scores": scores_table, "wordings": wordings, "climb": climb,
+    "bases": bases_table, "skills": skills_table, "bench-nano": lambda: bench_block("bench-nano"),
+    "bench-gpt2": lambda: bench_block("bench-gpt2"), "article": article,
+    "attention": attention_table, "attention-short": short_attention,
     "peers-gpt2-float32": lambda: peers_table("peers-gpt2-float32"),
     "peers-gpt2-bfloat16": lambda: peers_table("peers-gpt2-bfloat16"),
-    "peers-nano": lambda: peers_table("peers-nano"),
-    "profile-nano": profile_table,
-    "serving": serving_table,
-    "e2e": e2e_table,
-    "e2e-samples": e2e_samples,
-    "tree": tree.tree,
-    "faults": faults,
-    "processes": sent_by_two,
-    "traffic-gpt2": lambda: processes.table("gpt2"),
+    "peers-nano": lambda: peers_table("peers-nano"), "profile-nano": profile_table,
+    "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
+    "faults": faults, "processes": sent_by_two, "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
-    **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS},
-}
+    **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -840,10 +701,8 @@ def pages() -> list[Path]:
     """README and the pages of docs/, in both languages."""
     found = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
     return (
-        found
-        + sorted((ROOT / "docs").glob("*.md"))
-        + sorted((ROOT / "docs" / "zh-CN").glob("*.md"))
-    )
+        found + sorted((ROOT / "docs").glob("*.md"))
+        + sorted((ROOT / "docs" / "zh-CN").glob("*.md")))
 
 
 def is_chinese(page: Path) -> bool:

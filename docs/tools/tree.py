@@ -42,10 +42,8 @@ def entry(name: str, about: str, depth: int) -> str:
     if len(about) > room:
         marks = [m.start() for m in re.finditer("[:;,]", about) if m.start() <= room]
         marks = [
-            i
-            for i in marks
-            if about[:i].count("(") == about[:i].count(")") and about[:i].count('"') % 2 == 0
-        ]
+            i for i in marks
+            if about[:i].count("(") == about[:i].count(")") and about[:i].count('"') % 2 == 0]
         about = about[: marks[-1]] if marks else about[: room - 2].rsplit(" ", 1)[0] + " …"
     return (start + about).rstrip()
 
