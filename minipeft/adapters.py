@@ -84,7 +84,8 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
         raise Error(f"{folder} is {kind}, which on this base is another function "
                     f"than {method.name} ({expected['peft_type']})")
 
-    check_tensors(tensors := dict(stored), method.tensors(), stored.path)
+    tensors = dict(stored)
+    check_tensors(tensors, method.tensors(), stored.path)
     stored.check_config(expected, path)  # after the more specific errors of the tensors
     if floats := {t.dtype for t in tensors.values() if t.is_floating_point()}:
         method.to(functools.reduce(torch.promote_types, floats))  # so saving gives the same file

@@ -46,10 +46,8 @@ class Adapted(nn.Module):
         return self.base(idx, **self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised positions, a scalar. Raises Error while merged.
-
-        targets (B, T) int64: the next token of each position, or -100.
-        """
+        """Mean cross-entropy over supervised positions, a scalar; targets (B, T) int64: the next
+        token of each position, or -100. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, **self.slots())  # (B, T, C)
@@ -62,10 +60,7 @@ class Adapted(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Add the learnt change to the base's weights (LoRA): a forward pass then costs the base's.
-
-        The original weights are kept for unmerge(). Raises Error for a method that changes no
-        weights, or a shared base.
-        """
+        Raises Error for a method that changes no weights, or a shared base."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights (lora is)")

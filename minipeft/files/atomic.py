@@ -56,8 +56,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def file_exists(path: Path) -> bool:
-    """True for a regular file, False for nothing. Raises Error for a pipe, a device or a folder,
-    since opening one of the first two may block forever."""
+    """True for a regular file, False for nothing. Raises Error for a folder, and for a pipe or a
+    device, which may block forever when opened."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -78,15 +78,14 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
     if not isinstance(names, (list, tuple, set)) or not names:
         raise Error(f"target modules must be names of linears: there are {', '.join(known)}; "
                     f"not {shown(names)}")
-
-    def matches(linear: str, name: str) -> bool:
-        return linear == name or linear.endswith(f".{name}")
-
+    chosen = set()
     for name in names:
-        if not any(matches(linear, name) for linear in known):
+        found = {linear for linear in known if linear == name or linear.endswith(f".{name}")}
+        if not found:
             raise Error(f"target module {shown(name)} matches nothing: there are "
                         f"{', '.join(known)} (or their ends, such as {known[-1][4:]})")
-    return [linear for linear in known if any(matches(linear, name) for name in names)]
+        chosen |= found
+    return [linear for linear in known if linear in chosen]
 
 
 def adaption_modules(c: GPTConfig, adapter_layers: int, gate: str) -> list[str] | None:

@@ -23,7 +23,6 @@ def can_compile(device_type: str) -> bool:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device_type))
     except Exception as e:  # any class: whatever stops the compiler, the code then runs eagerly
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        print(f"torch.compile does not work here, everything runs eagerly: {reason}",
-              file=sys.stderr)
+        print("torch.compile does not work here, everything runs eagerly:", reason, file=sys.stderr)
         return False
     return True
