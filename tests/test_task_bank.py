@@ -166,7 +166,7 @@ def test_bad_batches_and_other_bases_are_refused(base, idx, tmp_path):
         bank(idx, ["a", None])
     with pytest.raises(Error, match="8 virtual . 41 real tokens do not fit"):
         bank(torch.zeros(1, 41, dtype=torch.int64), ["a"])
-    with pytest.raises(Error, match="one input by at least one task, not on 3"):
+    with pytest.raises(Error, match="one input and at least one task, not 3"):
         vote(bank, idx, ["a", "a", "a"], 2)
 
 

@@ -89,10 +89,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
 
 
 def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[KVCache, dict]:
-    """An empty cache for B rows of a soft prompt and T tokens; the slots, with a Prefix.
-
-    Raises Error when they exceed the block size.
-    """
+    """An empty cache for B rows of T tokens and the soft prompt; the slots, with a Prefix."""
     slots, c = dict(slots), base.config
     if isinstance(slots.get("prefix"), Tensor):
         slots["prefix"] = Prefix.of(slots["prefix"])
@@ -114,8 +111,7 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
     if not logits.amax(dim=-1).isfinite().all():
-        raise Error("the model's logits are not finite: its base or adapter holds parameters that "
-                    "are not, or far too large")
+        raise Error("the model's logits are not finite: check the parameters of base and adapter")
     if top_k is not None and top_k < logits.size(-1):
         best = logits.topk(top_k)
         logits = torch.full_like(logits, -math.inf).scatter(1, best.indices, best.values)
@@ -130,8 +126,7 @@ def _check(idx, max_new_tokens, temperature, top_k, top_p, lengths) -> None:
     if idx.dim() != 2 or idx.size(1) == 0:
         raise Error(f"idx {tuple(idx.shape)} must be (B, T) with at least one token to go on from")
     if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise Error("max_new_tokens must be a whole number of at least 0, "
-                    f"not {max_new_tokens!r}")
+        raise Error(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}")
     if not 0 <= temperature < math.inf:
         raise Error(f"temperature must be 0 or above, not {temperature!r}")
     if top_k is not None and top_k < 1:

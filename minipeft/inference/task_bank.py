@@ -6,8 +6,6 @@ Every task becomes one or both of two things that can be gathered row by row:
               when they are loaded (exactly: ladder.py); rows may differ in length
     LoRA      y = W x + B_i A_i x    the pair of row i, in two batched matmuls, padded to one rank
 
-Full fine-tuning and bottleneck adapters cannot be mixed: a tuned base is another base, and adapters
-are layers, not vectors.
 """
 
 from collections import Counter
@@ -54,8 +52,7 @@ class TaskBank:
 
     @torch.no_grad()
     def __init__(self, base: GPT, tasks: "dict[str, str | Path | Adapted]"):
-        self.base = base
-        self.names = list(tasks)
+        self.base, self.names = base, list(tasks)
         loaded: list[Adapted] = []
         has_folders = not all(isinstance(task, Adapted) for task in tasks.values())
         base_fingerprint = fingerprint(base) if has_folders else None  # once for all folders
@@ -86,10 +83,7 @@ class TaskBank:
         return {"prefix": prefix, "hooks": hooks}
 
     def _prefix_table(self, prefixes: list[Tensor | None]) -> "tuple[Tensor, Tensor] | None":
-        """Keys and values (2, L, n + 1, n_kv, P, hs) with the longest P, and lengths (n + 1,).
-
-        Task 0 is the base alone.
-        """
+        """Keys and values (2, L, n + 1, n_kv, P, hs), P the longest, and lengths; 0 is the base."""
         lengths = [0] + [0 if p is None else p.size(4) for p in prefixes]
         if not max(lengths):
             return None
@@ -100,17 +94,12 @@ class TaskBank:
                 table[:, :, i, :, : p.size(4)] = p[:, :, 0].transpose(0, 1)
         return table, torch.tensor(lengths, device=weight.device)
 
-    def _lora_table(self, hooks: list[list[dict] | None]
-                    ) -> "list[dict[str, tuple[Tensor, Tensor]]] | None":
-        """For every layer {module: (A (n + 1, r, in), scaled B (n + 1, out, r))}, largest r.
-
-        Task 0 is the base alone.
-        """
+    def _lora_table(self, hooks: list[list[dict] | None]) -> "list[dict[str, tuple]] | None":
+        """By layer {module: (A (n+1, r, in), scaled B (n+1, out, r))}, largest r; 0: the base."""
         names = list(dict.fromkeys(name for h in hooks if h for name in h[0]))
         if not names:
             return None
-        weight = self.base.wte.weight
-        layers = []
+        weight, layers = self.base.wte.weight, []
         for i, block in enumerate(self.base.h):
             layer = {}
             for name in names:
@@ -127,18 +116,16 @@ class TaskBank:
             layers.append(layer)
         return layers
 
-    def task_ids(self, tasks: list[str | None]) -> Tensor:
-        """Names -> (B,) int64, 0 for None. Raises Error for a name that is not in the bank."""
-        for name in tasks:
-            if name is not None and name not in self.names:
-                raise Error(f"no task {name!r} in this bank: it has {', '.join(self.names)}")
-        ids = {None: 0} | {name: i for i, name in enumerate(self.names, start=1)}
-        return torch.tensor([ids[name] for name in tasks], device=self.base.wte.weight.device)
 
     @torch.no_grad()
     def rows(self, tasks: list[str | None]) -> Rows:
         """The tasks of a batch, gathered. If all rows have the same one, they share its prefix."""
-        ids, compiled = self.task_ids(tasks), self.base.through_compile
+        rows = {None: 0} | {name: i for i, name in enumerate(self.names, start=1)}  # of the tables
+        for name in tasks:
+            if name not in rows:
+                raise Error(f"no task {name!r} in this bank: it has {', '.join(self.names)}")
+        ids = torch.tensor([rows[name] for name in tasks], device=self.base.wte.weight.device)
+        compiled = self.base.through_compile
         shared = len(set(tasks)) == 1 and not compiled  # compiled: one shape for every mixture
         slots = {}
         if self.prefix is not None:
@@ -153,12 +140,12 @@ class TaskBank:
                               for layer in self.lora]
         return Rows(self.base, slots)
 
+    @torch.no_grad()
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, V); tasks: a name, or None, for each row."""
         if len(tasks) != idx.size(0):
             raise Error(f"{len(tasks)} tasks for {idx.size(0)} rows: every row needs one, or None")
-        with torch.no_grad():
-            return self.rows(tasks)(idx)
+        return self.rows(tasks)(idx)
 
 
 REFUSED = {
@@ -189,8 +176,7 @@ def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int,
     idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent ones the first in `tasks` wins.
     """
     if idx.size(0) != 1 or not tasks:
-        raise Error(f"a vote is on one input by at least one task, not on {idx.size(0)} by "
-                    f"{len(tasks)}")
+        raise Error(f"a vote needs one input and at least one task, not {idx.size(0)} and {len(tasks)}")
     idx = idx.expand(len(tasks), -1)
     completions = generate(bank.rows(tasks), idx, max_new_tokens, stop_token=stop_token)
     (winner, _), *_ = Counter(map(tuple, completions.tolist())).most_common(1)
