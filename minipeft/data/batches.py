@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from random import Random
 from types import SimpleNamespace
 
@@ -56,13 +56,11 @@ class Epochs:
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
         self.lengths, self.seed, self.batch_size = lengths, seed, min(batch_size, len(lengths))
         self.steps = -(-len(lengths) // self.batch_size)
-        self._epoch = None, []  # its number, and its batches
+        self._current = lru_cache(maxsize=1)(self._batches)
 
     def batch(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.steps)
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, self._batches(epoch)
-        return self._epoch[1][place]
+        return self._current(epoch)[place]
 
     def _batches(self, epoch: int) -> list[list[int]]:
         """Shuffled, sorted by length in windows, cut into batches, and these shuffled."""
@@ -90,8 +88,8 @@ class FileData:
     neither           training examples     the last tenth
 
     limit: train on so many examples only, drawn by the seed.
-    Attributes: examples (trained on) and the longest of them, held_out, cut (number of examples cut
-    to the block size), digest (of all examples). Each text is tokenised once, when it is read.
+    Attributes: examples (trained on), longest, held_out, sizes (as text), steps_per_epoch, cut
+    (number of examples cut to the block size), digest (of all). Each text is tokenised once.
     """
 
     def __init__(self, path, tokenizer: Tokenizer, template: Template, seed: int, batch_size: int,
@@ -121,15 +119,13 @@ class FileData:
         sets, cut = zip(*map(fit_set, self._uncut), strict=True)
         self.examples, self.held_out, self.cut = sets[0], sets[-1], sum(cut)
         self._validation = self.examples if self._validate_on_training else sets[1]
+        self.sizes = f"{len(self.examples)} to train on, {len(self.held_out)} held out"
         sets = self.examples, self.held_out, self._validation
         examples = tuple([r.example for r in records] for records in sets)
         self.digest = hashlib.sha256(repr(examples).encode()).hexdigest()
         self.longest = max(self.examples, key=lambda r: r.length)
         self._epochs = Epochs([r.length for r in self.examples], self._batch_size, self._seed)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._epochs.steps
+        self.steps_per_epoch = self._epochs.steps
 
     def batch(self, step: int) -> list[Encoded]:
         return [self.examples[i] for i in self._epochs.batch(step)]
@@ -166,8 +162,8 @@ def split(examples: list[Example], path) -> tuple[list[Example], list[Example]]:
         if room < 0 and spare or len(spare) == len(groups) - 1:
             break
         spare.add(key)
-    kept = [e for e in examples if e.prompt_key not in spare]
-    return kept, [e for e in examples if e.prompt_key in spare]
+    return ([e for e in examples if e.prompt_key not in spare],
+            [e for e in examples if e.prompt_key in spare])
 
 
 def references(examples: list[Example]) -> list[tuple[Example, list[str]]]:

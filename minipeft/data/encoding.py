@@ -11,6 +11,7 @@ from .template import ARROW, Template
 from .tokenizer import Tokenizer
 
 IGNORED = -100  # target of a position that is not supervised
+Batch = tuple[Tensor, Tensor]  # idx, targets (B, T) int64
 
 
 class Encoded(NamedTuple):
@@ -48,13 +49,11 @@ def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW)
     return Encoded(example, array("i", prompt), array("i", completion))
 
 
-def collate(records: list[Encoded], fill: int, bucket: int = 1,
-            longest: int = 0) -> tuple[Tensor, Tensor]:
+def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0) -> Batch:
     """Records -> idx (B, T), targets (B, T): the next token inside the completion, else -100.
 
-    Shorter rows are padded on the right with `fill`, where no real token attends to it. T is
-    rounded up to a multiple of `bucket`, but not beyond `longest`: torch.compile then sees few
-    different shapes.
+    Shorter rows are padded on the right with `fill`. T is rounded up to a multiple of `bucket`, but
+    not beyond `longest`: torch.compile then sees few different shapes.
     """
     T = max(len(r.prompt) + len(r.completion) for r in records) - 1
     T = max(T, min(longest, -(-T // bucket) * bucket))
@@ -68,7 +67,7 @@ def collate(records: list[Encoded], fill: int, bucket: int = 1,
 
 
 def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
-           bucket: int = 1, longest: int = 0) -> tuple[Tensor, Tensor]:
+           bucket: int = 1, longest: int = 0) -> Batch:
     """Examples -> idx, targets (B, T), as collate() describes them."""
     records = [tokenize(e, tokenizer, template) for e in examples]
     return collate(records, tokenizer.end, bucket, longest)

@@ -40,8 +40,7 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
         except UnicodeEncodeError:
             raise Error(f"{where} holds half a surrogate pair, which is no character") from None
         if not e.target:
-            empty = "text" if e.input is None else "target"
-            raise Error(f"{where} has an empty {empty}: there is nothing to learn from it")
+            raise Error(f"{where} has an empty {'text' if e.input is None else 'target'}")
         examples.append(e)
     if not examples:
         raise Error(f"{path} holds no examples")
@@ -61,8 +60,7 @@ def _lines(path: Path, newline: str | None) -> Iterator[str]:
     lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)  # never the text twice
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_LINE:
-            raise Error(f"{path} line {number} has {len(line):,} characters: no example here has "
-                        f"more than {MAX_LINE:,}")
+            raise Error(f"{path} line {number} has {len(line):,} characters, over {MAX_LINE:,}")
         yield line
 
 
@@ -74,18 +72,15 @@ def _jsonl(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, E
             continue
         try:
             row = json.loads(line)
-        except RecursionError:
-            raise Error(f"{where} is not JSON (one object a line): nested too deep") from None
-        except ValueError as e:
-            reason = getattr(e, "msg", "a number of too many digits")
+        except (ValueError, RecursionError) as e:
+            reason = getattr(e, "msg", "a number of too many digits, or nested too deep")
             raise Error(f"{where} is not JSON (one object a line): {reason}") from None
         if not isinstance(row, dict):
             raise Error(f"{where} must be a JSON object, not {type(row).__name__}")
         found = columns or _kind(row, where)
         kind = kind or found
         if found != kind:
-            raise Error(f"{where} holds {_names(found)}, but the lines before it {_names(kind)}: "
-                        "one file, one kind of line")
+            raise Error(f"{where} holds {_names(found)}, but the lines before it {_names(kind)}")
         if kind == ("messages",):
             yield where, _conversation(row["messages"], where)
         else:
@@ -116,8 +111,7 @@ def _conversation(messages, where: str) -> Example:
     turns = tuple((_field(m, "role", where), _field(m, "content", where)) for m in messages)
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         ends = ", ".join(shown(role) for role, _ in turns[-2:]) or "nothing"
-        raise Error(f"{where}: messages must end with one of the user and the assistant's answer, "
-                    f"not with {ends}")
+        raise Error(f"{where}: messages must end with user and assistant, not with {ends}")
     return Example(turns[-2][1], turns[-1][1], turns[:-2])
 
 

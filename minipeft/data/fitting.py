@@ -13,10 +13,9 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
         template: Template = ARROW) -> tuple[list[Encoded], int]:
     """Records that fit the block size beside the virtual tokens, and how many had to be cut for it.
 
-    Earlier turns are dropped first, the oldest before the others, then the input is cut from its
-    left; template and target stay whole. Examples with the same prompt are cut to the longest of
-    their completions, so they still share it. A text becomes several pieces and loses nothing.
-    Only examples that are too long are tokenised again. Raises Error when a target does not fit.
+    Earlier turns are dropped first, the oldest of them first, then the input is cut from its left.
+    Examples with the same prompt are cut to the longest of their completions, so they still share
+    it. A text becomes several pieces and loses nothing. Raises Error when a target does not fit.
     """
     room, fitted, cut = block_size - num_virtual_tokens, [], 0
     longest = {}  # prompt -> (tokens of its longest target, that target)
@@ -33,8 +32,8 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
             pieces = _divide(e, lambda e: length(e, tokenizer, template) <= room)
             tokens, target = len(tokenizer.encode(target[0])), target[0]  # one character has to fit
         else:
-            pieces = _shorten(
-                e, lambda e, n=tokens: len(question(e, tokenizer, template)) + n <= room)
+            left = room - tokens
+            pieces = _shorten(e, lambda e, n=left: len(question(e, tokenizer, template)) <= n)
         if not pieces:
             empty = e._replace(input=e.input and "", turns=())
             least = len(question(empty, tokenizer, template)) + tokens

@@ -9,6 +9,7 @@ equally right and the base cannot know which is meant. Tuning shows no instructi
 """
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -77,35 +78,29 @@ KINDS = {
 
 def skill_example(rng: Random, name: str, instructed: bool) -> Example:
     """One example of a known skill, with one wording of its instruction or without."""
-    e = _of(SKILLS[name].apply)(rng)
+    e = _example(SKILLS[name].apply, rng)
     wording = rng.choice(SKILLS[name].wordings)  # drawn in any case: one seed, one input
     return e._replace(input=f"{wording}: {e.input}") if instructed else e
 
 
 def find_task(name: str) -> Task:
-    """The task of this name: "reverse", "reverse+increment", "parity", "skills" …
-
-    Raises Error with the list for any other name.
-    """
+    """The task "reverse", "reverse+increment", "parity", "skills" …  Raises Error for any other."""
     if name == "skills":
         return Task(name, "skills", lambda rng: skill_example(rng, rng.choice(list(SKILLS)),
                                                               instructed=rng.random() < INSTRUCTED))
     if name in SKILLS:
         return Task(name, "select", lambda rng: skill_example(rng, name, instructed=False))
     if name in NOVEL:
-        return Task(name, "novel", _of(NOVEL[name]))
+        return Task(name, "novel", partial(_example, NOVEL[name]))
     first, plus, second = name.partition("+")
     if plus and first in SKILLS and second in SKILLS and first != second:
-        return Task(name, "compose", _of(lambda s: SKILLS[second].apply(SKILLS[first].apply(s))))
+        apply_first, apply_second = SKILLS[first].apply, SKILLS[second].apply
+        return Task(name, "compose", partial(_example, lambda s: apply_second(apply_first(s))))
     raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' "
                 f"(compose), {', '.join(NOVEL)} (novel), or skills; not {name!r}")
 
 
-def _of(apply: Callable[[str], str]) -> Callable[[Random], Example]:
-    """Examples of a function of digits, without an instruction."""
-
-    def example(rng: Random) -> Example:
-        s = "".join(rng.choice("0123456789") for _ in range(DIGITS))
-        return Example(s, apply(s))
-
-    return example
+def _example(apply: Callable[[str], str], rng: Random) -> Example:
+    """One example of a function of digits, without an instruction."""
+    s = "".join(rng.choice("0123456789") for _ in range(DIGITS))
+    return Example(s, apply(s))

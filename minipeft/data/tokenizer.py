@@ -2,7 +2,8 @@
 
 Both classes have the same names:
 
-    encode(text)   ids; adds nothing, but recognises special tokens in the text (<|im_start|>)
+    encode(text)   ids; adds nothing, but recognises special tokens in the text (<|im_start|>).
+                   Raises Error for half a surrogate pair, which is no character
     decode(ids)    text, without special tokens
     begin          ids before every text ([] for most tokenizers)
     end, stops     the id after every completion; all ids that end one
@@ -35,11 +36,9 @@ class ByteTokenizer:
     vocab_size = 257
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
         return list(_utf8(text))
 
     def decode(self, ids) -> str:
-        """Ids -> text, without end marks; wrong UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder) -> None:
@@ -82,7 +81,6 @@ class FileTokenizer:
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids. Raises Error for half a surrogate pair, which is no character."""
         _utf8(text)
         return self._encode(text, add_special_tokens=False).ids
 
@@ -91,18 +89,18 @@ class FileTokenizer:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids) -> str:
-        """Ids -> text, without special tokens and ids that have no token."""
         with library_errors(f"{self.folder / 'tokenizer.json'} cannot decode"):
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder) -> None:
         """Copy the tokenizer's files into another base's folder, and add the end marks."""
+        folder = Path(folder)
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                      "chat_template.jinja"):
-            source, target = self.folder / name, Path(folder) / name
+            source, target = self.folder / name, folder / name
             if file_exists(source) and source.resolve() != target.resolve():
                 write_atomically(target, lambda to, source=source: shutil.copyfile(source, to))
-        path = Path(folder) / "generation_config.json"
+        path = folder / "generation_config.json"
         settings = read_json(path) if file_exists(path) else {}
         write_json(path, settings | {"eos_token_id": self.stops})
 
@@ -120,8 +118,7 @@ class FileTokenizer:
         token = token.get("content") if isinstance(token, dict) else token
         if not isinstance(token, str):
             raise Error(f"{self.folder} does not say what ends an answer: no eos_token_id in "
-                        "generation_config.json or config.json, no eos_token in "
-                        "tokenizer_config.json")
+                        "(generation_)config.json, no eos_token in tokenizer_config.json")
         with library_errors(f"{path}: its eos_token {shown(token)} is no text"):
             end = self._tokenizer.token_to_id(token)
         if end is None:
@@ -135,8 +132,7 @@ def _check_growth(path: Path) -> None:
         raise Error(f"{path} has {size:,} bytes: no tokenizer here needs more than {MAX_BYTES:,}")
     try:
         value = json.loads(path.read_bytes())
-        steps = [value.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
-        growth = _growth(steps)
+        growth = _growth([value.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")])
     except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise Error(f"{path} is torn or no tokenizer ({type(e).__name__})") from None
     if growth > MAX_GROWTH:
@@ -162,11 +158,8 @@ Tokenizer = ByteTokenizer | FileTokenizer
 
 
 def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
-    """The tokenizer of a base with this many ids: its folder's tokenizer.json, or else bytes.
-
-    folder: a path; None or "nano" for the embedded base. Raises Error for another number of ids
-    than 257 without a tokenizer.json.
-    """
+    """The tokenizer of a base with this many ids: its folder's tokenizer.json, or else bytes, which
+    are for 257 ids. folder: a path; None or "nano" for the embedded base."""
     if folder not in (None, "nano") and file_exists(Path(folder) / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size)
     if vocab_size != ByteTokenizer.vocab_size:
@@ -187,5 +180,4 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        start = ascii(text[:40])
-        raise Error(f"{start} holds half a surrogate pair, which is no character") from None
+        raise Error(f"{ascii(text[:40])} holds half a surrogate pair, not a character") from None
