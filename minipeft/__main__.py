@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import export_adapter, fingerprint, load_adapter
-from .attach import Adapted
 from .checks import Error
 from .data import BASES
 from .data.tasks import Example
@@ -37,18 +36,14 @@ def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m minipeft")
     commands = p.add_subparsers(dest="command", metavar="generate|inspect|export|import",
                                 required=True, parser_class=argparse.ArgumentParser)
-    g = commands.add_parser("generate", help="complete a prompt; several adapters side by side, "
-                                             "in one batch if they can be mixed")
-    i = commands.add_parser("inspect", help="show the content of an adapter folder, and the tokens "
-                                            "nearest to a soft prompt's vectors")
-    e = commands.add_parser("export", help="write an adapter for PEFT: hard prompts as soft ones, "
-                                           "prefixes as keys and values")
-    m = commands.add_parser("import", help="check an adapter that PEFT saved against its base, and "
-                                           "write it with checksum and fingerprint")
+    g = commands.add_parser("generate", help="complete a prompt, several adapters side by side")
+    i = commands.add_parser("inspect", help="show an adapter, and the tokens nearest to a prompt's")
+    e = commands.add_parser("export", help="write an adapter for PEFT, hard prompts as soft ones")
+    m = commands.add_parser("import", help="check an adapter PEFT saved, and add its checksum")
     for command in (g, i, e, m):
         command.error = p.error
         command.add_argument("--base", default="nano", metavar="FOLDER",
-                             help="a Hugging Face folder or hub id of the GPT-2 or Llama family, "
+                             help="folder or hub id of the GPT-2 or Llama family, "
                                   f"or an embedded base: {', '.join(BASES)} (default: nano)")
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                              help="cpu, cuda, cuda:1 …")
@@ -86,11 +81,11 @@ def complete(args) -> None:
     ids = tokenizer.begin + tokenizer.encode(template.fill(Example(args.prompt, "")))
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.stops)
-    models = [load_adapter(base, folder) for folder in args.adapter]
+    models = [load_adapter(base, folder) for folder in args.adapter] or [base]
     torch.manual_seed(args.seed)  # loading may draw random numbers
-    if len(models) <= 1:
+    if len(models) == 1:
         new, printed = [], ""
-        for token in stream(models[0] if models else base, idx, *settings):
+        for token in stream(models[0], idx, *settings):
             new.append(int(token))
             text = tokenizer.decode(new)
             if not text.endswith("\ufffd"):  # else a character of several tokens is incomplete
@@ -101,19 +96,16 @@ def complete(args) -> None:
     names = [Path(folder).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
-    for name, new in zip(names, complete_each(base, models, idx, settings), strict=True):
-        print(f"{name:<{max(map(len, names))}}  {printable(tokenizer.decode(new))}")
-
-
-def complete_each(base: GPT, models: list[Adapted], idx: Tensor,
-                  settings: tuple) -> list[list[int]]:
-    """Every adapter's new tokens for idx (1, T): from one batch if all of them can be mixed."""
     if any(why_not(model) for model in models):
         rows = [generate(model, idx, *settings)[0] for model in models]
-    else:
+    else:  # they can be mixed in one batch
         bank = TaskBank(base, dict(enumerate(models)))
-        rows = generate(bank.rows(list(bank.names)), idx.expand(len(models), -1), *settings)
-    return [row[idx.size(1) :].tolist() for row in rows]
+        rows = generate(bank.rows(bank.names), idx.expand(len(models), -1), *settings)
+    for name, row in zip(names, rows, strict=True):
+        text = tokenizer.decode(row[idx.size(1) :].tolist())
+        print(f"{name:<{max(map(len, names))}}  {printable(text)}")
+
+
 
 
 def inspect(args) -> None:
@@ -134,16 +126,15 @@ def inspect(args) -> None:
 def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     config, stored = read_adapter(folder)
     tensors, kind, theirs = dict(stored), config.get("peft_type"), stored.notes.get("base")
-    names = [name for name, method in METHODS.items() if kind in method.peft_types]
-    method = names[0] if names else f"unknown here ({kind})"
+    method = next((name for name, method in METHODS.items() if kind in method.peft_types),
+                  f"unknown here ({kind})")
     is_ours = theirs in (None, fingerprint(base))
     which = f"{str(theirs)[:12]}, {'which is' if is_ours else 'not'} {args.base}"
     lines = {"method": method}
     lines |= {name: config[name] for name in SHOWN if config.get(name) is not None}
     lines["parameters"] = f"{sum(t.numel() for t in tensors.values()):,}"
     lines["size"] = f"{stored.path.stat().st_size / 1000:,.1f} KB ({stored.path.name})"
-    lines["base"] = "not recorded" if theirs is None else which
-    lines["tensors"] = ""
+    lines |= {"base": "not recorded" if theirs is None else which, "tensors": ""}
     print(folder)
     for name, value in lines.items():  # printable: the file may hold control characters
         print(f"  {name:<20}{printable(str(value))[:200]}".rstrip())
@@ -187,26 +178,19 @@ def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int
 
 def typical_distance(base: GPT) -> float:
     """Median distance of a token to the nearest other one, over at most 1,000 tokens."""
-    words = base.wte.weight.detach()
-    some = words[:1000].float()
-    nearest = torch.full((len(some),), torch.inf, device=words.device)
-    for first in range(0, len(words), 8192):
-        distance = torch.cdist(some, words[first : first + 8192].float())
-        if first == 0:
-            distance.fill_diagonal_(torch.inf)  # itself
-        nearest = torch.minimum(nearest, distance.amin(dim=1))
-    return float(nearest.median())
+    words = base.wte.weight.detach().float()
+    nearest = [torch.cdist(some, words).kthvalue(2, dim=1).values  # the first is the token itself
+               for some in words[:1000].split(64)]
+    return float(torch.cat(nearest).median())
 
 
 def export(args) -> None:
-    base, _ = open_base(args)
-    kind = export_adapter(base, args.adapter, args.out)
+    kind = export_adapter(open_base(args)[0], args.adapter, args.out)
     print(f"{args.out}: {kind}, which peft.PeftModel.from_pretrained(base, {args.out!r}) opens")
 
 
 def import_(args) -> None:
-    base, _ = open_base(args)
-    model = load_adapter(base, args.adapter)
+    model = load_adapter(open_base(args)[0], args.adapter)
     model.save(args.out)
     size = sum(t.numel() for t in model.method.tensors().values())
     print(f"{args.out}: {model.method.name}, {size:,} parameters, fits {args.base}")
