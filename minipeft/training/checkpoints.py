@@ -41,9 +41,7 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
 
 def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
             settings: dict | None) -> tuple[int, Best | None]:
-    """Restore parameters, optimizer and generators of a run of `steps` steps.
-
-    Returns the checkpoint's step and its best.
+    """Restore parameters, optimizer and generators; returns the checkpoint's step and its best.
 
     Raises Error, and changes nothing, for a checkpoint that is damaged, of another run, or forged.
     """
@@ -99,12 +97,10 @@ def _local(stored: Tensor, like: Tensor) -> Tensor:
     return placed(stored.to(like.device, like.dtype, copy=True), like)
 
 
-def _device(parameters: dict[str, Tensor]) -> torch.device:
-    return next(iter(parameters.values())).device
 
 
 def _random_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    device, state = _device(parameters), {"cpu": torch.get_rng_state()}
+    device, state = next(iter(parameters.values())).device, {"cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -116,12 +112,10 @@ def _set_random_state(states: list, parameters: dict[str, Tensor], path: Path) -
         check_tensors({"cpu": state.get("cpu")}, {"cpu": torch.get_rng_state()}, f"{path}, random")
     if rank() >= len(states):
         return
-    state, device = states[rank()], _device(parameters)
+    state, device = states[rank()], next(iter(parameters.values())).device
     try:
         torch.set_rng_state(state["cpu"])
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], device)
-    except (RuntimeError, TypeError) as e:
-        reason = str(e).splitlines()[0]
-        raise Error(f"{path} does not fit: random is no state of torch's generators "
-                    f"({reason})") from None
+    except (RuntimeError, TypeError):
+        raise Error(f"{path} does not fit: random is no state of torch's generators") from None

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ..data.encoding import Encoded, collate, question, tokenize
+from ..data.encoding import Batch, Encoded, collate, question, tokenize
 from ..data.tasks import Example
 from ..data.template import ARROW, Template
 from ..data.tokenizer import Tokenizer
@@ -20,23 +19,17 @@ from .sharding import reshard
 CHUNK = 256  # positions whose logits are in memory at once
 
 
-def batches(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
-            batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
-    """idx, targets (B, T) of all examples, sorted by length."""
-    records = [tokenize(e, tokenizer, template) for e in examples]
-    return batches_of(records, tokenizer, batch_size)
-
-
-def batches_of(records: list[Encoded], tokenizer: Tokenizer,
-               batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
-    """The same, of examples that are tokenised already."""
-    records = sorted(records, key=lambda r: r.length)
+def batches(examples: list[Example] | list[Encoded], tokenizer: Tokenizer,
+            template: Template = ARROW, batch_size: int = 16) -> list[Batch]:
+    """idx, targets (B, T) of all examples, tokenised already or not, sorted by length."""
+    records = [e if isinstance(e, Encoded) else tokenize(e, tokenizer, template) for e in examples]
+    records.sort(key=lambda r: r.length)
     starts = range(0, len(records), batch_size)
     return [collate(records[i : i + batch_size], tokenizer.end) for i in starts]
 
 
 @torch.no_grad()
-def evaluate(model, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     """(mean loss per supervised token, exact match) over batches of idx, targets (B, T).
 
     model: a base or an Adapted. Exact match: the share of examples whose every supervised token is
@@ -72,7 +65,6 @@ def evaluate(model, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, fl
 
 
 def perplexity(loss: float) -> float:
-    """exp of the mean loss per token."""
     return math.exp(min(loss, 700))
 
 

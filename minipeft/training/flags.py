@@ -71,7 +71,6 @@ def method_help(method: str) -> str:
         if m.learning_rate:
             lines.append(f"Learning rate of {m.name}: {m.learning_rate:g}, or "
                          f"{m.learning_rate_wide:g} on a base with {WIDE} channels or more.")
-    usage = f"python train.py --method {method} [flags]"
-    p = Parser("\n".join(lines), usage=usage, add_help=False)
+    p = Parser("\n".join(lines), usage=f"python train.py --method {method} [flags]", add_help=False)
     add_method_flags(p.add_argument_group(method), names)
     return p.format_help()

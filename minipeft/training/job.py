@@ -4,16 +4,14 @@ import json
 import shlex
 import signal
 import time
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..adapters import fingerprint, load_adapter
-from ..attach import Adapted, adapt
+from ..attach import adapt
 from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
-from ..data.encoding import Encoded, collate
+from ..data.encoding import Batch, Encoded, collate
 from ..data.tasks import INSTRUCTIONS, KINDS
 from ..files.atomic import write_json, write_text
 from ..runtime import processes
@@ -21,7 +19,7 @@ from ..runtime.console import printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
-from .evaluation import batches_of, complete, evaluate
+from .evaluation import batches, complete, evaluate
 from .flags import METHOD_FLAGS
 from .loop import train
 from .memory_check import check_memory
@@ -75,25 +73,21 @@ class Job:
         self.args, self.is_full = args, "full" in args.methods
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
-            raise Error("--compile does not go with a sharded base: its weights come and go "
-                        "between the compiled parts")
+            raise Error("--compile does not go with a sharded base: its weights come and go")
         self.base, self.tokenizer = open_base(args, on_device=not self.is_sharded)
         self.max_length = min(args.max_length, self.base.config.block_size)  # with virtual tokens
         self.data: FileData | TaskData | None = None
         self.wordings: list[dict] = []  # scores of the candidates for a hard prompt
         self.bucket = 1
-        self.model = self._attach()
+        if args.eval_only:
+            self.model = load_adapter(self.base, args.out)
+        else:
+            self.model = adapt(self.base, args.methods, **self._hard_prompt(),
+                               **hyperparameters(args, self.base, self.tokenizer))
         self.bucket = 32 if args.compile else 1  # training has few different lengths
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
-    def _attach(self) -> Adapted:
-        args = self.args
-        if args.eval_only:
-            return load_adapter(self.base, args.out)
-        tokens = self._hard_prompt()
-        h = hyperparameters(args, self.base, self.tokenizer)
-        return adapt(self.base, args.methods, **tokens, **h)
 
     def _hard_prompt(self) -> dict:
         """{"tokens": those of the best hard prompt} where the method is one, else {}."""
@@ -101,8 +95,7 @@ class Job:
         if "hard-prompt" not in args.methods:
             return {}
         if args.wordings is None and args.data is not None and not args.search:
-            raise Error("hard-prompt on your own data needs --wordings to choose from, "
-                        "or --search P")
+            raise Error("hard-prompt on your own data needs --wordings, or --search P")
         texts = args.wordings or (INSTRUCTIONS if args.data is None else [])
         candidates = [token_ids(self.tokenizer, text) for text in texts]
         start = torch.randint(base.config.vocab_size, (args.search or 0,))
@@ -129,24 +122,23 @@ class Job:
         epochs = 300 if args.data is None else (args.epochs or 3) * self.data.steps_per_epoch
         return epochs if args.steps is None else args.steps
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, step: int) -> Batch:
         return collate(self.data.batch(step), self.tokenizer.end, self.bucket, self.longest)
 
-    def _validation_batches(self) -> list[tuple[Tensor, Tensor]]:
-        return batches_of(self.data.validation(VALIDATION), self.tokenizer)
+    def _validation_batches(self) -> list[Batch]:
+        return batches(self.data.validation(VALIDATION), self.tokenizer)
 
     def run(self, folder: RunFolder | None) -> dict:
         """Evaluate, train, save and evaluate again; without a folder only evaluate."""
         args, base, model, data = self.args, self.base, self.model, self.data
         reported = data.held_out if args.data is None else thinned(data.held_out, REPORTED)
-        held_out = batches_of(reported, self.tokenizer)
+        held_out = batches(reported, self.tokenizer)
         prompts = list(grouped(data.held_out).values())  # of each, all completions
         shown = [records[:1] for records in prompts[:3] if records[0].example.input is not None]
         if args.answers and not shown:
             raise Error("--answers answers inputs, and texts have none")
         with torch.no_grad():  # raises Error unless all tokens fit the block size
-            row = held_out[-1][0][:1]
-            model.base.hidden(row.to(model.base.wte.weight.device), **model.slots())
+            base.hidden(held_out[-1][0][:1].to(base.wte.weight.device), **model.slots())
         head = [f"base {args.base} || method {model.method.name} || {self._describe_data()} || "
                 f"device {args.device}", model.trainable_summary()]
         print("\n".join(head), flush=True)
@@ -159,10 +151,9 @@ class Job:
         if folder:
             self._save(self.settings["base"] if trains else None)
         after, tuned_answers = evaluate(model, held_out), self._answers(model, shown)
-        examples = [records[0].example for records in shown]
-        samples = [{"input": printable(e.input), "wanted": printable(e.target),
-                    "base": printable(untuned), "tuned": printable(tuned)} for e, untuned, tuned
-                   in zip(examples, base_answers, tuned_answers, strict=True)]
+        samples = [{"input": printable(r.example.input), "wanted": printable(r.example.target),
+                    "base": printable(untuned), "tuned": printable(tuned)}
+                   for [r], untuned, tuned in zip(shown, base_answers, tuned_answers, strict=True)]
         makes_base = args.task == "skills" and args.data is None
         result = {
             "command": args.command,
@@ -186,15 +177,14 @@ class Job:
         }
         if args.data is not None:
             same = data.validation(VALIDATION) == reported
-            loss, _ = after if same else evaluate(model, self._validation_batches())
-            result["dev_loss"] = loss
+            result["dev_loss"], _ = after if same else evaluate(model, self._validation_batches())
         return result
 
     def _describe_data(self) -> str:
         args, data = self.args, self.data
         if args.data is None:
             return f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
-        text = f"data {args.data} ({len(data.examples)} to train on, {len(data.held_out)} held out)"
+        text = f"data {args.data} ({data.sizes})"
         if data.cut:
             text += f", {data.cut} cut from the left (texts: divided) to {self.max_length} tokens"
         return text
@@ -202,14 +192,11 @@ class Job:
     def _prepare(self) -> None:
         """Refuse what cannot be trained here, and let several processes train together."""
         args, data, model = self.args, self.data, self.model
-        flags = {name: getattr(args, name) for name in SETTINGS}
-        self.settings = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items()}
+        self.settings = {name: getattr(args, name) for name in SETTINGS}
+        examples = f"{data.sizes}, SHA-256 {data.digest[:12]}" if args.data else None
         self.settings |= {"num_virtual_tokens": model.method.num_virtual_tokens,
                           "base": fingerprint(model.base), "template": args.template.text,
-                          "examples": None, "steps": self.steps}
-        if args.data:
-            sizes = f"{len(data.examples)} to train on, {len(data.held_out)} held out"
-            self.settings["examples"] = f"{sizes}, SHA-256 {data.digest[:12]}"
+                          "examples": examples, "steps": self.steps}
         processes.check_same_settings(self.settings)
         model.gradient_checkpointing(args.gradient_checkpointing)
         if not self.is_sharded:
@@ -224,9 +211,8 @@ class Job:
             nothing = f"nothing to resume in {args.out} yet: from the beginning"
             print(f"resuming from {resume}" if resume else nothing, flush=True)
         if processes.world_size() > 1:
-            batch = self._batch(0)
-            line = traffic_line(model, self.loss_of, batch, self.is_full, args.shard_base)
-            print(line, flush=True)
+            print(traffic_line(model, self.loss_of, self._batch(0), self.is_full, args.shard_base),
+                  flush=True)
         validation = self._validation_batches() if args.keep_best else []
 
         def score() -> float:
@@ -247,18 +233,16 @@ class Job:
     def _save(self, base_fingerprint: str | None) -> None:
         """Write the adapter, or the tuned base with its tokenizer, on the main process."""
         out = self.args.out
-        if not self.is_full:
+        if self.is_full:
+            tuned = full_base(self.model.base)
+            processes.run_on_rank0(lambda: tuned.save_pretrained(out))
+            processes.run_on_rank0(lambda: self.tokenizer.save(out))
+        else:
             processes.run_on_rank0(lambda: self.model.save(out, base_fingerprint))
-            return
-        tuned = full_base(self.model.base)
-        processes.run_on_rank0(lambda: tuned.save_pretrained(out))
-        processes.run_on_rank0(lambda: self.tokenizer.save(out))
 
     def _answers(self, model, prompts: list[list[Encoded]]) -> list[str]:
         """Greedy completions of the prompts, long enough for the longest of their targets."""
-        if not prompts:
-            return []
-        longest = max(r.new_tokens for records in prompts for r in records) + 8
+        longest = max((r.new_tokens for records in prompts for r in records), default=0) + 8
         return complete(model, [records[0].prompt for records in prompts], self.tokenizer, longest)
 
     def _write_answers(self, prompts: list[list[Encoded]]) -> dict:

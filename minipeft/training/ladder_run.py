@@ -17,7 +17,7 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
     for level, below in zip(LADDER, (None, *LADDER), strict=False):
         one = argparse.Namespace(**vars(args))
         one.method, one.methods, one.out = level, [level], args.out / level
-        one.init_from = args.out / below if below else None
+        one.init_from = str(args.out / below) if below else None
         scores = one.out / "scores.json"
         if args.resume and not has_run and scores.exists() and RunFolder(one.out).is_finished:
             results.append(read_json(scores))

@@ -77,9 +77,8 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             recent.append(torch.stack([loss.detach(), full_tensor(norm)]))
             bar.update()
 
-            is_due = time.monotonic() - saved > SECONDS
             # 0; 1: a checkpoint is due; otherwise the number of a signal
-            stop = all_reduce_max(stop_request.number or is_due)
+            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)
             at_tenth = done % tenth == 0 or done == steps
             if at_tenth or stop or done % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{_last_loss(recent, done, steps, optimizer):.3f}")

@@ -13,11 +13,8 @@ LOWER = ("--batch-size or --max-length, or try --gradient-checkpointing, --dtype
 
 
 def check_memory(args, model, longest, fill: int) -> None:
-    """Raise Error when training needs more memory than is left, before the out-of-memory killer
-    ends it.
-
-    The activation memory of `longest`, the longest example, is measured; that of gradients and
-    AdamW's two moments is computed.
+    """Raise Error when training needs more memory than is left: for activations, measured on
+    `longest`, the longest example, and for gradients and AdamW's two moments, computed.
     """
     device, dtype = args.device, getattr(torch, args.dtype)
     idx, targets = (t.to(device) for t in collate([longest], fill))

@@ -11,17 +11,15 @@ from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
 from ..data.tokenizer import Tokenizer, tokenizer_for
 from ..files.huggingface import find_base
-from ..methods import hyperparameters_of
 from ..model import GPT
 from ..runtime.console import line_breaks
-from .flags import LADDER, METHOD_FLAGS, PARAMETER
+from .flags import LADDER, PARAMETER, flags_of
 
 
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
-    dtype = getattr(torch, args.base_dtype) if args.base_dtype else None
-    if "full" in args.methods:
-        dtype = torch.float32  # whatever the file holds
+    dtype = "float32" if "full" in args.methods else args.base_dtype  # None: as in the file
+    dtype = dtype and getattr(torch, dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
         if size not in ("", *EMBEDDED):
@@ -50,22 +48,18 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
 
 def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
     """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
-    h = {name: getattr(args, name) for name in METHOD_FLAGS if name not in PARAMETER}
-    h = {name: value for name, value in h.items() if value is not None}
+    names = [name for name in flags_of(args.methods) if name not in PARAMETER]
+    h = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.init_from_text is not None:
         h["init"] = token_ids(tokenizer, args.init_from_text)
     if args.init_from is not None:
         lower = load_adapter(base, args.init_from)
         method, P = lower.method, lower.method.num_virtual_tokens
         if not hasattr(method, "ladder_value"):
-            raise Error(f"--init-from {args.init_from} is {method.name}, no level of the ladder: "
-                        f"only {', '.join(LADDER)} are")
+            raise Error(f"--init-from {args.init_from} is {method.name}, not {' or '.join(LADDER)}")
         h["init"] = method.ladder_value().detach().clone()
         lower.detach()
         if args.num_virtual_tokens not in (None, P):
             raise Error(f"--init-from {args.init_from} has {P} virtual tokens, "
                         f"so --num-virtual-tokens cannot be {args.num_virtual_tokens}")
-    if args.climb:  # a flag may belong to another level
-        known = hyperparameters_of(args.method)
-        h = {name: value for name, value in h.items() if name in known}
     return h

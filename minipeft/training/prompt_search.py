@@ -6,8 +6,7 @@ Ebrahimi et al. 2018, 1712.06751; AutoPrompt, Shin et al. 2020, 2010.15980 §2.2
     L(e_i → e_w) - L ≈ (e_w - e_i)ᵀ ∂L/∂e_i      the best w for place i: the smallest e_wᵀ ∂L/∂e_i
 
 The best of the k most promising tokens replaces token i if it lowers the loss on the next batch. A
-step costs one gradient and k + 1 forward passes and changes at most one token: the price of
-"discrete".
+step costs one gradient and k + 1 forward passes, and changes at most one token.
 """
 
 from collections.abc import Callable
@@ -27,10 +26,7 @@ from .evaluation import evaluate
 
 def choose_wording(base: GPT, candidates: list[Tensor], validation: list,
                    tokenizer: Tokenizer) -> tuple[list[dict], Tensor]:
-    """Rank hard prompts, tokens (P,) each, by exact match on batches of idx, targets; ties by loss.
-
-    Returns the scores of all, best first, and the tokens of the best.
-    """
+    """Scores of hard prompts (P,), by exact match and then loss, and the tokens of the best one."""
     scored = []
     for tokens in progress(candidates, unit="wording", desc="choosing"):
         model = adapt(base, "hard-prompt", tokens=tokens)

@@ -50,7 +50,12 @@ class RunFolder:
     def _enter(self) -> None:
         if self.resume and not self.folder.is_dir():
             raise Error(f"nothing to resume: there is no folder {self.folder}")
-        self._check_result()  # before anything is created
+        if self.is_finished and self.resume and not self.overwrite:
+            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite "
+                        "starts anew, --eval-only evaluates it)")
+        if self.is_finished and not self.overwrite:
+            raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another "
+                        "--out keeps both")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -79,15 +84,6 @@ class RunFolder:
                     self._remove_all()
             self._lock.release()
 
-    def _check_result(self) -> None:
-        """Raise Error if a finished run would be resumed, or replaced without --overwrite."""
-        if self.overwrite or not self.is_finished:
-            return
-        if self.resume:
-            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite "
-                        "starts anew, --eval-only evaluates it)")
-        raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another --out "
-                    "keeps both")
 
     @property
     def is_finished(self) -> bool:
@@ -105,10 +101,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def save(self, step: int, checkpoint: dict) -> None:
-        """Write a checkpoint, then remove all but the last two.
-
-        Raises Error, and removes none, if it cannot be written.
-        """
+        """Write a checkpoint, then remove all but the last two. Raises Error if it cannot."""
         run_on_rank0(lambda: self._save(step, checkpoint))
 
     def _save(self, step: int, checkpoint: dict) -> None:
@@ -119,23 +112,19 @@ class RunFolder:
         self._remove([p for p in self._found() if p not in self._intact] + [self._anew])
 
     def newest(self) -> Path | None:
-        """The newest intact checkpoint; None if there are none. Warns of damaged ones on stderr.
-
-        Raises Error when all of them are damaged.
-        """
+        """The newest intact checkpoint, or None. Warns of damaged ones; Error if all are."""
         return run_on_rank0(self._newest)
 
     def _newest(self) -> Path | None:
-        damaged = []
-        for path in reversed([] if self._anew.exists() else self._found()):
+        found = [] if self._anew.exists() else self._found()[::-1]
+        for i, path in enumerate(found):
             if is_intact(path):
-                for other in damaged:
+                for other in found[:i]:
                     print(f"warning: {other} is damaged, going back to the checkpoint before it",
                           file=sys.stderr)
                 self._intact = [path]
                 return path
-            damaged.append(path)
-        if damaged:
+        if found:
             raise Error(f"nothing to resume: every checkpoint in {self.checkpoints} is damaged "
                         "(--overwrite starts anew)")
         return None

@@ -20,14 +20,13 @@ def text_scores(answers: list[str], references: list[list[str]]) -> dict[str, fl
     """
     if not answers or len(answers) != len(references) or not all(references):
         raise Error("scores need at least one answer, and one reference or more for each: "
-                    f"{len(answers)} answers, {len(references)} lists of references, "
-                    f"{sum(not r for r in references)} of them empty")
+                    f"{len(answers)} answers, {sum(map(bool, references))} with references")
     try:
         from sacrebleu import corpus_bleu, corpus_chrf
     except ImportError:
         raise Error("BLEU and chrF need: pip install sacrebleu") from None
-    pairs = zip(answers, references, strict=True)
-    exact = sum(answer.strip() in [r.strip() for r in known] for answer, known in pairs)
+    exact = sum(answer.strip() in [r.strip() for r in known]
+                for answer, known in zip(answers, references, strict=True))
     streams = list(zip_longest(*references))  # all first references, all second ones, …
     return {"exact_match": exact / len(answers), "bleu": corpus_bleu(answers, streams).score,
             "chrf": corpus_chrf(answers, streams).score}

@@ -22,14 +22,12 @@ class _Loss(nn.Module):
         return self.model.loss(idx, targets)
 
 
-def parallel(model, device: torch.device,
-             shard_base: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[..., Tensor]:
     """loss_of(idx, targets), whose backward pass averages the gradients over all processes.
 
     Trained parameters are copied from the main process; a base must be the same everywhere. A
     sharded base moves to the device block by block, so it may start on the CPU, and
     model.named_trainable_parameters() are then shards: build the optimizer after this.
-    Raises Error for whatever a sharded base cannot be combined with.
     """
     if world_size() == 1:
         return model.loss
@@ -51,8 +49,7 @@ def _shard(model, device: torch.device) -> None:
 
     base = model.base
     if base.through_compile:
-        raise Error("a sharded base cannot be compiled: its weights come and go between the "
-                    "compiled parts")
+        raise Error("a sharded base cannot be compiled: its weights come and go")
     if isinstance(base, FSDPModule):
         return
     mesh = init_device_mesh(device.type, (world_size(),))
