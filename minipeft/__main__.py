@@ -106,8 +106,6 @@ def complete(args) -> None:
         print(f"{name:<{max(map(len, names))}}  {printable(text)}")
 
 
-
-
 def inspect(args) -> None:
     """Print the content of an adapter folder; on its own base also the text near to a prompt."""
     folder = Path(args.adapter)

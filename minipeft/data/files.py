@@ -23,10 +23,9 @@ MAX_LINE = 1 << 20  # characters; a line of brackets takes some twenty times tha
 
 
 def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]:
-    """The examples of a file, in its order, without blank lines.
+    """The examples of a file, in its order. Raises Error for any row that is not an example.
 
     columns: names of the fields or columns of input and target, where they are not the usual ones.
-    Raises Error for a file that cannot be read, or a row that is not an example.
     """
     path = Path(path)
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv}

@@ -5,8 +5,7 @@ from .tasks import Example
 from .tokenizer import Tokenizer
 
 DEFAULT = "{input} -> "
-# ChatML, as in SmolLM2 and Qwen2.5
-CHAT_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
+CHAT_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"  # ChatML, as in SmolLM2 and Qwen2.5
 CHAT = CHAT_TURN.format(role="user", content="{input}") + "<|im_start|>assistant\n"
 
 

@@ -27,8 +27,7 @@ def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 
     temperature   0: the most likely token; above: sampled from softmax(logits / temperature)
     top_k         sample from the k most likely tokens
     top_p         sample from the fewest tokens with this probability together (nucleus, 1904.09751)
-    stop_token    one or several tokens that end a row. Generation ends when all rows have ended;
-                  earlier ones are padded with the first stop token
+    stop_token    one or several tokens that end a row; ended rows are padded with the first of them
     lengths       (B,) int64 for rows of different lengths: row b is idx[b, :lengths[b]], its
                   continuation follows directly, then padding: stop_token, or 0 without one
 

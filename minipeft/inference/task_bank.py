@@ -5,7 +5,6 @@ Every task becomes one or both of two things that can be gathered row by row:
     prefix    hard prompts, soft prompts and hidden prefixes are converted up to keys and values
               when they are loaded (exactly: ladder.py); rows may differ in length
     LoRA      y = W x + B_i A_i x    the pair of row i, in two batched matmuls, padded to one rank
-
 """
 
 from collections import Counter
@@ -115,7 +114,6 @@ class TaskBank:
                 layer[name] = (A, B)
             layers.append(layer)
         return layers
-
 
     @torch.no_grad()
     def rows(self, tasks: list[str | None]) -> Rows:

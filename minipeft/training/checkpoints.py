@@ -97,8 +97,6 @@ def _local(stored: Tensor, like: Tensor) -> Tensor:
     return placed(stored.to(like.device, like.dtype, copy=True), like)
 
 
-
-
 def _random_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     device, state = next(iter(parameters.values())).device, {"cpu": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})

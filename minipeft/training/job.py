@@ -88,7 +88,6 @@ class Job:
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
-
     def _hard_prompt(self) -> dict:
         """{"tokens": those of the best hard prompt} where the method is one, else {}."""
         args, base = self.args, self.base

@@ -84,7 +84,6 @@ class RunFolder:
                     self._remove_all()
             self._lock.release()
 
-
     @property
     def is_finished(self) -> bool:
         """True if there is a result, and no checkpoint of an unfinished run."""

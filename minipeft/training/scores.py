@@ -15,8 +15,7 @@ def text_scores(answers: list[str], references: list[list[str]]) -> dict[str, fl
     """exact_match: share of answers equal to a reference, up to white space. bleu, chrf: 0 to 100.
 
     BLEU (Papineni et al. 2002) and chrF (Popović 2015) are sacrebleu's corpus scores with its
-    defaults, comparable with published ones (Post 2018, 1804.08771). references[i]: one or more for
-    answers[i]. Raises Error when sacrebleu is missing, or the two lists do not match.
+    defaults, comparable with published ones (Post 2018, 1804.08771). references[i]: of answers[i].
     """
     if not answers or len(answers) != len(references) or not all(references):
         raise Error("scores need at least one answer, and one reference or more for each: "
