@@ -60,7 +60,7 @@ def gradient_flow(c: GPTConfig, method: str, h: dict) -> list[BlockGradients]:
 
 
 def linears_by_role(c: GPTConfig) -> tuple[list[str], str, list[str], str]:
-    """Names of a block's linears: into q, k and v; attention's output; the MLP's inputs; its output."""
+    """A block's linears: into q, k and v; attention's output; the MLP's inputs; its output."""
     *into_qkv, attn_out = (name for name in linears(c) if name.startswith("attn."))
     *mlp_in, mlp_out = (name for name in linears(c) if name.startswith("mlp."))
     return into_qkv, attn_out, mlp_in, mlp_out

@@ -44,7 +44,7 @@ def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
     notes = {"sha256": DIGEST, "config": DIGEST}
     if method == "full":
         kind, config = architecture(c), config_to_json(c)
-        tensors = {stored_name(x, kind): shape for x, shape in base_tensors(c).items()}  # or transposed
+        tensors = {stored_name(name, kind): shape for name, shape in base_tensors(c).items()}
     else:
         tensors, config = adapter_files(c, method, h)
         config |= {"task_type": "CAUSAL_LM", "inference_mode": True,
@@ -96,5 +96,6 @@ def adapter_files(c: GPTConfig, method: str, h: dict) -> tuple[dict[str, tuple[i
         parts = {"prompt": (1, K, C), "gate": (1,)}
         tensors = {f"{x}.adaption_{part}": shape for x in names for part, shape in parts.items()}
         return tensors, {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
-    tensors = {"adaption_prompt": (n, K, C), "adaption_gate": (n, c.n_head if gate == "head" else 1)}
+    gates = c.n_head if gate == "head" else 1
+    tensors = {"adaption_prompt": (n, K, C), "adaption_gate": (n, gates)}
     return tensors, {"peft_type": "LLAMA_ADAPTER", **config, "gate": gate}

@@ -8,7 +8,7 @@ SDPA.
 """
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from statistics import geometric_mean
 
 import torch
@@ -21,7 +21,7 @@ from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes
 from . import flags
-from .measure import MatmulRate, card_line, columns, milliseconds, ms_text, spread
+from .measure import MS, MatmulRate, card_line, cell, columns, milliseconds, time_all
 
 BACKENDS = ("reference", "sdpa", "fused")
 
@@ -37,18 +37,17 @@ class Shape:
     @classmethod
     def parse(cls, text: str) -> "Shape":
         """Read BxHxTxPxS. Raises Error."""
-        sizes = text.split("x")
-        if len(sizes) != 5 or not all(x.isdecimal() for x in sizes) or min(map(int, sizes[:3] + sizes[4:])) < 1:
-            raise Error(f"--shapes {text!r} must be five whole numbers BxHxTxPxS, such as 4x12x128x20x64; "
-                        "only P may be 0")
-        return cls(*map(int, sizes))
+        sizes = [int(x) for x in text.split("x") if x.isdecimal()]
+        if text.count("x") != 4 or len(sizes) != 5 or 0 in sizes[:3] + sizes[4:]:
+            raise Error(f"--shapes {text!r} must be five whole numbers BxHxTxPxS, "
+                        "such as 4x12x128x20x64; only P may be 0")
+        return cls(*sizes)
 
     @classmethod
     def of(cls, row: dict) -> "Shape":
         return cls(*(row[x] for x in ("B", "nh", "T", "P", "hs")))
 
     def forward_flops(self) -> int:
-        """Scores and outputs of all pairs of query and key that the mask leaves."""
         return 4 * self.hs * self.B * self.nh * (self.T * (self.T + 1) // 2 + self.T * self.P)
 
 
@@ -78,15 +77,18 @@ def settings(args: argparse.Namespace) -> AttentionSettings:
     return AttentionSettings(shapes, tuple(dict.fromkeys(args.dtype)), args.steps, args.seed, args.device)
 
 
-def inputs(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> tuple[list[Tensor], Tensor]:
-    """q, k, v as the model makes them (views of one projection), a prefix shared by the batch, and the
-    gradient of the output."""
+def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list["Work"]:
+    """Every backend, on q, k, v as the model makes them (views of one projection), a prefix shared
+    by the batch, and a gradient of the output."""
     g = torch.Generator().manual_seed(s.seed)
-    B, nh, T, P, hs = shape.B, shape.nh, shape.T, shape.P, shape.hs
+    B, nh, T, P, hs = astuple(shape)
     qkv = torch.randn(B, T, 3, nh, hs, generator=g).to(s.device, dtype).permute(2, 0, 3, 1, 4)
     prefix = torch.randn(2, 1, nh, P, hs, generator=g).to(s.device, dtype)
     upstream = torch.randn(B, T, nh, hs, generator=g).to(s.device, dtype).transpose(1, 2)
-    return [x.requires_grad_() for x in (*qkv, *prefix)], upstream
+    given = [x.requires_grad_() for x in (*qkv, *prefix)]
+    exact_inputs = [x.detach().cpu().double().requires_grad_() for x in given]
+    exact = forward_backward(exact_inputs, upstream.cpu().double(), "reference")
+    return [Work(shape, dtype, backend, given, upstream, exact, s) for backend in BACKENDS]
 
 
 def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -95,20 +97,15 @@ def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tup
     return out.detach(), *torch.autograd.grad(out, used, upstream)
 
 
-def relative_error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """The largest |a - b| / |b| over output and gradients, as norms."""
-    return max(float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True))
-
-
 class Work:
     """One backend at one shape, checked and ready to be timed. Raises Error if it is wrong."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, backend: str, given: list[Tensor], upstream: Tensor,
                  exact: tuple[Tensor, ...], s: AttentionSettings):
         self.given, self.upstream, self.backend = given, upstream, backend
-        self.forward_ms, self.both_ms = [], []
         first = milliseconds(self.both, torch.device(s.device)) / 1000
-        error = relative_error(self.both(), exact)
+        error = max(float((a.cpu().double() - b).norm() / b.norm())
+                    for a, b in zip(self.both(), exact, strict=True))
         if not error <= (1e-5 if dtype == torch.float32 else 2e-2):
             raise Error(f"{backend} attention is wrong at {shape}: relative error {error:.1e}")
         self.row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": error,
@@ -124,31 +121,17 @@ class Work:
         return prefix_attention(*self.given, backend=self.backend)
 
 
-def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[Work]:
-    """Every backend at this shape."""
-    given, upstream = inputs(shape, dtype, s)
-    exact_inputs = [x.detach().cpu().double().requires_grad_() for x in given]
-    exact = forward_backward(exact_inputs, upstream.cpu().double(), "reference")
-    return [Work(shape, dtype, backend, given, upstream, exact, s) for backend in BACKENDS]
-
-
-def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatmulRate, s: AttentionSettings, bar: tqdm) -> list[dict]:
+def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatmulRate, s: AttentionSettings,
+            bar: tqdm) -> list[dict]:
     """The rows of these shapes, their calls interleaved."""
-    device = torch.device(s.device)
-    by_shape = [works(shape, dtype, s) for shape in shapes]
-    for _ in range(s.repeats):
-        rate()
-        for work in (w for ws in by_shape for w in ws):
-            work.forward_ms.append(milliseconds(work.forward, device))
-            work.both_ms.append(milliseconds(work.both, device))
-        bar.update(len(shapes))
-    for ws in by_shape:
-        for work in ws:
-            work.row["forward_ms"], work.row["ms"] = spread(work.forward_ms), spread(work.both_ms)
-        sdpa = ws[BACKENDS.index("sdpa")].row
-        for row in (work.row for work in ws):
-            row["forward_against_sdpa"] = row["forward_ms"]["median"] / sdpa["forward_ms"]["median"]
-            row["against_sdpa"] = row["ms"]["median"] / sdpa["ms"]["median"]
+    device, by_shape = torch.device(s.device), [works(shape, dtype, s) for shape in shapes]
+    calls = [[call for work in ws for call in (work.forward, work.both)] for ws in by_shape]
+    sdpa = 2 * BACKENDS.index("sdpa")
+    for ws, ms in zip(by_shape, time_all(calls, s.repeats, device, bar, rate), strict=True):
+        for work, forward, both in zip(ws, ms[::2], ms[1::2], strict=True):
+            work.row |= {"forward_ms": forward, "ms": both,
+                         "forward_against_sdpa": forward["median"] / ms[sdpa]["median"],
+                         "against_sdpa": both["median"] / ms[sdpa + 1]["median"]}
     return [work.row for ws in by_shape for work in ws]
 
 
@@ -168,10 +151,9 @@ def run(s: AttentionSettings) -> dict:
     total = len(s.shapes) * len(s.dtypes) * s.repeats
     with tqdm(total=total, unit="round", desc="attention", dynamic_ncols=True) as bar:
         for name in s.dtypes:
-            dtype = getattr(torch, name)
-            rate = MatmulRate(dtype, device)
+            rate = MatmulRate(getattr(torch, name), device)
             for shapes in families(s.shapes):
-                rows += measure(shapes, dtype, rate, s, bar)
+                rows += measure(shapes, getattr(torch, name), rate, s, bar)
             rates[name] = rate.value
     for row in rows:
         flops = 3 * Shape.of(row).forward_flops()
@@ -184,8 +166,7 @@ def run(s: AttentionSettings) -> dict:
 
 def growth(fused: list[dict]) -> list[dict]:
     """Cost of the prefix in the fused kernel: time at P over time at P = 0, and the same ratio of FLOPs."""
-    found = []
-    same = ("dtype", "B", "nh", "T", "hs")
+    found, same = [], ("dtype", "B", "nh", "T", "hs")
     for row in (r for r in fused if r["P"]):
         for bare in (r for r in fused if r["P"] == 0 and all(r[x] == row[x] for x in same)):
             time = row["ms"]["median"] / bare["ms"]["median"]
@@ -198,20 +179,20 @@ def table(result: dict) -> str:
     """The result as aligned text."""
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in result["rate"].items())
     cells = {  # heading: cell of a row
-        "dtype": lambda r: r["dtype"],
+        "dtype": cell("dtype", "{}"),
         "backend": lambda r: r["backend"] + (" *" if r["auto"] else ""),
-        **{x: lambda r, x=x: str(r[x]) for x in ("B", "nh", "T", "P", "hs")},
-        "error": lambda r: f"{r['error']:.0e}",
-        "forward ms": lambda r: f"{r['forward_ms']['median']:,.2f}",
-        "× sdpa": lambda r: f"{r['forward_against_sdpa']:.2f}",
-        "fwd+bwd ms (p10–p90)": lambda r: ms_text(r["ms"]),
-        "× sdpa ": lambda r: f"{r['against_sdpa']:.2f}",
-        "× floor": lambda r: f"{r['against_floor']:.1f}",
-        "saved MB": lambda r: f"{r['saved_bytes'] / 1e6:,.1f}",
-        "first s": lambda r: f"{r['first_call_s']:.1f}",
+        **{x: cell(x, "{}") for x in ("B", "nh", "T", "P", "hs")},
+        "error": cell("error", "{:.0e}"),
+        "forward ms": cell("forward_ms", "{0[median]:,.2f}"),
+        "× sdpa": cell("forward_against_sdpa", "{:.2f}"),
+        "fwd+bwd ms (p10–p90)": cell("ms", MS),
+        "× sdpa ": cell("against_sdpa", "{:.2f}"),
+        "× floor": cell("against_floor", "{:.1f}"),
+        "saved MB": cell("saved_bytes", "{:,.1f}", 1e6),
+        "first s": cell("first_call_s", "{:.1f}"),
     }
-    lines = [card_line(result["card"]), f"large matmuls: {rates}", "", *columns(cells, result["rows"])]
-    lines += ["* the choice of auto in a compiled model", ""]
+    lines = [card_line(result["card"]), f"large matmuls: {rates}", "",
+             *columns(cells, result["rows"]), "* the choice of auto in a compiled model", ""]
     lines += [f"fused against sdpa, geometric mean in {name}: {mean:.2f}"
               for name, mean in result["mean_against_sdpa"].items()]
     lines += ["{dtype}, B {B}, T {T}, hs {hs}: fused takes {time:.2f} × the time with a prefix of {P} as "

@@ -1,12 +1,8 @@
 """Cost of every method, beside full fine-tuning: parameters, bytes, time of a step.
 
-A frozen weight still takes part in forward, and in the gradient of everything before it. It saves
-its own gradient (one matmul of three) and its optimizer state (two values per weight). So memory
-shrinks far and time little, however few parameters are trained. P virtual tokens make every block
-process P more positions (prompt) or read P more keys (prefix).
-
 Methods are interleaved step by step in one process, so a machine that slows down slows all of them:
-quote the ratios. Peak memory is measured in a new process per row.
+quote the ratios. Peak memory is measured in a new process per row. minipeft/accounting explains why
+memory shrinks far and time little, however few parameters are trained.
 """
 
 import argparse
@@ -31,7 +27,7 @@ from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
 from .attention import forward_backward
-from .measure import MatmulRate, card_line, columns, milliseconds, ms_text, peak_bytes, size_text, spread
+from .measure import MS, MatmulRate, cell, columns, header, if_trained, milliseconds, peak_bytes, size_text, time_all
 
 # Sizes of the methods without virtual tokens: their defaults, by name.
 DEFAULT_SIZES = {"lora": {"r": 8}, "adapter": {"bottleneck_size": 8}, "llama-adapter": {"adapter_len": 10}}
@@ -134,22 +130,19 @@ class Contestant:
 
 
 def train_two_steps(s: CostSettings, method: str, hyperparameters: dict) -> None:
-    """The work of the peak-memory process: build the base and train two steps.
-
-    Eager: a compiler's own memory is not the method's.
-    """
+    """The work of the peak-memory process. Eager: a compiler's own memory is not the method's."""
     torch.manual_seed(s.seed)
-    contestant = Contestant(replace(s, compile=False), method, hyperparameters, GPT(s.config).to(s.device))
+    eager, base = replace(s, compile=False), GPT(s.config).to(s.device)
+    contestant = Contestant(eager, method, hyperparameters, base)
     contestant.train_step()
     contestant.train_step()
     synchronize(contestant.device)
 
 
 def check_attention(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict[str, float]:
-    """Errors of the attention that the model runs, and of its gradients, against the textbook in
-    float64: the largest difference over the textbook's largest value.
-
-    On two rows of the bench's own shape, in its dtype. Raises Error if one is above rounding.
+    """Errors of the attention that the model runs, and of its gradients, on two rows of the bench's
+    shape and dtype: the largest difference to the textbook in float64, over its largest value.
+    Raises Error if one is above rounding.
     """
     c, dtype, device = s.config, getattr(torch, s.dtype), torch.device(s.device)
     P, B = longest_prefix(rows or rows_of(s)), min(2, s.batch_size)
@@ -175,7 +168,7 @@ def check_attention(s: CostSettings, rows: list[tuple[str, dict]] | None = None)
 
 
 def run(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict:
-    """The measurement: {"card", "settings", "attention", "rate", "rows"}, ready for JSON.
+    """{"card", "settings", "attention", "rate", "rows"}, ready for JSON.
 
     rows: (method, hyper-parameters), instead of those of the settings.
     """
@@ -186,8 +179,8 @@ def run(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict:
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
         for method, h in rows:
-            trains = method != "hard-prompt"
-            peaks.append(peak_bytes(device, train_two_steps, s, method, h) if trains else None)
+            peaks.append(None if method == "hard-prompt" else
+                         peak_bytes(device, train_two_steps, s, method, h))
             bar.update()
         torch.manual_seed(s.seed)
         frozen = GPT(s.config).to(device)
@@ -200,78 +193,59 @@ def run(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict:
             saved.append(saved_bytes(c.forward_loss, c.model.parameters()) if c.trains else None)
             bar.update()
         bar.set_description("interleaved steps")
-        steps, forwards = [[] for _ in rows], [[] for _ in rows]
-        for _ in range(s.steps):
-            rate()
-            for i, c in enumerate(contestants):
-                steps[i].append(milliseconds(c.train_step, device))
-                forwards[i].append(milliseconds(c.inference, device))
-                bar.update()
+        calls = [[c.train_step, c.inference] for c in contestants]
+        times = time_all(calls, s.steps, device, bar, rate)
 
     results = []
-    full_step, full_forward = (spread(times[0])["median"] for times in (steps, forwards))
+    full_step, full_forward = (ms["median"] for ms in times[0])
     for i, (method, h) in enumerate(rows):
-        c, forward = contestants[i], spread(forwards[i])
-        step = spread(steps[i]) if c.trains else None
+        c, (step, forward) = contestants[i], times[i]
         trained = sum(p.numel() for p in c.model.trainable_parameters())
         needed = step_flops(s.config, method, s.batch_size, s.seq_len, **h) if c.trains else None
         timed = (step["median"] if c.trains else 0) + forward["median"]
         results.append({
-            "method": method,
-            **h,
-            "trained": trained,
+            "method": method, **h, "trained": trained,
             "stored": count(s.config, method, **h).stored,
             "percent": 100 * trained / sum(p.numel() for p in c.model.parameters()),  # as PEFT prints it
-            "adapter_bytes": c.stored_bytes(),
-            "optimizer_bytes": c.optimizer_bytes(),
-            "saved_bytes": saved[i],
-            "peak_bytes": peaks[i],
-            "step_ms": step,
+            "adapter_bytes": c.stored_bytes(), "optimizer_bytes": c.optimizer_bytes(),
+            "saved_bytes": saved[i], "peak_bytes": peaks[i],
+            "step_ms": step if c.trains else None,
             "tokens_per_s": 1000 * s.batch_size * s.seq_len / step["median"] if c.trains else None,
             "step_against_full": step["median"] / full_step if c.trains else None,
             "step_against_floor": step["median"] / 1000 * rate.value / needed if c.trains else None,
-            "forward_ms": forward,
-            "forward_against_full": forward["median"] / full_forward,
+            "forward_ms": forward, "forward_against_full": forward["median"] / full_forward,
             "compile_s": max(0.0, first[i] - timed) / 1000 if s.compile else None,
         })
-    return {"card": card(device), "settings": asdict(s), "attention": errors, "rate": rate.value, "rows": results}
+    return {"card": card(device), "settings": asdict(s), "attention": errors, "rate": rate.value,
+            "rows": results}
 
 
 def table(result: dict) -> str:
     """The result as aligned text: the machine, the setting, one row per method."""
-    s, rate = result["settings"], result["rate"]
-    c = s["config"]
-    lines = [
-        card_line(result["card"]),
-        f"{s['preset']}: L {c['n_layer']}, C {c['n_embd']}, nh {c['n_head']}, V {c['vocab_size']}, "
-        f"{c['position']} positions; B {s['batch_size']}, T {s['seq_len']}, {s['dtype']}, "
-        f"{'compiled' if s['compile'] else 'eager'}, {s['steps']} steps, seed {s['seed']}",
-        "attention against the float64 textbook, relative error: "
-        + ", ".join(f"{name} {error:.0e}" for name, error in result["attention"].items()),
-        f"large matmuls: {rate / 1e9:,.0f} GFLOP/s",
-        "",
-    ]
-
-    def number(name: str, text: str, scale: float = 1):
-        """A cell; "-" if nothing is trained, "?" if the system does not report the value."""
-        return lambda r: "-" if not r["trained"] else "?" if r[name] is None else text.format(r[name] / scale)
-
+    s = result["settings"]
+    setting = (f", {s['config']['position']} positions; B {s['batch_size']}, T {s['seq_len']}, "
+               f"{s['dtype']}, {'compiled' if s['compile'] else 'eager'}, {s['steps']} steps, "
+               f"seed {s['seed']}")
+    errors = ", ".join(f"{name} {error:.0e}" for name, error in result["attention"].items())
+    lines = [*header(result, setting),
+             f"attention against the float64 textbook, relative error: {errors}",
+             f"large matmuls: {result['rate'] / 1e9:,.0f} GFLOP/s", ""]
     cells = {  # heading: cell of a row
-        "method": lambda r: r["method"],
+        "method": cell("method", "{}"),
         "size": size_text,
-        "trained": lambda r: f"{r['trained']:,}",
-        "stored": lambda r: f"{r['stored']:,}",
-        "trained %": lambda r: f"{r['percent']:.3f}",
-        "adapter KB": lambda r: f"{r['adapter_bytes'] / 1e3:,.1f}",
-        "optimizer MB": number("optimizer_bytes", "{:,.2f}", 1e6),
-        "saved MB": number("saved_bytes", "{:,.1f}", 1e6),
-        "peak MB": number("peak_bytes", "{:,.0f}", 1e6),
-        "step ms (p10–p90)": lambda r: ms_text(r["step_ms"]) if r["trained"] else "-",
-        "tokens/s": number("tokens_per_s", "{:,.0f}"),
-        "× full": number("step_against_full", "{:.2f}"),
-        "× floor": number("step_against_floor", "{:.2f}"),
-        "forward ms": lambda r: f"{r['forward_ms']['median']:,.1f}",
-        "× full ": lambda r: f"{r['forward_against_full']:.2f}",
-        "compile s": lambda r: "-" if r["compile_s"] is None else f"{r['compile_s']:.1f}",
+        "trained": cell("trained", "{:,}"),
+        "stored": cell("stored", "{:,}"),
+        "trained %": cell("percent", "{:.3f}"),
+        "adapter KB": cell("adapter_bytes", "{:,.1f}", 1e3),
+        "optimizer MB": if_trained(cell("optimizer_bytes", "{:,.2f}", 1e6)),
+        "saved MB": cell("saved_bytes", "{:,.1f}", 1e6),
+        "peak MB": if_trained(cell("peak_bytes", "{:,.0f}", 1e6, missing="?")),
+        "step ms (p10–p90)": cell("step_ms", MS),
+        "tokens/s": cell("tokens_per_s", "{:,.0f}"),
+        "× full": cell("step_against_full", "{:.2f}"),
+        "× floor": cell("step_against_floor", "{:.2f}"),
+        "forward ms": cell("forward_ms", "{0[median]:,.1f}"),
+        "× full ": cell("forward_against_full", "{:.2f}"),
+        "compile s": cell("compile_s", "{:.1f}"),
     }
     return "\n".join(lines + columns(cells, result["rows"]))

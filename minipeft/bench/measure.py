@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy
 import torch
+from tqdm import tqdm
 
 from ..checks import Error
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import saved_bytes as saved_bytes  # scripts import it from here
 from ..runtime.profiling import synchronize
+
+MS = "{0[median]:,.1f} ({0[p10]:,.1f}–{0[p90]:,.1f})"  # a spread as a table's cell
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -26,15 +29,24 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
+def time_all(groups: list[list[Callable]], rounds: int, device: torch.device, bar: tqdm,
+             rate: Callable[[], None] = lambda: None) -> list[list[dict]]:
+    """The spread of each work's time. Every round does all of them once, after `rate`; the bar
+    advances by one per group."""
+    times = [[[] for _ in group] for group in groups]
+    for _ in range(rounds):
+        rate()
+        for group, samples in zip(groups, times, strict=True):
+            for i, work in enumerate(group):
+                samples[i].append(milliseconds(work, device))
+            bar.update()
+    return [[spread(ms) for ms in samples] for samples in times]
+
+
 def spread(samples: list[float]) -> dict[str, float]:
     """Median, 10th and 90th percentile."""
     p10, median, p90 = numpy.percentile(samples, [10, 50, 90])
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}
-
-
-def ms_text(ms: dict[str, float]) -> str:
-    """A spread as a table cell."""
-    return "{median:,.1f} ({p10:,.1f}–{p90:,.1f})".format(**ms)
 
 
 def first_line(e: Exception) -> str:
@@ -71,10 +83,31 @@ class MatmulRate:
         return 1000 * self.flops / spread(self.samples)["median"]
 
 
+def header(result: dict, setting: str) -> list[str]:
+    """The first lines of a table: the machine; the base, and the rest of the setting."""
+    s = result["settings"]
+    base = "{}: L {n_layer}, C {n_embd}, nh {n_head}, V {vocab_size}".format(s["preset"], **s["config"])
+    return [card_line(result["card"]), base + setting]
+
+
 def size_text(row: dict) -> str:
     """The size of a row's method as a table cell, such as "P 8"; "-" if it has none."""
     letters = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
     return next((f"{letter} {row[name]}" for name, letter in letters.items() if name in row), "-")
+
+
+def cell(name: str, text: str, scale: float = 0, missing: str = "-") -> Callable[[dict], str]:
+    """A cell of `columns`: row[name], over a scale, in the format `text`; `missing` if None."""
+    def show(row: dict) -> str:
+        value = row.get(name)
+        return missing if value is None else text.format(value / scale if scale else value)
+
+    return show
+
+
+def if_trained(text: Callable[[dict], str]) -> Callable[[dict], str]:
+    """A cell of `columns`, "-" for a method that trains nothing."""
+    return lambda r: text(r) if r["trained"] else "-"
 
 
 def columns(cells: dict[str, Callable[[dict], str]], rows: list[dict]) -> list[str]:

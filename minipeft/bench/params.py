@@ -27,7 +27,7 @@ from ..methods import METHODS
 from ..runtime.console import Parser
 from ..training.flags import add_method_flags
 from . import flags
-from .measure import columns, size_text
+from .measure import cell, columns, if_trained, size_text
 
 AnyShape = GPTConfig | T5Shape
 SIZE_FLAGS = {name: [method for method in METHODS if name in depends_on(method)]
@@ -76,19 +76,10 @@ def shape_of(model: str) -> AnyShape:
 
 
 MEANING = {
-    "L": "layers",
-    "C": "channels",
-    "nh": "heads",
-    "hs": "head size",
-    "kv": "channels of the keys, and of the values",
-    "M": "width of the MLP",
-    "V": "vocabulary",
-    "N": "positions",
-    "buckets": "relative distances",
-    "P": "virtual tokens",
-    "m": "width of the method's layer",
-    "r": "rank",
-    "K": "prompts per layer",
+    "L": "layers", "C": "channels", "nh": "heads", "hs": "head size",
+    "kv": "channels of the keys, and of the values", "M": "width of the MLP", "V": "vocabulary",
+    "N": "positions", "buckets": "relative distances", "P": "virtual tokens",
+    "m": "width of the method's layer", "r": "rank", "K": "prompts per layer",
     "n": "layers with prompts",
 }
 
@@ -118,10 +109,9 @@ def base_formula(c: AnyShape) -> str:
     return f"{tables} + L·({weights}{biases} + {norms}) + {last}"
 
 
-# in + out channels of a linear, in symbols
+# in + out channels of a linear, in symbols; of the MLP's: C + M
 _IN_OUT = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv",
            "attn.c_proj": "C + C", "attn.q_proj": "C + C", "attn.o_proj": "C + C"}
-_OF_MLP = "C + M"
 
 
 def method_formulas(c: AnyShape, method: str, h: dict) -> tuple[str, str]:
@@ -132,16 +122,14 @@ def method_formulas(c: AnyShape, method: str, h: dict) -> tuple[str, str]:
         row = "2·L·kv" if h["space"] == "kv" else "L·C"
         mlp = f"P·C + (C + 1)·m + (m + 1)·{row}"
         return mlp if h["prefix_projection"] else f"P·{row}", f"P·{row}"
-    if method == "full":
-        both = "base"
-    elif method == "prompt":
-        both = "P·C"
-    elif method == "lora":
-        both = f"L·r·({' + '.join(_IN_OUT.get(place, _OF_MLP) for place in h['places'])})"
+    if method == "lora":
+        both = f"L·r·({' + '.join(_IN_OUT.get(place, 'C + M') for place in h['places'])})"
     elif method == "adapter":
         both = f"{2 if h['placement'] == 'houlsby' else 1}·L·(2·C·m + m + C)"
-    else:
+    elif method == "llama-adapter":
         both = f"n·(K·C + {'nh' if h['gate'] == 'head' else 1})"
+    else:
+        both = {"full": "base", "prompt": "P·C"}[method]
     return both, both
 
 
@@ -268,20 +256,16 @@ def table(result: dict) -> str:
     full = next(r for r in rows if r["method"] == "full")
 
     def memory(r: dict) -> int:
-        parts = ("weights", "gradients", "optimizer", "activations")
-        return sum(r[f"train_{part}"] for part in parts)
+        return sum(r[f"train_{part}"] for part in accounting.TrainBytes._fields)
 
     def step(r: dict) -> int:
         return r["flops_forward"] + r["flops_backward"]
 
-    def trained(cell):
-        return lambda r: cell(r) if r["trained"] else "-"
-
     cells = {  # heading: cell of a row
-        "method": lambda r: r["method"],
+        "method": cell("method", "{}"),
         "size": size_text,
-        "trained": lambda r: f"{r['trained']:,}",
-        "stored": lambda r: f"{r['stored']:,}",
+        "trained": cell("trained", "{:,}"),
+        "stored": cell("stored", "{:,}"),
         "% of base": lambda r: rounded(r["percent"]),
     }
     about = f"{s['model']}: {result['base_parameters']:,} parameters"
@@ -290,12 +274,12 @@ def table(result: dict) -> str:
         cells |= {
             "on disk": lambda r: in_units(r["adapter_bytes"]),
             f"{s['tasks']:,} tasks": lambda r: in_units(r["tasks_bytes"]),
-            "to train": trained(lambda r: in_units(memory(r))),
-            "activations": trained(lambda r: in_units(r["train_activations"])),
-            "step GFLOP": trained(lambda r: f"{step(r) / 1e9:,.1f}"),
-            "× full": trained(lambda r: f"{step(r) / step(full):.2f}"),
-            "sent": trained(lambda r: in_units(r["wire_2"])),
-            "token MFLOP": lambda r: f"{r['inference_token_flops'] / 1e6:,.1f}",
-            "more": lambda r: f"{r['inference_extra_token_flops'] / 1e6:,.2f}",
+            "to train": if_trained(lambda r: in_units(memory(r))),
+            "activations": if_trained(lambda r: in_units(r["train_activations"])),
+            "step GFLOP": if_trained(lambda r: f"{step(r) / 1e9:,.1f}"),
+            "× full": if_trained(lambda r: f"{step(r) / step(full):.2f}"),
+            "sent": if_trained(lambda r: in_units(r["wire_2"])),
+            "token MFLOP": cell("inference_token_flops", "{:,.1f}", 1e6),
+            "more": cell("inference_extra_token_flops", "{:,.2f}", 1e6),
         }
     return "\n".join([about, "", *columns(cells, rows)])

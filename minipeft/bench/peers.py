@@ -8,9 +8,11 @@ model, if PEFT allows it). Needs the extras of requirements-extra.txt.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from statistics import geometric_mean
 
@@ -28,7 +30,7 @@ from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
-from .measure import MatmulRate, card_line, columns, first_line, milliseconds, ms_text, peak_bytes, restart_peak, spread
+from .measure import MS, MatmulRate, cell, columns, first_line, header, milliseconds, peak_bytes, restart_peak, time_all
 
 METHODS = ("full", "prompt", "prefix", "lora")  # of both libraries
 RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
@@ -88,55 +90,47 @@ def batch(s: PeersSettings) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1].contiguous().to(s.device), torch.where(counts, tokens[:, 1:], -100).to(s.device)
 
 
-class Ours:
-    """A step of minipeft."""
+class Rival:
+    """A model of one library, its loss on the batch, and its optimizer."""
 
-    def __init__(self, s: PeersSettings, method: str, base: GPT, compile: bool):
-        self.model = adapt(base, method, **hyperparameters(s, method))
-        self.model.compile_blocks(compile)
-        self.idx, self.targets = batch(s)
-        parameters = list(self.model.trainable_parameters())
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
-
-    def loss(self) -> Tensor:
-        return self.model.loss(self.idx, self.targets)
+    def __init__(self, model: nn.Module, trained: Iterable[Tensor], loss: Callable[[], Tensor]):
+        self.model, self.trained, self.loss = model, list(trained), loss
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, weight_decay=0.0, fused=True)
 
 
-class Theirs:
-    """A step of peft + transformers."""
+def ours(s: PeersSettings, method: str, base: GPT, compile: bool) -> Rival:
+    model = adapt(base, method, **hyperparameters(s, method))
+    model.compile_blocks(compile)
+    return Rival(model, model.trainable_parameters(), functools.partial(model.loss, *batch(s)))
 
-    def __init__(self, s: PeersSettings, method: str, base: nn.Module, compile: bool):
-        import peft
 
-        base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
-        kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig,
-                 "lora": peft.LoraConfig}
-        if method in kinds:
-            h = hyperparameters(s, method)
-            if method == "lora":
-                h |= {"target_modules": list(lora_targets(s.config)),
-                      "fan_in_fan_out": s.config.projections == "joined"}
-            base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
-        self.model = base.train()
-        for module in base.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        self.run = torch.compile(base) if compile else base
-        self.idx, targets = batch(s)
-        self.labels = torch.full_like(targets, -100)
-        self.labels[:, 1:] = targets[:, :-1]
-        trained = [p for p in base.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
+def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool) -> Rival:
+    import peft
 
-    def loss(self) -> Tensor:
-        return self.run(input_ids=self.idx, labels=self.labels).loss
+    base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
+    kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig,
+             "lora": peft.LoraConfig}
+    if method in kinds:
+        h = hyperparameters(s, method)
+        if method == "lora":
+            h |= {"target_modules": list(lora_targets(s.config)),
+                  "fan_in_fan_out": s.config.projections == "joined"}
+        base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
+    for module in base.train().modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    run = torch.compile(base) if compile else base
+    idx, targets = batch(s)
+    labels = torch.cat([torch.full_like(targets[:, :1], -100), targets[:, :-1]], dim=1)
+    trained = (p for p in base.parameters() if p.requires_grad)
+    return Rival(base, trained, lambda: run(input_ids=idx, labels=labels).loss)
 
 
 def hyperparameters(s: PeersSettings, method: str) -> dict:
     return {"full": {}, "lora": {"r": 8}}.get(method, {"num_virtual_tokens": s.num_virtual_tokens})
 
 
-def train_step(rival) -> Tensor:
+def train_step(rival: Rival) -> Tensor:
     rival.optimizer.zero_grad(set_to_none=True)
     loss = rival.loss()
     loss.backward()
@@ -144,11 +138,8 @@ def train_step(rival) -> Tensor:
     return loss.detach()
 
 
-def build(s: PeersSettings, method: str, name: str):
-    """A rival with its own copy of the same weights, PEFT's read from a folder.
-
-    Raises Error without the extras.
-    """
+def build(s: PeersSettings, method: str, name: str) -> Rival:
+    """A rival with its own copy of the same weights. Raises Error without the extras."""
     try:
         import peft  # noqa: F401
         import transformers
@@ -158,26 +149,22 @@ def build(s: PeersSettings, method: str, name: str):
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(s.seed)
-    base, dtype = GPT(s.config), getattr(torch, s.dtype)
-    compile = name.endswith("compiled")
+    base, dtype, compile = GPT(s.config), getattr(torch, s.dtype), name.endswith("compiled")
     if name.startswith("minipeft"):
-        return Ours(s, method, base.to(s.device, dtype), compile)
+        return ours(s, method, base.to(s.device, dtype), compile)
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
         del base
         load = transformers.AutoModelForCausalLM.from_pretrained
-        theirs = load(folder, dtype=dtype, attn_implementation="sdpa")
-    return Theirs(s, method, theirs.to(s.device), compile)
+        rival = load(folder, dtype=dtype, attn_implementation="sdpa")
+    return theirs(s, method, rival.to(s.device), compile)
 
 
-def same_start(ours: Ours, theirs: Theirs, method: str) -> None:
-    """Copy PEFT's initial values of the trained parameters."""
-    if method == "full":
-        return
-    trained = (p for p in theirs.model.parameters() if p.requires_grad)
-    with torch.no_grad():
-        for mine, p in zip(ours.model.trainable_parameters(), trained, strict=True):
-            mine.copy_(p)
+@torch.no_grad()
+def same_start(mine: Rival, peft: Rival, method: str) -> None:
+    """Copy PEFT's initial values of the trained parameters; full has the same weights already."""
+    for p, initial in () if method == "full" else zip(mine.trained, peft.trained, strict=True):
+        p.copy_(initial)
 
 
 def train_two_steps(s: PeersSettings, method: str, name: str) -> None:
@@ -196,7 +183,7 @@ def measure(s: PeersSettings, method: str, rate: MatmulRate, bar: tqdm) -> list[
     rivals = {n: build(s, method, n) for n in names}
     rows = []
     for name, rival in list(rivals.items()):
-        if isinstance(rival, Ours):
+        if name.startswith("minipeft"):
             same_start(rival, rivals["peft"], method)
         row = {"method": method, "rival": name, "error": None}
         try:
@@ -214,28 +201,23 @@ def measure(s: PeersSettings, method: str, rate: MatmulRate, bar: tqdm) -> list[
         rows.append(row)
         bar.update()
     same_work(rows, 1e-4 if s.dtype == "float32" else 2e-2)
-    times = {name: [] for name in rivals}
-    for _ in range(s.steps):
-        rate()
-        for name, rival in rivals.items():
-            times[name].append(milliseconds(lambda r=rival: train_step(r), device))
-        bar.update()
-    del rivals, rival
-    measured, failed = ([r for r in rows if bool(r["error"]) == bad] for bad in (False, True))
+    calls = [functools.partial(train_step, rival) for rival in rivals.values()]
+    times = dict(zip(rivals, *time_all([calls], s.steps, device, bar, rate), strict=True))
+    del rivals, rival, calls
+    measured = [r for r in rows if not r["error"]]
     for row in measured:
-        row["step_ms"] = spread(times[row["rival"]])
+        row["step_ms"] = times[row["rival"]]
         if not row["rival"].endswith("compiled"):  # a compiler's own memory is not the method's
             row["peak_bytes"] = peak_bytes(device, train_two_steps, s, method, row["rival"])
     eager = next(r for r in measured if r["rival"] == "peft")
     for row in measured:
         row["against_peft"] = row["step_ms"]["median"] / eager["step_ms"]["median"]
         row["saved_against_peft"] = row["saved_bytes"] / eager["saved_bytes"]
-    return measured + failed
+    return rows
 
 
-def gradient_norm(rival) -> float:
-    parameters = [p for group in rival.optimizer.param_groups for p in group["params"]]
-    return float(torch.stack([p.grad.float().norm() for p in parameters]).norm())
+def gradient_norm(rival: Rival) -> float:
+    return float(torch.stack([p.grad.float().norm() for p in rival.trained]).norm())
 
 
 def same_work(rows: list[dict], bound: float) -> None:
@@ -253,8 +235,7 @@ def run(s: PeersSettings) -> dict:
     device = torch.device(s.device)
     s = replace(s, compile=s.compile and can_compile(device.type))
     rate = MatmulRate(getattr(torch, s.dtype), device)
-    rows = []
-    total = len(s.methods) * (4 + s.steps)
+    rows, total = [], len(s.methods) * (4 + s.steps)
     with (warnings.catch_warnings(),
           tqdm(total=total, unit="round", desc="peers", dynamic_ncols=True) as bar):
         warnings.simplefilter("ignore")
@@ -279,33 +260,23 @@ def run(s: PeersSettings) -> dict:
 def table(result: dict) -> str:
     """The result as aligned text."""
     s, rows, means = result["settings"], result["rows"], result["means"]
-    c = s["config"]
-    lines = [
-        card_line(result["card"]),
-        f"{s['preset']}: L {c['n_layer']}, C {c['n_embd']}, nh {c['n_head']}, V {c['vocab_size']}; "
-        f"B {s['batch_size']}, T {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']}, "
-        f"{100 * s['supervised']:.0f} % of the targets supervised, {s['steps']} steps, "
-        f"seed {s['seed']}; large matmuls {result['rate'] / 1e9:,.0f} GFLOP/s",
-        "",
-    ]
-
-    def measured(cell):
-        return lambda r: "-" if r["error"] else cell(r)
-
+    setting = (f"; B {s['batch_size']}, T {s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']}, "
+               f"{100 * s['supervised']:.0f} % of the targets supervised, {s['steps']} steps, "
+               f"seed {s['seed']}; large matmuls {result['rate'] / 1e9:,.0f} GFLOP/s")
     cells = {  # heading: cell of a row
-        "method": lambda r: r["method"],
-        "": lambda r: r["rival"],
-        "loss": measured(lambda r: f"{r['loss']:.4f}"),
-        "then": measured(lambda r: f"{r['second_loss']:.4f}"),
-        "step ms (p10–p90)": measured(lambda r: ms_text(r["step_ms"])),
-        "× peft": measured(lambda r: f"{r['against_peft']:.2f}"),
-        "× floor": measured(lambda r: f"{r['against_floor']:.2f}"),
-        "saved MB": measured(lambda r: f"{r['saved_bytes'] / 1e6:,.1f}"),
-        "× peft ": measured(lambda r: f"{r['saved_against_peft']:.2f}"),
-        "peak MB": lambda r: f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-",
-        "first step s": measured(lambda r: f"{r['first_step_s']:.1f}"),
+        "method": cell("method", "{}"),
+        "": cell("rival", "{}"),
+        "loss": cell("loss", "{:.4f}"),
+        "then": cell("second_loss", "{:.4f}"),
+        "step ms (p10–p90)": cell("step_ms", MS),
+        "× peft": cell("against_peft", "{:.2f}"),
+        "× floor": cell("against_floor", "{:.2f}"),
+        "saved MB": cell("saved_bytes", "{:,.1f}", 1e6),
+        "× peft ": cell("saved_against_peft", "{:.2f}"),
+        "peak MB": cell("peak_bytes", "{:,.0f}", 1e6),
+        "first step s": cell("first_step_s", "{:.1f}"),
     }
-    lines += columns(cells, rows)
+    lines = [*header(result, setting), "", *columns(cells, rows)]
     lines += [f"{r['method']}, {r['rival']}: {r['error']}" for r in rows if r["error"]]
     lines += ["", "geometric means over the methods, against eager peft:"]
     lines += [f"{name}: step {m['against_peft']:.2f}, saved {m['saved_against_peft']:.2f}, "

@@ -12,6 +12,7 @@ way, base and cache included.
 """
 
 import argparse
+import functools
 import math
 from dataclasses import asdict, dataclass, replace
 
@@ -33,7 +34,7 @@ from ..runtime.memory import available_memory
 from ..runtime.profiling import card, synchronize
 from ..slots import KVCache, Prefix
 from . import flags
-from .measure import card_line, columns, milliseconds, ms_text, peak_bytes, spread
+from .measure import MS, cell, columns, header, milliseconds, peak_bytes, spread, time_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +128,17 @@ def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder
         if row.kind == "copied":
             return [Decoder(base, idx, {}, steps, copied=Prefix(k, v))]
         return [Decoder(base, idx, {"prefix": Prefix(k, v)}, steps)]
-    tasks = {}
-    for i in range(row.n):
-        h = {"num_virtual_tokens": row.P} if row.kind == "prefix tasks" else {"r": 8}
-        tasks[str(i)] = adapt(base, "prefix" if row.kind == "prefix tasks" else "lora", **h)
-    bank = TaskBank(base, tasks)
+    method, h = "lora", {"r": 8}
+    if row.kind == "prefix tasks":
+        method, h = "prefix", {"num_virtual_tokens": row.P}
+    bank = TaskBank(base, {str(i): adapt(base, method, **h) for i in range(row.n)})
     rows = bank.rows([str(i % row.n) for i in range(s.batch_size)])
     return [Decoder(base, idx, rows.slots(), steps)]
+
+
+def step_all(decoders: list[Decoder]) -> None:
+    for d in decoders:
+        d.step()
 
 
 def new_base(s: ServingSettings) -> GPT:
@@ -144,8 +149,7 @@ def decode_three(s: ServingSettings, row: Row) -> None:
     """The work of the peak-memory process: process the prompts and decode two tokens."""
     decoders = build(s, row)
     for _ in range(3):
-        for d in decoders:
-            d.step()
+        step_all(decoders)
     synchronize(torch.device(s.device))
 
 
@@ -168,38 +172,32 @@ def run(s: ServingSettings) -> dict:
     device, every = torch.device(s.device), rows_of(s)
     rows = [row for row in every if fits(s, row)]
     left_out = [row for row in every if row not in rows]
-    total = 2 * len(rows) + s.steps
+    total, peaks, decoders = 2 * len(rows) + s.steps, {}, {}
     with tqdm(total=total, unit="row", desc="peak memory", dynamic_ncols=True) as bar:
-        peaks = {}
         for row in rows:
             peaks[row] = peak_bytes(device, decode_three, s, row)
             bar.update()
         bar.set_description("prompts")
         torch.manual_seed(s.seed)
         base = new_base(s)
-        decoders = {}
         for row in rows:
             if not fits(s, row):  # beside the others
                 left_out.append(row)
                 continue
             decoders[row] = build(s, row, base)
-            for d in decoders[row]:
-                d.step()  # the prompts
-                d.step()  # a first token, not timed
+            for _ in range(2):  # the prompts; a first token, not timed
+                step_all(decoders[row])
             bar.update()
         bar.set_description("decoding")
-        times: dict[Row, list[float]] = {row: [] for row in decoders}
-        for _ in range(s.steps):
-            for row, ds in decoders.items():
-                times[row].append(milliseconds(lambda ds=ds: [d.step() for d in ds], device))
-            bar.update()
-    del decoders
+        calls = [functools.partial(step_all, ds) for ds in decoders.values()]
+        (times,) = time_all([calls], s.steps, device, bar)
     results = []
-    for row, samples in times.items():
-        step, peak = spread(samples), peaks[row]
+    for row, step in zip(decoders, times, strict=True):
+        peak = peaks[row]
         results.append({**asdict(row), "step_ms": step,
                         "tokens_per_s": 1000 * s.batch_size / step["median"], "peak_bytes": peak,
                         "extra_bytes": None if peak is None else peak - peaks[rows[0]]})
+    del decoders, calls
     for r in results:
         r["against_base"] = r["tokens_per_s"] / results[0]["tokens_per_s"]
     alone = attention_alone(s, [r["P"] for r in results if r["kind"] == "copied"], device)
@@ -235,67 +233,50 @@ def attention_alone(s: ServingSettings, prefixes: list[int], device: torch.devic
 
 def ratios(rows: list[dict], alone: list[dict]) -> list[dict]:
     """Comparisons between rows: {"of", "to", "what", "value"}."""
-    found = []
-
-    def find(kind: str, **sizes) -> dict | None:
-        return next((r for r in rows if r["kind"] == kind and r.items() >= sizes.items()), None)
+    found, by_size = [], {(r["kind"], r["n"] or r["P"]): r for r in rows}
 
     def add(of: str, to: str, value: float, what: str = "throughput") -> None:
         found.append({"of": of, "to": to, "what": what, "value": value})
 
-    for kind in ("prefix tasks", "lora tasks"):
-        one = find(kind, n=1)
-        for r in rows:
-            if one and r["kind"] == kind and r["n"] > 1:
-                add(f"{r['n']} {kind} mixed", "one", r["tokens_per_s"] / one["tokens_per_s"])
     for r in rows:
-        if r["kind"] == "full copies" and (mixed := find("prefix tasks", n=r["n"])):
-            speed = mixed["tokens_per_s"] / r["tokens_per_s"]
-            add(f"{r['n']} prefix tasks mixed", f"{r['n']} full copies", speed)
-        if r["kind"] == "shared":
-            name, to = f"a shared prefix of {r['P']:,}", "copies of it"
+        kind, n, P, speed = r["kind"], r["n"], r["P"], r["tokens_per_s"]
+        if n > 1 and (one := by_size.get((kind, 1))):
+            add(f"{n} {kind} mixed", "one", speed / one["tokens_per_s"])
+        if kind == "full copies" and (mixed := by_size.get(("prefix tasks", n))):
+            add(f"{n} prefix tasks mixed", f"{n} full copies", mixed["tokens_per_s"] / speed)
+        if kind == "shared":
+            name, to = f"a shared prefix of {P:,}", "copies of it"
             add(name, "no prefix", r["against_base"])
-            if copied := find("copied", P=r["P"]):
-                add(name, to, r["tokens_per_s"] / copied["tokens_per_s"])
+            if copied := by_size.get(("copied", P)):
+                add(name, to, speed / copied["tokens_per_s"])
                 if r["extra_bytes"] is not None and copied["extra_bytes"]:
                     memory = max(0, r["extra_bytes"]) / copied["extra_bytes"]
                     add(name, to, memory, "extra memory")
-            if x := next((x for x in alone if x["P"] == r["P"]), None):
-                speed = x["copied_ms"]["median"] / x["shared_ms"]["median"]
-                add(name, to, speed, "speed of the attention alone")
+            for x in (x for x in alone if x["P"] == P):
+                ratio = x["copied_ms"]["median"] / x["shared_ms"]["median"]
+                add(name, to, ratio, "speed of the attention alone")
     return found
 
 
 def table(result: dict) -> str:
     """The result as aligned text."""
     s = result["settings"]
-    c = s["config"]
-    lines = [
-        card_line(result["card"]),
-        f"{s['preset']}: L {c['n_layer']}, C {c['n_embd']}, nh {c['n_head']}, V {c['vocab_size']}, "
-        f"block size {c['block_size']:,}; batch {s['batch_size']}, prompts of {s['seq_len']} tokens, "
-        f"{s['steps']} tokens timed, seed {s['seed']}",
-        "",
-    ]
-
-    def megabytes(name: str):
-        return lambda r: "?" if r[name] is None else f"{r[name] / 1e6:,.0f}"
-
+    setting = (f", block size {s['config']['block_size']:,}; batch {s['batch_size']}, prompts of "
+               f"{s['seq_len']} tokens, {s['steps']} tokens timed, seed {s['seed']}")
     cells = {  # heading: cell of a row
         "served": lambda r: r["kind"] + (" prefix" if r["kind"] in ("shared", "copied") else ""),
         "tasks": lambda r: str(r["n"] or "-"),
         "P": lambda r: f"{r['P']:,}" if r["P"] else "-",
-        "ms a token (p10–p90)": lambda r: ms_text(r["step_ms"]),
-        "tokens/s": lambda r: f"{r['tokens_per_s']:,.0f}",
-        "× base": lambda r: f"{r['against_base']:.2f}",
-        "peak MB": megabytes("peak_bytes"),
-        "beside the base MB": megabytes("extra_bytes"),
+        "ms a token (p10–p90)": cell("step_ms", MS),
+        "tokens/s": cell("tokens_per_s", "{:,.0f}"),
+        "× base": cell("against_base", "{:.2f}"),
+        "peak MB": cell("peak_bytes", "{:,.0f}", 1e6, missing="?"),
+        "beside the base MB": cell("extra_bytes", "{:,.0f}", 1e6, missing="?"),
     }
-    lines += columns(cells, result["rows"])
+    lines = [*header(result, setting), "", *columns(cells, result["rows"])]
     for r in result["left_out"]:
         what = f"{r['n']} {r['kind']}" if r["n"] else f"{r['kind']} prefix of {r['P']:,}"
-        gigabytes = f"{r['bytes_needed'] / 1e9:,.1f} GB"
-        lines.append(f"{what}: not measured, it would take {gigabytes}")
+        lines.append(f"{what}: not measured, it would take {r['bytes_needed'] / 1e9:,.1f} GB")
     lines += ["", "so:"]
     lines += [f"{r['of']}: {r['value']:.3g} × the {r['what']} of {r['to']}" for r in result["ratios"]]
     return "\n".join(lines)
