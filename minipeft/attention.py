@@ -26,7 +26,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     """Causal attention over [prefix ; context]; see the equations at the top of this file.
 
     q         (B, nh, Tq, hs): the queries of the last Tq positions, Tq <= Tk
-    k, v      (B, n_kv, Tk, hs): n_kv divides nh; query head i uses key head i // (nh / n_kv)  (grouped heads, 2305.13245)
+    k, v      (B, n_kv, Tk, hs): query head i uses key head i // (nh / n_kv)  (grouped heads, 2305.13245)
     prefix_k, prefix_v   (1|B, n_kv, P, hs): one prefix for the batch or one per row, cast to q's dtype; None: no prefix
     gate      (nh,) or None
     backend   "reference"  the textbook in float32 or above: the specification
@@ -34,7 +34,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
               "fused"      our kernel through torch.compile; "split": the same code eagerly. Neither concatenates,
                            nor repeats a shared prefix for each row
               "auto"       the one that measured faster
-    prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions; None: all. Not with a gate
+    prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions. Not with a gate
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
     returns   (B, nh, Tq, hs) in q's dtype
 

@@ -1,9 +1,9 @@
 """The ladder: hard prompt → soft prompt → hidden prefix → prefix, each containing the one before.
 
-    hard prompt      tokens of the vocabulary                              P choices out of V
-    soft prompt      any vectors before the token embeddings               P·C parameters      Lester et al. 2021, 2104.08691
-    hidden prefix    any vectors before the input of every block           L·P·C               as the article draws prefix tuning
-    prefix           any keys and values in every attention block          2·L·P·n_kv·hs       Li & Liang 2021, 2101.00190
+    hard prompt      tokens of the vocabulary                      P choices of V
+    soft prompt      any vectors before the token embeddings       P·C parameters   Lester et al. 2021, 2104.08691
+    hidden prefix    any vectors before the input of every block   L·P·C            as the article draws it
+    prefix           any keys and values in every attention        2·L·P·n_kv·hs    Li & Liang 2021, 2101.00190
 
 (2·L·P·C where n_kv·hs is C, without grouped heads.) Converting up keeps the logits, to rounding:
 attention is causal, so virtual tokens never see the real ones and pass through the blocks in the same

@@ -15,8 +15,8 @@ class Method(nn.Module):
     """One way of tuning. Its parameters are trained; `tensors()` is what the adapter file holds.
 
     The two differ where a part is needed in training alone and folded away when saved (a prefix's
-    MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as `Method(base, **hyperparameters)`; they read the base's
-    config and embeddings and keep no reference to it.
+    MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as
+    `Method(base, **hyperparameters)`; they keep no reference to the base.
     """
 
     name: str  # as in minipeft.METHODS

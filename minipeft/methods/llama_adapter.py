@@ -40,10 +40,11 @@ class LlamaAdapter(Method):
         c = base.config
         one_of("gate", gate, ("head", "layer"))
         self.gate, self.adapter_len = gate, at_least_one("adapter_len", adapter_len)
-        self.adapter_layers = n = top_layers(c) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
+        n = top_layers(c) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
         if n > c.n_layer:
             raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
-        self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, c.n_embd).view(n, adapter_len, c.n_embd))
+        self.adapter_layers, C = n, c.n_embd
+        self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, C).view(n, adapter_len, C))
         self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, c.n_head if gate == "head" else 1))
         self.module_names = adaption_modules(c, n, gate)  # None where PEFT has no such form
 

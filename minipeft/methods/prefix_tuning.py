@@ -5,14 +5,14 @@
 
 in one of two spaces:
 
-    space="kv"       Pk, Pv (P, n_kv, hs) are learnt themselves: any keys and values             stored = 2·L·P·n_kv·hs   (Li & Liang)
-    space="hidden"   H (P, C) per block is learnt, as if concatenated to the block's input;      stored =   L·P·C
+    space="kv"       Pk, Pv (P, n_kv, hs) are learnt themselves (Li & Liang)         stored = 2·L·P·n_kv·hs
+    space="hidden"   H (P, C) per block is learnt, as if concatenated to its input   stored =   L·P·C
                      Pk, Pv = the block's own ln_1 and projections of H; the block's outputs at H are dropped
 
 either directly (trained = stored) or by the paper's two-layer MLP (§4.3), folded away when saved:
 
-    row p = W₂ tanh(W₁ e_p + b₁) + b₂        e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C, m = encoder_hidden_size
-    trained = P·C + (C + 1)·m + (m + 1)·W
+    row p = W₂ tanh(W₁ e_p + b₁) + b₂     e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C
+    trained = P·C + (C + 1)·m + (m + 1)·W          m = encoder_hidden_size
 
 Departs from the paper: the direct form is the default. "random" draws from N(0, σ²), σ the standard
 deviation of the base's embeddings; "vocab" starts from tokens drawn from the vocabulary. Started
@@ -59,7 +59,7 @@ class PrefixTuning(Method):
             if isinstance(init, Tensor) or init != "random":
                 raise Error("a prefix with a projection starts random: no inputs of the MLP are known "
                             "that give the keys and values of a text")
-            self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # an MLP weight moves every row (`bench.py quality --study projection`)
+            self.learning_rate, self.learning_rate_wide = 0.01, 3e-3  # chosen by study `projection`
             m = C if encoder_hidden_size is None else at_least_one("encoder_hidden_size", encoder_hidden_size)
             self.embedding = new_parameter(base, torch.randn(P, C))
             self.transform = nn.Sequential(nn.Linear(C, m), nn.Tanh(), nn.Linear(m, W)).to(self.embedding)
