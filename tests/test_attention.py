@@ -1,4 +1,4 @@
-"""prefix_attention against the equation in its docstring, written out row by row, and the backends against each other."""
+"""prefix_attention against its equation, written out row by row, and the backends against each other."""
 
 import math
 
@@ -52,7 +52,9 @@ def by_hand(q, k, v, pk, pv, gate=None):
 def test_every_backend_is_the_definition(shape, backend, gated):
     *args, gate = tensors(*shape)
     gate = gate if gated else None
-    torch.testing.assert_close(prefix_attention(*args, gate, backend=backend), by_hand(*args, gate), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        prefix_attention(*args, gate, backend=backend), by_hand(*args, gate), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -134,6 +136,11 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
 
     with torch.no_grad():
         assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied
-        assert chosen(3, 5, 5, True, 5) and not chosen(3, 5, 5, True, 4) and not chosen(3, 5, 5, False, 9) and not chosen(1, 5, 5, True, 9)
+        assert (
+            chosen(3, 5, 5, True, 5)
+            and not chosen(3, 5, 5, True, 4)
+            and not chosen(3, 5, 5, False, 9)
+            and not chosen(1, 5, 5, True, 9)
+        )
         assert not chosen(3, 1, 9, True, 0)
     assert not chosen(3, 1, 9, True, 4)

@@ -1,4 +1,4 @@
-"""The fused kernel against the textbook in float64: forward and every gradient, over shapes drawn at random and chosen at the edges."""
+"""The fused kernel against the textbook in float64: forward and every gradient, over random and edge shapes."""
 
 import random
 import shutil
@@ -48,7 +48,10 @@ def gradients(given, upstream, run):
     out = run(*given)
     used = [x for x in given if x.numel()]
     found = torch.autograd.grad(out, used, upstream.to(out.dtype), allow_unused=True)
-    return [x.detach().double() for x in (out, *(torch.zeros_like(u) if f is None else f for u, f in zip(used, found, strict=True)))]
+    return [
+        x.detach().double()
+        for x in (out, *(torch.zeros_like(u) if f is None else f for u, f in zip(used, found, strict=True)))
+    ]
 
 
 def rounded(shape, dtype, gated, seed=0):
@@ -59,7 +62,9 @@ def rounded(shape, dtype, gated, seed=0):
 
 
 def textbook(given, upstream):
-    return gradients([x.double() for x in given], upstream.double(), lambda *a: prefix_attention(*a, backend="reference"))
+    return gradients(
+        [x.double() for x in given], upstream.double(), lambda *a: prefix_attention(*a, backend="reference")
+    )
 
 
 def eager(q, k, v, pk, pv, gate=None):
@@ -147,10 +152,12 @@ def test_a_prefix_in_another_type_is_cast():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_is_the_same():
-    """With all there is: a gate, grouped heads, several blocks, a prefix for each row. Without these, test_bench measures it."""
+    """With a gate, grouped heads, several spans, and a prefix for each row. test_bench measures it without these."""
     given, upstream = rounded((2, 4, 2, 66, 80, 3, 8, 2), torch.float32, True)
     for got, exact in zip(
-        gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream), strict=True
+        gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")),
+        textbook(given, upstream),
+        strict=True,
     ):
         assert (got - exact).norm() <= 2e-5 * exact.norm()
 
@@ -159,4 +166,6 @@ def test_without_a_compiler_the_same_code_runs_eagerly(monkeypatch):
     monkeypatch.setattr(attention, "can_compile", lambda device_type: False)
     monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("torch.compile was asked for"))
     given, upstream = rounded((2, 2, 2, 5, 5, 3, 8, 1), torch.float64, False)
-    torch.testing.assert_close(gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream))
+    torch.testing.assert_close(
+        gradients(given, upstream, lambda *a: prefix_attention(*a, backend="fused")), textbook(given, upstream)
+    )

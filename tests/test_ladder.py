@@ -37,7 +37,7 @@ def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(shape, d
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_hidden_prefix_is_what_the_article_draws(shape, dtype, idx):
-    """Concatenate any vectors to every block's input, drop the outputs there: the same as their keys and values in the slot."""
+    """Vectors concatenated to every block's input, their outputs dropped, are their keys and values in the slot."""
     base, P, T = tiny(shape, dtype), 5, idx.size(1)
     hidden = torch.randn(3, 1, P, 32, dtype=dtype)
     x, _ = base.add_positions(base.wte(idx), first=P)
@@ -45,7 +45,9 @@ def test_a_hidden_prefix_is_what_the_article_draws(shape, dtype, idx):
     for block, h in zip(base.h, hidden, strict=True):
         x = block(torch.cat([h.expand(3, -1, -1), x], dim=1), rope)[:, P:]
     literal = base.ln_f(x) @ base.head.T
-    torch.testing.assert_close(base(idx, prefix=prefix_from_hidden(base, hidden)), literal, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        base(idx, prefix=prefix_from_hidden(base, hidden)), literal, rtol=0, atol=TOLERANCE[dtype]
+    )
 
 
 def test_gradients_reach_a_hidden_prefix(base, idx):
@@ -78,7 +80,7 @@ def test_the_way_through_with_edits(base, idx):
 
 
 def test_a_zero_prefix_is_not_nothing(base, idx):
-    """Keys of zeros score 0, and so take exp(0) of every softmax: with P of them a text of equal scores keeps T / (P + T)."""
+    """Keys of zeros score 0, so each takes exp(0): beside P of them a text of equal scores keeps T / (P + T)."""
     zero = torch.zeros(3, 2, 1, base.config.n_kv, 5, 8)
     assert (base(idx, prefix=zero) - base(idx)).abs().max() > 0.1
     v = torch.randn(1, 1, 6, 8)

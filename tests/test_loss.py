@@ -64,7 +64,7 @@ def test_under_autocast():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_known_is_left_alone(dtype, autocast):
-    """Where the right token is certain, loss and gradients are zero however coarse the products are: what is rounded cancels."""
+    """Where the right token is certain, loss and gradients are zero in any dtype: the rounding cancels."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(V, 64, generator=g).to(dtype).requires_grad_()
     targets = torch.randint(V, (N,), generator=g)

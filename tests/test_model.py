@@ -20,7 +20,9 @@ def hf_gpt2(shape, seed=0):
     transformers = pytest.importorskip("transformers")
     V, block, L, nh, C = shape
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(vocab_size=V, n_positions=block, n_layer=L, n_head=nh, n_embd=C, initializer_range=0.2)
+    config = transformers.GPT2Config(
+        vocab_size=V, n_positions=block, n_layer=L, n_head=nh, n_embd=C, initializer_range=0.2
+    )
     return transformers.GPT2LMHeadModel(config).eval()
 
 
@@ -53,7 +55,10 @@ def test_the_layout_of_the_released_gpt2_files_is_read(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     del config["minipeft"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    state = {k.removeprefix("transformer."): t for k, t in torch.load(tmp_path / "pytorch_model.bin", weights_only=True).items()}
+    state = {
+        k.removeprefix("transformer."): t
+        for k, t in torch.load(tmp_path / "pytorch_model.bin", weights_only=True).items()
+    }
     state |= {
         "lm_head.weight": state["wte.weight"].clone(),
         "h.0.attn.bias": torch.ones(1, 1, 48, 48),
@@ -97,7 +102,9 @@ def test_rotary_equals_transformers_llama_rotation():
     torch.testing.assert_close(cos[0, :, :8], angle.cos())
     torch.testing.assert_close(cos[0, :, 8:], angle.cos())
     torch.testing.assert_close(sin[0], torch.cat([angle, angle], dim=1).sin())
-    each = rotary_tables(torch.stack([torch.arange(3, 12), torch.arange(9)]), 16, 10000.0, torch.float32)  # positions of each row
+    each = rotary_tables(
+        torch.stack([torch.arange(3, 12), torch.arange(9)]), 16, 10000.0, torch.float32
+    )  # positions of each row
     torch.testing.assert_close(each[0][0], rope[0][0])
     want = llama.apply_rotary_pos_emb(q, k, each[0][:, 0], each[1][:, 0])
     torch.testing.assert_close((rotate(q, each), rotate(k, each)), want)
@@ -121,15 +128,23 @@ def test_hooks_name_modules(base, idx):
             base(idx, hooks=wrong)
 
 
-@pytest.mark.parametrize("shape, adds", [({}, ("c_proj",)), (LLAMA | {"bias": "qkv", "tied": False}, ("o_proj", "down_proj"))])
+@pytest.mark.parametrize(
+    "shape, adds", [({}, ("c_proj",)), (LLAMA | {"bias": "qkv", "tied": False}, ("o_proj", "down_proj"))]
+)
 def test_initial_weights_are_gpt2s(shape, adds):
     """N(0, 0.02²), and 0.02/sqrt(2L) where a block adds to the residual stream (Radford et al. 2019 §2.3)."""
     torch.manual_seed(0)
-    for name, p in GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128, **shape)).named_parameters():
+    for name, p in GPT(
+        GPTConfig(vocab_size=500, block_size=64, n_layer=8, n_head=4, n_embd=128, **shape)
+    ).named_parameters():
         if p.dim() == 2:
-            assert p.std().item() == pytest.approx(0.02 / 4 if any(place in name for place in adds) else 0.02, rel=0.05), name
+            assert p.std().item() == pytest.approx(
+                0.02 / 4 if any(place in name for place in adds) else 0.02, rel=0.05
+            ), name
         else:
-            assert torch.equal(p, torch.ones_like(p) if "ln" in name and "weight" in name else torch.zeros_like(p)), name
+            assert torch.equal(p, torch.ones_like(p) if "ln" in name and "weight" in name else torch.zeros_like(p)), (
+                name
+            )
 
 
 @pytest.mark.parametrize("shape", ["rotary", "llama"])

@@ -74,7 +74,7 @@ def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
 @needs_compiler
 @pytest.mark.parametrize(
     "name, h, dtype, shape, backend",
-    [  # code for the CPU takes half a minute to make each time; what else there is to a compilation, graphs and their halves, a second
+    [  # code for the CPU takes half a minute to make; graphs and their splits take a second
         (*FROZEN[2], torch.float32, "learned", "inductor"),
         (*FROZEN[2], torch.bfloat16, "learned", "inductor"),
         ("full", {}, torch.float32, "learned", WITHOUT_CODE),
@@ -82,7 +82,9 @@ def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
         (*FROZEN[2], torch.float32, "llama", WITHOUT_CODE),
     ],
 )
-def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(name, h, dtype, shape, backend, kernel, monkeypatch):
+def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(
+    name, h, dtype, shape, backend, kernel, monkeypatch
+):
     monkeypatch.setattr(minipeft.model, "compiled", compiling_by(backend))
     model, eager = attached(name, h, dtype, shape), attached(name, h, dtype, shape)
     model.compile_blocks()
