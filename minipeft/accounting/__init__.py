@@ -12,6 +12,8 @@
 The costs scale differently. Parameters are stored per task; memory holds the base and the batch as
 well; FLOPs are spent by the frozen weights on every token, however few parameters are trained.
 
+All raise Error as `count` does, and for a batch, a length, tasks or processes below 1.
+
 Symbols: B batch, T real tokens, P virtual tokens, S positions in the blocks, L layers, C channels,
 nh heads, n_kv key heads, hs head size, V vocabulary, M width of the MLP, r rank, m bottleneck.
 """

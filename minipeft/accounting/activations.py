@@ -60,7 +60,6 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     other arguments, rotary tables and a prefix of hidden vectors, which autograd does not hold.)
     base_bytes: bytes of a float of the base's dtype; log-sum-exps, rotary tables and RMSNorm's
     tensors stay float32. Exact at 4; at 2 without small copies of trained tensors in that dtype.
-    Raises Error as `count` does, or for a size below 1.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = with_defaults(c, method, hyperparameters)

@@ -26,8 +26,7 @@ class Traffic(NamedTuple):
 
 def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4,
                **hyperparameters) -> Traffic:
-    """Bytes of one training step with a method, from forward to the clipped gradient: `bytes_per_step`
-    has the formulas. Raises Error as `count` does, or for a number of processes below 1."""
+    """`bytes_per_step` of a training step with a method, from forward to the clipped gradient."""
     at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
     return bytes_per_step(c, trained, processes, method == "full", shard_base, base_bytes)

@@ -35,8 +35,7 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
                            and values of hidden vectors
 
     So a prompt and a prefix of one length cost the same per token, P / 6C of the linears' 24·L·C² in
-    GPT-2's shape, but a prompt's keys and values lie in the cache of every row. Raises Error as
-    `count` does, or for a size below 1.
+    GPT-2's shape, but a prompt's keys and values lie in the cache of every row.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     h = with_defaults(c, method, hyperparameters)

@@ -58,8 +58,6 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     Not counted: what is not a matmul (norms, softmax, the optimizer). Adapted.loss stores no logits
     (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
     computes the logits a second time in backward.
-
-    Raises Error as `count` does, or for a size below 1.
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
     return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
@@ -77,7 +75,7 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         prefix       no queries of hidden vectors
         head         the share `supervised` of its B·T positions
 
-    Raises Error as `count` does, for a size below 1, or for hard-prompt, which trains nothing.
+    Raises Error for hard-prompt, which trains nothing.
     """
     every = products(c, method, batch_size, seq_len, needed=True, **hyperparameters)
     if method == "hard-prompt":

@@ -98,6 +98,8 @@ def _llama_adapter(c: GPTConfig, adapter_len: int = 10, adapter_layers: int | No
 
 _COUNTS = {"full": _full, "hard-prompt": _hard_prompt, "prompt": _prompt, "prefix": _prefix,
            "lora": _lora, "adapter": _adapter, "llama-adapter": _llama_adapter}
+_DEFAULTS = {method: {p.name: p.default for p in inspect.signature(f).parameters.values()
+                      if p.name != "c"} for method, f in _COUNTS.items()}
 ENCODER_DECODER = ("full", "hard-prompt", "prompt")  # methods whose count holds for a T5Shape too
 _WHOLE_NUMBERS = ("num_virtual_tokens", "encoder_hidden_size", "r", "bottleneck_size", "adapter_len",
                   "adapter_layers")
@@ -105,12 +107,7 @@ _WHOLE_NUMBERS = ("num_virtual_tokens", "encoder_hidden_size", "r", "bottleneck_
 
 def depends_on(method: str) -> list[str]:
     """The hyper-parameters that a method's count depends on."""
-    return list(_defaults(method))
-
-
-def _defaults(method: str) -> dict:
-    _, *parameters = inspect.signature(_COUNTS[method]).parameters.values()
-    return {p.name: p.default for p in parameters}
+    return list(_DEFAULTS[method])
 
 
 def count(config: GPTConfig | T5Shape, method: str, **hyperparameters: object) -> Count:
@@ -121,7 +118,7 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters: object) -
     """
     if method not in _COUNTS:
         raise Error(f"method must be one of {', '.join(_COUNTS)}, not {method!r}")
-    known = _defaults(method)
+    known = _DEFAULTS[method]
     for name, value in hyperparameters.items():
         if name not in known:
             allowed = ", ".join(known) or "the shape alone"
@@ -140,7 +137,7 @@ def with_defaults(c: GPTConfig | T5Shape, method: str, hyperparameters: dict) ->
     lora: also "places", the linears that target_modules name. Raises Error as `count` does.
     """
     count(c, method, **hyperparameters)
-    h = _defaults(method) | {k: v for k, v in hyperparameters.items() if v is not None}
+    h = _DEFAULTS[method] | {k: v for k, v in hyperparameters.items() if v is not None}
     if method == "lora":
         h["target_modules"] = h["target_modules"] or lora_targets(c)
         h["places"] = linears_named(c, h["target_modules"])

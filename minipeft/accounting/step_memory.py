@@ -28,7 +28,7 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
         activations    see `activations`        tensors saved for backward
 
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
-    moments). Activations shrink less. Raises Error as `count` does, or for a size below 1.
+    moments). Activations shrink less.
     """
     trained, stored = count(c, method, **hyperparameters)
     base, full = base_bytes * base_parameters(c), method == "full"

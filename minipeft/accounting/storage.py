@@ -38,7 +38,7 @@ def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
         4·stored (a hard prompt: 8·P) + the header, about 100 bytes a tensor + adapter_config.json
 
     full: the base's folder, 4·base + header + config.json. Hyper-parameters that do not change the
-    count, such as lora_alpha, have their defaults. Raises Error as `count` does.
+    count, such as lora_alpha, have their defaults.
     """
     h = with_defaults(c, method, hyperparameters)
     notes = {"sha256": DIGEST, "config": DIGEST}
@@ -55,10 +55,7 @@ def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
 
 
 def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
-    """Bytes of N tasks: the base's folder once and N adapters; full: N bases.
-
-    Raises Error as `count` does, or for a number of tasks below 1.
-    """
+    """Bytes of N tasks: the base's folder once and N adapters; full: N bases."""
     at_least_one("tasks", tasks)
     one = adapter_bytes(c, method, **hyperparameters)
     return tasks * one if method == "full" else adapter_bytes(c, "full") + tasks * one

@@ -14,7 +14,6 @@ def ledger(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperpara
 
     train_checkpointed_activations: with gradient checkpointing. wire_N: bytes handed to all collectives
     in a step of N processes. storage_N: bytes of N tasks. step_flops: 0 if nothing is trained.
-    Raises Error as `count` does.
     """
     of = (c, method, batch_size, seq_len)
     checkpointed = train_bytes(*of, checkpointing=True, **hyperparameters).activations

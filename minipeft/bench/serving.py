@@ -94,17 +94,14 @@ class Decoder:
 
     def __init__(self, base: GPT, idx: Tensor, slots: dict, steps: int,
                  copied: Prefix | None = None):
-        self.base = base
-        B, T = idx.shape
+        self.base, self.idx, (B, T) = base, idx, idx.shape
         self.cache, self.slots = read_slots(base, slots, B, T + steps)
         if copied is not None:  # a prefix in every row's cache, before the prompt
-            P = copied.k.size(3)
-            c = base.config
+            P, c = copied.k.size(3), base.config
             shape = (2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
             k, v = base.wte.weight.new_empty(shape)
             k[:, :, :, :P], v[:, :, :, :P] = copied.k, copied.v
             self.cache = KVCache(k, v, read=P)
-        self.idx = idx
 
     @torch.no_grad()
     def step(self) -> None:
@@ -220,11 +217,10 @@ def attention_alone(s: ServingSettings, prefixes: list[int], device: torch.devic
                 for x, y in zip(shared[0], cached[0], strict=True))
         times: dict[str, list[float]] = {"shared": [], "copied": []}
         for i in range(2 + 3 * s.steps):
-            a, b = cached[i % c.n_layer], shared[i % c.n_layer]
-            work = {"shared": lambda q=q, a=a, b=b: prefix_attention(q, *a, *b),
-                    "copied": lambda q=q, k=k, v=v: prefix_attention(q, k, v)}
-            for kind, attend in work.items():
-                ms = milliseconds(attend, device)
+            inputs = {"shared": (q, *cached[i % c.n_layer], *shared[i % c.n_layer]),
+                      "copied": (q, k, v)}
+            for kind, tensors in inputs.items():
+                ms = milliseconds(functools.partial(prefix_attention, *tensors), device)
                 if i >= 2:  # after two warm-up rounds
                     times[kind].append(ms)
         results.append({"P": P, "T": T, **{f"{kind}_ms": spread(ms) for kind, ms in times.items()}})
