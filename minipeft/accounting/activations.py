@@ -80,7 +80,7 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
             found.append(Kept(i, "input", B * S * C, b))
     if blocks[-1].out:
         # LayerNorm saves a slice, whose storage holds all S positions; RMSNorm may copy it first.
-        each = norm_bytes(c, b)
+        each = b if c.norm == "layer" else 4
         after = [("ln_f: input", B * (T if each != b else S) * C, each),
                  *norm_statistics(c, "ln_f", B * T, full, b),
                  ("loss: its gradient in the last hidden state", B * T * C, b)]
@@ -115,11 +115,6 @@ def norm_statistics(c: GPTConfig, name: str, positions: int, trained: bool, b: i
     return found if trained else found[:1]
 
 
-def norm_bytes(c: GPTConfig, b: int) -> int:
-    """Bytes per element of a norm's saved input: RMSNorm works on a float32 copy."""
-    return b if c.norm == "layer" else 4
-
-
 def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, S: int,
              b: int) -> list[tuple[str, int, int]]:
     """(name, elements, bytes of each) of the tensors saved in a block, in the order of the forward pass."""
@@ -131,7 +126,7 @@ def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, 
         found.append((name, elements, each))
 
     def norm(name: str) -> None:
-        save(f"{name}: input", residual, norm_bytes(c, b))
+        save(f"{name}: input", residual, b if c.norm == "layer" else 4)  # RMSNorm: a float32 copy
         found.extend(norm_statistics(c, name, B * S, full, b))
 
     def lora(*names: str) -> bool:

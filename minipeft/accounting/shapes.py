@@ -44,11 +44,8 @@ EMBEDDED = {
 
 @dataclass(frozen=True)
 class T5Shape:
-    """The shape of a T5 v1.1 (Raffel et al. 2020, 1910.10683; gated MLPs as in 2002.05202).
-
-    Linears have no biases, embeddings and head are two tables, and nh·hs may be less than C.
-    Raises Error for a size below 1.
-    """
+    """The shape of a T5 v1.1 (Raffel et al. 2020, 1910.10683; gated MLPs as in 2002.05202). No biases;
+    embeddings and head are two tables; nh·hs may be less than C. Raises Error for a size below 1."""
 
     n_layer: int  # L: of the encoder, and as many of the decoder
     n_head: int  # nh

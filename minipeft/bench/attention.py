@@ -8,6 +8,7 @@ SDPA.
 """
 
 import argparse
+import functools
 from dataclasses import asdict, astuple, dataclass
 from statistics import geometric_mean
 
@@ -77,9 +78,9 @@ def settings(args: argparse.Namespace) -> AttentionSettings:
     return AttentionSettings(shapes, tuple(dict.fromkeys(args.dtype)), args.steps, args.seed, args.device)
 
 
-def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list["Work"]:
-    """Every backend, on q, k, v as the model makes them (views of one projection), a prefix shared
-    by the batch, and a gradient of the output."""
+def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[dict, list]]:
+    """Every backend's row and calls (forward; both passes), on q, k, v as the model makes them (views
+    of one projection) and a prefix shared by the batch. Raises Error if one is wrong."""
     g = torch.Generator().manual_seed(s.seed)
     B, nh, T, P, hs = astuple(shape)
     qkv = torch.randn(B, T, 3, nh, hs, generator=g).to(s.device, dtype).permute(2, 0, 3, 1, 4)
@@ -88,7 +89,20 @@ def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list["Work"
     given = [x.requires_grad_() for x in (*qkv, *prefix)]
     exact_inputs = [x.detach().cpu().double().requires_grad_() for x in given]
     exact = forward_backward(exact_inputs, upstream.cpu().double(), "reference")
-    return [Work(shape, dtype, backend, given, upstream, exact, s) for backend in BACKENDS]
+    found = []
+    for backend in BACKENDS:
+        forward = functools.partial(prefix_attention, *given, backend=backend)
+        both = functools.partial(forward_backward, given, upstream, backend)
+        first = milliseconds(both, torch.device(s.device)) / 1000
+        error = max(float((a.cpu().double() - b).norm() / b.norm())
+                    for a, b in zip(both(), exact, strict=True))
+        if not error <= (1e-5 if dtype == torch.float32 else 2e-2):
+            raise Error(f"{backend} attention is wrong at {shape}: relative error {error:.1e}")
+        row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": error,
+               "first_call_s": first, "saved_bytes": saved_bytes(forward, []),
+               "auto": backend == faster(given[0], compiling=True)}
+        found.append((row, [torch.no_grad()(forward), both]))
+    return found
 
 
 def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -97,42 +111,18 @@ def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tup
     return out.detach(), *torch.autograd.grad(out, used, upstream)
 
 
-class Work:
-    """One backend at one shape, checked and ready to be timed. Raises Error if it is wrong."""
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, backend: str, given: list[Tensor], upstream: Tensor,
-                 exact: tuple[Tensor, ...], s: AttentionSettings):
-        self.given, self.upstream, self.backend = given, upstream, backend
-        first = milliseconds(self.both, torch.device(s.device)) / 1000
-        error = max(float((a.cpu().double() - b).norm() / b.norm())
-                    for a, b in zip(self.both(), exact, strict=True))
-        if not error <= (1e-5 if dtype == torch.float32 else 2e-2):
-            raise Error(f"{backend} attention is wrong at {shape}: relative error {error:.1e}")
-        self.row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": error,
-                    "first_call_s": first,
-                    "saved_bytes": saved_bytes(lambda: prefix_attention(*given, backend=backend), []),
-                    "auto": backend == faster(given[0], compiling=True)}
-
-    def both(self) -> tuple[Tensor, ...]:
-        return forward_backward(self.given, self.upstream, self.backend)
-
-    @torch.no_grad()
-    def forward(self) -> Tensor:
-        return prefix_attention(*self.given, backend=self.backend)
-
-
 def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatmulRate, s: AttentionSettings,
             bar: tqdm) -> list[dict]:
     """The rows of these shapes, their calls interleaved."""
     device, by_shape = torch.device(s.device), [works(shape, dtype, s) for shape in shapes]
-    calls = [[call for work in ws for call in (work.forward, work.both)] for ws in by_shape]
-    sdpa = 2 * BACKENDS.index("sdpa")
-    for ws, ms in zip(by_shape, time_all(calls, s.repeats, device, bar, rate), strict=True):
-        for work, forward, both in zip(ws, ms[::2], ms[1::2], strict=True):
-            work.row |= {"forward_ms": forward, "ms": both,
-                         "forward_against_sdpa": forward["median"] / ms[sdpa]["median"],
-                         "against_sdpa": both["median"] / ms[sdpa + 1]["median"]}
-    return [work.row for ws in by_shape for work in ws]
+    calls = [[call for _, pair in backends for call in pair] for backends in by_shape]
+    times, sdpa = time_all(calls, s.repeats, device, bar, rate), 2 * BACKENDS.index("sdpa")
+    for backends, ms in zip(by_shape, times, strict=True):
+        for (row, _), forward, both in zip(backends, ms[::2], ms[1::2], strict=True):
+            row |= {"forward_ms": forward, "ms": both,
+                    "forward_against_sdpa": forward["median"] / ms[sdpa]["median"],
+                    "against_sdpa": both["median"] / ms[sdpa + 1]["median"]}
+    return [row for backends in by_shape for row, _ in backends]
 
 
 def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:

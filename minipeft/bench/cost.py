@@ -105,11 +105,10 @@ class Contestant:
 
     def train_step(self) -> None:
         """One optimizer step; nothing for a hard prompt."""
-        if not self.trains:
-            return
-        self.optimizer.zero_grad(set_to_none=True)
-        self.forward_loss().backward()
-        self.optimizer.step()
+        if self.trains:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.forward_loss().backward()
+            self.optimizer.step()
 
     @torch.no_grad()
     def inference(self) -> Tensor:

@@ -192,8 +192,8 @@ def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
     base, rows = accounting.base_parameters(c), []
     for method in ENCODER_DECODER if isinstance(c, T5Shape) else METHODS:
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
-        counts = accounting.count(c, method, **h)._asdict()
-        row = {"method": method, **with_defaults(c, method, h), **counts}
+        row = {"method": method} | with_defaults(c, method, h)
+        row |= accounting.count(c, method, **h)._asdict()
         if isinstance(c, GPTConfig):
             row |= accounting.ledger(c, method, s.batch_size, s.seq_len, **h)
             row["tasks_bytes"] = accounting.storage_bytes(c, method, s.tasks, **h)
