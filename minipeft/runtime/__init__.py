@@ -1,0 +1,1 @@
+"""Services around the core: console, signals, memory, devices, profiling, processes."""
