@@ -10,7 +10,7 @@ functions in `find_class`, all of this file: no code from a pickle runs.
 
 `torch.load(weights_only=True, mmap=True)` runs no code either, but breaks three promises that
 tests/faults checks: it skips the zip's checksums, so a flipped bit loads as another value; it reads
-compressed bytes as if they were values; a forged pickle of 3 MB keeps it busy for minutes.
+compressed bytes as if they were values; a forged pickle of 3 MB keeps it busy for over 20 s.
 """
 
 import io
