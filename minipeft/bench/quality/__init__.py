@@ -30,7 +30,7 @@ from ...checks import Error
 from ...runtime.console import Parser
 from ..flags import parse
 from . import again, costs, grid, real, studies
-from .lines import Lines
+from .lines import Lines, read
 
 
 def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dict, str, str | None]:
@@ -67,7 +67,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         for name in given if "real" in chosen else ():
             real.folder_of(folders, name)  # missing folders are reported before anything runs
         wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
-    tables({}, [])  # so is a missing package
+    tables(read(args.lines), [])  # so are a damaged file and a missing package
     lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
     if "cost" in chosen:
         costs.measure(args.lines, args.device)
