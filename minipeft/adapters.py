@@ -66,7 +66,7 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
         raise Error(f"{path}: peft_type must be one of {', '.join(methods)}, not {shown(kind)}")
     if stored.notes.get("base", base_fingerprint) != base_fingerprint:
         raise Error(f"{folder} was tuned for another base (fingerprint "
-                    f"{shown(stored.notes['base'])[:13]}, this one is {base_fingerprint[:12]})")
+                    f"{shown(str(stored.notes['base'])[:12])}, this one is '{base_fingerprint[:12]}')")
     try:
         given = methods[kind].hyperparameters(config)
         sizes = {name: given[name] for name in accounting.depends_on(methods[kind].name)
