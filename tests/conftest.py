@@ -50,9 +50,13 @@ def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int =
     return base.to(dtype)
 
 
-def quick(values, *names: str) -> list:
-    """Values for parametrize: those named run by default, the others are marked slow."""
-    return [value if value in names else pytest.param(value, marks=pytest.mark.slow) for value in values]
+def quick(values, *chosen) -> list:
+    """Values, or tuples of values, for parametrize: the chosen run by default, others are marked slow."""
+
+    def slow(value):
+        return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+    return [value if value in chosen else slow(value) for value in values]
 
 
 @pytest.fixture(params=list(SHAPES))

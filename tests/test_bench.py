@@ -175,6 +175,7 @@ def test_attention_backends_side_by_side(capsys):
     assert growth["time"] == pytest.approx(rows[6, "fused"]["ms"]["median"] / rows[0, "fused"]["ms"]["median"])
 
 
+@pytest.mark.slow
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     monkeypatch.setitem(attention.BACKENDS, "fused", lambda q, *rest: attention.BACKENDS["sdpa"](1.01 * q, *rest))
     s = attention_bench.AttentionSettings((attention_bench.Shape(1, 2, 8, 2, 4),), ("float32",), 1, 0, "cpu")

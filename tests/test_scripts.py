@@ -244,6 +244,7 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, monkey
     assert call(capsys, train, *flags, "--out", tmp_path / "out", "--overwrite")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monkeypatch):
     flags = ["--climb", "--steps", 6, "--batch-size", 8, "--seed", 2]
     assert call(capsys, train, *flags, "--out", tmp_path / "whole")[0] == 0
@@ -266,6 +267,7 @@ def test_a_climb_goes_on_with_the_rung_it_was_stopped_at(capsys, tmp_path, monke
         assert whole["loss"] == resumed["loss"] and whole["start_loss"] == resumed["start_loss"]
 
 
+@pytest.mark.slow
 def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_before(capsys, tmp_path, monkeypatch):
     flags = ["--climb", "--batch-size", 8, "--out", tmp_path, "--wordings", "Reverse: ", "--steps"]
     assert call(capsys, train, *flags, 1)[0] == 0
@@ -315,6 +317,7 @@ def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_take
     assert [a for a in given.training_script_args if a != "--"] == ["--method", "lora", "--r", "4"]
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, monkeypatch, pairs):
     real, best, asked = job.evaluate, {}, []
 
@@ -357,6 +360,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
+@pytest.mark.slow
 def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path, monkeypatch):
     torch.manual_seed(0)
     sizes = dict(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=32)

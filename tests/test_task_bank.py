@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import in_shape, tiny
+from conftest import in_shape, quick, tiny
 from test_methods import moved
 
 from minipeft import Error, TaskBank, adapt, generate
@@ -36,7 +36,7 @@ def tasks_of(base):
     return models
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", quick([torch.float32, torch.float64], torch.float64))
 def test_200_random_mixtures_equal_the_single_runs(shape, dtype):
     base = tiny(shape, dtype)
     close = (

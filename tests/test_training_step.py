@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import WITHOUT_CODE, compiling_by, tiny
+from conftest import WITHOUT_CODE, compiling_by, quick, tiny
 from test_methods import FROZEN
 
 import minipeft.model
@@ -61,27 +61,29 @@ def kernel(monkeypatch):
     torch._dynamo.reset()  # nothing compiled with another choice
 
 
+EVERY = [*((*method, "learned") for method in METHODS), *((*METHODS[i], "llama") for i in (0, 3, 8, 12))]
+
+
 @needs_compiler
-@pytest.mark.parametrize(
-    "name, h, shape", [*((*method, "learned") for method in METHODS), *((*METHODS[i], "llama") for i in (0, 3, 8, 12))]
-)
+@pytest.mark.parametrize("name, h, shape", quick(EVERY, EVERY[3], EVERY[8], EVERY[12], EVERY[-2]))
 def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
     model = attached(name, h, shape=shape)
     explained = torch._dynamo.explain(model.loss)(*batch(0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
+# Code for the CPU takes half a minute to make; graphs and their splits take seconds.
+COMPILED = [
+    (*FROZEN[2], torch.float32, "learned", "inductor"),
+    (*FROZEN[2], torch.bfloat16, "learned", "inductor"),
+    ("full", {}, torch.float32, "learned", WITHOUT_CODE),
+    *((*FROZEN[i], torch.float32, "learned", WITHOUT_CODE) for i in (0, 4, 8, 12)),
+    (*FROZEN[2], torch.float32, "llama", WITHOUT_CODE),
+]
+
+
 @needs_compiler
-@pytest.mark.parametrize(
-    "name, h, dtype, shape, backend",
-    [  # code for the CPU takes half a minute to make; graphs and their splits take a second
-        (*FROZEN[2], torch.float32, "learned", "inductor"),
-        (*FROZEN[2], torch.bfloat16, "learned", "inductor"),
-        ("full", {}, torch.float32, "learned", WITHOUT_CODE),
-        *((*FROZEN[i], torch.float32, "learned", WITHOUT_CODE) for i in (0, 4, 8, 12)),
-        (*FROZEN[2], torch.float32, "llama", WITHOUT_CODE),
-    ],
-)
+@pytest.mark.parametrize("name, h, dtype, shape, backend", quick(COMPILED, COMPILED[0], COMPILED[2]))
 def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(
     name, h, dtype, shape, backend, kernel, monkeypatch
 ):
