@@ -192,7 +192,7 @@ def assert_alike(alone: dict, each: list[dict], tolerance: float = 1e-5) -> None
         assert torch.equal(p, each[1]["trained"][k]), k  # bit for bit: they take the same steps
 
 
-@pytest.mark.parametrize("run", quick(RUNS, "prefix", "sharded lora"))
+@pytest.mark.parametrize("run", quick(RUNS, "prefix"))
 def test_two_processes_train_as_one_does_and_send_what_the_closed_form_says(run, two):
     name, h, how = RUNS[run]
     each, alone = two(train, name, h, **how), train(name, h, **how)

@@ -187,6 +187,7 @@ def test_hard_prompts_are_scored_and_the_best_is_kept(capsys, tmp_path, pairs):
     assert code == 0 and scored(printed) == scored(again) != []
 
 
+@pytest.mark.slow
 def test_the_climb_loses_nothing_from_rung_to_rung(capsys, tmp_path):
     code, printed, err = call(capsys, train, "--climb", "--steps", 6, "--batch-size", 8, "--out", tmp_path / "climb")
     assert code == 0, err
@@ -727,7 +728,7 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["--magic"], "unrecognized arguments"),
         (["--out", "."], "is a folder"),
         (["--device", "meta"], "--device meta cannot be used"),
-        (["--batch-size", "1000000000000"], "try a smaller shape"),
+        pytest.param(["--batch-size", "1000000000000"], "try a smaller shape", marks=pytest.mark.slow),
         (["attention", "--shapes", "4x12"], "must be five whole numbers BxHxTxPxS"),
         (["attention", "--shapes", "4x12x0x1x8"], "only P may be 0"),
         (["attention", "--batch-size", "4"], "unrecognized arguments"),
@@ -764,6 +765,7 @@ def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsy
     assert code == 2 and len(lines) == 1 and lines[0].startswith("bench.py: ") and message in lines[0], err
 
 
+@pytest.mark.slow
 def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path, monkeypatch, capsys):
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "--task", "magic"], capture_output=True, text=True, cwd=tmp_path

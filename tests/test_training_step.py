@@ -65,7 +65,7 @@ EVERY = [*((*method, "learned") for method in METHODS), *((*METHODS[i], "llama")
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h, shape", quick(EVERY, EVERY[3], EVERY[8], EVERY[12], EVERY[-2]))
+@pytest.mark.parametrize("name, h, shape", quick(EVERY, EVERY[3], EVERY[8]))
 def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
     model = attached(name, h, shape=shape)
     explained = torch._dynamo.explain(model.loss)(*batch(0))
@@ -83,7 +83,7 @@ COMPILED = [
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h, dtype, shape, backend", quick(COMPILED, COMPILED[0], COMPILED[2]))
+@pytest.mark.parametrize("name, h, dtype, shape, backend", quick(COMPILED, COMPILED[0]))
 def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(
     name, h, dtype, shape, backend, kernel, monkeypatch
 ):
@@ -103,6 +103,7 @@ def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(
     assert counters["unique_graphs"] == after_one
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_all_layers_share_one_compilation(kernel, monkeypatch):
     """Three layers, two programs: the first layer's input needs no gradient under a prefix."""
@@ -114,6 +115,7 @@ def test_all_layers_share_one_compilation(kernel, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_within_a_compiled_model_no_scores_are_kept_either(kernel):
     """torch.compile sees forward and backward at once, and may not keep the scores that both of them make."""
