@@ -50,9 +50,10 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
         if digest(method.tensors()) != parts[method.name]:
             raise Error(f"{folder}: its {method.name} is not the one it was saved with")
     try:
-        return Adapted(base, Combined(base, methods)).eval()
+        combined = Combined(base, methods)
     except Error as e:
         raise Error(f"{folder}: {e}") from None
+    return Adapted(base, combined).eval()
 
 
 @torch.no_grad()

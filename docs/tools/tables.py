@@ -121,7 +121,7 @@ def summary() -> str:
 
 
 def findings() -> str:
-    """What was found, a sentence each; a sentence that the results no longer bear out stops the command."""
+    """Findings, a sentence each; a sentence that the results no longer bear out stops the command."""
     it = {(p.row, p.cell.task): p for p in quality("methods")}
     above = {key: seeds_above(p) for key, p in it.items()}
     bench = {(r["method"], size(r)): r for r in read("bench-gpt2")["rows"]}
@@ -490,7 +490,7 @@ def peers_table(result_name: str) -> str:
 
 
 def peers_losses(result: dict) -> str:
-    """How far the losses of the two programs are apart."""
+    """Difference between the losses of the two programs."""
     by: dict[str, list[float]] = {}
     for r in result["rows"]:
         by.setdefault(r["method"], []).append(r["loss"])
