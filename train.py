@@ -32,7 +32,7 @@ from minipeft.runtime.devices import device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training import flags
 from minipeft.training.evaluation import perplexity
-from minipeft.training.flags import LADDER, METHOD_FLAGS
+from minipeft.training.flags import ALL_FLAGS, LADDER
 from minipeft.training.job import REPORTED, VALIDATION, run_job
 from minipeft.training.ladder_run import run_ladder
 from minipeft.training.memory_check import LOWER
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--method", metavar="NAME",
                      help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
     one.add_argument("--climb", action="store_true",
-                     help="hard-prompt, prompt and prefix, each started from the one before")
-    flags.add_method_flags(group, METHOD_FLAGS, help=argparse.SUPPRESS)
+                     help=f"{', '.join(LADDER)}: each started from the one before")
+    flags.add_method_flags(group, ALL_FLAGS, help=argparse.SUPPRESS)
 
     add = p.add_argument_group("data").add_argument
     add("--task", default="reverse", metavar="NAME",
@@ -144,27 +144,29 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.methods = args.method.split("+")
     known = flags.flags_of(LADDER if args.climb else args.methods)
     find_task(args.task)
-    for name in METHOD_FLAGS:
+    for name in ALL_FLAGS:
         if getattr(args, name) is not None and name not in known:
             what = "--climb" if args.climb else f"--method {args.method}"
             raise Error(f"{flags.as_flag(name)} does not go with {what}")
     if args.climb and (args.eval_only or any(getattr(args, name) for name in flags.SET_BY_CLIMB)):
         raise Error("--climb starts every level of the ladder from the one below: no --init, "
                     "--num-virtual-tokens, --prefix-projection or --eval-only")
-    if (args.resume or args.keep_best) and args.method == "hard-prompt" and not args.climb:
+    trains = any(METHODS[name].trains() for name in args.methods)
+    if (args.resume or args.keep_best) and not (args.climb or trains):
         what = "resume" if args.resume else "keep the best of"
-        raise Error(f"nothing to {what}: hard-prompt trains nothing")
+        raise Error(f"nothing to {what}: {args.method} trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:
         raise Error(f"--search must be at least 1 token, not {args.search}")
-    if "full" in args.methods and args.base_dtype == "bfloat16":
-        raise Error("--base-dtype bfloat16 is for a frozen base: full trains every weight, "
+    is_base = not all(METHODS[name].freezes_base for name in args.methods)
+    if is_base and args.base_dtype == "bfloat16":
+        raise Error(f"--base-dtype bfloat16 is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")
     run = f"{'climb' if args.climb else args.method}-{Path(args.data or args.task).stem}"
     args.out = Path(args.out or f"runs/{run}")
     if not args.eval_only:
-        content = "a base" if args.method == "full" else "an adapter"
+        content = "a base" if is_base else "an adapter"
         content = "a combination" if len(args.methods) > 1 else content
         for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
             check_destination(folder, content)

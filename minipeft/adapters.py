@@ -12,7 +12,6 @@ from .files import huggingface
 from .files.atomic import file_exists
 from .files.peft import read_adapter, read_combination
 from .files.tensors import check_tensors, digest
-from .ladder import convert_up
 from .methods import METHODS
 from .methods.base import Method
 from .methods.combined import Combined
@@ -69,14 +68,13 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
         raise Error(f"{folder} was tuned for another base (fingerprint "
                     f"{shown(str(stored.notes['base'])[:12])}, this one is '{base_fingerprint[:12]}')")
     try:
-        given = methods[kind].hyperparameters(config)
-        sizes = {name: given[name] for name in accounting.depends_on(methods[kind].name)
-                 if given.get(name) is not None}
+        given = methods[kind].from_config(config)
+        sizes = {name: given[name] for name in methods[kind].sizes() if given.get(name) is not None}
         stored.check_size(accounting.count(base.config, methods[kind].name, **sizes).stored, "it")
         method = methods[kind](base, **given)
     except Error as e:
         raise Error(f"{path}: {e}") from None
-    expected = method.peft_config(base)
+    expected = method.config(base)
     for name in ("token_dim", "num_layers", "num_attention_heads"):  # PEFT saves no fingerprint
         if name in expected and config.get(name, expected[name]) != expected[name]:
             raise Error(f"{folder} was tuned for another base: {name} is {shown(config[name])}, "
@@ -115,16 +113,9 @@ def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
     if len(method.parts()) > 1:
         raise Error(f"{folder} is a combination: "
                     "export its parts, each a folder of its own, one by one")
-    if method.name == "full":
-        raise Error(f"{folder} is a whole model, which transformers opens as it is")
-    if method.name == "adapter":
-        raise Error("PEFT has no bottleneck adapters")
-    if method.name == "llama-adapter" and method.module_names is None:
-        raise Error("PEFT's ADAPTION_PROMPT is LLaMA-Adapter with one gate a layer "
-                    "on transformers' Llama: tune with gate='layer' there")
-    if method.name == "hard-prompt":
-        method = METHODS["prompt"](base, init=method.ladder_value())
-    elif method.name == "prefix" and method.space == "hidden":
-        method = METHODS["prefix"](base, init=convert_up(base, method.ladder_value(), "kv"))
+    try:
+        method = method.for_peft(base)
+    except Error as e:
+        raise Error(f"{folder} is {method.name}: {e}") from None
     method.save(base, out)
-    return method.peft_config(base)["peft_type"]
+    return method.config(base)["peft_type"]

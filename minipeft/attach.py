@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .checks import Error
 from .loss import linear_cross_entropy
-from .methods import METHODS, hyperparameters_of
+from .methods import METHODS, method_class
 from .methods.base import Method
 from .methods.combined import Combined
 from .model import GPT
+from .slots import Slots
 
 # For every base: which parameters required a gradient at first, and the models attached now.
 _ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakKeyDictionary()
@@ -37,20 +38,20 @@ class Adapted(nn.Module):
         self._unmerged: dict[str, Tensor] = {}
         base.requires_grad_(not method.freezes_base)
 
-    def slots(self) -> dict:
-        """The method's arguments for base(idx, …); none while merged."""
-        return self.method.slots(self.base) if not self.merged else {}
+    def slots(self) -> Slots:
+        """What the method puts into the model, base(idx, *slots); nothing while merged."""
+        return self.method.slots(self.base) if not self.merged else Slots()
 
     def forward(self, idx: Tensor) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, V), without the positions of virtual tokens."""
-        return self.base(idx, **self.slots())
+        return self.base(idx, *self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over supervised positions, a scalar; targets (B, T) int64: the next
         token of each position, or -100. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
-        x = self.base.hidden(idx, **self.slots())  # (B, T, C)
+        x = self.base.hidden(idx, *self.slots())  # (B, T, C)
         return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
 
     @property
@@ -59,16 +60,18 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the learnt change to the base's weights (LoRA): a forward pass then costs the base's.
+        """Add the learnt change to the base's weights: a forward pass then costs the base's.
         Raises Error for a method that changes no weights, or a shared base."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
-            raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights (lora is)")
+            can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]
+            raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights "
+                        f"({', '.join(can)} can)")
         if self.merged:
             raise Error("already merged")
         if list(_ATTACHED.get(self.base, ([], ()))[1]) != [self]:
             raise Error("to merge, this adapter must be attached to the base, and no other: detach the others first")
-        for name, change in changes().items():
+        for name, change in changes(self.base).items():
             weight = self.base.get_parameter(name)
             self._unmerged[name] = weight.clone()
             weight.copy_(weight.to(change.dtype) + change)
@@ -143,13 +146,16 @@ def adapt(base: GPT, name: "str | list[str]", **hyperparameters: object) -> Adap
     names = [name] if isinstance(name, str) else list(name)
     if not names:
         raise Error(f"no method given: there are {', '.join(METHODS)}")
-    known = list(dict.fromkeys(p for n in names for p in hyperparameters_of(n)))
+    classes = {n: method_class(n) for n in names}
+    known = list(dict.fromkeys(p for method in classes.values() for p in method.arguments()))
     for key in hyperparameters:
         if key not in known:
             raise Error(f"method {'+'.join(names)!r} takes {', '.join(known) or 'no hyper-parameters'}, not {key!r}")
-    if "hard-prompt" in names and "tokens" not in hyperparameters:
-        raise Error("hard-prompt needs its tokens: adapt(base, 'hard-prompt', tokens=token ids (P,) int64)")
+    for n, method in classes.items():
+        for key, p in method.arguments().items():
+            if p.default is p.empty and key not in hyperparameters:
+                raise Error(f"{n} needs its {key}: {method.hyperparameters[key].help}")
     names.sort(key=list(METHODS).index)  # one name for one combination, whatever the order given
-    parts = [METHODS[n](base, **{key: value for key, value in hyperparameters.items()
-                                 if key in hyperparameters_of(n)}) for n in names]
+    parts = [classes[n](base, **{key: value for key, value in hyperparameters.items()
+                                 if key in classes[n].arguments()}) for n in names]
     return Adapted(base, parts[0] if len(parts) == 1 else Combined(base, parts))

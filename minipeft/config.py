@@ -89,6 +89,11 @@ class GPTConfig:
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
+    def kv(self) -> int:
+        """Channels of the keys, and of the values: n_kv·hs."""
+        return self.n_kv * self.head_size
+
+    @property
     def inner(self) -> int:
         """M: width of the MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
@@ -100,7 +105,7 @@ class GPTConfig:
 
 def linears(c: GPTConfig) -> dict[str, tuple[int, int]]:
     """The linears of a block, in the order they are applied: {module name: (in, out) channels}."""
-    C, kv, M = c.n_embd, c.n_kv * c.head_size, c.inner
+    C, kv, M = c.n_embd, c.kv, c.inner
     attention = {
         "joined": {"attn.c_attn": (C, C + 2 * kv), "attn.c_proj": (C, C)},
         "apart": {"attn.q_proj": (C, C), "attn.k_proj": (C, kv), "attn.v_proj": (C, kv), "attn.o_proj": (C, C)},
@@ -110,6 +115,20 @@ def linears(c: GPTConfig) -> dict[str, tuple[int, int]]:
         "swiglu": {"mlp.gate_proj": (C, M), "mlp.up_proj": (C, M), "mlp.down_proj": (M, C)},
     }
     return attention[c.projections] | mlp[c.mlp]
+
+
+def linears_by_role(c: GPTConfig) -> tuple[list[str], str, list[str], str]:
+    """A block's linears: into q, k and v; attention's output; the MLP's inputs; its output."""
+    *into_qkv, attn_out = (name for name in linears(c) if name.startswith("attn."))
+    *mlp_in, mlp_out = (name for name in linears(c) if name.startswith("mlp."))
+    return into_qkv, attn_out, mlp_in, mlp_out
+
+
+def hookable_modules(c: GPTConfig) -> list[str]:
+    """Places of a block whose output a hook may replace, in the order they are reached: its linears,
+    "attn.heads" (queries -> the heads' outputs), "mlp.act" (behind the activation), "attn" and "mlp"."""
+    into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
+    return [*into_qkv, "attn.heads", attn_out, "attn", *mlp_in, "mlp.act", mlp_out, "mlp"]
 
 
 GPT2 = GPTConfig()

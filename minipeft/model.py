@@ -8,7 +8,7 @@
 
 LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 1902.00751) add no
 virtual tokens. They are *hooks*: functions `f(x, y) -> y'` that replace the output `y` of a named
-module whose input was `x`.
+place of a block (config.hookable_modules) whose input was `x`.
 
 The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. The Llama family's
 changes (2302.13971) are choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm,
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
 from .checks import check_slots
-from .config import GPTConfig, RopeScaling, linears
+from .config import GPTConfig, RopeScaling, hookable_modules
 from .files import huggingface
 from .runtime.compiling import can_compile, compiled
 from .slots import KVCache, Prefix
@@ -55,14 +55,12 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
-def hookable_modules(config: GPTConfig) -> list[str]:
-    """Names of a block's modules whose output a hook may replace: its linears, "attn" and "mlp"."""
-    return [*linears(config), "attn", "mlp"]
-
-
 def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """The output y of the module `name`, whose input was x, or what its hook makes of it."""
-    return hooks[name](x, y) if hooks and name in hooks else y
+    """The output y of the place `name`, whose input was x, or what its hook, or several in turn, make of it."""
+    found = hooks.get(name, ()) if hooks else ()
+    for hook in found if isinstance(found, tuple) else (found,):
+        y = hook(x, y)
+    return y
 
 
 def linear(part: nn.Module, name: str, x: Tensor, hooks: dict | None) -> Tensor:
@@ -73,7 +71,7 @@ def linear(part: nn.Module, name: str, x: Tensor, hooks: dict | None) -> Tensor:
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        C, kv, bias = config.n_embd, config.n_kv * config.head_size, config.bias != "none"
+        C, kv, bias = config.n_embd, config.kv, config.bias != "none"
         self.head_size, self.widths, self.joined = config.head_size, (C, kv, kv), config.projections == "joined"
         if self.joined:  # one matrix makes queries, keys and values
             self.c_attn = nn.Linear(C, sum(self.widths), bias=bias)
@@ -102,6 +100,7 @@ class CausalSelfAttention(nn.Module):
         prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
         # slot 2: keys and values from outside
         y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, "auto", prefix_length, length)  # (B, nh, T, hs)
+        y = apply_hook(hooks, "attn.heads", q, y)
         y = y.transpose(1, 2).reshape(B, T, C)
         return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
 
@@ -132,9 +131,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, hooks=None) -> Tensor:
         if self.gated:
             y = F.silu(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)
-            return linear(self, "mlp.down_proj", y, hooks)  # y: (B, T, M)
-        y = gelu(linear(self, "mlp.c_fc", x, hooks))  # (B, T, M), M = 4C in GPT-2
-        return linear(self, "mlp.c_proj", y, hooks)
+        else:
+            y = gelu(linear(self, "mlp.c_fc", x, hooks))
+        y = apply_hook(hooks, "mlp.act", x, y)  # (B, T, M), M = 4C in GPT-2
+        return linear(self, "mlp.down_proj" if self.gated else "mlp.c_proj", y, hooks)
 
 
 def norm(config: GPTConfig) -> nn.Module:
@@ -211,7 +211,8 @@ class GPT(nn.Module):
         prompt   (1|B, P, C): vectors concatenated before the token embeddings
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
                  before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
-        hooks    per layer {module name: f}; f(x, y) replaces the output y of a module with input x
+        hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
+                 of config.hookable_modules whose input was x
         cache    keys and values of the positions before idx; those of idx are written to it
 
         Virtual tokens take positions 0 … P-1 (a gated prefix takes none), real tokens follow. Raises

@@ -1,4 +1,4 @@
-"""Tensors that enter attention from outside: a prefix (slot 2), and in generation a key-value cache."""
+"""What enters a GPT from outside: a prompt (slot 1), a prefix (slot 2), hooks, and a key-value cache."""
 
 from typing import NamedTuple
 
@@ -31,6 +31,14 @@ class Prefix(NamedTuple):
         gates = self.gate if self.gate is not None else [None] * len(self.k)
         top = [Prefix(k, v, gate, self.length) for k, v, gate in zip(self.k, self.v, gates, strict=True)]
         return [None] * (L - len(top)) + top
+
+
+class Slots(NamedTuple):
+    """What a method puts into the model: base(idx, *slots)."""
+
+    prompt: Tensor | None = None  # (1|B, P, C)
+    prefix: "Tensor | Prefix | None" = None  # (L, 2, 1|B, n_kv, P, hs)
+    hooks: list[dict] | None = None  # per layer {place: f(x, y) -> y', or several in a tuple}
 
 
 class KVCache(NamedTuple):

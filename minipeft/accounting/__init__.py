@@ -19,9 +19,7 @@ nh heads, n_kv key heads, hs head size, V vocabulary, M width of the MLP, r rank
 """
 
 from ..files.huggingface import base_tensors
-from ..methods.llama_adapter import top_layers
-from ..methods.lora import lora_targets
-from .activations import Kept, activations
+from .activations import activations
 from .communication import Traffic, bytes_per_step, wire_bytes
 from .decoding import Inference, inference
 from .matmuls import Flops, Product, flops, products, step_flops
@@ -30,7 +28,6 @@ from .step_memory import TrainBytes, train_bytes
 from .storage import adapter_bytes, storage_bytes
 from .table import ledger
 
-__all__ = ["Count", "Flops", "Inference", "Kept", "Product", "Traffic", "TrainBytes", "activations",
-           "adapter_bytes", "base_parameters", "base_tensors", "bytes_per_step", "count", "depends_on",
-           "flops", "inference", "ledger", "lora_targets", "products", "step_flops", "storage_bytes",
-           "top_layers", "train_bytes", "wire_bytes"]
+__all__ = ["Count", "Flops", "Inference", "Product", "Traffic", "TrainBytes", "activations", "adapter_bytes",
+           "base_parameters", "base_tensors", "bytes_per_step", "count", "depends_on", "flops", "inference",
+           "ledger", "products", "step_flops", "storage_bytes", "train_bytes", "wire_bytes"]

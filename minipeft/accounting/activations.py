@@ -1,24 +1,14 @@
 """Activation memory: every tensor that autograd saves for backward, and why."""
 
-from typing import NamedTuple
-
 from ..checks import at_least_one
-from ..config import GPTConfig, linears
-from .gradients import BlockGradients, gradient_flow, linears_by_role
-from .parameters import virtual_tokens, with_defaults
-
-
-class Kept(NamedTuple):
-    """A tensor saved for backward."""
-
-    layer: int | None  # its block; None: outside the blocks
-    name: str
-    numbers: int  # elements
-    each: int  # bytes per element
+from ..config import GPTConfig, linears_by_role
+from ..formulas.terms import Cost, Saved, Size, minimum
+from .gradients import BlockGradients, gradient_flow
+from .parameters import Declared, declared
 
 
 def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False,
-                base_bytes: int = 4, **hyperparameters) -> list[Kept]:
+                base_bytes: int = 4, **hyperparameters) -> list[Saved]:
     """Every tensor that autograd saves in one eager Adapted.loss, in the order of the forward pass.
 
     An operation saves the inputs of its gradients, if it needs a gradient (gradients.py):
@@ -37,16 +27,14 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
         loss               the gradient of the last hidden state (B·T, C), computed in forward
                            (loss.py): no logits
 
-    In addition, by method:
+    In addition:
 
-        full            the input of every linear; head: input, targets, log-sum-exps; token indices
-        prompt          nothing, but S = P + T in every block
-        prefix          hidden vectors: each block's ln_1 of them, their rotary tables; MLP: its tanh
-                        (P, m), and for hidden vectors its output
-        lora            of every target linear: x, x Aᵀ (B, S, r), (α/r)·B
-        adapter         at every place: the input (B, S, C), input and output of gelu (B, S, m)
-        llama-adapter   the prompts' keys and values, once for all rows; output and log-sum-exps of
-                        the attention to them, and q if the block's own attention does not save it
+        every weight trained     the input of every linear; head: input, targets, log-sum-exps; token indices
+        prompt                   nothing, but S = P + T in every block
+        prefix of states         each block's ln_1 of them, their rotary tables
+        prefix of its own        the keys and values, once for all rows; output and log-sum-exps of the
+        softmax                  attention to them, and q if the block's own attention does not save it
+        a method                 what its Cost declares for its hooks, and for what is folded away
 
     A block of GPT-2's shape, in units of B·T·C; in brackets, saved for gradients of weights only:
 
@@ -62,102 +50,94 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     tensors stay float32. Exact at 4; at 2 without small copies of trained tensors in that dtype.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
-    h = with_defaults(c, method, hyperparameters)
-    full, blocks = method == "full", gradient_flow(c, method, h)
-    C, B, T, b = c.n_embd, batch_size, seq_len, base_bytes
-    S = virtual_tokens(h) + T if method == "prompt" else T
-    before, after = before_blocks(c, method, h, checkpointing, b), []
-    if full:
-        indices = B * T + (T if c.position == "learned" else 0)
-        before.append(("indices of the embeddings", indices, 8))
-    if c.position == "rotary" and not checkpointing and any(block.q or block.k for block in blocks):
-        before.append(("rotary tables", 2 * S * c.head_size, 4))
-    found = [Kept(None, *tensor) for tensor in before]
-    for i, block in enumerate(blocks):
+    return saved_tensors(c, declared(c, method, hyperparameters), batch_size, seq_len, checkpointing, base_bytes)
+
+
+def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False, b: int = 4) -> list[Saved]:
+    """`activations` of declared sizes, which may be symbols; b: bytes of a float of the base's dtype."""
+    S = T + d.cost(c, B).prompt
+    cost, C = d.cost(c, B * S), c.n_embd
+    kinds = gradient_flow(c, cost, bool(d.shapes.trained))
+    found = before_blocks(c, cost, checkpointing)
+    if cost.base:
+        found.append(Saved("indices of the embeddings", B * T + (T if c.position == "learned" else 0), 8))
+    turned = sum(block.times for block in kinds if block.q or block.k)
+    if c.position == "rotary" and not checkpointing and turned != 0:
+        found.append(Saved("rotary tables", 2 * S * c.head_size, 4, minimum(1, turned)))
+    for block in kinds:
         if not checkpointing:
-            found += [Kept(i, *tensor) for tensor in in_block(c, method, h, block, B, S, b)]
+            found += [tensor._replace(times=block.times) for tensor in in_block(c, cost, block, B, S)]
         elif block.out:
-            found.append(Kept(i, "input", B * S * C, b))
-    if blocks[-1].out:
+            found.append(Saved("input of a block", B * S * C, times=block.times))
+    if kinds[-1].out:
         # LayerNorm saves a slice, whose storage holds all S positions; RMSNorm may copy it first.
         each = b if c.norm == "layer" else 4
-        after = [("ln_f: input", B * (T if each != b else S) * C, each),
-                 *norm_statistics(c, "ln_f", B * T, full, b),
-                 ("loss: its gradient in the last hidden state", B * T * C, b)]
-    if full:
-        after += [("ln_f: output", B * T * C, b), ("loss: log-sums", B * T, 4),
-                  ("loss: targets", B * T, 8)]
-    return found + [Kept(None, *tensor) for tensor in after]
+        found += [Saved("ln_f: input", B * (T if each != b else S) * C, each),
+                  *norm_statistics(c, "ln_f", B * T, cost.base),
+                  Saved("loss: its gradient in the last hidden state", B * T * C)]
+    if cost.base:
+        found += [Saved("ln_f: output", B * T * C), Saved("loss: log-sums", B * T, 4), Saved("loss: targets", B * T, 8)]
+    return [tensor._replace(each=tensor.each or b) for tensor in found]
 
 
-def before_blocks(c: GPTConfig, method: str, h: dict, checkpointing: bool, b: int) -> list[tuple[str, int, int]]:
-    """(name, elements, bytes of each) of the tensors saved where a prefix is computed."""
-    P, found = virtual_tokens(h), []
-    if h.get("prefix_projection"):
-        found.append(("mlp of the prefix: tanh", P * h["encoder_hidden_size"], 4))
-    if h.get("space") == "hidden":
-        if h["prefix_projection"]:
-            found.append(("mlp of the prefix: hidden vectors", P * c.n_layer * c.n_embd, 4))
-        found += c.n_layer * norm_statistics(c, "ln_1 of the prefix", P, False, b)
+def before_blocks(c: GPTConfig, cost: Cost, checkpointing: bool) -> list[Saved]:
+    """The tensors saved where a prefix is computed."""
+    found, prefix = [tensor for tensor in cost.folded if isinstance(tensor, Saved)], cost.prefix
+    if prefix is not None and prefix.source == "states":
+        statistics = norm_statistics(c, "ln_1 of the prefix", prefix.rows, False)
+        found += [tensor._replace(times=prefix.layers) for tensor in statistics]
         if c.position == "rotary":
-            found.append(("rotary tables of the prefix", 2 * P * c.head_size, 4))
-    if method == "llama-adapter" and not checkpointing:
-        elements = h["adapter_layers"] * 2 * P * c.n_kv * c.head_size
-        found.append(("keys and values of the prompts", elements, b))
+            found.append(Saved("rotary tables of the prefix", 2 * prefix.rows * c.head_size, 4))
+    if prefix is not None and prefix.own_softmax and not checkpointing:
+        found.append(Saved("keys and values of the prompts", prefix.layers * 2 * prefix.rows * c.kv))
     return found
 
 
-def norm_statistics(c: GPTConfig, name: str, positions: int, trained: bool, b: int) -> list[tuple[str, int, int]]:
+def norm_statistics(c: GPTConfig, name: str, positions: Size, trained: bool) -> list[Saved]:
     """The tensors that a norm saves beside its input."""
     if c.norm == "layer":
-        return [(f"{name}: mean, 1/spread", 2 * positions, b)]
-    found = [(f"{name}: 1/spread", positions, 4), (f"{name}: normalised", positions * c.n_embd, 4)]
+        return [Saved(f"{name}: mean, 1/spread", 2 * positions)]
+    found = [Saved(f"{name}: 1/spread", positions, 4), Saved(f"{name}: normalised", positions * c.n_embd, 4)]
     return found if trained else found[:1]
 
 
-def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, S: int,
-             b: int) -> list[tuple[str, int, int]]:
-    """(name, elements, bytes of each) of the tensors saved in a block, in the order of the forward pass."""
-    full, P, kv, found = method == "full", virtual_tokens(h), c.n_kv * c.head_size, []
+def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) -> list[Saved]:
+    """The tensors saved in a block, in the order of the forward pass."""
+    full, kv, found = cost.base, c.kv, []
     residual, middle, log_sums = B * S * c.n_embd, B * S * c.inner, B * c.n_head * S
     into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
 
-    def save(name: str, elements: int, each: int = b) -> None:
-        found.append((name, elements, each))
+    def save(name: str, elements: Size, each: int | None = None) -> None:
+        found.append(Saved(name, elements, each))
 
     def norm(name: str) -> None:
-        save(f"{name}: input", residual, b if c.norm == "layer" else 4)  # RMSNorm: a float32 copy
-        found.extend(norm_statistics(c, name, B * S, full, b))
+        save(f"{name}: input", residual, None if c.norm == "layer" else 4)  # RMSNorm: a float32 copy
+        found.extend(norm_statistics(c, name, B * S, full))
 
-    def lora(*names: str) -> bool:
-        """Save what LoRA's hooks at these linears save, except their input; True if there are any."""
-        targets = [name for name in names if name in h.get("places", ())]
-        for name in targets:
-            save(f"{name}: x Aᵀ", B * S * h["r"])
-            save(f"{name}: (α/r)·B", h["r"] * linears(c)[name][1])
-        return bool(targets)
-
-    def bottleneck(place: str) -> None:
-        if method == "adapter" and (place == "mlp" or h["placement"] == "houlsby"):
-            save(f"adapter behind {place}: input", residual)
-            save(f"adapter behind {place}: before and after gelu", 2 * B * S * h["bottleneck_size"])
+    def hooks(*places: str) -> bool:
+        """Save what the hooks at these places save, except their input; True if one saves that."""
+        at = [cost.hooks[place] for place in places if place in cost.hooks]
+        for hook in at:
+            found.extend(hook.saved)
+        return any(hook.saves_x for hook in at)
 
     if block.x:
         norm("ln_1")
-    if lora(*into_qkv) or full:
+    if hooks(*into_qkv) or full:
         save("ln_1: output", residual)
 
-    gated = block.prefix and method == "llama-adapter"
-    attends = block.qkv if gated else block.y  # attention to the real tokens saves its tensors
-    concatenated = block.prefix and not gated
+    own_softmax = block.prefix and cost.prefix.own_softmax
+    concatenated = block.prefix and not own_softmax
+    attends = block.qkv or concatenated  # attention to the real tokens saves its tensors
     slices = c.projections == "joined"  # q, k, v share one tensor, unless rotated or concatenated
     rotated = c.position == "rotary"
-    if attends or gated:  # q
+    if attends or own_softmax:  # q
         if slices and not (rotated and (concatenated or not attends)):
             save("c_attn: output", residual + 2 * B * S * kv)
         if rotated or not slices:
             save("q", residual)
     if attends and concatenated:
+        P = cost.prefix.rows
         save("prefix and k, prefix and v", 2 * B * (P + S) * kv)
         save("attention mask", S * (P + S))
     elif attends and (rotated or not slices):
@@ -166,25 +146,26 @@ def in_block(c: GPTConfig, method: str, h: dict, block: BlockGradients, B: int, 
             save("v", B * S * kv)
     if attends:
         save("attention: log-sums", log_sums, 4)
-    if gated:
+    if own_softmax:
         save("attention to the prompts: output", residual)
         save("attention to the prompts: log-sums", log_sums, 4)
-    if lora(attn_out) or attends:
+    if hooks("attn.heads", attn_out) or attends:
         save("attention: output", residual)
-    bottleneck("attn")
+    hooks("attn")
 
     if block.m:
         norm("ln_2")
-    if lora(*mlp_in) or full:
+    if hooks(*mlp_in) or full:
         save("ln_2: output", residual)
-    if c.mlp == "gelu" and block.inner["mlp.c_fc"]:
+    if c.mlp == "gelu" and block.at["mlp.c_fc"].out:
         save("c_fc: output", middle)
-    if c.mlp == "swiglu" and block.inner["mlp.gate_proj"]:
+    if c.mlp == "swiglu" and block.at["mlp.gate_proj"].out:
         save("gate_proj: output", middle)
         save("up_proj: output", middle)
-    if c.mlp == "swiglu" and block.inner["mlp.up_proj"]:
+    if c.mlp == "swiglu" and block.at["mlp.up_proj"].out:
         save("silu: output", middle)
-    if lora(mlp_out) or full:
+    hooks("mlp.act")
+    if hooks(mlp_out) or full:
         save("gelu: output" if c.mlp == "gelu" else "silu(g) · u", middle)
-    bottleneck("mlp")
+    hooks("mlp")
     return found

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from ..checks import at_least_one
 from ..config import GPTConfig
 from ..files.huggingface import block_tensors, outer_tensors
+from ..formulas.terms import Size, round_up
+from ..methods import method_class
 from .parameters import count
 
 
@@ -29,7 +31,7 @@ def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = Fal
     """`bytes_per_step` of a training step with a method, from forward to the clipped gradient."""
     at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
-    return bytes_per_step(c, trained, processes, method == "full", shard_base, base_bytes)
+    return bytes_per_step(c, trained, processes, not method_class(method).freezes_base, shard_base, base_bytes)
 
 
 def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool = False,
@@ -53,8 +55,8 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     if not (full or shard_base):
         return Traffic(all_reduce=4 * trained)
 
-    def padded(shapes: dict[str, tuple[int, ...]]) -> int:
-        return base_bytes * sum(math.ceil(d / processes) * processes * math.prod(rest) for d, *rest in shapes.values())
+    def padded(shapes: dict[str, tuple[Size, ...]]) -> Size:
+        return base_bytes * sum(round_up(d, processes) * math.prod(rest) for d, *rest in shapes.values())
 
     L, block, rest = config.n_layer, block_tensors(config), outer_tensors(config)
     everything = padded(rest) + L * padded(block)

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from .matmuls import Product, block_matmuls, hidden_matmuls
-from .parameters import virtual_tokens, with_defaults
+from ..formulas.terms import Cost, Size
+from .gradients import gradient_flow
+from .matmuls import Product, block_matmuls, prefix_matmuls
+from .parameters import Declared, declared
 
 
 class Inference(NamedTuple):
@@ -26,9 +28,8 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
                                                or those of LLaMA-Adapter's n layers
         token_flops        one more token of one row: 2·in·out of every linear, 4·C·(S + 1) of
                            attention in each layer, the head's 2·V·C, and of the method
-                               prefix 4·L·C·P (prompt the same, as P is part of S)
-                               llama-adapter 4·n·C·K; adapter 2·2·C·m at every place
-                               lora 2·r·(in + out) of every target linear (0 once merged)
+                               prefix 4·n·C·P in n layers (prompt the same, as P is part of S)
+                               hooks: their matmuls (of lora 2·r·(in + out) each; 0 once merged)
         extra_token_flops  the part of token_flops that the bare base does not have
         prefill_flops      the context of all rows: B·S positions through the blocks, attention as the
                            full rectangle, the head for each row's last position, and once the keys
@@ -38,16 +39,25 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
     GPT-2's shape, but a prompt's keys and values lie in the cache of every row.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
-    h = with_defaults(c, method, hyperparameters)
-    B, T, P, kv = batch_size, seq_len, virtual_tokens(h), c.n_kv * c.head_size
-    S = P + T if method in ("prompt", "hard-prompt") else T
-    n = h.get("adapter_layers", c.n_layer) if method in ("prefix", "llama-adapter") else 0
+    return decoding(c, declared(c, method, hyperparameters), batch_size, seq_len)
+
+
+def decoding(c: GPTConfig, d: Declared, B: Size, T: Size) -> Inference:
+    """`inference` of declared sizes, which may be symbols."""
+    once = d.cost(c, 1)
+    S = T + once.prompt
+    keys_once = 0 if once.prefix is None else once.prefix.layers * once.prefix.rows
     head = 2 * c.vocab_size * c.n_embd
-    token = head + _forward(block_matmuls(c, method, h, 1, S + 1))
-    bare = head + _forward(block_matmuls(c, "full", {}, 1, T + 1))
-    prefill = B * head + _forward(hidden_matmuls(c, method, h) + block_matmuls(c, method, h, B * S, S))
-    return Inference(4 * 2 * c.n_layer * B * kv * S, 4 * 2 * n * kv * P, token, token - bare, prefill)
+    token = head + _forward(_blocks(c, once, 1, S + 1))
+    bare = head + _forward(_blocks(c, Cost(), 1, T + 1))
+    cost = d.cost(c, B * S)
+    prefill = B * head + _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
+    return Inference(4 * 2 * c.n_layer * B * c.kv * S, 4 * 2 * keys_once * c.kv, token, token - bare, prefill)
 
 
-def _forward(matmuls: list[Product]) -> int:
-    return sum(p.size * p.forward for p in matmuls)
+def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size) -> list[Product]:
+    return block_matmuls(c, cost, gradient_flow(c, cost, False), rows, keys)
+
+
+def _forward(matmuls: list[Product]) -> Size:
+    return sum(p.size * p.forward * p.times for p in matmuls)

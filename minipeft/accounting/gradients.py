@@ -3,32 +3,40 @@
 A tensor needs a gradient if a trained parameter comes before it. In a frozen base this starts at
 the first trained parameter and holds for everything from there to the loss:
 
-    full             everywhere: the embeddings are trained
+    every weight     everywhere: the embeddings are trained
     prompt           from the input of the first block
-    prefix           from the attention of the first block; its queries and their input need none
-    llama-adapter    the same, in the first block that has prompts
-    lora, adapter    from the first hook of the first block
-    hard-prompt      nowhere
+    prefix           from the attention of the first block that has one; its queries need none
+    hooks            from the first hook of the first block
+
+So there are at most three kinds of blocks: those below the first trained parameter, the block that
+has it, and those above.
 """
 
 from typing import NamedTuple
 
-from ..config import GPTConfig, linears
+from ..config import GPTConfig, hookable_modules, linears_by_role
+from ..formulas.terms import Cost, Size
+
+
+class Needs(NamedTuple):
+    """True for the tensors of a place of a block that need a gradient."""
+
+    x: bool  # its input
+    y: bool  # its output, before its hook
+    out: bool  # behind its hook
 
 
 class BlockGradients(NamedTuple):
-    """True for the tensors of one block that need a gradient, in the order of the forward pass."""
+    """True for the tensors of a block that need a gradient; the same in `times` blocks."""
 
+    times: Size
     x: bool  # the block's input, and the output of ln_1
     q: bool  # queries, keys, values: the outputs of their linears
     k: bool
     v: bool
-    prefix: bool  # the block has a prefix or LLaMA-Adapter's prompts; these always need one
-    y: bool  # the output of attention
-    o: bool  # the output of its projection
-    m: bool  # the residual x + o, and the output of ln_2
-    inner: dict[str, bool]  # the outputs of the MLP's first linears, by name
-    down: bool  # the output of the MLP
+    prefix: bool  # the block has a prefix; it always needs one
+    m: bool  # the residual behind attention, and the output of ln_2
+    at: dict[str, Needs]  # by place (config.hookable_modules)
     out: bool  # the block's output
 
     @property
@@ -37,30 +45,33 @@ class BlockGradients(NamedTuple):
         return self.q or self.k or self.v
 
 
-def gradient_flow(c: GPTConfig, method: str, h: dict) -> list[BlockGradients]:
-    """Every block in turn; h: all hyper-parameters (parameters.with_defaults)."""
-    full = method == "full"
-    hooks = set(h.get("places", ()))
-    if method == "adapter":
-        hooks = {"attn", "mlp"} if h["placement"] == "houlsby" else {"mlp"}
-    first_prefix = {"prefix": 0, "llama-adapter": c.n_layer - h.get("adapter_layers", 0)}.get(method, c.n_layer)
+def gradient_flow(c: GPTConfig, cost: Cost, trains: bool) -> list[BlockGradients]:
+    """The kinds of blocks from the first to the last; trains: the method trains something."""
+    layers = c.n_layer if cost.prefix is None else cost.prefix.layers
+    x, kinds = trains and (cost.base or cost.prompt != 0), []
+    for times, prefix in ((c.n_layer - layers, False), (1, cost.prefix is not None), (layers - 1, cost.prefix is not None)):
+        if times != 0:
+            kinds.append(_block(c, cost, times, x, prefix))
+            x = kinds[-1].out
+    return kinds
+
+
+def _block(c: GPTConfig, cost: Cost, times: Size, x: bool, prefix: bool) -> BlockGradients:
     into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
-    x, blocks = method in ("full", "prompt"), []
-    for i in range(c.n_layer):
-        q, k, v = (x or full or name in hooks for name in into_qkv * (3 // len(into_qkv)))
-        prefix = i >= first_prefix
-        y = q or k or v or prefix
-        o = y or attn_out in hooks or "attn" in hooks
-        m = x or o
-        inner = {name: m or name in hooks for name in mlp_in}
-        down = any(inner.values()) or mlp_out in hooks or "mlp" in hooks
-        blocks.append(BlockGradients(x, q, k, v, prefix, y, o, m, inner, down, m or down))
-        x = m or down
-    return blocks
+    at: dict[str, Needs] = {}
 
+    def reach(places: list[str] | str, into: bool, y: bool) -> bool:
+        for place in [places] if isinstance(places, str) else places:
+            at[place] = Needs(into, y or cost.base, y or cost.base or place in cost.hooks)
+        return any(at[place].out for place in ([places] if isinstance(places, str) else places))
 
-def linears_by_role(c: GPTConfig) -> tuple[list[str], str, list[str], str]:
-    """A block's linears: into q, k and v; attention's output; the MLP's inputs; its output."""
-    *into_qkv, attn_out = (name for name in linears(c) if name.startswith("attn."))
-    *mlp_in, mlp_out = (name for name in linears(c) if name.startswith("mlp."))
-    return into_qkv, attn_out, mlp_in, mlp_out
+    reach(into_qkv, x, x)
+    q, k, v = (at[name].out for name in into_qkv * (3 // len(into_qkv)))
+    heads = reach("attn.heads", q, q or k or v or prefix)
+    o = reach("attn", x, reach(attn_out, heads, heads))
+    m = x or o
+    inner = reach(mlp_in, m, m)
+    act = reach("mlp.act", inner, inner)
+    down = reach("mlp", m, reach(mlp_out, act, act))
+    assert list(at) == hookable_modules(c)
+    return BlockGradients(times, x, q, k, v, prefix, m, at, m or down)

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from ..checks import Error, at_least_one
 from ..config import GPTConfig, linears
-from .gradients import gradient_flow, linears_by_role
-from .parameters import count, virtual_tokens, with_defaults
+from ..formulas.terms import Cost, Matmul, Size
+from .gradients import BlockGradients, gradient_flow
+from .parameters import Declared, declared
 
 
 class Flops(NamedTuple):
@@ -16,12 +17,13 @@ class Flops(NamedTuple):
 
 
 class Product(NamedTuple):
-    """One kind of matmul: its size, and how often each pass executes it."""
+    """One kind of matmul: its size, how often each pass executes it, and in how many blocks."""
 
     name: str
-    size: int  # 2·m·n·k floating-point operations
+    size: Size  # 2·m·n·k floating-point operations
     forward: int
     backward: int
+    times: Size = 1
 
 
 def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> Flops:
@@ -47,20 +49,19 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                                           weights: they compute scores again, then the gradients of
                                           weights, v, q and k, needed or not
         head         2·B·T·V·C
-        lora         2·B·S·r·(in + out)   every target linear
-        adapter      2·B·S·2·C·m          every place
-        prefix       of hidden vectors: 2·P·C·(C + 2·n_kv·hs) in each block that has one (space
-                     "hidden", llama-adapter), unused queries included; backward once more (with
+        a method     what its Cost declares: matmuls of its hooks, 2·B·S·in·out, and of what is folded
+                     away when saved
+        prefix       made by the block's own projections (of hidden vectors): 2·P·C·(C + 2·n_kv·hs) in
+                     each block that has one, unused queries included; backward once more (with
                      separate projections, keys and values only)
-                     llama-adapter's attention to K prompts: 2·2·B·T·K·C; backward 5/2 of it
-                     through an MLP: 2·P·m·(C + W); backward twice that, as its input is trained
+                     with a softmax of its own: 2·2·B·T·P·C; backward 5/2 of it
 
     Not counted: what is not a matmul (norms, softmax, the optimizer). Adapted.loss stores no logits
     (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
     computes the logits a second time in backward.
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
-    return Flops(sum(p.size * p.forward for p in every), sum(p.size * p.backward for p in every))
+    return Flops(sum(p.size * p.forward * p.times for p in every), sum(p.size * p.backward * p.times for p in every))
 
 
 def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0,
@@ -75,90 +76,74 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         prefix       no queries of hidden vectors
         head         the share `supervised` of its B·T positions
 
-    Raises Error for hard-prompt, which trains nothing.
+    Raises Error for a method that trains nothing.
     """
     every = products(c, method, batch_size, seq_len, needed=True, **hyperparameters)
-    if method == "hard-prompt":
-        raise Error("hard-prompt has no training step: nothing is trained")
+    if not declared(c, method, hyperparameters).shapes.trained:
+        raise Error(f"{method} has no training step: nothing is trained")
     every[-1] = every[-1]._replace(size=round(every[-1].size * supervised))  # the head
-    return sum(p.size * (p.forward + p.backward) for p in every)
+    return sum(p.size * (p.forward + p.backward) * p.times for p in every)
 
 
 def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, needed: bool = False,
              **hyperparameters) -> list[Product]:
     """The matmuls that `flops` sums; needed: those that `step_flops` sums."""
-    h, B, T = with_defaults(c, method, hyperparameters), batch_size, seq_len
-    at_least_one("batch_size", B), at_least_one("seq_len", T)
-    S = virtual_tokens(h) + T if method in ("prompt", "hard-prompt") else T
-    backward = gradient_flow(c, method, h)[-1].out + (method == "full")
-    head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, backward)
-    return [*mlp_matmuls(c, method, h), *hidden_matmuls(c, method, h, needed),
-            *block_matmuls(c, method, h, B * S, S, needed), head]
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
+    return step_matmuls(c, declared(c, method, hyperparameters), batch_size, seq_len, needed)
 
 
-def mlp_matmuls(c: GPTConfig, method: str, h: dict) -> list[Product]:
-    """The MLP of a prefix: (P, C) by (C, m), and (P, m) by (m, W)."""
-    if not h.get("prefix_projection"):
+def step_matmuls(c: GPTConfig, d: Declared, B: Size, T: Size, needed: bool = False) -> list[Product]:
+    """`products` of declared sizes, which may be symbols."""
+    S = T + d.cost(c, B).prompt
+    cost = d.cost(c, B * S)
+    kinds = gradient_flow(c, cost, bool(d.shapes.trained))
+    head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, kinds[-1].out + cost.base)
+    folded = [Product(m.name, 2 * m.rows * m.n_in * m.n_out, 1, 1 + m.trained)
+              for m in cost.folded if isinstance(m, Matmul)]
+    return [*folded, *prefix_matmuls(c, cost, needed), *block_matmuls(c, cost, kinds, B * S, S, needed), head]
+
+
+def prefix_matmuls(c: GPTConfig, cost: Cost, needed: bool = False) -> list[Product]:
+    """Keys and values of a prefix made by the blocks' own projections."""
+    if cost.prefix is None or cost.prefix.source == "parameters":
         return []
-    P, m = h["num_virtual_tokens"], h["encoder_hidden_size"]
-    W = count(c, method, num_virtual_tokens=1, space=h["space"]).stored
-    return [Product("mlp of the prefix, first", 2 * P * c.n_embd * m, 1, 2),
-            Product("mlp of the prefix, second", 2 * P * m * W, 1, 2)]
-
-
-def hidden_matmuls(c: GPTConfig, method: str, h: dict, needed: bool = False) -> list[Product]:
-    """Keys and values of P hidden vectors, in every block that has them."""
-    if not (method == "llama-adapter" or h.get("space") == "hidden"):
-        return []
-    n, P = h.get("adapter_layers", c.n_layer), virtual_tokens(h)
-    C, kv = c.n_embd, c.n_kv * c.head_size
+    n, P, C, kv = cost.prefix.layers, cost.prefix.rows, c.n_embd, c.kv
     if c.projections == "joined" and not needed:
-        return n * [Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1)]
-    unused = [] if needed else [Product("q_proj of the prefix", 2 * P * C * C, 1, 0)]
-    return n * [*unused, Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2)]
+        return [Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1, n)]
+    unused = [] if needed else [Product("q_proj of the prefix", 2 * P * C * C, 1, 0, n)]
+    return [*unused, Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2, n)]
 
 
-def block_matmuls(c: GPTConfig, method: str, h: dict, rows: int, keys: int, needed: bool = False) -> list[Product]:
+def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: Size, keys: Size,
+                  needed: bool = False) -> list[Product]:
     """All blocks, for `rows` positions of the whole batch, each with `keys` keys of real tokens."""
-    full, C, P, found = int(method == "full"), c.n_embd, virtual_tokens(h), []
-    into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
+    C, found = c.n_embd, []
+    P = 0 if cost.prefix is None else cost.prefix.rows
 
-    def linear(name: str, x: bool) -> None:
-        """A linear and LoRA's hook beside it; x: its input needs a gradient."""
-        into, out = linears(c)[name]
-        found.append(Product(name, 2 * rows * into * out, 1, x + full))
-        if name in h.get("places", ()):
-            found.append(Product(f"{name}: x Aᵀ", 2 * rows * into * h["r"], 1, x + 1))
-            found.append(Product(f"{name}: (x Aᵀ) Bᵀ", 2 * rows * h["r"] * out, 1, 2))
-
-    def bottleneck(place: str, y: bool) -> None:
-        if method == "adapter" and (place == "mlp" or h["placement"] == "houlsby"):
-            size = 2 * rows * C * h["bottleneck_size"]
-            found.append(Product(f"adapter behind {place}: down", size, 1, y + 1))
-            found.append(Product(f"adapter behind {place}: up", size, 1, 2))
-
-    def attention(block) -> None:
-        gated = block.prefix and method == "llama-adapter"
+    def attention(block: BlockGradients, add) -> None:
+        own_softmax = block.prefix and cost.prefix.own_softmax
         if needed:  # dV; the gradient of the scores; dQ; dK
             backward = block.v + (block.q or block.k) + block.q + block.k
-            found.append(Product("attention", rows * (keys + 1) * C, 2, backward))  # half of 2·rows·(keys + 1)·C
+            add("attention", rows * (keys + 1) * C, 2, backward)  # half of 2·rows·(keys + 1)·C
             if block.prefix:
-                found.append(Product("attention to the prefix", 2 * rows * P * C, 2, 3 + block.q))
+                add("attention to the prefix", 2 * rows * P * C, 2, 3 + block.q)
             return
-        every = keys + P if block.prefix and not gated else keys
-        found.append(Product("attention", 2 * rows * every * C, 2, 5 * (block.qkv if gated else block.y)))
-        if gated:
-            found.append(Product("attention to the prompts", 2 * rows * P * C, 2, 5))
+        every = keys + P if block.prefix and not own_softmax else keys
+        add("attention", 2 * rows * every * C, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
+        if own_softmax:
+            add("attention to the prompts", 2 * rows * P * C, 2, 5)
 
-    for block in gradient_flow(c, method, h):
-        for name in into_qkv:
-            linear(name, block.x)
-        attention(block)
-        linear(attn_out, block.y)
-        bottleneck("attn", block.y)
-        for name in mlp_in:
-            linear(name, block.m)
-        inner = any(block.inner.values())
-        linear(mlp_out, inner)
-        bottleneck("mlp", inner)
+    for block in kinds:
+        def add(name: str, size: Size, forward: int, backward: int, times=block.times) -> None:
+            found.append(Product(name, size, forward, backward, times))
+
+        for place, needs in block.at.items():
+            if place == "attn.heads":
+                attention(block, add)
+            elif place in linears(c):
+                into, out = linears(c)[place]
+                add(place, 2 * rows * into * out, 1, needs.x + cost.base)
+            for m in cost.hooks[place].matmuls if place in cost.hooks else ():
+                of = {"x": needs.x, "y": needs.y, "own": True}[m.of]
+                add(m.name, 2 * (rows if m.rows is None else m.rows) * m.n_in * m.n_out, 1, of + m.trained)
     return found

@@ -59,6 +59,12 @@ class T5Shape:
         for field in fields(self):
             at_least_one(field.name, getattr(self, field.name))
 
+    @property
+    def inner(self) -> int:
+        """M, as GPTConfig has it."""
+        return self.n_inner
+
+
 
 # As tuned by Lester et al. 2021: released_checkpoints.md of google-research/text-to-text-transfer-transformer
 SHAPES = {

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from ..config import GPTConfig
-from ..files.huggingface import base_tensors
+from ..formulas.terms import Size
 from .activations import activations
-from .parameters import base_parameters, count, with_defaults
+from .parameters import Declared, base_parameters, declared, elements, repeats
 
 
 class TrainBytes(NamedTuple):
@@ -21,8 +21,8 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                 base_bytes: int = 4, **hyperparameters) -> TrainBytes:
     """Bytes of one training process, with b = base_bytes per parameter of the base, n = trained:
 
-        weights        b·base + 4·n             the base, and the method's float32 parameters (full: none;
-                                                a hard prompt: 8 bytes a token)
+        weights        b·base + 4·n + frozen    the base, the method's float32 parameters (full: none), and
+                                                its frozen tensors (the tokens of a hard prompt: 8 bytes each)
         gradients      4·n; full: b·n           one per trained parameter
         optimizer      2·gradients + 4·tensors  AdamW's two moments; the step count of each tensor
         activations    see `activations`        tensors saved for backward
@@ -30,23 +30,15 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
     moments). Activations shrink less.
     """
-    trained, stored = count(c, method, **hyperparameters)
-    base, full = base_bytes * base_parameters(c), method == "full"
-    added = 0 if full else 8 * stored if method == "hard-prompt" else 4 * trained
-    gradients = base if full else 4 * trained
-    optimizer = 2 * gradients + 4 * trained_tensors(c, method, **hyperparameters)
+    d = declared(c, method, hyperparameters)
     saved = activations(c, method, batch_size, seq_len, checkpointing, base_bytes, **hyperparameters)
-    return TrainBytes(base + added, gradients, optimizer, sum(t.numbers * t.each for t in saved))
+    return TrainBytes(*state_bytes(c, d, base_parameters(c), base_bytes), sum(t.elements * t.each * t.times for t in saved))
 
 
-def trained_tensors(c: GPTConfig, method: str, **hyperparameters) -> int:
-    """Number of tensors that a method trains: A and B of every target linear, and so on."""
-    h = with_defaults(c, method, hyperparameters)
-    if method == "full":
-        return len(base_tensors(c))
-    if method == "lora":
-        return c.n_layer * 2 * len(h["places"])
-    if method == "adapter":
-        return c.n_layer * 4 * (2 if h["placement"] == "houlsby" else 1)
-    prefix = 5 if h.get("prefix_projection") else 1
-    return {"hard-prompt": 0, "prompt": 1, "prefix": prefix, "llama-adapter": 2}[method]
+def state_bytes(c: GPTConfig, d: Declared, base: Size, b: int = 4) -> tuple[Size, Size, Size]:
+    """Bytes of weights, gradients and optimizer; base: its parameters, b: bytes of each."""
+    shapes, full = d.shapes, not d.method.freezes_base
+    trained = elements(c, shapes, shapes.trained)
+    gradients = b * base if full else 4 * trained
+    weights = b * base + (0 if full else 4 * trained) + shapes.each * elements(c, shapes, shapes.frozen)
+    return weights, gradients, 2 * gradients + 4 * sum(repeats(c, shapes, name) for name in shapes.trained)

@@ -23,7 +23,7 @@ def ledger(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperpara
         "base_parameters": base_parameters(c),
         **{f"{part}{name}": value for part, values in parts.items() for name, value in values._asdict().items()},
         "train_checkpointed_activations": checkpointed,
-        "step_flops": 0 if method == "hard-prompt" else step_flops(*of, **hyperparameters),
+        "step_flops": step_flops(*of, **hyperparameters) if parts[""].trained else 0,
         **{f"wire_{n}": sum(wire_bytes(c, method, n, **hyperparameters)) for n in (2, 8)},
         "adapter_bytes": adapter_bytes(c, method, **hyperparameters),
         **{f"storage_{n}": storage_bytes(c, method, n, **hyperparameters) for n in (1, 10, 100, 1000)},

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..accounting import count, step_flops
 from ..accounting.shapes import PRESETS
-from ..attach import Adapted, adapt
+from ..attach import Adapted
 from ..attention import faster
 from ..checks import Error
-from ..methods import METHODS, method_class
+from ..methods import METHODS, WHOLE, method_class
 from ..model import GPT
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
@@ -28,9 +28,6 @@ from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
 from .attention import forward_backward
 from .measure import MS, MatmulRate, cell, columns, header, if_trained, milliseconds, peak_bytes, size_text, time_all
-
-# Sizes of the methods without virtual tokens: their defaults, by name.
-DEFAULT_SIZES = {"lora": {"r": 8}, "adapter": {"bottleneck_size": 8}, "llama-adapter": {"adapter_len": 10}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +41,10 @@ class CostSettings(flags.WorkSettings):
 def add_flags(p: Parser) -> None:
     flags.add_base_flags(p, "nano")
     add = p.add_argument_group("methods").add_argument
-    add("--methods", nargs="+", default=[m for m in METHODS if m != "full"], metavar="METHOD",
-        help="to compare with full, which always runs")
+    add("--methods", nargs="+", default=[m for m in METHODS if METHODS[m].freezes_base], metavar="METHOD",
+        help=f"to compare with {WHOLE}, which always runs")
     add("--num-virtual-tokens", type=int, nargs="+", default=[8, 32, 128], metavar="P",
-        help="lengths of prompt and prefix (a hard prompt: the shortest)")
+        help="lengths of the methods that have virtual tokens (one that trains nothing: the shortest)")
     flags.add_batch_flags(p, 8, 128)
     add = flags.add_machine_flags(p, 20, "timed steps of each method").add_argument
     add("--dtype", default="float32", choices=flags.DTYPES, help="of the matmuls, by autocast")
@@ -60,17 +57,20 @@ def settings(args: argparse.Namespace) -> CostSettings:
 
 
 def rows_of(s: CostSettings) -> list[tuple[str, dict]]:
-    """(method, hyper-parameters) of every row: full; prompts and prefixes of every length; a hard prompt
-    of the shortest; other methods at their default size. Raises Error if one does not fit."""
+    """(method, hyper-parameters) of every row: full; methods with virtual tokens at every length, or the
+    shortest if they train nothing; others at their default size. Raises Error if one does not fit."""
     if min(s.num_virtual_tokens) < 1:
         raise Error(f"num_virtual_tokens must be 1 or more, not {min(s.num_virtual_tokens)}")
-    rows = [("full", {})]
+    rows: list[tuple[str, dict]] = [(WHOLE, {})]
     lengths = list(dict.fromkeys(s.num_virtual_tokens))
     for method in dict.fromkeys(s.methods):
-        if method_class(method).freezes_base:
-            sizes = {"prompt": lengths, "prefix": lengths, "hard-prompt": [min(lengths)]}.get(method)
-            default = [(method, dict(DEFAULT_SIZES.get(method, {})))]
-            rows += [(method, {"num_virtual_tokens": P}) for P in sizes] if sizes else default
+        m = method_class(method)
+        if "num_virtual_tokens" in m.sizes():
+            rows += [(method, {"num_virtual_tokens": P}) for P in (lengths if m.trains() else [min(lengths)])]
+        elif m.freezes_base:
+            default = m.with_defaults(s.config, {})
+            size = next((name for name in default if m.hyperparameters[name].symbol), None)
+            rows.append((method, {} if size is None else {size: default[size]}))
     flags.check_fits(longest_prefix(rows), s.seq_len, s.config)
     return rows
 
@@ -84,13 +84,10 @@ class Contestant:
 
     def __init__(self, s: CostSettings, method: str, hyperparameters: dict, base: GPT):
         self.device, self.dtype = torch.device(s.device), getattr(torch, s.dtype)
-        self.trains = method != "hard-prompt"
+        self.trains = METHODS[method].trains()
+        self.model = Adapted(base, METHODS[method].example(base, **hyperparameters))
         if self.trains:
-            self.model: Adapted = adapt(base, method, **hyperparameters)
             self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
-        else:
-            tokens = torch.zeros(hyperparameters["num_virtual_tokens"], dtype=torch.int64)
-            self.model = adapt(base, method, tokens=tokens)
         self.model.compile_blocks(s.compile)
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)
@@ -104,7 +101,7 @@ class Contestant:
             return self.model.loss(self.idx, self.targets)
 
     def train_step(self) -> None:
-        """One optimizer step; nothing for a hard prompt."""
+        """One optimizer step, if the method trains something."""
         if self.trains:
             self.optimizer.zero_grad(set_to_none=True)
             self.forward_loss().backward()
@@ -178,12 +175,11 @@ def run(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict:
     with tqdm(total=len(rows) * (2 + s.steps), unit="step", desc="peak memory", dynamic_ncols=True) as bar:
         peaks = []
         for method, h in rows:
-            peaks.append(None if method == "hard-prompt" else
-                         peak_bytes(device, train_two_steps, s, method, h))
+            peaks.append(peak_bytes(device, train_two_steps, s, method, h) if METHODS[method].trains() else None)
             bar.update()
         torch.manual_seed(s.seed)
         frozen = GPT(s.config).to(device)
-        contestants = [Contestant(s, m, h, copy.deepcopy(frozen) if m == "full" else frozen) for m, h in rows]
+        contestants = [Contestant(s, m, h, copy.deepcopy(frozen) if m == WHOLE else frozen) for m, h in rows]
         saved, first = [], []
         bar.set_description("warm-up")
         for c in contestants:

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..checks import Error
+from ..methods import METHODS
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import saved_bytes as saved_bytes  # scripts import it from here
 from ..runtime.profiling import synchronize
@@ -92,8 +93,10 @@ def header(result: dict, setting: str) -> list[str]:
 
 def size_text(row: dict) -> str:
     """The size of a row's method as a table cell, such as "P 8"; "-" if it has none."""
-    letters = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
-    return next((f"{letter} {row[name]}" for name, letter in letters.items() if name in row), "-")
+    for name, spec in METHODS[row["method"]].hyperparameters.items():
+        if spec.symbol and name in row:
+            return f"{spec.symbol} {row[name]}"
+    return "-"
 
 
 def cell(name: str, text: str, scale: float = 0, missing: str = "-") -> Callable[[dict], str]:

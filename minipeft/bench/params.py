@@ -2,7 +2,7 @@
 
 Nothing is built or measured, so 65 billion parameters take no longer than a million. For one method:
 a derivation, each formula in symbols, then with values, then its result. For all methods: a table.
-The formulas here are for reading, the results are the ledger's; a test evaluates every printed line.
+The formulas are the ledger's own closed forms, run on symbols; a test evaluates every printed line.
 
 Columns: parameters trained, stored for one task, stored in % of the base; the adapter on disk, and
 many tasks on disk (one base and their adapters; full: as many bases); memory to train, and its
@@ -12,26 +12,27 @@ sends in a step; FLOPs of one more token at inference, and the method's part of 
 
 import argparse
 import math
-import re
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import accounting
-from ..accounting.parameters import ENCODER_DECODER, depends_on, with_defaults
+from ..accounting.parameters import declared, depends_on, elements, encoder_decoder
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..checks import Error, at_least_one, shown
 from ..config import GPTConfig
 from ..files.huggingface import read_base_config
-from ..methods import METHODS
+from ..formulas import symbols
+from ..methods import METHODS, WHOLE
 from ..runtime.console import Parser
-from ..training.flags import add_method_flags
+from ..training.flags import METHOD_FLAGS, Flag, add_method_flags
 from . import flags
 from .measure import cell, columns, if_trained, size_text
 
 AnyShape = GPTConfig | T5Shape
 SIZE_FLAGS = {name: [method for method in METHODS if name in depends_on(method)]
               for method in METHODS for name in depends_on(method)}  # hyper-parameter -> its methods
+
 
 @dataclass(frozen=True)
 class ParamsSettings:
@@ -50,11 +51,12 @@ def add_flags(p: Parser) -> None:
     add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
     flags.add_batch_flags(p, 8, 128)
-    groups = {}
+    groups: dict[str, dict[str, Flag]] = {}
     for name, methods in SIZE_FLAGS.items():
-        groups.setdefault(", ".join(methods), []).append(name)
-    for methods, names in groups.items():
-        add_method_flags(p.add_argument_group(methods), names)
+        flag = next(METHOD_FLAGS[method][name] for method in methods if name in METHOD_FLAGS[method])
+        groups.setdefault(", ".join(methods), {})[name] = flag
+    for methods, named in groups.items():
+        add_method_flags(p.add_argument_group(methods), named)
 
 
 def settings(args: argparse.Namespace) -> ParamsSettings:
@@ -75,109 +77,55 @@ def shape_of(model: str) -> AnyShape:
     return read_base_config(Path(model))[0]
 
 
-MEANING = {
-    "L": "layers", "C": "channels", "nh": "heads", "hs": "head size",
-    "kv": "channels of the keys, and of the values", "M": "width of the MLP", "V": "vocabulary",
-    "N": "positions", "buckets": "relative distances", "P": "virtual tokens",
-    "m": "width of the method's layer", "r": "rank", "K": "prompts per layer",
-    "n": "layers with prompts",
-}
-
-
-def symbols(c: AnyShape, h: dict) -> dict[str, int]:
-    """{symbol: value}; h: all hyper-parameters of the method."""
-    if isinstance(c, T5Shape):
-        more = {"hs": c.head_size, "M": c.n_inner, "buckets": c.position_buckets}
-    else:
-        more = {"kv": c.n_kv * c.head_size, "M": c.inner, "N": c.block_size}
-    letters = {"num_virtual_tokens": "P", "encoder_hidden_size": "m", "bottleneck_size": "m",
-               "r": "r", "adapter_len": "K", "adapter_layers": "n"}
-    sizes = {"L": c.n_layer, "C": c.n_embd, "nh": c.n_head, "V": c.vocab_size}
-    return sizes | more | {letter: h[name] for name, letter in letters.items() if name in h}
-
-
-def base_formula(c: AnyShape) -> str:
-    """accounting.base_parameters in symbols."""
-    if isinstance(c, T5Shape):
-        return "2·V·C + 2·buckets·nh + L·(12·C·nh·hs + 6·C·M + 5·C) + 2·C"
-    gelu = c.mlp == "gelu"
-    tables = ("V·C" if c.tied else "2·V·C") + (" + N·C" if c.position == "learned" else "")
-    weights = f"2·C·(C + kv) + {2 if gelu else 3}·C·M"
-    all_biases = f" + 3·C + 2·kv + {'M' if gelu else '2·M'}"
-    biases = {"none": "", "qkv": " + C + 2·kv", "all": all_biases}[c.bias]
-    norms, last = ("4·C", "2·C") if c.norm == "layer" else ("2·C", "C")
-    return f"{tables} + L·({weights}{biases} + {norms}) + {last}"
-
-
-# in + out channels of a linear, in symbols; of the MLP's: C + M
-_IN_OUT = {"attn.c_attn": "C + C + 2·kv", "attn.k_proj": "C + kv", "attn.v_proj": "C + kv",
-           "attn.c_proj": "C + C", "attn.q_proj": "C + C", "attn.o_proj": "C + C"}
-
-
-def method_formulas(c: AnyShape, method: str, h: dict) -> tuple[str, str]:
-    """Formulas of trained and stored parameters; h: all hyper-parameters of the method."""
-    if method == "hard-prompt":
-        return "0", "P"
-    if method == "prefix":
-        row = "2·L·kv" if h["space"] == "kv" else "L·C"
-        mlp = f"P·C + (C + 1)·m + (m + 1)·{row}"
-        return mlp if h["prefix_projection"] else f"P·{row}", f"P·{row}"
-    if method == "lora":
-        both = f"L·r·({' + '.join(_IN_OUT.get(place, 'C + M') for place in h['places'])})"
-    elif method == "adapter":
-        both = f"{2 if h['placement'] == 'houlsby' else 1}·L·(2·C·m + m + C)"
-    elif method == "llama-adapter":
-        both = f"n·(K·C + {'nh' if h['gate'] == 'head' else 1})"
-    else:
-        both = {"full": "base", "prompt": "P·C"}[method]
-    return both, both
-
-
 def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     """From the shape to the cost of many tasks: {"hyperparameters", "symbols": {name: value},
     "steps": [{"name", "formula", "numbers", "value", "unit"}]}."""
-    h = with_defaults(c, s.method, s.sizes)
-    base = accounting.base_parameters(c)
-    trained, stored = accounting.count(c, s.method, **s.sizes)
-    each = 8 if s.method == "hard-prompt" else 4  # bytes of a token id, and of a float32
-    values = symbols(c, h)
-    known = values | {"base": base, "trained": trained, "stored": stored, "tasks": s.tasks}
-    steps = []
+    d, shape = declared(c, s.method, s.sizes), symbols.SymbolicShape(c)
+    sizes, values = symbols.symbols_of(d.method, d.sizes)
+    values |= shape.values()
+    full, each = not d.method.freezes_base, d.shapes.each
+    base = symbols.by_layers(accounting.base_parameters(shape))
+    trained = stored = symbols.symbol("base")
+    if not full:
+        shapes = d.method.shapes(shape, **sizes)
+        trained, stored = (symbols.factored(elements(shape, shapes, x)) for x in (shapes.trained, shapes.stored))
+    steps, known = [], dict(values)
 
-    def step(name: str, formula: str, value: float, unit: str) -> None:
-        # every symbol, but not the name of log10
-        numbers = re.sub(r"[A-Za-z]+(?![A-Za-z0-9])", lambda m: f"{known[m[0]]:,}", formula)
-        steps.append({"name": name, "formula": formula, "numbers": numbers, "value": value,
-                      "unit": unit})
+    def step(name: str, formula, unit: str, symbol: str = "") -> None:
+        """Print a formula with its value, which `symbol` stands for from then on."""
+        value = symbols.value(formula, known)
+        steps.append({"name": name, "formula": symbols.text(formula), "numbers": symbols.numbers(formula, known),
+                      "value": value, "unit": unit})
+        known.update({symbol: value} if symbol else {})
 
-    step("base", base_formula(c), base, "parameters")
-    formulas = method_formulas(c, s.method, h)
-    step("trained", formulas[0], trained, "parameters")
-    step("stored for one task", formulas[1], stored, "token ids" if each == 8 else "parameters")
-    if s.method != "full":
-        if trained > stored:
-            step("trained over stored", "trained / stored", trained / stored, "times")
-        step("of the base", "100·stored / base", 100 * stored / base, "%")
-        step("fewer", "base / stored", base / stored, "times")
-        step("orders of magnitude", "log10(base / stored)", math.log10(base / stored), "")
-    step(f"{s.tasks:,} whole models", "tasks·base·4", s.tasks * base * 4, "bytes")
-    if s.method != "full":
-        added = s.tasks * stored * each
-        step(f"added by {s.tasks:,} tasks", f"tasks·stored·{each}", added, "bytes")
-        step(f"one base and {s.tasks:,} tasks", f"base·4 + tasks·stored·{each}", base * 4 + added,
-             "bytes")
-    if isinstance(c, GPTConfig) and s.method != "hard-prompt":
-        cost, full = training_cost(s, c, s.method, s.sizes), training_cost(s, c, "full", {})
+    step("base", base, "parameters", "base")
+    step("trained", trained, "parameters", "trained")
+    step("stored for one task", stored, "token ids" if each == 8 else "parameters", "stored")
+    b, one, n = (symbols.symbol(name) for name in ("base", "stored", "tasks"))
+    known["tasks"] = s.tasks
+    if not full:
+        if known["trained"] > known["stored"]:
+            step("trained over stored", symbols.symbol("trained") / one, "times")
+        step("of the base", 100 * one / b, "%")
+        step("fewer", b / one, "times")
+        step("orders of magnitude", symbols.log10(b / one), "")
+    step(f"{s.tasks:,} whole models", n * b * 4, "bytes")
+    if not full:
+        step(f"added by {s.tasks:,} tasks", n * one * each, "bytes")
+        step(f"one base and {s.tasks:,} tasks", b * 4 + n * one * each, "bytes")
+    if isinstance(c, GPTConfig) and d.shapes.trained:
+        cost, of_full = training_cost(s, c, s.method, s.sizes), training_cost(s, c, WHOLE, {})
+        known |= cost
         for part, title, formula, unit in (
-                ("memory", "memory to train", "weights + gradients + optimizer + activations", "bytes"),
-                ("step", "a training step", "forward + backward", "FLOPs")):
-            known |= cost | {"full": full[part]}
-            step(title, formula, cost[part], unit)
-            if s.method != "full":
-                step("beside full fine-tuning", f"{part} / full", cost[part] / full[part], "times")
-    used = set(re.findall(r"[A-Za-z]+", " ".join((base_formula(c), *formulas))))
-    shown_symbols = {name: values[name] for name in MEANING if name in used}
-    return {"hyperparameters": h, "symbols": shown_symbols, "steps": steps}
+                ("memory", "memory to train", accounting.TrainBytes._fields, "bytes"),
+                ("step", "a training step", accounting.Flops._fields, "FLOPs")):
+            known["full"] = of_full[part]
+            step(title, sum(map(symbols.symbol, formula)), unit, part)
+            if not full:
+                step("beside full fine-tuning", symbols.symbol(part) / symbols.symbol("full"), "times")
+    used = {str(x) for formula in (base, trained, stored) for x in formula.free_symbols}
+    return {"hyperparameters": d.sizes, "symbols": {x: values[x] for x in symbols.GLOSSARY if x in used & set(values)},
+            "steps": steps}
 
 
 def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict[str, int]:
@@ -190,9 +138,9 @@ def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict
 def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
     """Every method's ledger; for an encoder-decoder only parameters."""
     base, rows = accounting.base_parameters(c), []
-    for method in ENCODER_DECODER if isinstance(c, T5Shape) else METHODS:
+    for method in encoder_decoder() if isinstance(c, T5Shape) else METHODS:
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
-        row = {"method": method} | with_defaults(c, method, h)
+        row = {"method": method} | METHODS[method].with_defaults(c, h)
         row |= accounting.count(c, method, **h)._asdict()
         if isinstance(c, GPTConfig):
             row |= accounting.ledger(c, method, s.batch_size, s.seq_len, **h)
@@ -206,7 +154,7 @@ def run(s: ParamsSettings) -> dict:
     c = shape_of(s.model)
     for name in ("tasks", "batch_size", "seq_len"):
         at_least_one(name, getattr(s, name))
-    h = with_defaults(c, s.method, s.sizes) if s.method else s.sizes
+    h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
     if isinstance(c, GPTConfig):
         flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
     answer = derivation(s, c) if s.method else {"rows": rows_of(s, c)}
@@ -227,12 +175,15 @@ def rounded(x: float) -> str:
 
 def lines(result: dict) -> list[str]:
     """A derivation as text."""
-    s, steps, symbols = result["settings"], result["steps"], result["symbols"]
-    meaning = dict(MEANING)
-    if "buckets" in symbols:
+    s, steps, values = result["settings"], result["steps"], result["symbols"]
+    meaning = dict(symbols.GLOSSARY)
+    for name, spec in METHODS[s["method"]].hyperparameters.items():
+        if spec.symbol and name in result["hyperparameters"]:
+            meaning[spec.symbol] = spec.help.partition(" (")[0]
+    if "buckets" in values:
         meaning["L"] = "layers of the encoder, and of the decoder"
     # \0 for a space inside an entry, where no line may break
-    entries = (f"{name} {value:,} {meaning[name]}".replace(" ", "\0") for name, value in symbols.items())
+    entries = (f"{name} {value:,} {meaning[name]}".replace(" ", "\0") for name, value in values.items())
     legend = (line.replace("\0", " ") for line in textwrap.wrap("; ".join(entries), 110))
     is_trained = any(x["unit"] == "FLOPs" for x in steps)
     batch = f"; B {s['batch_size']}, T {s['seq_len']}" if is_trained else ""
@@ -253,7 +204,7 @@ def table(result: dict) -> str:
     if "steps" in result:
         return "\n".join(lines(result))
     s, rows = result["settings"], result["rows"]
-    full = next(r for r in rows if r["method"] == "full")
+    full = next(r for r in rows if not METHODS[r["method"]].freezes_base)
 
     def memory(r: dict) -> int:
         return sum(r[f"train_{part}"] for part in accounting.TrainBytes._fields)

@@ -32,7 +32,7 @@ from ..model import GPT
 from ..runtime.console import Parser
 from ..runtime.memory import available_memory
 from ..runtime.profiling import card, synchronize
-from ..slots import KVCache, Prefix
+from ..slots import KVCache, Prefix, Slots
 from . import flags
 from .measure import MS, cell, columns, header, milliseconds, peak_bytes, spread, time_all
 
@@ -92,7 +92,7 @@ def rows_of(s: ServingSettings) -> list[Row]:
 class Decoder:
     """Greedy decoding of a batch: the first step processes the prompts, each later one a token."""
 
-    def __init__(self, base: GPT, idx: Tensor, slots: dict, steps: int,
+    def __init__(self, base: GPT, idx: Tensor, slots: Slots, steps: int,
                  copied: Prefix | None = None):
         self.base, self.idx, (B, T) = base, idx, idx.shape
         self.cache, self.slots = read_slots(base, slots, B, T + steps)
@@ -105,7 +105,7 @@ class Decoder:
 
     @torch.no_grad()
     def step(self) -> None:
-        x = self.base.hidden(self.idx, **self.slots, cache=self.cache)[:, -1]
+        x = self.base.hidden(self.idx, *self.slots, cache=self.cache)[:, -1]
         self.cache = self.cache.after(self.idx.size(1))
         self.idx = F.linear(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
 
@@ -116,15 +116,15 @@ def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder
     c, steps = s.config, s.steps + 2
     idx = torch.randint(c.vocab_size, (s.batch_size, s.seq_len), device=s.device)
     if row.kind == "full copies":
-        return [Decoder(new_base(s), part, {}, steps) for part in idx.tensor_split(row.n)]
+        return [Decoder(new_base(s), part, Slots(), steps) for part in idx.tensor_split(row.n)]
     base = new_base(s) if base is None else base
     if row.kind == "base":
-        return [Decoder(base, idx, {}, steps)]
+        return [Decoder(base, idx, Slots(), steps)]
     if row.kind in ("shared", "copied"):
         k, v = torch.randn(2, c.n_layer, 1, c.n_kv, row.P, c.head_size, device=s.device)
         if row.kind == "copied":
-            return [Decoder(base, idx, {}, steps, copied=Prefix(k, v))]
-        return [Decoder(base, idx, {"prefix": Prefix(k, v)}, steps)]
+            return [Decoder(base, idx, Slots(), steps, copied=Prefix(k, v))]
+        return [Decoder(base, idx, Slots(prefix=Prefix(k, v)), steps)]
     method, h = "lora", {"r": 8}
     if row.kind == "prefix tasks":
         method, h = "prefix", {"num_virtual_tokens": row.P}

@@ -34,13 +34,14 @@ def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str) -> dict:
               "prefix_projection": False, "encoder_hidden_size": c.n_embd}
     config |= _prompt_learning_config(c, num_virtual_tokens)
     if space == "kv":  # with grouped heads PEFT counts the heads of keys and values
-        config |= {"token_dim": c.n_kv * c.head_size, "num_attention_heads": c.n_kv}
+        config |= {"token_dim": c.kv, "num_attention_heads": c.n_kv}
     return config
 
 
-def lora_config(c: GPTConfig, r: int, target_modules: list[str] | tuple[str, ...],
-                lora_alpha: float = 8, lora_dropout: float = 0.0) -> dict:
+def lora_config(c: GPTConfig, r: int, target_modules: str | list[str] | tuple[str, ...],
+                lora_alpha: float, lora_dropout: float) -> dict:
     """LoRA's fields of adapter_config.json: PEFT's LoraConfig."""
+    target_modules = [target_modules] if isinstance(target_modules, str) else target_modules
     return {"peft_type": "LORA", "r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout,
             "target_modules": [peft_name(c, name) for name in target_modules],
             "fan_in_fan_out": c.projections == "joined",  # GPT-2's linears are stored (in, out)
@@ -88,12 +89,10 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
     return [linear for linear in known if linear in chosen]
 
 
-def adaption_modules(c: GPTConfig, adapter_layers: int, gate: str) -> list[str] | None:
-    """The attention modules that PEFT's ADAPTION_PROMPT changes; None where it is another function:
-    it has one gate per layer, and on GPT-2 it leaves out the output projection."""
-    if gate != "layer" or c.projections != "apart" or c.bias != "none":
-        return None
-    return [peft_module(c, i, "attn") for i in range(c.n_layer - adapter_layers, c.n_layer)]
+def opens_in_adaption_prompt(c: GPTConfig, gate: str) -> bool:
+    """True where PEFT's ADAPTION_PROMPT is LLaMA-Adapter: it has one gate per layer, and on GPT-2 it
+    leaves out the output projection."""
+    return gate == "layer" and c.projections == "apart" and c.bias == "none"
 
 
 def peft_name(c: GPTConfig, module: str) -> str:
@@ -101,7 +100,7 @@ def peft_name(c: GPTConfig, module: str) -> str:
     return f"self_{module}" if c.projections == "apart" and module.startswith("attn") else module
 
 
-def peft_module(c: GPTConfig, i: int, module: str) -> str:
+def peft_module(c: GPTConfig, i: int | str, module: str) -> str:
     """PEFT's full name of a module of block i."""
     blocks = "transformer.h" if c.projections == "joined" else "model.layers"
     return f"base_model.model.{blocks}.{i}.{peft_name(c, module)}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checks import Error
 from ..model import GPT
-from ..slots import KVCache, Prefix
+from ..slots import KVCache, Prefix, Slots
 
 
 def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
@@ -56,7 +56,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
            lengths: Tensor | None = None) -> Iterator[Tensor]:
     """Yield the tokens that `generate` appends, (B,) int64 at a time."""
     _check(idx, max_new_tokens, temperature, top_k, top_p, lengths)
-    base, slots = (model, {}) if isinstance(model, GPT) else (model.base, model.slots())
+    base, slots = (model, Slots()) if isinstance(model, GPT) else (model.base, model.slots())
     B, T = idx.shape
     if max_new_tokens == 0:
         return
@@ -66,13 +66,13 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
     model.eval()
     try:
         done = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        hidden = base.hidden(idx, **slots, cache=cache)  # (B, T, C)
+        hidden = base.hidden(idx, *slots, cache=cache)  # (B, T, C)
         rows = torch.arange(B, device=idx.device)
         x = hidden[:, -1] if lengths is None else hidden[rows, lengths - 1]  # (B, C)
-        cache = cache.after(T + (slots["prompt"].size(1) if "prompt" in slots else 0))
+        cache = cache.after(T + (0 if slots.prompt is None else slots.prompt.size(1)))
         if lengths is not None:  # new tokens overwrite the padding of shorter rows
             cache = cache._replace(length=lengths + cache.read - T)
-        slots.pop("prompt", None)  # it is in the cache now
+        slots = slots._replace(prompt=None)  # it is in the cache now
         for step in range(max_new_tokens):
             token = sample(F.linear(x, base.head), temperature, top_k, top_p)  # (B,)
             if stops is not None:
@@ -81,18 +81,17 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
             yield token
             if step == max_new_tokens - 1 or (stops is not None and done.all()):
                 return
-            x = base.hidden(token[:, None], **slots, cache=cache)[:, -1]  # (B, C)
+            x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
             cache = cache.after(1)
     finally:
         model.train(was_training)
 
 
-def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[KVCache, dict]:
+def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
     """An empty cache for B rows of T tokens and the soft prompt; the slots, with a Prefix."""
-    slots, c = dict(slots), base.config
-    if isinstance(slots.get("prefix"), Tensor):
-        slots["prefix"] = Prefix.of(slots["prefix"])
-    prefix, prompt = slots.get("prefix"), slots.get("prompt")
+    (prompt, prefix, _), c = slots, base.config
+    if isinstance(prefix, Tensor):
+        prefix = Prefix.of(prefix)
     prefix_length = prefix.k.size(3) if prefix is not None and prefix.gate is None else 0
     prompt_length = 0 if prompt is None else prompt.size(1)
     if (P := prefix_length + prompt_length) + T > c.block_size:
@@ -101,7 +100,7 @@ def read_slots(base: GPT, slots: dict, B: int, T: int) -> tuple[KVCache, dict]:
     weight = base.wte.weight
     # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     k, v = weight.new_zeros(2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
-    return KVCache(k, v), slots
+    return KVCache(k, v), slots._replace(prefix=prefix)
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

@@ -4,7 +4,8 @@ Every task becomes one or both of two things that can be gathered row by row:
 
     prefix    hard prompts, soft prompts and hidden prefixes are converted up to keys and values
               when they are loaded (exactly: ladder.py); rows may differ in length
-    LoRA      y = W x + B_i A_i x    the pair of row i, in two batched matmuls, padded to one rank
+    hooks     stacked, and gathered by row (LowRank.stack, .rows): LoRA is y = W x + B_i A_i x with
+              the pair of row i, in two batched matmuls, padded to one rank
 """
 
 from collections import Counter
@@ -17,23 +18,22 @@ from ..adapters import fingerprint, load_adapter
 from ..attach import Adapted
 from ..checks import Error
 from ..ladder import prefix_from_prompt
-from ..methods.lora import LowRank
 from ..model import GPT
-from ..slots import Prefix
+from ..slots import Prefix, Slots
 from .generation import generate
 
 
 class Rows:
     """The gathered tasks of one batch, a model for `generate`. rows(idx) returns logits."""
 
-    def __init__(self, base: GPT, slots: dict):
+    def __init__(self, base: GPT, slots: Slots):
         self.base, self._slots, self.training = base, slots, False
 
-    def slots(self) -> dict:
+    def slots(self) -> Slots:
         return self._slots
 
     def __call__(self, idx: Tensor) -> Tensor:
-        return self.base(idx, **self._slots)
+        return self.base(idx, *self._slots)
 
     def train(self, mode: bool = True) -> None:
         """Nothing to do: rows are for inference only."""
@@ -61,25 +61,24 @@ class TaskBank:
                 if not isinstance(task, Adapted):
                     loaded.append(task := load_adapter(base, task, base_fingerprint))
                 slots.append(self._slots_of(name, task))
-            self.prefix = self._prefix_table([s["prefix"] for s in slots])
-            self.lora = self._lora_table([s["hooks"] for s in slots])
+            self.prefix = self._prefix_table([s.prefix for s in slots])
+            self.hooks = self._hook_table([s.hooks for s in slots])
         finally:
             for model in loaded:
                 model.detach()  # the tables hold copies
 
-    def _slots_of(self, name: str, model: Adapted) -> dict:
-        """{"prefix": (L, 2, 1, n_kv, P, hs) or None, "hooks": [{module: LowRank}] or None}."""
+    def _slots_of(self, name: str, model: Adapted) -> Slots:
+        """The task's slots, its prompt converted up to a prefix (L, 2, 1, n_kv, P, hs)."""
         if reason := why_not(model):
             raise Error(f"task {name!r}: {reason}")
         if model.base is not self.base:
             raise Error(f"task {name!r} was tuned on another base than the bank's")
         was_training = model.training
         slots = model.eval().slots()  # eval: no dropout in the conversion
-        prefix, hooks = slots.get("prefix"), slots.get("hooks")
-        if "prompt" in slots:
-            prefix = prefix_from_prompt(self.base, slots["prompt"], hooks)
+        if slots.prompt is not None:
+            slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks), hooks=slots.hooks)
         model.train(was_training)
-        return {"prefix": prefix, "hooks": hooks}
+        return slots
 
     def _prefix_table(self, prefixes: list[Tensor | None]) -> "tuple[Tensor, Tensor] | None":
         """Keys and values (2, L, n + 1, n_kv, P, hs), P the longest, and lengths; 0 is the base."""
@@ -93,26 +92,19 @@ class TaskBank:
                 table[:, :, i, :, : p.size(4)] = p[:, :, 0].transpose(0, 1)
         return table, torch.tensor(lengths, device=weight.device)
 
-    def _lora_table(self, hooks: list[list[dict] | None]) -> "list[dict[str, tuple]] | None":
-        """By layer {module: (A (n+1, r, in), scaled B (n+1, out, r))}, largest r; 0: the base."""
-        names = list(dict.fromkeys(name for h in hooks if h for name in h[0]))
-        if not names:
+    def _hook_table(self, hooks: list[list[dict] | None]) -> "list[dict] | None":
+        """By layer {place: the hooks of all tasks in a stack}; 0 is the base."""
+        places = list(dict.fromkeys(place for h in hooks if h for place in h[0]))
+        if not places:
             return None
-        weight, layers = self.base.wte.weight, []
-        for i, block in enumerate(self.base.h):
-            layer = {}
-            for name in names:
-                n_out, n_in = block.get_submodule(name).weight.shape
-                pairs = [h[i].get(name) if h else None for h in hooks]
-                r = max(pair.A.size(0) for pair in pairs if pair is not None)
-                A = weight.new_zeros(len(hooks) + 1, r, n_in)
-                B = weight.new_zeros(len(hooks) + 1, n_out, r)
-                for task, pair in enumerate(pairs, start=1):
-                    if pair is not None:
-                        A[task, : pair.A.size(0)] = pair.A
-                        B[task, :, : pair.A.size(0)] = pair.scaled_B()
-                layer[name] = (A, B)
-            layers.append(layer)
+        layers = []
+        for i in range(self.base.config.n_layer):
+            at = {place: [None, *(h[i].get(place) if h else None for h in hooks)] for place in places}
+            for place, found in at.items():
+                if len(kinds := {type(hook) for hook in found if hook is not None}) > 1:
+                    names = " and ".join(sorted(kind.__name__ for kind in kinds))
+                    raise Error(f"tasks that hook {place} in different ways ({names}) cannot be mixed in one batch")
+            layers.append({place: next(h for h in found if h is not None).stack(found) for place, found in at.items()})
         return layers
 
     @torch.no_grad()
@@ -125,17 +117,16 @@ class TaskBank:
         ids = torch.tensor([rows[name] for name in tasks], device=self.base.wte.weight.device)
         compiled = self.base.through_compile
         shared = len(set(tasks)) == 1 and not compiled  # compiled: one shape for every mixture
-        slots = {}
+        slots = Slots()
         if self.prefix is not None:
             table, lengths = self.prefix
             P = table.size(4) if compiled else int(lengths[ids].max())  # the longest of the batch
             if P:
                 k, v = table[:, :, ids[:1] if shared else ids, :, :P]
-                slots["prefix"] = Prefix(k, v, length=None if shared else lengths[ids])
-        if self.lora is not None and not (shared and tasks[0] is None):
+                slots = slots._replace(prefix=Prefix(k, v, length=None if shared else lengths[ids]))
+        if self.hooks is not None and not (shared and tasks[0] is None):
             i = ids[0] if shared else ids
-            slots["hooks"] = [{name: LowRank(A[i], B[i], 1.0) for name, (A, B) in layer.items()}
-                              for layer in self.lora]
+            slots = slots._replace(hooks=[{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks])
         return Rows(self.base, slots)
 
     @torch.no_grad()
@@ -146,20 +137,13 @@ class TaskBank:
         return self.rows(tasks)(idx)
 
 
-REFUSED = {
-    "full": "every task is a base of its own",
-    "adapter": "its networks are layers of the model, not vectors that a row can bring along",
-    "llama-adapter": "its prefix has a softmax of its own, which rows with another prefix lack",
-}
-
-
 def why_not(model: Adapted) -> str | None:
     """The reason why this task cannot be mixed with others in a batch; None if it can."""
-    names = [part.name for part in model.method.parts()]
-    for name in names:
-        if name in REFUSED:
-            return f"{name} cannot be mixed in one batch: {REFUSED[name]}"
-    if "prefix" in names and not {"prefix", "lora"} >= set(names):
+    parts = model.method.parts()
+    for part in parts:
+        if part.mixing is not None:
+            return f"{part.name} cannot be mixed in one batch: {part.mixing}"
+    if sum(part.num_virtual_tokens > 0 for part in parts) > 1:
         return (f"{model.method.name} cannot be mixed in one batch: its prompt was learnt behind "
                 "its prefix, not in the place of one")
     if model.merged:

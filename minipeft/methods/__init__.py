@@ -1,19 +1,24 @@
-"""Every way of tuning, by name."""
+"""Every way of tuning, by name: one line a method, in the order of METHODS."""
 
-import inspect
+# ruff: noqa: I001  (the order is the one in which tables, figures and combinations have the methods)
 
 from ..checks import Error
 from .base import Method
-from .bottleneck_adapter import BottleneckAdapter
 from .full import Full
 from .hard_prompt import HardPrompt
-from .llama_adapter import LlamaAdapter
-from .lora import LoRA
-from .prefix_tuning import PrefixTuning
 from .prompt_tuning import PromptTuning
+from .prefix_tuning import PrefixTuning
+from .lora import LoRA
+from .bottleneck_adapter import BottleneckAdapter
+from .llama_adapter import LlamaAdapter
 
-_CLASSES = (Full, HardPrompt, PromptTuning, PrefixTuning, LoRA, BottleneckAdapter, LlamaAdapter)
+_CLASSES = [x for x in list(globals().values()) if isinstance(x, type) and issubclass(x, Method) and x is not Method]
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
+WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base)  # full fine-tuning
+
+for field, values in (("name", [m.name for m in _CLASSES]), ("peft_type", [x for m in _CLASSES for x in m.peft_types])):
+    if twice := {x for x in values if values.count(x) > 1}:
+        raise Error(f"two methods have the {field} {', '.join(twice)}")
 
 
 def method_class(name: str) -> type[Method]:
@@ -21,8 +26,3 @@ def method_class(name: str) -> type[Method]:
     if name not in METHODS:
         raise Error(f"method must be one of {', '.join(METHODS)}, not {name!r}")
     return METHODS[name]
-
-
-def hyperparameters_of(name: str) -> list[str]:
-    """The hyper-parameters that adapt() takes for this method."""
-    return [p for p in inspect.signature(method_class(name)).parameters if p != "base"]

@@ -1,14 +1,36 @@
-"""Base class of the methods: a few trained tensors, and the prompt, prefix or hooks made of them."""
+"""Base class of the methods: all that a method declares, and the tensors that it trains."""
+
+import inspect
+from typing import Annotated
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from ..checks import Error, shown
+from ..config import GPTConfig
 from ..files import huggingface, peft
+from ..formulas.terms import Cost, Hyperparameter, Shapes
 from ..model import GPT
+from ..slots import Slots
 
+LENGTH = 8  # virtual tokens, where nothing says how many
 WIDE = 512  # bases of at least this many channels use `learning_rate_wide`
+Start = Annotated[str | Tensor, "what virtual tokens start from"]  # --init, --init-from-text, --init-from
+Tokens = Annotated[Tensor, "tokens chosen among texts"]  # --wordings, --search
+DECLARED = {  # by every method, in its own class
+    "name": "its key in METHODS",
+    "learning_rate": "the default on the shipped bases (AdamW, warm-up, cosine)",
+    "learning_rate_wide": "the default on pretrained models",
+    "hyperparameters": "a Hyperparameter for every argument of __init__, shapes and cost",
+    "typical": "settings of these to test and to measure it at, the first its default",
+    "peft_types": "values of peft_type in adapter_config.json",
+    "peft": "None if PEFT opens what it saves, or why not",
+    "mixing": "None if the rows of a batch can have one each, or why not",
+    "shapes": "the shapes of its tensors",
+    "cost": "what it adds to a step",
+    "slots": "what it puts into the model",
+}
 
 
 class Method(nn.Module):
@@ -16,23 +38,89 @@ class Method(nn.Module):
 
     The two differ where a part is needed in training alone and folded away when saved (a prefix's
     MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as
-    `Method(base, **hyperparameters)`; they keep no reference to the base.
+    `Method(base, **hyperparameters)`; they keep their hyper-parameters, and no reference to the base.
+    They declare what DECLARED lists: Error names what is missing when the class is made.
     """
 
-    name: str  # as in minipeft.METHODS
-    learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
-    learning_rate_wide: float  # default on pretrained models, chosen on E2E
-    peft_types: tuple[str, ...] = ()  # values of peft_type in adapter_config.json
+    name: str
+    learning_rate: float
+    learning_rate_wide: float
+    hyperparameters: dict[str, Hyperparameter]
+    typical: tuple[dict, ...]
+    peft_types: tuple[str, ...]
+    peft: str | None
+    mixing: str | None
     freezes_base = True
     num_virtual_tokens = 0  # positions before the real tokens
+
+    def __init_subclass__(cls, registered: bool = True):
+        super().__init_subclass__()
+        if not registered:
+            return
+        for name, meaning in DECLARED.items():
+            if name not in vars(cls):
+                raise Error(f"method class {cls.__name__} does not declare {name}: {meaning}")
+        known, sizes = set(cls.hyperparameters), cls.sizes()
+        if missing := [name for name in [*cls.arguments(), *sizes] if name not in known]:
+            raise Error(f"method class {cls.__name__} does not declare hyperparameters[{missing[0]!r}]: its help")
+        if (given := list(inspect.signature(cls.cost).parameters)[2:]) != sizes:
+            raise Error(f"method class {cls.__name__}: cost takes {given}, but shapes takes {sizes}")
+        for name, value in cls.with_defaults(GPTConfig(), {}).items():
+            if value is None:
+                raise Error(f"method class {cls.__name__} does not declare defaults(c)[{name!r}]: "
+                            "its value where none is given")
+
+    @staticmethod
+    def shapes(c: GPTConfig, *sizes) -> Shapes:
+        """The shapes of its tensors, from the hyper-parameters that they depend on, by name."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cost(c: GPTConfig, rows, *sizes) -> Cost:
+        """What it adds to a step; rows: positions in the batch, B·S."""
+        raise NotImplementedError
+
+    def slots(self, base: GPT) -> Slots:
+        """What it puts into the model: base(idx, *slots)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def defaults(c: GPTConfig) -> dict:
+        """Hyper-parameters that follow the shape, where __init__ has None."""
+        return {}
+
+    @classmethod
+    def arguments(cls) -> dict[str, inspect.Parameter]:
+        """The hyper-parameters that adapt() takes: the arguments of __init__."""
+        return {name: p for name, p in inspect.signature(cls).parameters.items() if name != "base"}
+
+    @classmethod
+    def sizes(cls) -> list[str]:
+        """The hyper-parameters that its cost depends on: the arguments of `shapes`."""
+        return list(inspect.signature(cls.shapes).parameters)[1:]
+
+    @classmethod
+    def trains(cls) -> bool:
+        """False for a method that trains nothing."""
+        c = GPTConfig()
+        return bool(cls.shapes(c, **cls.with_defaults(c, {})).trained)
+
+    @classmethod
+    def with_defaults(cls, c: GPTConfig, given: dict) -> dict:
+        """Every one of `sizes`: as given, else the default of __init__, else that of the shape."""
+        initial = {name: p.default for name, p in cls.arguments().items()}
+        values = {name: given.get(name, initial.get(name)) for name in cls.sizes()}
+        follow = cls.defaults(c)
+        return {name: follow.get(name) if value is None else value for name, value in values.items()}
+
+    @classmethod
+    def example(cls, base: GPT, **sizes) -> "Method":
+        """The method with these sizes, to measure or to test it."""
+        return cls(base, **sizes)
 
     def default_learning_rate(self, base: GPT) -> float:
         """The default peak learning rate on this base."""
         return self.learning_rate if base.config.n_embd < WIDE else self.learning_rate_wide
-
-    def slots(self, base: GPT) -> dict:
-        """The `prompt`, `prefix` and `hooks` arguments for base(idx, …)."""
-        return {}
 
     def parts(self) -> "list[Method]":
         """The methods of a combination; otherwise the method itself."""
@@ -42,27 +130,44 @@ class Method(nn.Module):
         """The saved tensors, detached; loading demands these names and shapes and writes into them."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
-    def peft_config(self, base: GPT) -> dict:
-        """The method's fields of adapter_config.json, in PEFT's names."""
-        raise NotImplementedError
+    @classmethod
+    def adapter_config(cls, c: GPTConfig, **hyperparameters) -> dict:
+        """The fields of adapter_config.json: PEFT's names where it has the method, else its own."""
+        return {"peft_type": cls.peft_types[0], **hyperparameters}
 
     @classmethod
-    def hyperparameters(cls, config: dict) -> dict:
-        """The keyword arguments that rebuild the method from its adapter_config.json."""
-        raise NotImplementedError
+    def from_config(cls, config: dict) -> dict:
+        """The arguments of __init__ in an adapter_config.json."""
+        return {name: config.get(name) for name in cls.arguments()}
+
+    def for_peft(self, base: GPT) -> "Method":
+        """The method in a form that PEFT opens. Raises Error where there is none."""
+        if self.peft is not None:
+            raise Error(self.peft)
+        return self
+
+    @classmethod
+    def config_fields(cls) -> list[str]:
+        """The hyper-parameters that adapter_config takes; instances keep them as attributes."""
+        names = list(inspect.signature(cls.adapter_config).parameters)[1:]
+        return list(cls.arguments()) if names == ["hyperparameters"] else names
+
+    def config(self, base: GPT) -> dict:
+        """The fields of its adapter_config.json."""
+        return self.adapter_config(base.config, **{name: getattr(self, name) for name in self.config_fields()})
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder, adapter_config.json and adapter_model.*, in PEFT's layout."""
         base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
-        peft.write_adapter(folder, self.peft_config(base), self.tensors(), base_fingerprint)
+        peft.write_adapter(folder, self.config(base), self.tensors(), base_fingerprint)
 
 
 def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
-    """P, at least 1 and leaving room for one real token. None: the length of `init`, or 8 if it has none."""
+    """P, at least 1 and leaving room for one real token. None: the length of `init`, or LENGTH if it has none."""
     if isinstance(init, Tensor) and init.numel() == 0:
         raise Error("the text to start from is empty")
     if num_virtual_tokens is None:
-        num_virtual_tokens = 8
+        num_virtual_tokens = LENGTH
         if isinstance(init, Tensor):
             num_virtual_tokens = init.numel() if init.dim() == 1 else init.size(-2)
     block = base.config.block_size

@@ -13,13 +13,17 @@ here the base is pre-LayerNorm and wholly frozen. They start from N(0, σ) with 
 identity. gelu is the exact one, whatever form the base's own MLP has.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import at_least_one, one_of
+from ..formulas.terms import Cost, Hook, Hyperparameter, Matmul, Saved, Shapes
 from ..model import GPT
+from ..slots import Slots
 from .base import Method, new_parameter
 
 PLACEMENTS = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}
@@ -45,21 +49,37 @@ class BottleneckAdapter(Method):
     name = "adapter"
     learning_rate = 1e-2
     learning_rate_wide = 2e-3
-    peft_types = ("BOTTLENECK_ADAPTER",)  # PEFT has no such type
+    hyperparameters = {"bottleneck_size": Hyperparameter("width of the bottleneck", "m"),
+                       "placement": Hyperparameter("after attention and MLP, or after the MLP alone")}
+    typical = ({"bottleneck_size": 3}, {"bottleneck_size": 5, "placement": "pfeiffer"})
+    peft_types = ("BOTTLENECK_ADAPTER",)
+    peft = "PEFT has no bottleneck adapters"
+    mixing = "its networks are layers of the model, not vectors that a row can bring along"
 
-    def __init__(self, base: GPT, bottleneck_size: int = 8, placement: str = "houlsby"):
+    @staticmethod
+    def shapes(c, bottleneck_size, placement):
+        C, m = c.n_embd, bottleneck_size
+        each = {"down": (m, C), "b_down": (m,), "up": (C, m), "b_up": (C,)}
+        tensors = {f"layers.{{i}}.{place}.{name}": shape
+                   for place in PLACEMENTS[placement] for name, shape in each.items()}
+        return Shapes(tensors, tensors)
+
+    @staticmethod
+    def cost(c, rows, bottleneck_size, placement):
+        C, m, hooks = c.n_embd, bottleneck_size, {}
+        for place in PLACEMENTS[placement]:
+            name = f"adapter behind {place}"
+            matmuls = Matmul(f"{name}: down", C, m, "y"), Matmul(f"{name}: up", m, C)
+            saved = Saved(f"{name}: input", rows * C), Saved(f"{name}: before and after gelu", 2 * rows * m)
+            hooks[place] = Hook(matmuls, saved)
+        return Cost(hooks=hooks)
+
+    def __init__(self, base: GPT, bottleneck_size: int = 8, placement: Literal["houlsby", "pfeiffer"] = "houlsby"):
         super().__init__()
         one_of("placement", placement, PLACEMENTS)
         self.bottleneck_size, self.placement = at_least_one("bottleneck_size", bottleneck_size), placement
         self.layers = nn.ModuleList(
             nn.ModuleDict({name: Bottleneck(base, bottleneck_size) for name in PLACEMENTS[placement]}) for _ in base.h)
 
-    def slots(self, base: GPT) -> dict:
-        return {"hooks": [dict(layer.items()) for layer in self.layers]}
-
-    def peft_config(self, base: GPT) -> dict:
-        return {"peft_type": self.peft_types[0], "bottleneck_size": self.bottleneck_size, "placement": self.placement}
-
-    @classmethod
-    def hyperparameters(cls, config: dict) -> dict:
-        return {name: config.get(name) for name in ("bottleneck_size", "placement")}
+    def slots(self, base: GPT) -> Slots:
+        return Slots(hooks=[dict(layer.items()) for layer in self.layers])

@@ -1,7 +1,7 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
-Each fills its own slot or hooks its own modules, and is trained at its own learning rate. Saved is
-one adapter folder per part and a list of them.
+Each fills its own slot, or hooks modules; hooks at one place are applied in the order of METHODS.
+Each is trained at its own learning rate. Saved is one adapter folder per part and a list of them.
 """
 
 from pathlib import Path
@@ -12,10 +12,11 @@ from ..checks import Error
 from ..files import huggingface, peft
 from ..files.atomic import check_destination
 from ..model import GPT
+from ..slots import Slots
 from .base import Method
 
 
-class Combined(Method):
+class Combined(Method, registered=False):
     """The parts as one method; its name joins theirs by "+"."""
 
     def __init__(self, base: GPT, parts: list[Method]):
@@ -30,7 +31,8 @@ class Combined(Method):
             raise Error("full fine-tuning cannot be combined: it changes the base that the others are tuned for")
         filled: dict[str, str] = {}
         for part in parts:
-            for slot in part.slots(base).keys() - {"hooks"}:  # LoRA hooks linears, bottleneck adapters hook sublayers
+            slots = part.slots(base)._asdict()
+            for slot in [slot for slot in Slots._fields[:2] if slots[slot] is not None]:
                 if slot in filled:
                     raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
                 filled[slot] = part.name
@@ -38,14 +40,12 @@ class Combined(Method):
     def parts(self) -> list[Method]:
         return list(self.by_name.values())
 
-    def slots(self, base: GPT) -> dict:
-        slots = {}
-        for part in self.parts():
-            part_slots = part.slots(base)
-            if "hooks" in slots and "hooks" in part_slots:
-                part_slots["hooks"] = [a | b for a, b in zip(slots["hooks"], part_slots["hooks"], strict=True)]
-            slots |= part_slots
-        return slots
+    def slots(self, base: GPT) -> Slots:
+        prompts, prefixes, hooks = zip(*(part.slots(base) for part in self.parts()), strict=True)
+        prompt = next((x for x in prompts if x is not None), None)
+        prefix = next((x for x in prefixes if x is not None), None)
+        layers = zip(*(h for h in hooks if h is not None), strict=True)
+        return Slots(prompt, prefix, [joined(layer) for layer in layers] or None)
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_destination(folder, "a combination")
@@ -53,3 +53,12 @@ class Combined(Method):
         for name, part in self.by_name.items():
             part.save(base, Path(folder) / name, base_fingerprint)
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})
+
+
+def joined(layer: tuple[dict, ...]) -> dict:
+    """A block's hooks from those of the parts, several at one place as a tuple."""
+    every: dict[str, tuple] = {}
+    for hooks in layer:
+        for place, hook in hooks.items():
+            every[place] = (*every.get(place, ()), hook)
+    return {place: hooks if len(hooks) > 1 else hooks[0] for place, hooks in every.items()}

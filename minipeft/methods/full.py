@@ -6,7 +6,10 @@ The one method that changes its base: `detach()` has no frozen base to give back
 writes a whole base, a Hugging Face folder.
 """
 
+from ..files.huggingface import block_tensors, outer_tensors
+from ..formulas.terms import Cost, Shapes
 from ..model import GPT
+from ..slots import Slots
 from .base import Method
 
 
@@ -14,10 +17,27 @@ class Full(Method):
     name = "full"
     learning_rate = 1e-3
     learning_rate_wide = 1e-4
+    hyperparameters = {}
+    typical = ({},)
+    peft_types = ()
+    peft = "it is a whole model, which transformers opens as it is"
+    mixing = "every task is a base of its own"
     freezes_base = False
+
+    @staticmethod
+    def shapes(c):
+        tensors = outer_tensors(c) | {f"h.{{i}}.{name}": shape for name, shape in block_tensors(c).items()}
+        return Shapes(tensors, tensors)
+
+    @staticmethod
+    def cost(c, rows):
+        return Cost(base=True)
 
     def __init__(self, base: GPT):
         super().__init__()
+
+    def slots(self, base: GPT) -> Slots:
+        return Slots()
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         base.save_pretrained(folder)

@@ -16,14 +16,16 @@ Departs from the paper: the gate multiplies as it is (eq. 6); the released code 
 by default the paper's share of layers, 30 of 32. Rotated queries meet unrotated keys, as in PEFT.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from ..checks import Error, at_least_one, one_of
-from ..config import GPTConfig
-from ..files.peft import adaption_modules
+from ..files.peft import opens_in_adaption_prompt, peft_module
+from ..formulas.terms import Cost, Hyperparameter, PrefixCost, Shapes, nearest
 from ..model import GPT
-from ..slots import Prefix
+from ..slots import Prefix, Slots
 from .base import Method, new_parameter, noise
 
 
@@ -34,46 +36,71 @@ class LlamaAdapter(Method):
     learning_rate = 0.1
     learning_rate_wide = 3e-2
     peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # the second is PEFT's, with one gate per layer
+    hyperparameters = {"adapter_len": Hyperparameter("prompt vectors of a layer", "K"),
+                       "adapter_layers": Hyperparameter("top layers that have them (default: 30 of 32)", "n", at_most="n_layer"),
+                       "gate": Hyperparameter("one gate a head, or one a layer as in PEFT")}
+    typical = ({"adapter_len": 4}, {"adapter_len": 2, "adapter_layers": 1, "gate": "layer"})
+    peft = ("PEFT's ADAPTION_PROMPT is LLaMA-Adapter with one gate a layer on transformers' Llama: "
+            "tune with gate='layer' there")
+    mixing = "its prefix has a softmax of its own, which rows with another prefix lack"
 
-    def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None, gate: str = "head"):
+    @staticmethod
+    def shapes(c, adapter_len, adapter_layers, gate):
+        K, n, C = adapter_len, adapter_layers, c.n_embd
+        trained = {"adaption_prompt": (n, K, C), "adaption_gate": (n, c.n_head if gate == "head" else 1)}
+        if not opens_in_adaption_prompt(c, gate):
+            return Shapes(trained, trained)
+        name = peft_module(c, "{i}", "attn")
+        return Shapes(trained, {f"{name}.adaption_prompt": (1, K, C), f"{name}.adaption_gate": (1,)}, first=c.n_layer - n)
+
+    @staticmethod
+    def cost(c, rows, adapter_len, adapter_layers, gate):
+        return Cost(prefix=PrefixCost(adapter_len, adapter_layers, own_softmax=True, source="vectors"))
+
+    @staticmethod
+    def defaults(c):
+        return {"adapter_layers": nearest(30 * c.n_layer, 32)}
+
+    def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None,
+                 gate: Literal["head", "layer"] = "head"):
         super().__init__()
         c = base.config
         one_of("gate", gate, ("head", "layer"))
         self.gate, self.adapter_len = gate, at_least_one("adapter_len", adapter_len)
-        n = top_layers(c) if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
+        n = self.defaults(c)["adapter_layers"] if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
         if n > c.n_layer:
             raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
         self.adapter_layers, C = n, c.n_embd
         self.adaption_prompt = new_parameter(base, noise(base, n * adapter_len, C).view(n, adapter_len, C))
         self.adaption_gate: nn.Parameter = new_parameter(base, torch.zeros(n, c.n_head if gate == "head" else 1))
-        self.module_names = adaption_modules(c, n, gate)  # None where PEFT has no such form
+        self.peft_names = [peft_module(c, i, "attn") for i in range(c.n_layer - n, c.n_layer)]
+        self.opens_in_peft = opens_in_adaption_prompt(c, gate)
 
-    def slots(self, base: GPT) -> dict:
+    def slots(self, base: GPT) -> Slots:
         prompts = self.adaption_prompt.to(base.wte.weight.dtype)
         pairs = [block.attn.qkv(x.unsqueeze(0))[1:]  # n × 2 × (1, n_kv, K, hs)
                  for block, x in zip(base.h[-self.adapter_layers :], prompts, strict=True)]
         k, v = (torch.stack(x) for x in zip(*pairs, strict=True))
-        return {"prefix": Prefix(k, v, self.adaption_gate.expand(-1, base.config.n_head))}
+        return Slots(prefix=Prefix(k, v, self.adaption_gate.expand(-1, base.config.n_head)))
 
     def tensors(self) -> dict[str, Tensor]:
-        if self.module_names is None:
+        if not self.opens_in_peft:
             return super().tensors()
         prompts, gates = self.adaption_prompt.detach(), self.adaption_gate.detach()
-        named = {f"{name}.adaption_prompt": x[None] for name, x in zip(self.module_names, prompts, strict=True)}
-        return named | {f"{name}.adaption_gate": x for name, x in zip(self.module_names, gates, strict=True)}
-
-    def peft_config(self, base: GPT) -> dict:
-        config = {"adapter_len": self.adapter_len, "adapter_layers": self.adapter_layers}
-        if self.module_names is None:
-            return {"peft_type": "LLAMA_ADAPTER", **config, "gate": self.gate}
-        return {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
+        named = {f"{name}.adaption_prompt": x[None] for name, x in zip(self.peft_names, prompts, strict=True)}
+        return named | {f"{name}.adaption_gate": x for name, x in zip(self.peft_names, gates, strict=True)}
 
     @classmethod
-    def hyperparameters(cls, config: dict) -> dict:
+    def adapter_config(cls, c, adapter_len, adapter_layers, gate):
+        config = {"adapter_len": adapter_len, "adapter_layers": adapter_layers}
+        if opens_in_adaption_prompt(c, gate):
+            return {"peft_type": "ADAPTION_PROMPT", **config, "target_modules": "self_attn"}
+        return {"peft_type": "LLAMA_ADAPTER", **config, "gate": gate}
+
+    @classmethod
+    def from_config(cls, config: dict) -> dict:
         gate = "layer" if config["peft_type"] == "ADAPTION_PROMPT" else config.get("gate", "head")
         return {name: config.get(name) for name in ("adapter_len", "adapter_layers")} | {"gate": gate}
 
-
-def top_layers(c: GPTConfig) -> int:
-    """The default of adapter_layers: the paper's share of the layers, 30 of 32 (2303.16199 §4.1)."""
-    return max(1, round(c.n_layer * 30 / 32))
+    def for_peft(self, base: GPT) -> Method:
+        return self if self.opens_in_peft else super().for_peft(base)

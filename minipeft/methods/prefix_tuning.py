@@ -20,6 +20,7 @@ from a text (§7.4), step 0 answers as if the text stood before the input.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -27,9 +28,11 @@ from torch import Tensor
 
 from ..checks import Error, at_least_one, one_of
 from ..files.peft import prefix_config
+from ..formulas.terms import Cost, Hyperparameter, Matmul, PrefixCost, Saved, Shapes
 from ..ladder import convert_up, prefix_from_hidden
 from ..model import GPT
-from .base import Method, initial_value, new_parameter, noise, virtual_tokens
+from ..slots import Slots
+from .base import LENGTH, Method, Start, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PrefixTuning(Method):
@@ -43,11 +46,43 @@ class PrefixTuning(Method):
     name = "prefix"
     learning_rate = 0.1
     learning_rate_wide = 3e-2
+    hyperparameters = {
+        "num_virtual_tokens": Hyperparameter("virtual tokens (default: those of the start, or 8)", "P"),
+        "space": Hyperparameter("train keys and values, or hidden vectors"),
+        "prefix_projection": Hyperparameter("produce it by an MLP, at a tenth of the learning rate"),
+        "encoder_hidden_size": Hyperparameter("width of that MLP (default: the base's)", "m"),
+        "init": Hyperparameter("start from noise, or from tokens of the vocabulary")}
+    typical = ({"num_virtual_tokens": 5}, {"num_virtual_tokens": 3, "space": "hidden"},
+               {"num_virtual_tokens": 5, "prefix_projection": True},
+               {"num_virtual_tokens": 2, "space": "hidden", "prefix_projection": True, "encoder_hidden_size": 11})
     peft_types = ("PREFIX_TUNING", "HIDDEN_PREFIX_TUNING")  # PEFT has keys and values only; the second is ours
+    peft = mixing = None
 
-    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, space: str = "kv",
-                 prefix_projection: bool = False, encoder_hidden_size: int | None = None,
-                 init: "str | Tensor" = "random"):
+    @staticmethod
+    def shapes(c, num_virtual_tokens, space, prefix_projection, encoder_hidden_size):
+        P, C, m = num_virtual_tokens, c.n_embd, encoder_hidden_size
+        W = 2 * c.n_layer * c.kv if space == "kv" else c.n_layer * C
+        rows = {"prompt_embeddings": (P, W)}
+        mlp = {"embedding": (P, C), "transform.0.weight": (m, C), "transform.0.bias": (m,),
+               "transform.2.weight": (W, m), "transform.2.bias": (W,)}
+        return Shapes(mlp if prefix_projection else rows, rows)
+
+    @staticmethod
+    def cost(c, rows, num_virtual_tokens, space, prefix_projection, encoder_hidden_size):
+        P, C, L, m, hidden = num_virtual_tokens, c.n_embd, c.n_layer, encoder_hidden_size, space == "hidden"
+        mlp = (Matmul("mlp of the prefix, first", C, m, rows=P), Saved("mlp of the prefix: tanh", P * m, 4),
+               Matmul("mlp of the prefix, second", m, L * C if hidden else 2 * L * c.kv, rows=P))
+        if hidden:
+            mlp += (Saved("mlp of the prefix: hidden vectors", P * L * C, 4),)
+        return Cost(prefix=PrefixCost(P, L, source="states" if hidden else "parameters"),
+                    folded=mlp if prefix_projection else ())
+
+    @staticmethod
+    def defaults(c):
+        return {"num_virtual_tokens": LENGTH, "encoder_hidden_size": c.n_embd}
+
+    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, space: Literal["kv", "hidden"] = "kv",
+                 prefix_projection: bool = False, encoder_hidden_size: int | None = None, init: Start = "random"):
         super().__init__()
         one_of("space of a prefix", space, ("kv", "hidden"))
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
@@ -86,17 +121,19 @@ class PrefixTuning(Method):
             return rows.transpose(0, 1).unsqueeze(1)
         return rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
 
-    def slots(self, base: GPT) -> dict[str, Tensor]:
+    def slots(self, base: GPT) -> Slots:
         prefix = self.ladder_value()
-        return {"prefix": prefix_from_hidden(base, prefix) if self.space == "hidden" else prefix}
+        return Slots(prefix=prefix_from_hidden(base, prefix) if self.space == "hidden" else prefix)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"prompt_embeddings": self.rows().detach()}  # the MLP is folded away
 
-    def peft_config(self, base: GPT) -> dict:
-        return prefix_config(base.config, self.num_virtual_tokens, self.space)
+    adapter_config = staticmethod(prefix_config)
+
+    def for_peft(self, base: GPT) -> Method:
+        return self if self.space == "kv" else PrefixTuning(base, init=convert_up(base, self.ladder_value(), "kv"))
 
     @classmethod
-    def hyperparameters(cls, config: dict) -> dict:
+    def from_config(cls, config: dict) -> dict:
         space = "hidden" if config["peft_type"] == cls.peft_types[1] else "kv"
         return {"num_virtual_tokens": config.get("num_virtual_tokens"), "space": space, "init": "random"}

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ..files.peft import prompt_config
+from ..formulas.terms import Cost, Hyperparameter, Shapes
 from ..ladder import convert_up
 from ..model import GPT
-from .base import Method, initial_value, new_parameter, noise, virtual_tokens
+from ..slots import Slots
+from .base import LENGTH, Method, Start, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PromptTuning(Method):
@@ -31,9 +33,26 @@ class PromptTuning(Method):
     name = "prompt"
     learning_rate = 0.1
     learning_rate_wide = 3e-2
+    hyperparameters = {"num_virtual_tokens": Hyperparameter("virtual tokens (default: those of the start, or 8)", "P"),
+                       "init": Hyperparameter("start from noise, or from tokens of the vocabulary")}
+    typical = ({"num_virtual_tokens": 5},)
     peft_types = ("PROMPT_TUNING",)
+    peft = mixing = None
 
-    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: "str | Tensor" = "vocab"):
+    @staticmethod
+    def shapes(c, num_virtual_tokens):
+        prompt = {"prompt_embeddings": (num_virtual_tokens, c.n_embd)}
+        return Shapes(prompt, prompt)
+
+    @staticmethod
+    def cost(c, rows, num_virtual_tokens):
+        return Cost(prompt=num_virtual_tokens)
+
+    @staticmethod
+    def defaults(c):
+        return {"num_virtual_tokens": LENGTH}
+
+    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: Start = "vocab"):
         super().__init__()
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         with torch.no_grad():
@@ -45,12 +64,11 @@ class PromptTuning(Method):
         """The prompt, as the ladder has it: (1, P, C)."""
         return self.prompt_embeddings.unsqueeze(0)
 
-    def slots(self, base: GPT) -> dict[str, Tensor]:
-        return {"prompt": self.ladder_value()}
+    def slots(self, base: GPT) -> Slots:
+        return Slots(prompt=self.ladder_value())
 
-    def peft_config(self, base: GPT) -> dict:
-        return prompt_config(base.config, self.num_virtual_tokens)
+    adapter_config = staticmethod(prompt_config)
 
     @classmethod
-    def hyperparameters(cls, config: dict) -> dict:
+    def from_config(cls, config: dict) -> dict:
         return {"num_virtual_tokens": config.get("num_virtual_tokens"), "init": "random"}

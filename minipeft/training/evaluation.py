@@ -14,6 +14,7 @@ from ..inference.generation import generate
 from ..model import GPT
 from ..runtime.console import progress
 from ..runtime.processes import all_reduce_sum, local_batches
+from ..slots import Slots
 from .sharding import reshard
 
 CHUNK = 256  # positions whose logits are in memory at once
@@ -36,7 +37,7 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     the most likely one given those before it, as greedy decoding would have it. Logits are computed
     for supervised positions alone. Several processes share the batches and return the same figures.
     """
-    base, slots = (model, dict) if isinstance(model, GPT) else (model.base, model.slots)
+    base, slots = (model, Slots) if isinstance(model, GPT) else (model.base, model.slots)
     was_training = model.training
     model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
@@ -45,7 +46,7 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     for (idx, targets), counts in bar:
         idx, targets = idx.to(device), targets.to(device)
         supervised = targets != -100
-        x, wanted = base.hidden(idx, **slots())[supervised], targets[supervised]  # (n, C), (n,)
+        x, wanted = base.hidden(idx, *slots())[supervised], targets[supervised]  # (n, C), (n,)
         if not counts:
             continue
         right, predicted = torch.ones_like(supervised), []

@@ -1,56 +1,67 @@
-"""Flags of train.py that belong to single methods: one table, and a help page for each method."""
+"""Flags of train.py and bench.py that set hyper-parameters: made from what the methods declare."""
 
-from ..methods import METHODS, hyperparameters_of
-from ..methods.base import WIDE
+import argparse
+import typing
+from typing import Any, NamedTuple
+
+from ..methods import METHODS, method_class
+from ..methods.base import WIDE, Method, Start, Tokens
 from ..runtime.console import Parser
 
-LADDER = ("hard-prompt", "prompt", "prefix")  # the levels of --climb
 
-METHOD_FLAGS = {  # type, or choices; metavar; help
-    "num_virtual_tokens": (int, "P", "virtual tokens (default: the length of the start, or 8)"),
-    "space": (("kv", "hidden"), None, "train keys and values, or hidden vectors (default: kv)"),
-    "prefix_projection": (bool, None, "produce it by an MLP, at a tenth of the learning rate"),
-    "encoder_hidden_size": (int, "M", "width of that MLP (default: the base's)"),
-    "init": (("random", "vocab"), None, "start from noise or from tokens of the vocabulary "
-             "(default: vocab for prompt, random for prefix)"),
-    "init_from_text": (str, "TEXT", "start from the embeddings, or keys and values, of this text"),
-    "init_from": (str, "ADAPTER", "start from an adapter on a lower level of the ladder"),
-    "wordings": (list, "TEXT", "candidates (default: all instructions of all skills)"),
-    "search": (int, "P", "also search for P tokens along the gradient, for --steps steps"),
-    "r": (int, "R", "rank (default: 8)"),
-    "lora_alpha": (float, "A", "the update is scaled by A / r (default: 8)"),
-    "lora_dropout": (float, "SHARE", "dropout of its input in training (default: 0)"),
-    "target_modules": (list, "LINEAR", "of c_attn, attn.c_proj, c_fc, mlp.c_proj in GPT-2's shape, "
-                       "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in Llama's "
-                       "(default: c_attn; q_proj v_proj)"),
-    "bottleneck_size": (int, "M", "width of the bottleneck (default: 8)"),
-    "placement": (("houlsby", "pfeiffer"), None,
-                  "after attention and MLP, or after the MLP alone (default: houlsby)"),
-    "adapter_len": (int, "K", "prompt vectors of a layer (default: 10)"),
-    "adapter_layers": (int, "N", "in the top N layers (default: 30 of 32 of them)"),
-    "gate": (("head", "layer"), None, "one gate a head, or one a layer as in PEFT (default: head)"),
-}
-STARTS = ("init", "init_from_text", "init_from")  # at most one of them
-SET_BY_CLIMB = ("num_virtual_tokens", "prefix_projection", *STARTS)
-PARAMETER = {"init_from_text": "init", "init_from": "init",  # where adapt() has another name
-             "wordings": "tokens", "search": "tokens"}
+class Flag(NamedTuple):
+    """A flag, the argument of adapt() that it sets, and argparse's settings."""
+
+    argument: str
+    settings: dict[str, Any]
 
 
-def add_method_flags(parser, names, **settings) -> None:
-    """Add these flags of METHOD_FLAGS to a parser or group; settings override a flag's own."""
-    names, start = list(names), parser
-    if set(STARTS) & set(names):
-        start = parser.add_mutually_exclusive_group()
-    for name in names:
-        kind, metavar, help_text = METHOD_FLAGS[name]
-        how = {"help": help_text} | settings
-        if kind is bool:
-            how |= {"action": "store_true", "default": None}
-        elif isinstance(kind, tuple):
-            how |= {"choices": kind}
-        else:
-            how |= {"metavar": metavar} | ({"nargs": "+"} if kind is list else {"type": kind})
-        (start if name in STARTS else parser).add_argument(as_flag(name), **how)
+STARTS = {  # flags for an argument of the type Start, one of them at most
+    "init_from_text": {"metavar": "TEXT", "help": "start from the embeddings, or keys and values, of this text"},
+    "init_from": {"metavar": "ADAPTER", "help": "start from an adapter on a lower level of the ladder"}}
+CHOSEN = {  # flags for an argument of the type Tokens
+    "wordings": {"nargs": "+", "metavar": "TEXT", "help": "candidates (default: all instructions of all skills)"},
+    "search": {"type": int, "metavar": "P", "help": "also search for P tokens along the gradient, for --steps steps"}}
+
+
+def _flags(method: type[Method]) -> dict[str, Flag]:
+    """The flags of one method, from the signature of its __init__ and its help texts."""
+    found, hints = {}, typing.get_type_hints(method.__init__, include_extras=True)
+    for name, p in method.arguments().items():
+        hint, spec = hints[name], method.hyperparameters[name]
+        has_none = p.default is None or p.default is False
+        text = spec.help if "(default" in spec.help or has_none else f"{spec.help} (default: {p.default})"
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+        if hint == Tokens:
+            found |= {flag: Flag(name, settings) for flag, settings in CHOSEN.items()}
+            continue
+        how: dict[str, Any] = {"type": kinds[0], "metavar": spec.symbol.upper() or name.rpartition("_")[2].upper()}
+        if hint == Start:
+            how = {"choices": ("random", "vocab")}
+            found |= {flag: Flag(name, settings) for flag, settings in STARTS.items()}
+        elif typing.get_origin(hint) is typing.Literal:
+            how = {"choices": kinds}
+        elif hint is bool:
+            how = {"action": "store_true", "default": None}
+        elif str in kinds:
+            how = {"nargs": "+", "metavar": how["metavar"]}
+        found[name] = Flag(name, how | {"help": text})
+    return found
+
+
+METHOD_FLAGS = {name: _flags(method) for name, method in METHODS.items()}
+ALL_FLAGS = {flag: how for flags in METHOD_FLAGS.values() for flag, how in flags.items()}
+LADDER = tuple(name for name, method in METHODS.items() if hasattr(method, "ladder_value"))  # the levels of --climb
+SET_BY_CLIMB = ("num_virtual_tokens", "prefix_projection", "init", *STARTS)
+
+
+def add_method_flags(parser, flags: dict[str, Flag], **settings) -> None:
+    """Add flags to a parser or group; settings override a flag's own."""
+    starts = {flag.argument for name, flag in flags.items() if name in STARTS}
+    exclusive = parser.add_mutually_exclusive_group() if starts else parser
+    for name, flag in flags.items():
+        where = exclusive if flag.argument in starts else parser
+        where.add_argument(as_flag(name), **flag.settings | settings)
 
 
 def as_flag(name: str) -> str:
@@ -58,19 +69,28 @@ def as_flag(name: str) -> str:
 
 
 def flags_of(methods) -> list[str]:
-    """Names in METHOD_FLAGS that one of these methods takes. Raises Error for an unknown method."""
-    known = [name for method in methods for name in hyperparameters_of(method)]
-    return [flag for flag in METHOD_FLAGS if PARAMETER.get(flag, flag) in known]
+    """Names of the flags that one of these methods takes. Raises Error for an unknown method."""
+    known = [flag for method in methods for flag in METHOD_FLAGS[method_class(method).name]]
+    return [flag for flag in ALL_FLAGS if flag in known]
+
+
+def given(args: argparse.Namespace, methods) -> dict:
+    """Arguments of adapt() that flags of their own name set."""
+    names = [name for name in flags_of(methods) if ALL_FLAGS[name].argument == name]
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def method_help(method: str) -> str:
-    """The help page of one method, or of several joined by '+'."""
-    names = flags_of(method.split("+"))
+    """The help page of one method, or of several joined by '+': each has its own group."""
+    methods = {name: method_class(name) for name in method.split("+")}
     lines = [f"Flags of --method {method}, beside those of python train.py --help."]
-    for m in map(METHODS.get, method.split("+")):
+    for name, m in methods.items():
         if m.learning_rate:
-            lines.append(f"Learning rate of {m.name}: {m.learning_rate:g}, or "
+            lines.append(f"Learning rate of {name}: {m.learning_rate:g}, or "
                          f"{m.learning_rate_wide:g} on a base with {WIDE} channels or more.")
-    p = Parser("\n".join(lines), usage=f"python train.py --method {method} [flags]", add_help=False)
-    add_method_flags(p.add_argument_group(method), names)
+    p, added = Parser("\n".join(lines), usage=f"python train.py --method {method} [flags]", add_help=False), {}
+    for name in methods:
+        flags = {flag: how for flag, how in METHOD_FLAGS[name].items() if flag not in added}
+        add_method_flags(p.add_argument_group(name), flags)
+        added |= flags
     return p.format_help()

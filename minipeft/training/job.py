@@ -14,13 +14,15 @@ from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate
 from ..data.tasks import INSTRUCTIONS, KINDS
 from ..files.atomic import write_json, write_text
+from ..methods import METHODS
+from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
 from ..runtime.console import printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
 from .evaluation import batches, complete, evaluate
-from .flags import METHOD_FLAGS
+from .flags import ALL_FLAGS, flags_of
 from .loop import train
 from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, token_ids
@@ -33,7 +35,7 @@ from .traffic import traffic_line
 VALIDATION = 200  # examples of the validation set, at most
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
 SETTINGS = (  # flags that a resumed run must share
-    "method", *METHOD_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
+    "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
     "seed", "dtype", "base_dtype", "lr", "keep_best")
 
 
@@ -59,9 +61,9 @@ def run_job(args) -> dict:
 
 
 def resume_command(args) -> str:
-    """The command with --resume; a hard prompt has no checkpoints, so it starts anew."""
+    """The command with --resume; what trains nothing has no checkpoints, so it starts anew."""
     words = [word for word in shlex.split(args.command) if word not in ("--overwrite", "--resume")]
-    has_checkpoints = args.climb or args.method != "hard-prompt"
+    has_checkpoints = args.climb or any(METHODS[name].trains() for name in args.methods)
     return shlex.join([*words, "--resume" if has_checkpoints else "--overwrite"])
 
 
@@ -70,7 +72,7 @@ class Job:
 
     def __init__(self, args):
         torch.manual_seed(args.seed)
-        self.args, self.is_full = args, "full" in args.methods
+        self.args, self.is_full = args, not all(METHODS[name].freezes_base for name in args.methods)
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base: its weights come and go")
@@ -82,30 +84,30 @@ class Job:
         if args.eval_only:
             self.model = load_adapter(self.base, args.out)
         else:
-            self.model = adapt(self.base, args.methods, **self._hard_prompt(),
+            self.model = adapt(self.base, args.methods, **self._tokens(),
                                **hyperparameters(args, self.base, self.tokenizer))
         self.bucket = 32 if args.compile else 1  # training has few different lengths
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
-    def _hard_prompt(self) -> dict:
-        """{"tokens": those of the best hard prompt} where the method is one, else {}."""
+    def _tokens(self) -> dict:
+        """{argument: the tokens of the best hard prompt} where a method takes some, else {}."""
         args, base = self.args, self.base
-        if "hard-prompt" not in args.methods:
+        if "search" not in flags_of(args.methods):
             return {}
         if args.wordings is None and args.data is not None and not args.search:
-            raise Error("hard-prompt on your own data needs --wordings, or --search P")
+            raise Error(f"{args.method} on your own data needs --wordings, or --search P")
         texts = args.wordings or (INSTRUCTIONS if args.data is None else [])
         candidates = [token_ids(self.tokenizer, text) for text in texts]
         start = torch.randint(base.config.vocab_size, (args.search or 0,))
         longest = max([*candidates, start], key=len)
-        adapt(base, "hard-prompt", tokens=longest).detach()  # raises Error if it is too long
+        adapt(base, HardPrompt.name, tokens=longest).detach()  # raises Error if it is too long
         self._fit_data(len(longest))
         if args.search:
             candidates.append(search(base, start, self._batch, self.steps))
         validation = self._validation_batches()
         self.wordings, tokens = choose_wording(base, candidates, validation, self.tokenizer)
-        return {"tokens": tokens}
+        return {ALL_FLAGS["search"].argument: tokens}
 
     def _fit_data(self, num_virtual_tokens: int) -> None:
         """Open the data, or fit it to another number of virtual tokens."""
@@ -137,7 +139,7 @@ class Job:
         if args.answers and not shown:
             raise Error("--answers answers inputs, and texts have none")
         with torch.no_grad():  # raises Error unless all tokens fit the block size
-            base.hidden(held_out[-1][0][:1].to(base.wte.weight.device), **model.slots())
+            base.hidden(held_out[-1][0][:1].to(base.wte.weight.device), *model.slots())
         head = [f"base {args.base} || method {model.method.name} || {self._describe_data()} || "
                 f"device {args.device}", model.trainable_summary()]
         print("\n".join(head), flush=True)

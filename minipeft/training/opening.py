@@ -11,14 +11,16 @@ from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
 from ..data.tokenizer import Tokenizer, tokenizer_for
 from ..files.huggingface import find_base
+from ..methods import METHODS
 from ..model import GPT
 from ..runtime.console import line_breaks
-from .flags import LADDER, PARAMETER, flags_of
+from .flags import LADDER, given
 
 
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
-    dtype = "float32" if "full" in args.methods else args.base_dtype  # None: as in the file
+    is_frozen = all(METHODS[name].freezes_base for name in args.methods)
+    dtype = args.base_dtype if is_frozen else "float32"  # None: as in the file
     dtype = dtype and getattr(torch, dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
@@ -48,8 +50,7 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
 
 def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
     """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
-    names = [name for name in flags_of(args.methods) if name not in PARAMETER]
-    h = {name: value for name in names if (value := getattr(args, name)) is not None}
+    h = given(args, args.methods)
     if args.init_from_text is not None:
         h["init"] = token_ids(tokenizer, args.init_from_text)
     if args.init_from is not None:

@@ -29,7 +29,7 @@ def choose_wording(base: GPT, candidates: list[Tensor], validation: list,
     """Scores of hard prompts (P,), by exact match and then loss, and the tokens of the best one."""
     scored = []
     for tokens in progress(candidates, unit="wording", desc="choosing"):
-        model = adapt(base, "hard-prompt", tokens=tokens)
+        model = adapt(base, HardPrompt.name, tokens=tokens)
         loss, exact = evaluate(model, validation)
         model.detach()
         wording = in_letters(tokenizer, tokens.tolist())
