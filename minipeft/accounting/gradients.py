@@ -48,8 +48,8 @@ class BlockGradients(NamedTuple):
 def gradient_flow(c: GPTConfig, cost: Cost, trains: bool) -> list[BlockGradients]:
     """The kinds of blocks from the first to the last; trains: the method trains something."""
     layers = c.n_layer if cost.prefix is None else cost.prefix.layers
-    x, kinds = trains and (cost.base or cost.prompt != 0), []
-    for times, prefix in ((c.n_layer - layers, False), (1, cost.prefix is not None), (layers - 1, cost.prefix is not None)):
+    x, kinds, has_prefix = trains and (cost.base or cost.prompt != 0), [], cost.prefix is not None
+    for times, prefix in ((c.n_layer - layers, False), (1, has_prefix), (layers - 1, has_prefix)):
         if times != 0:
             kinds.append(_block(c, cost, times, x, prefix))
             x = kinds[-1].out

@@ -32,7 +32,8 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     """
     d = declared(c, method, hyperparameters)
     saved = activations(c, method, batch_size, seq_len, checkpointing, base_bytes, **hyperparameters)
-    return TrainBytes(*state_bytes(c, d, base_parameters(c), base_bytes), sum(t.elements * t.each * t.times for t in saved))
+    state = state_bytes(c, d, base_parameters(c), base_bytes)
+    return TrainBytes(*state, sum(t.elements * t.each * t.times for t in saved))
 
 
 def state_bytes(c: GPTConfig, d: Declared, base: Size, b: int = 4) -> tuple[Size, Size, Size]:

@@ -1,6 +1,5 @@
-"""Base class of the methods: all that a method declares, and the tensors that it trains."""
+"""Base class of the methods: the tensors that are trained and saved, and what is made of them."""
 
-import inspect
 from typing import Annotated
 
 import torch
@@ -8,9 +7,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..checks import Error, shown
-from ..config import GPTConfig
 from ..files import huggingface, peft
-from ..formulas.terms import Cost, Hyperparameter, Shapes
+from ..formulas.declaration import Declaration
 from ..model import GPT
 from ..slots import Slots
 
@@ -18,100 +16,25 @@ LENGTH = 8  # virtual tokens, where nothing says how many
 WIDE = 512  # bases of at least this many channels use `learning_rate_wide`
 Start = Annotated[str | Tensor, "what virtual tokens start from"]  # --init, --init-from-text, --init-from
 Tokens = Annotated[Tensor, "tokens chosen among texts"]  # --wordings, --search
-DECLARED = {  # by every method, in its own class
-    "name": "its key in METHODS",
-    "learning_rate": "the default on the shipped bases (AdamW, warm-up, cosine)",
-    "learning_rate_wide": "the default on pretrained models",
-    "hyperparameters": "a Hyperparameter for every argument of __init__, shapes and cost",
-    "typical": "settings of these to test and to measure it at, the first its default",
-    "peft_types": "values of peft_type in adapter_config.json",
-    "peft": "None if PEFT opens what it saves, or why not",
-    "mixing": "None if the rows of a batch can have one each, or why not",
-    "shapes": "the shapes of its tensors",
-    "cost": "what it adds to a step",
-    "slots": "what it puts into the model",
-}
 
 
-class Method(nn.Module):
+class Method(Declaration, nn.Module, registered=False):
     """One way of tuning. Its parameters are trained; `tensors()` is what the adapter file holds.
 
     The two differ where a part is needed in training alone and folded away when saved (a prefix's
     MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as
     `Method(base, **hyperparameters)`; they keep their hyper-parameters, and no reference to the base.
-    They declare what DECLARED lists: Error names what is missing when the class is made.
+    They declare what formulas.declaration.DECLARED lists; Error names what is missing.
     """
 
-    name: str
-    learning_rate: float
-    learning_rate_wide: float
-    hyperparameters: dict[str, Hyperparameter]
-    typical: tuple[dict, ...]
-    peft_types: tuple[str, ...]
-    peft: str | None
-    mixing: str | None
+    learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
+    learning_rate_wide: float  # default on pretrained models
     freezes_base = True
     num_virtual_tokens = 0  # positions before the real tokens
-
-    def __init_subclass__(cls, registered: bool = True):
-        super().__init_subclass__()
-        if not registered:
-            return
-        for name, meaning in DECLARED.items():
-            if name not in vars(cls):
-                raise Error(f"method class {cls.__name__} does not declare {name}: {meaning}")
-        known, sizes = set(cls.hyperparameters), cls.sizes()
-        if missing := [name for name in [*cls.arguments(), *sizes] if name not in known]:
-            raise Error(f"method class {cls.__name__} does not declare hyperparameters[{missing[0]!r}]: its help")
-        if (given := list(inspect.signature(cls.cost).parameters)[2:]) != sizes:
-            raise Error(f"method class {cls.__name__}: cost takes {given}, but shapes takes {sizes}")
-        for name, value in cls.with_defaults(GPTConfig(), {}).items():
-            if value is None:
-                raise Error(f"method class {cls.__name__} does not declare defaults(c)[{name!r}]: "
-                            "its value where none is given")
-
-    @staticmethod
-    def shapes(c: GPTConfig, *sizes) -> Shapes:
-        """The shapes of its tensors, from the hyper-parameters that they depend on, by name."""
-        raise NotImplementedError
-
-    @staticmethod
-    def cost(c: GPTConfig, rows, *sizes) -> Cost:
-        """What it adds to a step; rows: positions in the batch, B·S."""
-        raise NotImplementedError
 
     def slots(self, base: GPT) -> Slots:
         """What it puts into the model: base(idx, *slots)."""
         raise NotImplementedError
-
-    @staticmethod
-    def defaults(c: GPTConfig) -> dict:
-        """Hyper-parameters that follow the shape, where __init__ has None."""
-        return {}
-
-    @classmethod
-    def arguments(cls) -> dict[str, inspect.Parameter]:
-        """The hyper-parameters that adapt() takes: the arguments of __init__."""
-        return {name: p for name, p in inspect.signature(cls).parameters.items() if name != "base"}
-
-    @classmethod
-    def sizes(cls) -> list[str]:
-        """The hyper-parameters that its cost depends on: the arguments of `shapes`."""
-        return list(inspect.signature(cls.shapes).parameters)[1:]
-
-    @classmethod
-    def trains(cls) -> bool:
-        """False for a method that trains nothing."""
-        c = GPTConfig()
-        return bool(cls.shapes(c, **cls.with_defaults(c, {})).trained)
-
-    @classmethod
-    def with_defaults(cls, c: GPTConfig, given: dict) -> dict:
-        """Every one of `sizes`: as given, else the default of __init__, else that of the shape."""
-        initial = {name: p.default for name, p in cls.arguments().items()}
-        values = {name: given.get(name, initial.get(name)) for name in cls.sizes()}
-        follow = cls.defaults(c)
-        return {name: follow.get(name) if value is None else value for name, value in values.items()}
 
     @classmethod
     def example(cls, base: GPT, **sizes) -> "Method":
@@ -130,27 +53,11 @@ class Method(nn.Module):
         """The saved tensors, detached; loading demands these names and shapes and writes into them."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
-    @classmethod
-    def adapter_config(cls, c: GPTConfig, **hyperparameters) -> dict:
-        """The fields of adapter_config.json: PEFT's names where it has the method, else its own."""
-        return {"peft_type": cls.peft_types[0], **hyperparameters}
-
-    @classmethod
-    def from_config(cls, config: dict) -> dict:
-        """The arguments of __init__ in an adapter_config.json."""
-        return {name: config.get(name) for name in cls.arguments()}
-
     def for_peft(self, base: GPT) -> "Method":
         """The method in a form that PEFT opens. Raises Error where there is none."""
         if self.peft is not None:
             raise Error(self.peft)
         return self
-
-    @classmethod
-    def config_fields(cls) -> list[str]:
-        """The hyper-parameters that adapter_config takes; instances keep them as attributes."""
-        names = list(inspect.signature(cls.adapter_config).parameters)[1:]
-        return list(cls.arguments()) if names == ["hyperparameters"] else names
 
     def config(self, base: GPT) -> dict:
         """The fields of its adapter_config.json."""

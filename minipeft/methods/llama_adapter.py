@@ -36,9 +36,10 @@ class LlamaAdapter(Method):
     learning_rate = 0.1
     learning_rate_wide = 3e-2
     peft_types = ("LLAMA_ADAPTER", "ADAPTION_PROMPT")  # the second is PEFT's, with one gate per layer
-    hyperparameters = {"adapter_len": Hyperparameter("prompt vectors of a layer", "K"),
-                       "adapter_layers": Hyperparameter("top layers that have them (default: 30 of 32)", "n", at_most="n_layer"),
-                       "gate": Hyperparameter("one gate a head, or one a layer as in PEFT")}
+    hyperparameters = {
+        "adapter_len": Hyperparameter("prompt vectors of a layer", "K"),
+        "adapter_layers": Hyperparameter("top layers that have them (default: 30 of 32)", "n", at_most="n_layer"),
+        "gate": Hyperparameter("one gate a head, or one a layer as in PEFT")}
     typical = ({"adapter_len": 4}, {"adapter_len": 2, "adapter_layers": 1, "gate": "layer"})
     peft = ("PEFT's ADAPTION_PROMPT is LLaMA-Adapter with one gate a layer on transformers' Llama: "
             "tune with gate='layer' there")
@@ -51,7 +52,8 @@ class LlamaAdapter(Method):
         if not opens_in_adaption_prompt(c, gate):
             return Shapes(trained, trained)
         name = peft_module(c, "{i}", "attn")
-        return Shapes(trained, {f"{name}.adaption_prompt": (1, K, C), f"{name}.adaption_gate": (1,)}, first=c.n_layer - n)
+        stored = {f"{name}.adaption_prompt": (1, K, C), f"{name}.adaption_gate": (1,)}
+        return Shapes(trained, stored, first=c.n_layer - n)
 
     @staticmethod
     def cost(c, rows, adapter_len, adapter_layers, gate):
@@ -67,7 +69,8 @@ class LlamaAdapter(Method):
         c = base.config
         one_of("gate", gate, ("head", "layer"))
         self.gate, self.adapter_len = gate, at_least_one("adapter_len", adapter_len)
-        n = self.defaults(c)["adapter_layers"] if adapter_layers is None else at_least_one("adapter_layers", adapter_layers)
+        n = self.defaults(c)["adapter_layers"] if adapter_layers is None else adapter_layers
+        at_least_one("adapter_layers", n)
         if n > c.n_layer:
             raise Error(f"adapter_layers {n} is more than the base's {c.n_layer} layers")
         self.adapter_layers, C = n, c.n_embd

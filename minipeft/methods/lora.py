@@ -78,7 +78,7 @@ class LoRA(Method):
         "r": Hyperparameter("rank", "r"),
         "lora_alpha": Hyperparameter("the update is scaled by lora_alpha / r"),
         "lora_dropout": Hyperparameter("dropout of its input in training"),
-        "target_modules": Hyperparameter("linears, by their names or the ends of these (default: c_attn; q_proj v_proj)")}
+        "target_modules": Hyperparameter("linears, by name or the end of it (default: c_attn; q_proj v_proj)")}
     typical = ({"r": 3}, {"r": 2, "target_modules": ("c_proj", "mlp.c_fc")},
                {"r": 1, "target_modules": ("c_attn", "mlp.c_proj")})
     peft_types = ("LORA",)
