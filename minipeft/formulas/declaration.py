@@ -51,7 +51,7 @@ class Declaration:
             if name not in cls.hyperparameters:
                 raise Error(f"{where} does not declare hyperparameters[{name!r}]: its help")
         if costs != sizes:
-            raise Error(f"{where}: cost takes {', '.join(costs) or 'nothing'}, but shapes {', '.join(sizes) or 'nothing'}")
+            raise Error(f"{where}: shapes takes ({', '.join(sizes)}), but cost takes ({', '.join(costs)})")
         for name, value in cls.with_defaults(GPTConfig(), {}).items():
             if value is None:
                 raise Error(f"{where} does not declare defaults(c)[{name!r}]: its value where none is given")
