@@ -17,10 +17,11 @@ from minipeft.bench.measure import columns
 from minipeft.checks import Error
 from minipeft.data import BASES
 from minipeft.files.atomic import read_json
+from minipeft.methods import WHOLE
 from minipeft.runtime.console import Parser
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-RECIPE = ["--method", "full", "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
+RECIPE = ["--method", WHOLE, "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
 
 
 class BasesSettings(NamedTuple):

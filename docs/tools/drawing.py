@@ -1,19 +1,17 @@
-"""Figures of the docs: one style, and one colour for a method in every figure (needs matplotlib)."""
+"""Figures of the docs: one style, one colour and one marker for a method in every figure (needs matplotlib)."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
-from minipeft import Error
+from minipeft import METHODS, Error
 
-COLOURS = {  # Okabe & Ito's palette, safe for colour-blind readers (https://jfly.uni-koeln.de/color/)
-    "full": "#000000",
-    "hard-prompt": "#56B4E9",
-    "prompt": "#0072B2",
-    "prefix": "#D55E00",
-    "lora": "#009E73",
-    "adapter": "#E69F00",
-    "llama-adapter": "#CC79A7",
-}
+PALETTE = (  # (colour, marker), in the order of METHODS; safe for colour-blind readers
+    ("#000000", "s"), ("#56B4E9", "P"), ("#0072B2", "o"), ("#D55E00", "D"), ("#009E73", "^"), ("#E69F00", "v"),
+    ("#CC79A7", "X"),  # Okabe & Ito (https://jfly.uni-koeln.de/color/)
+    ("#661100", "h"), ("#332288", "*"), ("#882255", "<"), ("#117733", ">"), ("#999933", "p"), ("#AA4499", "d"),
+    ("#6699CC", "8"),  # Paul Tol, muted (https://sronpersonalpages.nl/~pault/)
+)
 BASE = "#BBBBBB"  # frozen parts
 
 STYLE = {
@@ -28,6 +26,19 @@ STYLE = {
     "svg.hashsalt": "minipeft",  # the same drawing gives the same file
 }
 FOLDER = Path("docs/lessons/figures")  # where save() writes
+
+
+def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """{method: (colour, marker)}. Raises Error for more methods than PALETTE has entries."""
+    methods = list(methods)
+    if len(methods) > len(PALETTE):
+        raise Error(f"figures have {len(PALETTE)} colours and there are {len(methods)} methods: "
+                    f"add one to PALETTE in docs/tools/drawing.py for {methods[len(PALETTE)]!r}")
+    return dict(zip(methods, PALETTE, strict=False))
+
+
+COLOURS = {method: colour for method, (colour, _) in looks(METHODS).items()}
+MARKERS = {method: marker for method, (_, marker) in looks(METHODS).items()}
 
 
 def figure(rows: int = 1, columns: int = 1, height: float = 4.0, **subplots):

@@ -1,7 +1,7 @@
 """The tables of docs/processes.md: bytes that a step sends, by closed form."""
 
 from minipeft import PRESETS
-from minipeft.accounting import base_parameters, bytes_per_step, count
+from minipeft.accounting import bytes_per_step, count
 
 WAYS = {  # name in the table: method, its hyper-parameters, how the base is held
     "`prompt`, P = 20": ("prompt", dict(num_virtual_tokens=20), {}),
@@ -31,9 +31,7 @@ def table(preset: str) -> str:
         "|---|---|---|---|---|",
     ]
     for name, (method, h, how) in WAYS.items():
-        trained = (
-            base_parameters(config) if method == "full" else count(config, method, **h).trained
-        )
+        trained = count(config, method, **h).trained
         two, eight = (bytes_per_step(config, trained, n, **how) for n in (2, 8))
         sizes = [size(sum(two)), size(two.sent(2)), size(eight.sent(8))]
         rows.append(f"| {name} | {trained:,} | {' | '.join(sizes)} |")

@@ -25,8 +25,6 @@ def quality(study: str) -> list[Point]:
 
 def trained(p: Point) -> int:
     """The parameters that a point trains."""
-    if p.cell.method == "hard-prompt":
-        return 0
     return count(EMBEDDED[p.cell.base], p.cell.method, **p.cell.size).trained
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     s = peers.PeersSettings(
         preset="nano",
         config=replace(PRESETS["nano"], position="learned"),
-        methods=("full", "prompt", "prefix", "lora"),
+        methods=peers.METHODS,
         num_virtual_tokens=20,
         batch_size=4,
         seq_len=128,

@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 import train
 from docs.tools import chinese, claims, excerpts, processes, tree
 from docs.tools.comparison.summary import Point, beyond_chance
-from docs.tools.results import plus_minus, quality, read, seeds_above, trained
+from docs.tools.comparison.tables import LETTERS
+from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained
 from minipeft import METHODS
 from minipeft.bench import params
 from minipeft.data import NANO
@@ -40,7 +41,6 @@ TRAINS = {
     "prefix": "P keys and P values in every attention",
     "lora": "a low-rank change of a matrix in every attention",
     "adapter": "a small network after attention and MLP of every block"}
-LETTERS = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
 COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 5: "all five"}
 
 
@@ -292,9 +292,9 @@ def side_by_side() -> str:
 
 
 def scores_table() -> str:
-    """One run of `train.py` for every method and task, at its defaults."""
+    """One run of `train.py` for every method and task, at its defaults; methods that have been run."""
     rows = []
-    for method in METHODS:
+    for method in (m for m in METHODS if (RESULTS / f"train-{m}-{TASKS[0]}.json").exists()):
         of_tasks = [read(f"train-{method}-{task}") for task in TASKS]
         cells = ["{:.2f} → {:.2f}".format(*r["exact_match"]) for r in of_tasks]
         rows.append([f"`{method}`", f"{of_tasks[0]['trained']:,}", *cells])

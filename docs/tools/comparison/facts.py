@@ -8,6 +8,7 @@ from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front
 from minipeft import Error
 from minipeft.bench.quality.lines import Lines
 from minipeft.bench.quality.studies import BUDGETS, STUDIES
+from minipeft.methods import WHOLE
 
 GOOD = 0.9  # exact match from which a method is said to do a task
 LITTLE = 0.05  # of exact match
@@ -166,12 +167,12 @@ class Facts:
                     found[label.format(label_of(star))] = self.diff(address, other, name, offset)
         return found
 
-    def narrowing(self, task: str, first: str = "tiny", last: str = "medium") -> Interval:
-        """The prompt's gap to full fine-tuning on one base minus that on another."""
-        full, prompt, last_full, last_prompt = (
-            self.points[f"scale/{row}/{task}/{base}"].values("score")
-            for base in (first, last) for row in ("full", "prompt"))
-        return summary.interval([full[seed] - prompt[seed] - (last_full[seed] - last_prompt[seed])
+    def narrowing(self, row: str, task: str, first: str = "tiny", last: str = "medium") -> Interval:
+        """The gap of a row to full fine-tuning on one base minus that on another."""
+        full, its, last_full, its_last = (
+            self.points[f"scale/{r}/{task}/{base}"].values("score")
+            for base in (first, last) for r in (WHOLE, row))
+        return summary.interval([full[seed] - its[seed] - (last_full[seed] - its_last[seed])
                                  for seed in full])
 
     # Time and cost
@@ -192,7 +193,7 @@ class Facts:
     def step(self, row: str, place: int) -> str:
         """Time of a step relative to full fine-tuning, at this place among the others, from 0."""
         step = {r["row"]: r["step_ms"]["median"] for r in self.costs["rows"]}
-        full = step.pop("full")
+        full = step.pop(WHOLE)
         holds = sorted(step, key=step.get)[place] == row
         return self.figure(f"{step[row] / full:.2f}", holds, f"at place {place} of all")
 

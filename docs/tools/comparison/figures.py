@@ -5,18 +5,15 @@ from collections.abc import Callable
 
 from docs.tools.comparison.summary import Interval, Point, by, distinct, points, select, value_of
 from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front, task
-from docs.tools.drawing import COLOURS, figure
+from docs.tools.drawing import COLOURS, MARKERS, figure
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality.grid import sweep_losses
 from minipeft.bench.quality.lines import Lines
 from minipeft.bench.quality.real import SCORED
 from minipeft.bench.quality.studies import BUDGETS, method_of
+from minipeft.methods import WHOLE
 
-MARKERS = {"full": "s", "hard-prompt": "P", "prompt": "o", "prefix": "D", "lora": "^",
-           "adapter": "v", "llama-adapter": "X"}
-FROM_BELOW = ("hard-prompt", "prompt", "hidden prefix", "prefix", "llama-adapter", "adapter",
-              "lora", "full")
 EXACT = "exact match on held-out examples"
 SHARE = (-0.05, 1.08)  # limits of an axis of exact match
 
@@ -77,7 +74,7 @@ def ticks(ax, values: list, labels: list[str]) -> None:
 def methods(lines: Lines, costs: dict | None):
     """A marker per method and task, a small dot per seed."""
     found = points(lines, "methods")
-    tasks, rows = distinct(found, "task"), FROM_BELOW
+    tasks, rows = distinct(found, "task"), distinct(found, "row")[::-1]  # the first row on top
     fig, axes = panels(len(tasks), 4.1, columns=len(tasks), sharey=True)
     for ax, t in zip(axes, tasks, strict=True):
         for p in select(found, task=t):
@@ -156,14 +153,14 @@ def scale(lines: Lines, costs: dict | None):
     fig, axes = panels(2 * len(tasks), 7.0, sharex=True)
     for t, above, below in zip(tasks, axes, axes[len(tasks):], strict=False):
         its = by(select(found, task=t), "row", "base")
-        bases = [b for b in EMBEDDED if ("full", b) in its]
+        bases = [b for b in EMBEDDED if (WHOLE, b) in its]
         xs = [base_parameters(EMBEDDED[b]) for b in bases]
         draw_rows(above, select(found, task=t), lambda p: base_parameters(EMBEDDED[p.cell.base]))
-        for row in ("prompt", "prefix"):
-            gaps = [its["full", b].less(its[row, b]) for b in bases]
+        for row in (r for r in distinct(found, "row") if r != WHOLE):
+            gaps = [its[WHOLE, b].less(its[row, b]) for b in bases]
             draw_line(below, xs, gaps, row, share=False)
         above.set(title=task(t), ylim=SHARE)
-        below.axhline(0, color=COLOURS["full"], linewidth=1)
+        below.axhline(0, color=COLOURS[WHOLE], linewidth=1)
         below.set(xscale="log", xlabel="parameters of the base")
         ticks(below, xs, [f"{x / 1e6:.2g} M" if x > 1e6 else f"{x / 1e3:.0f} k" for x in xs])
     axes[0].set_ylabel("exact match")
@@ -193,7 +190,7 @@ def length(lines: Lines, costs: dict | None):
 def start(lines: Lines, costs: dict | None):
     """Half-way (hollow) and at the end (filled), for every start."""
     found = points(lines, "start")
-    names = list(dict.fromkeys((p.row, value_of(p, "start")) for r in ("prompt", "prefix")
+    names = list(dict.fromkeys((p.row, value_of(p, "start")) for r in distinct(found, "row")
                                for p in select(found, row=r)))[::-1]
     tasks = distinct(found, "task")
     fig, axes = panels(len(tasks), 4.6, sharey=True)
@@ -217,11 +214,11 @@ def projection(lines: Lines, costs: dict | None):
     fig, ax = figure(height=4.2)
     for row in distinct(found, "row"):
         its = select(found, row=row)
-        label = "trained directly" if row == "prefix" else row
+        label = "trained directly" if row in COLOURS else row
         draw_line(ax, [p.cell.lr for p in its], [p.mean() for p in its], row, label=label)
         for p in its:  # every seed
             scores = list(p.values("score").values())
-            ax.plot([p.cell.lr] * len(scores), scores, ".", color=COLOURS["prefix"], alpha=0.35,
+            ax.plot([p.cell.lr] * len(scores), scores, ".", color=style(row)["color"], alpha=0.35,
                     markersize=5)
     ax.set(title=task(found[0].cell.task), xscale="log", xlabel="peak learning rate",
            ylabel=EXACT, ylim=SHARE)

@@ -19,6 +19,7 @@ from minipeft.bench.quality.cell import HELD_OUT
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.lines import Lines, read
 from minipeft.files.atomic import read_json, write_atomically, write_text
+from minipeft.methods import WHOLE
 
 SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
             "cost")
@@ -89,7 +90,7 @@ def markdown(facts: Facts, path: Path) -> str:
         f=facts, file=path.name, tables=tables, command=command, pm=lambda d: plus_minus(d, 2, "+"),
         withdrawn=WITHDRAWN, avx2=AVX2, held_out=HELD_OUT, machines=machines(lines),
         runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
-        rates=len(studies.ROWS["full"][2]))
+        rates=len(studies.ROWS[WHOLE][2]))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 
 

@@ -4,7 +4,7 @@ import functools
 import statistics
 from dataclasses import dataclass, replace
 
-from minipeft import Error
+from minipeft import METHODS, Error
 from minipeft.bench.quality.grid import with_learning_rate
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import STUDIES, row
@@ -129,7 +129,8 @@ def value_of(p: Point, name: str):
         return p.cell.size["num_virtual_tokens"]
     if name == "start":
         if isinstance(start := p.cell.start, dict):
-            return {"text": "a text", "hard-prompt": "the best wording",
-                    "prompt": "a trained soft prompt"}[start.get("rung", "text")]
+            if "rung" not in start:
+                return "a text"
+            return "a trained soft prompt" if METHODS[start["rung"]].trains() else "the best wording"
         return {"random": "noise", "vocab": "vocabulary embeddings", None: None}[start]
     return getattr(p.cell, name)

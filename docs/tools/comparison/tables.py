@@ -14,8 +14,10 @@ from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.real import LONGEST, SCORED
 from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row
 from minipeft.data.tasks import find_task
+from minipeft.methods import METHODS, WHOLE
 
-LETTERS = {"num_virtual_tokens": "P", "r": "r", "bottleneck_size": "m", "adapter_len": "K"}
+LETTERS = {name: spec.symbol for method in METHODS.values() for name, spec in method.hyperparameters.items()
+           if spec.symbol}
 
 
 class Table(NamedTuple):
@@ -90,7 +92,7 @@ def methods(lines: Lines) -> list[Table]:
     its, tasks = by(found, "row", "task"), distinct(found, "task")
     for r in distinct(found, "row"):
         c = select(found, row=r)[0].cell
-        trained = 0 if r == "hard-prompt" else count(EMBEDDED[c.base], c.method, **c.size).trained
+        trained = count(EMBEDDED[c.base], c.method, **c.size).trained
         rows.append([r, size(c), f"{trained:,}", *(score(its.get((r, t))) for t in tasks)])
     head = ["method", "size", "trained", *map(task, tasks)]
     title = f"Exact match on held-out examples, base small, mean ± 95 % over {seeds(found)}"
@@ -115,16 +117,16 @@ def of_budget(found: list[Point], budget: int) -> Point | None:
 
 def scale(lines: Lines) -> list[Table]:
     found, rows = points(lines, "scale"), []
+    methods = distinct(found, "row")
+    frozen = [r for r in methods if r != WHOLE]
     for t in distinct(found, "task"):
         for base in distinct(found, "base"):
             its = by(select(found, task=t, base=base), "row")
-            scores = [score(its.get(r)) for r in ("prompt", "prefix", "full")]
-            gaps = [plus_minus(its["full"].less(its[r])) if {r, "full"} <= its.keys() else "-"
-                    for r in ("prompt", "prefix")]
-            parameters = f"{count(EMBEDDED[base], 'full').trained:,}"
+            scores = [score(its.get(r)) for r in methods]
+            gaps = [plus_minus(its[WHOLE].less(its[r])) if {r, WHOLE} <= its.keys() else "-" for r in frozen]
+            parameters = f"{count(EMBEDDED[base], WHOLE).trained:,}"
             rows.append([base, parameters, task(t), *scores, *gaps])
-    head = ["base", "parameters", "task", "prompt", "prefix", "full", "full − prompt",
-            "full − prefix"]
+    head = ["base", "parameters", "task", *methods, *(f"{WHOLE} − {r}" for r in frozen)]
     title = f"Exact match by the size of the base, {seeds(found)}; differences paired by seed"
     return [Table(title, head, rows), sweep_table(lines, "scale")]
 
@@ -219,7 +221,7 @@ def pareto_front(rows: list[Cost], name: str) -> list[str]:
 
 def cost(lines: Lines, costs: dict | None) -> Table:
     rows = cost_rows(lines, costs)
-    full = next((r.step_ms for r in rows if r.row == "full"), math.nan)
+    full = next((r.step_ms for r in rows if r.row == WHOLE), math.nan)
     text = [[r.row, r.size, plus_minus(r.score), f"{r.trained:,}", f"{r.stored_bytes / 1000:,.1f}",
              f"{r.step_ms:.1f}", f"{r.step_ms / full:.2f}", f"{r.saved_mb:.2f}",
              f"{r.peak_bytes / 1e6:.0f}" if r.peak_bytes else "-"] for r in rows]
