@@ -1,5 +1,6 @@
 import functools
 import os
+import re
 
 # torch reads this on import, here and in child processes. Tensors this small gain nothing from a
 # second thread.
@@ -8,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from minipeft import GPT, GPTConfig
+from minipeft import GPT, METHODS, Error, GPTConfig, accounting
+from minipeft.attach import Adapted
 from minipeft.config import LLAMA, RopeScaling, linears
 
 SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head
@@ -25,11 +27,49 @@ LLAMA_NAMES = {  # GPT-2's names of linears -> Llama's
 }
 
 
+TYPICAL = [(name, h) for name, method in METHODS.items() for h in method.typical]  # settings of every method
+TRAINED = [(name, h) for name, h in TYPICAL if METHODS[name].trains()]
+FROZEN = [(name, h) for name, h in TRAINED if METHODS[name].freezes_base]
+
+
 def in_shape(config: GPTConfig, h: dict) -> dict:
     """Hyper-parameters h, with GPT-2's names in target_modules replaced by those of this config."""
-    if "target_modules" not in h or "attn.c_attn" in linears(config):
+    if "target_modules" not in h:
         return h
-    return h | {"target_modules": [name for gpt2s in h["target_modules"] for name in LLAMA_NAMES[gpt2s]]}
+    names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES.get(gpt2s, []))]
+    known = [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]
+    return h | {"target_modules": known}
+
+
+def sizes_for(config: GPTConfig, name: str, h: dict) -> dict:
+    """The hyper-parameters of a typical setting in the names of this shape.
+
+    Skips the test if the method refuses the shape: with one Error, the same from the ledger and from
+    the method itself. No method may refuse GPT-2's, which has every part that there is.
+    """
+    h = in_shape(config, h)
+    sizes = {key: value for key, value in h.items() if key in METHODS[name].sizes()}
+    try:
+        accounting.count(config, name, **sizes)
+    except Error as e:
+        assert "\n" not in str(e) and (config.norm, config.bias, config.projections) != ("layer", "all", "joined")
+        with pytest.raises(Error, match=f"^{re.escape(str(e))}$"):
+            METHODS[name].example(GPT(config), **h)
+        pytest.skip(str(e))
+    return h
+
+
+def attached(base: GPT, name: str, h: dict) -> Adapted:
+    """A base with a method in a typical setting; skips the test if the method refuses the base."""
+    return Adapted(base, METHODS[name].example(base, **sizes_for(base.config, name, h)))
+
+
+def moved(model: Adapted, by: float = 0.1) -> Adapted:
+    """The model with every trained parameter moved from where it started."""
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(by * torch.randn_like(p))
+    return model
 
 
 WITHOUT_CODE = "aot_eager_decomp_partition"  # builds both graphs, generates no code

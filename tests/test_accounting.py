@@ -103,19 +103,25 @@ def test_the_articles_arithmetic():
     [
         ("magic", {}, "full, hard-prompt, prompt, prefix"),
         ("lora", dict(target_modules=("q_proj",)), "'q_proj' matches nothing: there are attn.c_attn"),
-        ("lora", dict(r=769), "r 769 is above the largest possible rank of attn.c_attn: 768"),
-        ("llama-adapter", dict(adapter_layers=13), "more than the base's 12 layers"),
+        ("llama-adapter", dict(adapter_layers=13), "adapter_layers 13 is more than the base's n_layer, 12"),
         ("adapter", dict(placement="before"), "'houlsby' or 'pfeiffer'"),
         ("prompt", dict(length=3), "depends on num_virtual_tokens, not on 'length'"),
         ("full", dict(r=3), "the shape alone"),
         ("prompt", dict(num_virtual_tokens=-5), "at least 1, not -5"),
-        ("prompt", dict(num_virtual_tokens=None), "at least 1, not None"),
+        ("prompt", dict(num_virtual_tokens="8"), "at least 1, not '8'"),
         ("prefix", dict(space="keys"), "'kv' or 'hidden'"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(method, h, message):
     with pytest.raises(Error, match=message):
         accounting.count(PRESETS["gpt2"], method, **h)
+
+
+def test_none_is_the_default_as_in_adapt():
+    c = PRESETS["gpt2"]
+    assert accounting.count(c, "prompt", num_virtual_tokens=None) == accounting.count(c, "prompt", num_virtual_tokens=8)
+    layers = accounting.count(c, "llama-adapter", adapter_layers=None)
+    assert layers == accounting.count(c, "llama-adapter", adapter_layers=11)
 
 
 def attention_flops(c, method, B, T, h):

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from conftest import in_shape, quick
-from test_methods import COMBINED, FROZEN, moved
+from conftest import TYPICAL, attached, moved, quick
+from test_methods import COMBINED, SETTINGS
 
 from minipeft import Error, Prefix, adapt, attention, generate
 from minipeft.inference.generation import sample, stream
+from minipeft.slots import Slots
 
 HARD = ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7])))
+MODELS = [(None, {}), *TYPICAL, *(x for x in SETTINGS if x not in TYPICAL), COMBINED, HARD]
 
 
 def without_a_cache(model, idx, n):
@@ -18,12 +20,13 @@ def without_a_cache(model, idx, n):
     return idx
 
 
-@pytest.mark.parametrize("name, h", [(None, {}), ("full", {}), *FROZEN, COMBINED, HARD])
+@pytest.mark.parametrize("name, h", MODELS)
 @torch.no_grad()
 def test_token_for_token_as_without_a_cache(name, h, base, idx):
-    model = base if name is None else adapt(base, name, **in_shape(base.config, h))
-    if name not in (None, "full", "hard-prompt"):
-        moved(model, 0.3)
+    model = base
+    if name is not None:
+        model = adapt(base, name, **h) if (name, h) in (COMBINED, HARD) else attached(base, name, h)
+        moved(model, 0.3 if model.method.freezes_base else 0.0)
     assert torch.equal(generate(model, idx, 12), without_a_cache(model, idx, 12))
     lengths = torch.tensor([11, 1, 6])  # rows of different lengths answer as each would alone
     rows = generate(model, idx, 9, lengths=lengths, stop_token=None)
@@ -96,7 +99,7 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
         training = False
 
         def slots(self):
-            return {"prefix": prefix}
+            return Slots(prefix=prefix)
 
         def eval(self):
             pass

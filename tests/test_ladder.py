@@ -74,9 +74,9 @@ def test_the_way_through_with_edits(base, idx):
         for p in model.trainable_parameters():
             p.add_(0.2 * torch.randn_like(p))
     slots = model.slots()
-    prefix = prefix_from_prompt(base, slots["prompt"], slots["hooks"])
-    torch.testing.assert_close(base(idx, prefix=prefix, hooks=slots["hooks"]), model(idx), rtol=0, atol=2e-5)
-    assert (prefix - prefix_from_prompt(base, slots["prompt"])).abs().max() > 0.01
+    prefix = prefix_from_prompt(base, slots.prompt, slots.hooks)
+    torch.testing.assert_close(base(idx, prefix=prefix, hooks=slots.hooks), model(idx), rtol=0, atol=2e-5)
+    assert (prefix - prefix_from_prompt(base, slots.prompt)).abs().max() > 0.01
 
 
 def test_a_zero_prefix_is_not_nothing(base, idx):

@@ -13,12 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
-    "checks", "config", "runtime", "files", "fused", "attention", "slots", "model", "loss", "ladder",
+    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "model", "loss", "ladder",
     "methods", "attach", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
 FROM_TORCH = {"filelock", "jinja2", "sympy"}  # required by torch itself
+LATE = {"sympy"}  # takes a second to import: inside the functions that print formulas
 OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
     "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu",
 }
@@ -103,6 +104,8 @@ class Source:
 
     def _library_fault(self, module: str, i: Import) -> str | None:
         library = i.module.split(".")[0]
+        if library in LATE:
+            return None if i.local else f"{library} is slow: import it where it is used"
         if library in OPTIONAL:
             inner = i.local or i.guarded
             return None if inner else f"{library} is optional: import it where it is used"
@@ -145,6 +148,7 @@ def test_every_layer_exists():
     ({"loss.py": "def f():\n    from .config import Error"}, "pack.loss:2: pack.config is imported inside a function"),
     ({"loss.py": "def f():\n    import pack.config"}, "pack.loss:2: pack.config is imported inside a function"),
     ({"loss.py": "def f():\n    import json"}, "pack.loss:2: json is imported inside a function, and is not optional"),
+    ({"loss.py": "import sympy"}, "pack.loss:1: sympy is slow: import it where it is used"),
     ({"loss.py": "import peft"}, "pack.loss:1: peft is optional: import it where it is used"),
     ({"loss.py": "def f():\n    import pandas"}, "pack.loss:2: pandas is not declared"),
     ({"loss.py": "import train"}, "pack.loss:1: train is not declared"),

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny
-from test_methods import moved
+from conftest import moved, tiny
 from test_scripts import real_base
 
 from minipeft import GPT, __main__, adapt, generate

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import in_shape, quick, tiny
-from test_methods import moved
+from conftest import TYPICAL, attached, in_shape, moved, quick, tiny
 
 from minipeft import Error, TaskBank, adapt, generate
 from minipeft.inference.task_bank import vote
@@ -84,8 +83,8 @@ def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
 def test_one_task_in_all_rows_shares_its_prefix(base, idx):
     models = tasks_of(base)
     bank = TaskBank(base, models)
-    assert bank.rows(["task 5"] * 3).slots()["prefix"].k.shape == (3, 1, base.config.n_kv, 6, 8)
-    assert "prefix" not in bank.rows([None] * 3).slots()
+    assert bank.rows(["task 5"] * 3).slots().prefix.k.shape == (3, 1, base.config.n_kv, 6, 8)
+    assert bank.rows([None] * 3).slots().prefix is None
     for task in models:
         alone = models[task](idx)
         torch.testing.assert_close(bank(idx, [task] * 3), alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
@@ -177,7 +176,7 @@ def test_a_long_prefix_takes_no_room_from_rows_without_it(base):
     mixed = bank(idx, ["short", None, "short"])
     torch.testing.assert_close(mixed[0], short(idx)[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(mixed[1], base(idx)[1], rtol=0, atol=1e-4)
-    assert bank.rows(["short", None]).slots()["prefix"].k.shape == (3, 2, base.config.n_kv, 2, 8)
+    assert bank.rows(["short", None]).slots().prefix.k.shape == (3, 2, base.config.n_kv, 2, 8)
 
 
 def test_a_merged_task_is_refused(base):
