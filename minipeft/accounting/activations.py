@@ -2,7 +2,7 @@
 
 from ..checks import at_least_one
 from ..config import GPTConfig, linears_by_role
-from ..formulas.terms import Cost, Saved, Size, minimum
+from ..formulas.terms import Cost, Saved, Size, Term, minimum
 from .gradients import BlockGradients, gradient_flow
 from .parameters import Declared, declared
 
@@ -78,6 +78,11 @@ def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bo
     if cost.base:
         found += [Saved("ln_f: output", B * T * C), Saved("loss: log-sums", B * T, 4), Saved("loss: targets", B * T, 8)]
     return [tensor._replace(each=tensor.each or b) for tensor in found]
+
+
+def saved_terms(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False, b: int = 4) -> list[Term]:
+    """Bytes of `saved_tensors`."""
+    return [Term(x.name, x.each * x.elements, x.times) for x in saved_tensors(c, d, B, T, checkpointing, b)]
 
 
 def before_blocks(c: GPTConfig, cost: Cost, checkpointing: bool) -> list[Saved]:

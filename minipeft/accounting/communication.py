@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..checks import at_least_one
 from ..config import GPTConfig
 from ..files.huggingface import block_tensors, outer_tensors
-from ..formulas.terms import Size, round_up
+from ..formulas.terms import Size, Term, round_up, total
 from ..methods import method_class
 from .parameters import count
 
@@ -50,17 +50,31 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     rounded up to a multiple of the processes, as FSDP2 pads. Left out, as it does not grow with the
     model: the loss for the progress bar, and the order of DDP's buckets in its second step.
     """
+    block, rest = (total(padded_terms(shapes, processes)) for shapes in (block_tensors(config), outer_tensors(config)))
+    tensors = len(outer_tensors(config)) + config.n_layer * len(block_tensors(config))
+    terms = traffic_terms(config, trained, tensors, block, rest, processes, full, shard_base, base_bytes)
+    return Traffic(**{name: total(of) for name, of in terms.items()})
+
+
+def padded_terms(shapes: dict[str, tuple[Size, ...]], processes: Size) -> list[Term]:
+    """Elements of each of these tensors, its first dimension rounded up to a multiple of the processes."""
+    return [Term(name, round_up(first, processes) * math.prod(rest)) for name, (first, *rest) in shapes.items()]
+
+
+def traffic_terms(c: GPTConfig, trained: Size, tensors: Size, block: Size, rest: Size, processes: Size,
+                  full: bool = False, shard_base: bool = False, b: int = 4) -> dict[str, list[Term]]:
+    """The terms of `bytes_per_step`, by the fields of Traffic; sizes may be symbols.
+
+    tensors: trained tensors; block, rest: padded elements; b: bytes of a parameter of the base.
+    """
     if processes == 1:
-        return Traffic()
+        return {}
     if not (full or shard_base):
-        return Traffic(all_reduce=4 * trained)
-
-    def padded(shapes: dict[str, tuple[Size, ...]]) -> Size:
-        return base_bytes * sum(round_up(d, processes) * math.prod(rest) for d, *rest in shapes.values())
-
-    L, block, rest = config.n_layer, block_tensors(config), outer_tensors(config)
-    everything = padded(rest) + L * padded(block)
-    gather = everything + (L - 1) * padded(block)
+        return {"all_reduce": [Term("all-reduce: every gradient", 4 * trained)]}
+    everything = rest + c.n_layer * block
+    gather = [Term("all-gather: weights in forward", b * everything),
+              Term("all-gather: weights again in backward", b * block, c.n_layer - 1)]
     if not full:
-        return Traffic(gather, all_reduce=4 * trained)
-    return Traffic(gather, everything, base_bytes * (len(rest) + L * len(block)))
+        return {"all_gather": gather, "all_reduce": [Term("all-reduce: every gradient", 4 * trained)]}
+    return {"all_gather": gather, "reduce_scatter": [Term("reduce-scatter: gradients", b * everything)],
+            "all_reduce": [Term("all-reduce: norm of each gradient", b * tensors)]}

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from ..formulas.terms import Cost, Size
+from ..formulas.terms import Cost, Size, Term, total
 from .gradients import gradient_flow
-from .matmuls import Product, block_matmuls, prefix_matmuls
+from .matmuls import Product, block_matmuls, pass_terms, prefix_matmuls
 from .parameters import Declared, declared
 
 
@@ -39,25 +39,39 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
     GPT-2's shape, but a prompt's keys and values lie in the cache of every row.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
-    return decoding(c, declared(c, method, hyperparameters), batch_size, seq_len)
+    terms = decoding_terms(c, declared(c, method, hyperparameters), batch_size, seq_len)
+    return Inference(**{name: total(of) for name, of in terms.items()})
 
 
-def decoding(c: GPTConfig, d: Declared, B: Size, T: Size) -> Inference:
-    """`inference` of declared sizes, which may be symbols."""
+def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, list[Term]]:
+    """The terms of every part of `inference`, of declared sizes, which may be symbols."""
     once = d.cost(c, 1)
     S = T + once.prompt
-    keys_once = 0 if once.prefix is None else once.prefix.layers * once.prefix.rows
     head = 2 * c.vocab_size * c.n_embd
-    token = head + _forward(_blocks(c, once, 1, S + 1))
-    bare = head + _forward(_blocks(c, Cost(), 1, T + 1))
+    token = _forward(_blocks(c, once, 1, S + 1))
+    bare = _forward(_blocks(c, Cost(), 1, T + 1))
     cost = d.cost(c, B * S)
-    prefill = B * head + _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
-    return Inference(4 * 2 * c.n_layer * B * c.kv * S, 4 * 2 * keys_once * c.kv, token, token - bare, prefill)
+    prefill = _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
+    prefix = once.prefix and Term("keys and values, once", 4 * 2 * once.prefix.rows * c.kv, once.prefix.layers)
+    return {"cache_bytes": [Term("keys and values of every row", 4 * 2 * B * c.kv * S, c.n_layer)],
+            "shared_bytes": [prefix] if prefix else [],
+            "token_flops": [*token, Term("head", head)],
+            "extra_token_flops": difference(token, bare),
+            "prefill_flops": [*prefill, Term("head", B * head)]}
+
+
+def difference(terms: list[Term], without: list[Term]) -> list[Term]:
+    """What the terms have beyond the others, name by name."""
+    found: dict[str, Size] = {}
+    for sign, every in ((1, terms), (-1, without)):
+        for what, formula, times in every:
+            found[what] = found.get(what, 0) + sign * formula * times
+    return [Term(what, formula) for what, formula in found.items()]
 
 
 def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size) -> list[Product]:
     return block_matmuls(c, cost, gradient_flow(c, cost, False), rows, keys)
 
 
-def _forward(matmuls: list[Product]) -> Size:
-    return sum(p.size * p.forward * p.times for p in matmuls)
+def _forward(matmuls: list[Product]) -> list[Term]:
+    return pass_terms(matmuls, "forward")

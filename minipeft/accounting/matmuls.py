@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..checks import Error, at_least_one
 from ..config import GPTConfig, linears
-from ..formulas.terms import Cost, Matmul, Size
+from ..formulas.terms import Cost, Matmul, Size, Term, total
 from .gradients import BlockGradients, gradient_flow
 from .parameters import Declared, declared
 
@@ -61,7 +61,7 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     computes the logits a second time in backward.
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
-    return Flops(sum(p.size * p.forward * p.times for p in every), sum(p.size * p.backward * p.times for p in every))
+    return Flops(*(total(pass_terms(every, name)) for name in Flops._fields))
 
 
 def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervised: float = 1.0,
@@ -83,6 +83,11 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
         raise Error(f"{method} has no training step: nothing is trained")
     every[-1] = every[-1]._replace(size=round(every[-1].size * supervised))  # the head
     return sum(p.size * (p.forward + p.backward) * p.times for p in every)
+
+
+def pass_terms(matmuls: list[Product], name: str) -> list[Term]:
+    """FLOPs of these matmuls in one pass, "forward" or "backward"."""
+    return [Term(p.name, p.size, getattr(p, name) * p.times) for p in matmuls]
 
 
 def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, needed: bool = False,

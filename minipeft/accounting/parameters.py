@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from ..checks import Error, at_least_one, one_of
 from ..config import GPTConfig
-from ..files.huggingface import count_parameters
-from ..formulas.terms import Cost, Shapes, Size
-from ..methods import METHODS, method_class
+from ..formulas.terms import Cost, Shapes, Size, Term, total
+from ..methods import METHODS, WHOLE, method_class
 from ..methods.base import Method
 from .shapes import T5Shape
 
@@ -37,7 +36,8 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
         C, V, M = c.n_embd, c.vocab_size, c.inner
         layer = 12 * C * c.n_head * c.head_size + 6 * C * M + 5 * C
         return 2 * V * C + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * C
-    return count_parameters(c)
+    shapes = METHODS[WHOLE].shapes(c)
+    return elements(c, shapes, shapes.trained)
 
 
 class Declared(NamedTuple):
@@ -88,7 +88,12 @@ def encoder_decoder() -> list[str]:
 
 def elements(c: GPTConfig | T5Shape, shapes: Shapes, tensors: dict[str, tuple]) -> Size:
     """Elements of these tensors; a name with {i} counts once a block."""
-    return sum(repeats(c, shapes, name) * math.prod(shape) for name, shape in tensors.items())
+    return total(tensor_terms(c, shapes, tensors))
+
+
+def tensor_terms(c: GPTConfig | T5Shape, shapes: Shapes, tensors: dict[str, tuple]) -> list[Term]:
+    """Elements of each of these tensors."""
+    return [Term(name, math.prod(shape), repeats(c, shapes, name)) for name, shape in tensors.items()]
 
 
 def repeats(c: GPTConfig | T5Shape, shapes: Shapes, name: str) -> Size:

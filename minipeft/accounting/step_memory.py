@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
+from ..checks import at_least_one
 from ..config import GPTConfig
-from ..formulas.terms import Size
-from .activations import activations
+from ..formulas.terms import Size, Term, total
+from .activations import saved_terms
 from .parameters import Declared, base_parameters, declared, elements, repeats
 
 
@@ -30,16 +31,32 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
     moments). Activations shrink less.
     """
+    at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     d = declared(c, method, hyperparameters)
-    saved = activations(c, method, batch_size, seq_len, checkpointing, base_bytes, **hyperparameters)
-    state = state_bytes(c, d, base_parameters(c), base_bytes)
-    return TrainBytes(*state, sum(t.elements * t.each * t.times for t in saved))
+    trained, tensors = elements(c, d.shapes, d.shapes.trained), total(trained_tensors(c, d))
+    states = state_terms(c, d, base_parameters(c), trained, tensors, base_bytes)
+    saved = saved_terms(c, d, batch_size, seq_len, checkpointing, base_bytes)
+    return TrainBytes(*map(total, states.values()), total(saved))
 
 
-def state_bytes(c: GPTConfig, d: Declared, base: Size, b: int = 4) -> tuple[Size, Size, Size]:
-    """Bytes of weights, gradients and optimizer; base: its parameters, b: bytes of each."""
-    shapes, full = d.shapes, not d.method.freezes_base
-    trained = elements(c, shapes, shapes.trained)
-    gradients = b * base if full else 4 * trained
-    weights = b * base + (0 if full else 4 * trained) + shapes.each * elements(c, shapes, shapes.frozen)
-    return weights, gradients, 2 * gradients + 4 * sum(repeats(c, shapes, name) for name in shapes.trained)
+def state_terms(c: GPTConfig, d: Declared, base: Size, trained: Size, tensors: Size,
+                b: int = 4) -> dict[str, list[Term]]:
+    """Bytes of weights, gradients and optimizer. base, trained: parameters; tensors: trained
+    tensors; b: bytes of a parameter of the base."""
+    weights, gradients, optimizer = [Term("base", b * base)], [], []
+    if not d.method.freezes_base:
+        gradients = [Term("one for each weight", b * base)]
+    elif d.shapes.trained:
+        weights.append(Term("trained parameters", 4 * trained))
+        gradients = [Term("one for each trained parameter", 4 * trained)]
+    if d.shapes.frozen:
+        weights.append(Term("frozen tensors of the method", d.shapes.each * elements(c, d.shapes, d.shapes.frozen)))
+    if gradients:
+        optimizer = [Term("AdamW's two moments", 2 * total(gradients)),
+                     Term("AdamW's step of each tensor", 4 * tensors)]
+    return {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+
+
+def trained_tensors(c: GPTConfig, d: Declared) -> list[Term]:
+    """The number of trained tensors."""
+    return [Term(name, 1, repeats(c, d.shapes, name)) for name in d.shapes.trained]

@@ -2,69 +2,97 @@
 
 import json
 import math
+from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from ..files.huggingface import architecture, base_tensors, config_to_json, stored_name
-from ..methods import WHOLE, method_class
-from .parameters import Declared, declared
+from ..files.huggingface import architecture, config_to_json, stored_name
+from ..formulas.terms import Size, Term, round_up, total
+from ..methods import WHOLE
+from .parameters import Declared, declared, elements
 
 DIGEST = 64 * "0"  # stands for a SHA-256, which is as long
 
 
-def safetensors_bytes(tensors: dict[str, tuple[int, ...]], notes: dict, each: int = 4) -> int:
-    """Bytes of a safetensors file (format: README of huggingface/safetensors):
+class Files(NamedTuple):
+    """What the files of a folder hold; sizes may be symbols."""
 
-        8                     the header's length
-        header                JSON without spaces: the metadata, then each tensor's name, dtype, shape,
-                              start and end; padded with spaces to a multiple of 8
-        each · elements       the tensors, one after the other
+    tensors: dict[str, tuple[Size, ...]]  # names with {i}: one in each block from `first` on
+    notes: dict[str, str]  # the metadata that files.tensors.write_tensors adds
+    config: dict  # adapter_config.json, or a base's config.json
+    each: int  # bytes of an element: 4, or 8 for token ids
+    first: Size
 
-    tensors: {name: shape}; notes: the metadata that files.tensors.write_tensors adds; each: bytes per
-    element, 8 for token ids.
+
+def files(c: GPTConfig, d: Declared) -> Files:
+    """What Adapted.save writes, if safetensors is installed; full: what base.save_pretrained writes.
+
+    Hyper-parameters that do not change the count, such as lora_alpha, have their defaults.
     """
-    header, end = {"__metadata__": {"format": "pt", "minipeft": json.dumps(notes)}}, 0
+    notes, stored = {"sha256": DIGEST, "config": DIGEST}, d.shapes.stored
+    if not d.method.freezes_base:
+        kind, config = architecture(c), config_to_json(c)
+        stored = {stored_name(name, kind): shape for name, shape in stored.items()}
+    else:
+        initial = {name: p.default for name, p in d.method.arguments().items()} | d.sizes
+        config = d.method.adapter_config(c, **{name: initial[name] for name in d.method.config_fields()})
+        config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+        notes["base"] = DIGEST
+    return Files(stored, notes, config, d.shapes.each, d.shapes.first)
+
+
+def header_bytes(c: GPTConfig, f: Files) -> int:
+    """Bytes of the header of a safetensors file (format: README of huggingface/safetensors): JSON
+    without spaces, the metadata, then each tensor's name, dtype, shape, start and end."""
+    tensors, end = {}, 0
+    for name, shape in f.tensors.items():
+        tensors |= {name.replace("{i}", str(i)): shape for i in (range(f.first, c.n_layer) if "{i}" in name else [0])}
+    header = {"__metadata__": {"format": "pt", "minipeft": json.dumps(f.notes)}}
     for name, shape in sorted(tensors.items()):
-        start, end = end, end + each * math.prod(shape)
-        header[name] = {"dtype": {4: "F32", 8: "I64"}[each], "shape": shape, "data_offsets": [start, end]}
-    length = len(json.dumps(header, separators=(",", ":")))
-    return 8 + math.ceil(length / 8) * 8 + end
+        start, end = end, end + f.each * math.prod(shape)
+        header[name] = {"dtype": {4: "F32", 8: "I64"}[f.each], "shape": shape, "data_offsets": [start, end]}
+    return len(json.dumps(header, separators=(",", ":")))
+
+
+def config_bytes(f: Files) -> int:
+    """Bytes of the config, as files.atomic.write_json writes it."""
+    return len(json.dumps(f.config, indent=2)) + 1
+
+
+def folder_terms(d: Declared, stored: Size, header: Size, config: Size) -> list[Term]:
+    """Bytes of the folder of one task. stored: elements; header, config: bytes as text.
+
+        4·stored (token ids: 8·stored)     the tensors, one after the other
+        8                                  the header's length
+        header                             padded with spaces to a multiple of 8
+        config                             adapter_config.json; of a base, config.json
+    """
+    return [Term("tensors", d.shapes.each * stored), Term("header of the tensors' file", 8 + round_up(header, 8)),
+            Term("adapter_config.json" if d.method.freezes_base else "config.json", config)]
+
+
+def storage_terms(d: Declared, tasks: Size, adapter: Size, folder: Size) -> list[Term]:
+    """Bytes of so many tasks; adapter, folder: bytes of one task, and of the base."""
+    if not d.method.freezes_base:
+        return [Term("a whole model for each task", tasks * adapter)]
+    return [Term("the base, once", folder), Term("an adapter for each task", tasks * adapter)]
 
 
 def adapter_bytes(c: GPTConfig, method: str, **hyperparameters) -> int:
-    """Bytes of the folder that Adapted.save writes if safetensors is installed:
+    """Bytes of the folder that Adapted.save writes if safetensors is installed: see `folder_terms`.
 
-        4·stored (a hard prompt: 8·P) + the header, about 100 bytes a tensor + adapter_config.json
-
-    full: the base's folder, 4·base + header + config.json. Hyper-parameters that do not change the
-    count, such as lora_alpha, have their defaults.
+    The header takes about 100 bytes a tensor. full: the base's folder.
     """
-    d = declared(c, method, hyperparameters)
-    notes = {"sha256": DIGEST, "config": DIGEST}
-    if not d.method.freezes_base:
-        kind, config = architecture(c), config_to_json(c)
-        tensors = {stored_name(name, kind): shape for name, shape in base_tensors(c).items()}
-    else:
-        tensors, config = adapter_files(c, d)
-        config |= {"task_type": "CAUSAL_LM", "inference_mode": True,
-                   "base_model_name_or_path": None}
-        notes["base"] = DIGEST
-    file = safetensors_bytes(tensors, notes, d.shapes.each)
-    return file + len(json.dumps(config, indent=2)) + 1  # as files.atomic.write_json writes it
+    return _folder_bytes(c, declared(c, method, hyperparameters))
 
 
 def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> int:
     """Bytes of N tasks: the base's folder once and N adapters; full: N bases."""
     at_least_one("tasks", tasks)
-    one = adapter_bytes(c, method, **hyperparameters)
-    return tasks * one + (adapter_bytes(c, WHOLE) if method_class(method).freezes_base else 0)
+    d = declared(c, method, hyperparameters)
+    return total(storage_terms(d, tasks, _folder_bytes(c, d), _folder_bytes(c, declared(c, WHOLE, {}))))
 
 
-def adapter_files(c: GPTConfig, d: Declared) -> tuple[dict[str, tuple[int, ...]], dict]:
-    """{name: shape} of the tensors that a method saves, and its fields of adapter_config.json."""
-    tensors = {}
-    for name, shape in d.shapes.stored.items():
-        blocks = range(d.shapes.first, c.n_layer) if "{i}" in name else [0]
-        tensors |= {name.replace("{i}", str(i)): shape for i in blocks}
-    initial = {name: p.default for name, p in d.method.arguments().items()} | d.sizes
-    return tensors, d.method.adapter_config(c, **{name: initial[name] for name in d.method.config_fields()})
+def _folder_bytes(c: GPTConfig, d: Declared) -> int:
+    f = files(c, d)
+    return total(folder_terms(d, elements(c, d.shapes, d.shapes.stored), header_bytes(c, f), config_bytes(f)))

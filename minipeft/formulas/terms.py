@@ -17,6 +17,19 @@ class Hyperparameter(NamedTuple):
     at_most: str = ""  # the field of GPTConfig that bounds it
 
 
+class Term(NamedTuple):
+    """A summand of a quantity: times · formula."""
+
+    what: str
+    formula: Size
+    times: Size = 1
+
+
+def total(terms: list[Term]) -> Size:
+    """The quantity that these terms make up."""
+    return sum(term.formula * term.times for term in terms)
+
+
 class Shapes(NamedTuple):
     """Shapes of a method's tensors by name; a name with {i} is one tensor in each block `first` … L-1."""
 
