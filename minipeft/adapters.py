@@ -1,6 +1,5 @@
 """Load an adapter onto its base, and export one for PEFT."""
 
-import functools
 from pathlib import Path
 
 import torch
@@ -27,9 +26,11 @@ def fingerprint(base: GPT) -> str:
 def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = None) -> Adapted:
     """Attach the adapter that `model.save(folder)` wrote to the base, in eval mode.
 
-    A fully tuned model is a base of its own and leaves the one given as it is. base_fingerprint:
-    fingerprint(base) if known, which saves a pass over all weights. Raises Error when files are
-    missing, torn or changed, or belong to another base.
+    A fully tuned model is a base of its own and leaves the one given as it is. Trained tensors are
+    float32 (float64 on such a base) whatever the file holds: training goes on as it began, and
+    saving again writes float32. base_fingerprint: fingerprint(base) if known, which saves a pass
+    over all weights. Raises Error when files are missing, torn or changed, or belong to another
+    base.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -44,10 +45,8 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
     if not parts:
         return Adapted(base, _load_method(base, folder, base_fingerprint)).eval()
     names = [name for name in METHODS if name in parts]
-    methods = [_load_method(base, folder / name, base_fingerprint) for name in names]
-    for method in methods:
-        if digest(method.tensors()) != parts[method.name]:
-            raise Error(f"{folder}: its {method.name} is not the one it was saved with")
+    methods = [_load_method(base, folder / name, base_fingerprint, str(parts[name]))
+               for name in names]
     try:
         combined = Combined(base, methods)
     except Error as e:
@@ -56,8 +55,10 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
 
 
 @torch.no_grad()
-def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
-    """The method in an adapter folder, not attached yet; raises Error as load_adapter does."""
+def _load_method(base: GPT, folder: Path, base_fingerprint: str, part: str | None = None) -> Method:
+    """The method in an adapter folder, not attached yet; raises Error as load_adapter does.
+
+    part: the digest of its tensors that the combination's list gives."""
     path = folder / "adapter_config.json"
     config, stored = read_adapter(folder)
     methods = {peft_type: method for method in METHODS.values() for peft_type in method.peft_types}
@@ -86,8 +87,8 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str) -> Method:
     tensors = dict(stored)
     check_tensors(tensors, method.tensors(), stored.path)
     stored.check_config(expected, path)  # after the more specific errors of the tensors
-    if floats := {t.dtype for t in tensors.values() if t.is_floating_point()}:
-        method.to(functools.reduce(torch.promote_types, floats))  # so saving gives the same file
+    if part not in (None, digest(tensors)):
+        raise Error(f"{folder.parent}: its {method.name} is not the one it was saved with")
     for name, t in method.tensors().items():
         t.copy_(tensors[name])
     try:

@@ -443,7 +443,7 @@ def test_what_a_config_claims_is_refused_before_it_is_made(method, h, change, tm
 
 
 def test_a_hard_prompt_takes_no_memory_for_what_its_config_claims():
-    tokens = METHODS["hard-prompt"].hyperparameters({"num_virtual_tokens": 2**30})["tokens"]
+    tokens = METHODS["hard-prompt"].from_config({"num_virtual_tokens": 2**30})["tokens"]
     assert tokens.shape == (2**30,) and tokens.untyped_storage().nbytes() == 8
 
 
@@ -464,15 +464,23 @@ def test_types_that_no_method_computes_in_are_refused(dtype, base, tmp_path):
     refused(base, tmp_path, "prompt_embeddings is .* and not float32")
 
 
-def test_tensors_of_several_types_are_read_in_the_widest(base, tmp_path, monkeypatch):
-    folder, path = in_torchs_format(base, tmp_path, monkeypatch)
-    adapt(base, "adapter").save(tmp_path / "b")
-    tensors, _, path = read(tmp_path / "b", "adapter_model", {})
-    edit(tmp_path / "b", lambda c: c.pop("minipeft"))
-    name = next(iter(tensors))
-    tensors[name] = torch.rand_like(tensors[name], dtype=torch.float64)
-    torch.save(tensors, path)
-    assert torch.equal(load_adapter(base, tmp_path / "b").method.tensors()[name], tensors[name])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("names", [["adapter"], ["lora", "prefix"]], ids="+".join)
+def test_tensors_of_any_type_are_trained_in_float32(names, dtype, shape, base, tmp_path):
+    made = adapt(base, names)
+    made.method.to(dtype)  # as a program that trains in this type saves it
+    made.save(tmp_path)
+    for its_base in (base, tiny(shape).bfloat16()):
+        again = load_adapter(its_base, tmp_path)
+        assert {p.dtype for p in again.trainable_parameters()} == {torch.float32}
+        for ours, theirs in zip(again.method.parameters(), made.method.parameters(), strict=True):
+            assert torch.equal(ours, theirs.float())
+
+
+def test_a_whole_model_in_half_precision_is_trained_in_float32(base, tmp_path):
+    base.bfloat16().save_pretrained(tmp_path)
+    for model in (load_adapter(base, tmp_path), adapt(base, "full")):
+        assert {p.dtype for p in model.trainable_parameters()} == {torch.float32}
 
 
 def test_json_that_is_large_deep_or_no_text_is_refused(tmp_path):

@@ -3,8 +3,11 @@
     θ ← θ − η ∇θ loss          trained = stored = all parameters, once per task
 
 The one method that changes its base: `detach()` has no frozen base to give back, and `save()`
-writes a whole base, a Hugging Face folder.
+writes a whole base, a Hugging Face folder. A base in float16 or bfloat16 becomes float32: small steps would
+be rounded away.
 """
+
+import torch
 
 from ..files.huggingface import block_tensors, outer_tensors
 from ..formulas.terms import Cost, Shapes
@@ -35,6 +38,7 @@ class Full(Method):
 
     def __init__(self, base: GPT):
         super().__init__()
+        base.to(torch.promote_types(base.wte.weight.dtype, torch.float32))
 
     def slots(self, base: GPT) -> Slots:
         return Slots()
