@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import WITHOUT_CODE, compiling_by, quick, tiny
-from test_methods import FROZEN
+from conftest import FROZEN, TRAINED, WITHOUT_CODE, compiling_by, quick, tiny
+from conftest import attached as attached_to
 
 import minipeft.model
-from minipeft import adapt, attention
+from minipeft import attention
 from minipeft.runtime.profiling import saved_bytes
 
-METHODS = [("full", {}), *FROZEN]
+FIRST = {name: (name, h) for name, h in reversed(TRAINED)}  # one setting of every method that trains
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
@@ -30,7 +30,7 @@ def gradients(model, idx, targets):
 
 def attached(name, h, dtype=torch.float32, shape="learned"):
     torch.manual_seed(0)
-    return adapt(tiny(shape, dtype), name, **h)
+    return attached_to(tiny(shape, dtype), name, h)
 
 
 def close(got, want, bound):
@@ -40,7 +40,7 @@ def close(got, want, bound):
             assert (a - b).norm() <= bound * b.norm() + 1e-7
 
 
-@pytest.mark.parametrize("name, h", METHODS)
+@pytest.mark.parametrize("name, h", TRAINED)
 def test_checkpointing_keeps_less_and_gives_equal_gradients(name, h):
     model = attached(name, h)
     idx, targets = batch(0)
@@ -61,11 +61,11 @@ def kernel(monkeypatch):
     torch._dynamo.reset()  # nothing compiled with another choice
 
 
-EVERY = [*((*method, "learned") for method in METHODS), *((*METHODS[i], "llama") for i in (0, 3, 8, 12))]
+EVERY = [*((*setting, "learned") for setting in TRAINED), *((*setting, "llama") for setting in FIRST.values())]
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h, shape", quick(EVERY, EVERY[3], EVERY[8]))
+@pytest.mark.parametrize("name, h, shape", quick(EVERY, *((*FIRST[name], "learned") for name in ("prefix", "lora"))))
 def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
     model = attached(name, h, shape=shape)
     explained = torch._dynamo.explain(model.loss)(*batch(0))
@@ -74,11 +74,12 @@ def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
 
 # Code for the CPU takes half a minute to make; graphs and their splits take seconds.
 COMPILED = [
-    (*FROZEN[2], torch.float32, "learned", "inductor"),
-    (*FROZEN[2], torch.bfloat16, "learned", "inductor"),
-    ("full", {}, torch.float32, "learned", WITHOUT_CODE),
-    *((*FROZEN[i], torch.float32, "learned", WITHOUT_CODE) for i in (0, 4, 8, 12)),
-    (*FROZEN[2], torch.float32, "llama", WITHOUT_CODE),
+    (*FIRST["prefix"], torch.float32, "learned", "inductor"),
+    (*FIRST["prefix"], torch.bfloat16, "learned", "inductor"),
+    *((*setting, torch.float32, "learned", WITHOUT_CODE) for setting in FIRST.values()),
+    ("prefix", dict(num_virtual_tokens=3, space="hidden"), torch.float32, "learned", WITHOUT_CODE),
+    ("llama-adapter", dict(adapter_len=4, adapter_layers=2), torch.float32, "learned", WITHOUT_CODE),
+    (*FIRST["prefix"], torch.float32, "llama", WITHOUT_CODE),
 ]
 
 
