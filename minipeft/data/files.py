@@ -1,25 +1,36 @@
-"""Examples from files: JSONL, CSV or TSV.
+"""Examples from files: JSON, JSONL, CSV or TSV.
 
-    .jsonl, .json   one object a line: {"input": …, "target": …}, {"text": …}, or
-                    {"messages": [{"role": …, "content": …}, …]}
-    .csv, .tsv      a first row of column names: input and target, or mr and ref, as in the E2E data
+    .jsonl, .json   objects, one a line or over several lines, or one array of them
+    .csv            a first row of column names, divided by , ; | or tabs, with CSV's quotes
+    .tsv            the same, divided by tabs; there is no quoting: a quote is a character
 
-Every error names the file and the line.
+The names of FORMS, or those in `columns`, say which fields are read. A line on stderr says which
+others are left out. Every error names the file and the line.
 """
 
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from ..checks import Error, shown
 from ..files.atomic import file_exists
+from ..runtime.console import note, printable
 from .tasks import Example
 
-COLUMNS = ("input", "target")
-E2E = ("mr", "ref")  # meaning representation, and a description of it
+ALPACA = ("instruction", "output")  # with "input", which may be empty
+PROMPT = ("prompt", "completion")  # texts, or lists of messages
+CHATS = (("messages",), ("conversations",))  # of {"role", "content"}, or ShareGPT's {"from", "value"}
+FORMS = (("input", "target"), ("mr", "ref"), ALPACA, PROMPT, *CHATS, ("text",))  # mr, ref: E2E
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 MAX_LINE = 1 << 20  # characters; a line of brackets takes some twenty times that as Python lists
+JSON_NAMES = {dict: "an object", list: "an array", str: "a string", int: "a number",
+              float: "a number", bool: "true or false", type(None): "null"}
+DECODER, SPACES = json.JSONDecoder(), re.compile(r"\s*")
 
 
 def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]:
@@ -28,11 +39,20 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
     columns: names of the fields or columns of input and target, where they are not the usual ones.
     """
     path = Path(path)
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv}
-    if path.suffix.lower() not in readers:
-        raise Error(f"{path} must be .jsonl (or .json, one object a line), .csv or .tsv")
-    examples = []
-    for where, e in readers[path.suffix.lower()](path, columns):
+    kind = path.suffix.lower()
+    if kind not in (".jsonl", ".json", ".csv", ".tsv"):
+        raise Error(f"{path} must be .jsonl, .json, .csv or .tsv")
+    rows = _table(path, kind, columns) if kind in (".csv", ".tsv") else _objects(path)
+    examples, form, left_out = [], None, Counter()
+    for where, row in rows:
+        found = columns or _form(row, where)
+        form = form or found
+        if found != form:
+            raise Error(f"{where} holds {_names(found)}, but the lines before it {_names(form)}")
+        has_input = form == ALPACA and not columns and row.get("input")
+        used = ("instruction", "input", "output") if has_input else form
+        e = _example(row, used, where)
+        left_out.update(k for k in row if k not in used and row[k] not in ("", None, [], {}))
         try:
             texts = [e.input or "", e.target, *(text for turn in e.turns for text in turn)]
             "".join(texts).encode("utf-8")
@@ -43,10 +63,55 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
         examples.append(e)
     if not examples:
         raise Error(f"{path} holds no examples")
+    if left_out:
+        names = [f"{_names((name,))} (in {n:,})" for name, n in left_out.most_common(8)]
+        more = ", …" * (len(left_out) > len(names))
+        note(f"{path}: of {len(examples):,} examples, left out: {', '.join(names)}{more}")
     return examples
 
 
-def _lines(path: Path, newline: str | None) -> Iterator[str]:
+def _form(names, where: str) -> tuple[str, ...]:
+    """The form whose names are all among these, or else the first that has one of them."""
+    for fits in (set.issuperset, set.intersection):
+        for form in FORMS:
+            if fits(set(names), form):
+                return form
+    raise Error(f"{where} has neither {', nor '.join(map(_names, FORMS))} (--columns names others): "
+                f"there is {_names(names)}")
+
+
+def _example(row: dict, names: tuple[str, ...], where: str) -> Example:
+    if names in CHATS:
+        return _conversation(row[names[0]], names[0], where)
+    if names == PROMPT and all(isinstance(row.get(name), list) for name in names):
+        return _conversation(row["prompt"] + row["completion"], "prompt and completion", where)
+    *inputs, target = (_field(row, name, where) for name in names)
+    return Example("\n".join(inputs) if inputs else None, target)
+
+
+def _field(row: dict, name: str, where: str) -> str:
+    if name not in row:
+        raise Error(f"{where} has no {_names((name,))}: there is {_names(row)}")
+    if not isinstance(row[name], str):
+        raise Error(f"{where}: {_names((name,))} must be a string, not {JSON_NAMES[type(row[name])]}")
+    return row[name]
+
+
+def _conversation(messages, name: str, where: str) -> Example:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise Error(f'{where}: "{name}" must be a list of {{"role": …, "content": …}}')
+    turns = []
+    for m in messages:
+        role, content = ("from", "value") if "from" in m else ("role", "content")
+        speaker = _field(m, role, where)
+        turns.append((ROLES.get(speaker, speaker), _field(m, content, where)))
+    if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
+        ends = ", ".join(shown(role) for role, _ in turns[-2:]) or "nothing"
+        raise Error(f"{where}: {name} must end with user and assistant, not with {ends}")
+    return Example(turns[-2][1], turns[-1][1], tuple(turns[:-2]))
+
+
+def _open(path: Path, newline: str | None) -> io.TextIOWrapper:
     if not file_exists(path):
         raise Error(f"no data at {path}: there is no such file")
     try:
@@ -56,67 +121,70 @@ def _lines(path: Path, newline: str | None) -> Iterator[str]:
         raise Error(f"{path} is not UTF-8 text (byte {e.start})") from None
     except OSError as e:
         raise Error(f"{path} cannot be read: {e.strerror}") from None
-    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)  # never the text twice
-    for number, line in enumerate(lines, 1):
-        if len(line) > MAX_LINE:
-            raise Error(f"{path} line {number} has {len(line):,} characters, over {MAX_LINE:,}")
-        yield line
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)  # never the text twice
 
 
-def _jsonl(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Example]]:
-    kind = None
-    for number, line in enumerate(_lines(path, None), 1):
-        where = f"{path} line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            reason = getattr(e, "msg", "a number of too many digits, or nested too deep")
-            raise Error(f"{where} is not JSON (one object a line): {reason}") from None
-        if not isinstance(row, dict):
-            raise Error(f"{where} must be a JSON object, not {type(row).__name__}")
-        found = columns or _kind(row, where)
-        kind = kind or found
-        if found != kind:
-            raise Error(f"{where} holds {_names(found)}, but the lines before it {_names(kind)}")
-        if kind == ("messages",):
-            yield where, _conversation(row["messages"], where)
+def _objects(path: Path) -> Iterator[tuple[str, dict]]:
+    """The place and the value of each JSON object, with or without an array around them."""
+    file, line, is_array = _open(path, None), 1, False
+    text, i = "", 0  # text[i:] is not read yet and begins in this line
+    before = ""  # "{" after an object, or the array's mark: "[", "," or "]"
+    while True:
+        if len(text) - i <= MAX_LINE:
+            text, i = text[i:] + file.read(2 * MAX_LINE), 0
+        start, i = i, SPACES.match(text, i).end()
+        line += text.count("\n", start, i)
+        where = f"{path} line {line}"
+        if i == len(text):
+            if i > start:
+                continue  # more may follow the spaces
+            if is_array and before != "]":
+                raise Error(f"{where}: the array is not closed, so the file may be torn")
+            return
+        c = text[i]
+        if c == "[" and not before or is_array and (c == "]" != before or c == "," and before == "{"):
+            before, is_array, i = c, True, i + 1
+        elif before == "]":
+            raise Error(f"{where}: something follows the end of the array")
+        elif is_array and before == "{":
+            raise Error(f"{where} is not JSON: a comma is missing between two objects")
         else:
-            values = [_field(row, name, where) for name in kind]
-            yield where, Example(*values) if len(values) == 2 else Example(None, *values)
+            row, end = _value(text, i, where, line)
+            if not isinstance(row, dict):
+                raise Error(f"{where} must be a JSON object, not {JSON_NAMES[type(row)]}")
+            yield where, row
+            line, before, i = line + text.count("\n", i, end), "{", end
 
 
-def _kind(row: dict, where: str) -> tuple[str, ...]:
-    """The fields that identify this kind of line."""
-    kinds = (COLUMNS, ("text",), ("messages",))
-    for kind in kinds:
-        if any(name in row for name in kind):
-            return kind
-    raise Error(f"{where} has neither {', nor '.join(map(_names, kinds))}: there is {_names(row)}")
+def _value(text: str, i: int, where: str, line: int) -> tuple[object, int]:
+    """The JSON value that begins at text[i], and where it ends."""
+    reason = None
+    try:
+        row, end = DECODER.raw_decode(text, i)
+    except json.JSONDecodeError as e:
+        at = line + text.count("\n", i, e.pos)
+        reason = e.msg + (f", in line {at}" if at > line else "")
+        is_cut = e.msg.startswith("Unterminated") or e.pos + 12 >= len(text)  # 12: an escape, a word
+        end = len(text) if is_cut else i
+    except (ValueError, RecursionError):
+        reason, end = "a number of too many digits, or nested too deep", i
+    if end - i > MAX_LINE:  # it was too long, or so long that text holds the beginning only
+        raise Error(f"{where} begins an object of over {MAX_LINE:,} characters")
+    if reason:
+        raise Error(f"{where} is not JSON: {reason}")
+    return row, end
 
 
-def _field(row: dict, name: str, where: str) -> str:
-    if name not in row:
-        raise Error(f"{where} has no {_names((name,))}: there is {_names(row)}")
-    if not isinstance(row[name], str):
-        raise Error(f"{where}: {_names((name,))} must be a string, not {type(row[name]).__name__}")
-    return row[name]
-
-
-def _conversation(messages, where: str) -> Example:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise Error(f'{where}: "messages" must be a list of {{"role": …, "content": …}}')
-    turns = tuple((_field(m, "role", where), _field(m, "content", where)) for m in messages)
-    if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
-        ends = ", ".join(shown(role) for role, _ in turns[-2:]) or "nothing"
-        raise Error(f"{where}: messages must end with user and assistant, not with {ends}")
-    return Example(turns[-2][1], turns[-1][1], turns[:-2])
-
-
-def _csv(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Example]]:
-    kind, dialect = ("TSV", "excel-tab") if path.suffix.lower() == ".tsv" else ("CSV", "excel")
-    reader = csv.reader(_lines(path, ""), dialect, strict=True)
+def _table(path: Path, kind: str, columns: tuple[str, str] | None) -> Iterator[tuple[str, dict]]:
+    """The place of each row, and its cells by the names of their columns."""
+    lines, head, is_tsv = _lines(path), [], kind == ".tsv"
+    for line in lines:
+        head.append(line)
+        if line.strip("\r\n"):
+            break
+    quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
+    delimiter = "\t" if is_tsv else _delimiter(head[-1:], columns)
+    reader = csv.reader(chain(head, lines), delimiter=delimiter, quoting=quoting, strict=True)
     header = None
     while True:
         where = f"{path} line {reader.line_num + 1}"  # where the row starts
@@ -125,24 +193,54 @@ def _csv(path: Path, columns: tuple[str, str] | None) -> Iterator[tuple[str, Exa
         except StopIteration:
             return
         except csv.Error as e:
-            raise Error(f"{where} is not {kind}: {e}") from None
+            raise Error(f"{where} is not {kind[1:].upper()} ({e}): a cell that begins with a quote "
+                        "ends with one, and a quote inside it is written twice") from None
         if not row:
             continue
+        hint = ""
+        if is_tsv and any('"' in cell for cell in row):
+            hint = ": a TSV has no quoting; one with quotes is read under the name .csv"
+            if cell := next(filter(_is_quoted, row), None):
+                raise Error(f"{where} holds {_names((cell,))}, quoted as in a CSV{hint}")
         if header is None:
-            header = row
-            is_e2e = set(E2E) <= set(header) and not set(COLUMNS) <= set(header)
-            wanted = columns or (E2E if is_e2e else COLUMNS)
-            for name in wanted:
-                if header.count(name) != 1:
+            header, wanted = row, columns or _form(row, where)
+            for name in (*wanted, "input"):
+                if header.count(name) > 1 or name in wanted and name not in header:
                     wrong = "has no column" if name not in header else "has more than one column"
                     raise Error(f"{where} {wrong} {_names((name,))}: there is {_names(header)}")
         elif len(row) != len(header):
-            raise Error(f"{where} has {len(row)} of the {len(header)} columns {_names(header)}")
+            raise Error(f"{where} has {len(row)} of the {len(header)} columns {_names(header)}{hint}")
         else:
-            yield where, Example(*(row[header.index(name)] for name in wanted))
+            yield where, dict(zip(header, row, strict=True))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_open(path, ""), 1):
+        if len(line) > MAX_LINE:
+            raise Error(f"{path} line {number} has {len(line):,} characters, over {MAX_LINE:,}")
+        yield line
+
+
+def _delimiter(header: list[str], columns: tuple[str, str] | None) -> str:
+    """The delimiter that divides the line into known names; Excel's is the locale's."""
+    for delimiter in ",;|\t":
+        try:
+            names = set(next(csv.reader(header, delimiter=delimiter), ()))
+        except csv.Error:
+            break
+        if any(names.issuperset(form) for form in ([columns] if columns else FORMS)):
+            return delimiter
+    return ","
+
+
+def _is_quoted(cell: str) -> bool:
+    """True for a cell within quotes that holds quotes, each of them twice."""
+    inner = cell[1:-1]
+    return (cell[:1] == cell[-1:] == '"' and '""' in inner
+            and '"' not in inner.replace('""', ""))
 
 
 def _names(names) -> str:
     """Names for a message: quoted, and only the first of many."""
-    names = [json.dumps(str(name)[:40]) for name in names]
+    names = [json.dumps(printable(str(name)[:40]), ensure_ascii=False) for name in names]
     return ", ".join(names[:8] + ["…"] * (len(names) > 8)) or "nothing"

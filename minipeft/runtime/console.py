@@ -56,6 +56,12 @@ def progress(*args, **settings) -> tqdm:
     return tqdm(*args, dynamic_ncols=True, disable=not is_main_process(), **settings)
 
 
+def note(text: str) -> None:
+    """Print one line to stderr, by the main process only: no error, but the user should know it."""
+    if is_main_process():
+        print(f"note: {text}", file=sys.stderr)
+
+
 def print_error(script: str, message: str) -> None:
     """Print one line to stderr, with the rank if there are several processes."""
     if world_size() > 1:
