@@ -101,9 +101,10 @@ class TaskBank:
         for i in range(self.base.config.n_layer):
             at = {place: [None, *(h[i].get(place) if h else None for h in hooks)] for place in places}
             for place, found in at.items():
-                if len(kinds := {type(hook) for hook in found if hook is not None}) > 1:
-                    names = " and ".join(sorted(kind.__name__ for kind in kinds))
-                    raise Error(f"tasks that hook {place} in different ways ({names}) cannot be mixed in one batch")
+                kinds = {type(hook).__name__ for hook in found if hook is not None}
+                if len(kinds) > 1 or "tuple" in kinds:  # a combination that has several hooks there
+                    raise Error(f"tasks that hook {place} in different ways, or more than once, cannot be mixed in "
+                                f"one batch: {' and '.join(sorted(kinds))}")
             layers.append({place: next(h for h in found if h is not None).stack(found) for place, found in at.items()})
         return layers
 
@@ -126,7 +127,8 @@ class TaskBank:
                 slots = slots._replace(prefix=Prefix(k, v, length=None if shared else lengths[ids]))
         if self.hooks is not None and not (shared and tasks[0] is None):
             i = ids[0] if shared else ids
-            slots = slots._replace(hooks=[{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks])
+            hooks = [{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks]
+            slots = slots._replace(hooks=hooks)
         return Rows(self.base, slots)
 
     @torch.no_grad()

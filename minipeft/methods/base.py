@@ -69,6 +69,27 @@ class Method(Declaration, nn.Module, registered=False):
         peft.write_adapter(folder, self.config(base), self.tensors(), base_fingerprint)
 
 
+class TensorHook(nn.Module):
+    """A hook f(x, y) -> y' with one tensor: (1, …), or one for each row, (B, …). Subclasses are f."""
+
+    neutral = 0.0  # the value at which f returns y
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.value = value
+
+    @classmethod
+    def stack(cls, hooks: "list[TensorHook | None]") -> "TensorHook":
+        """One hook with the tensors of n tasks, (n, …); None: no change."""
+        some = next(hook.value for hook in hooks if hook is not None)
+        none = torch.full_like(some, cls.neutral)
+        return cls(torch.cat([none if hook is None else hook.value for hook in hooks]))
+
+    def rows(self, ids: Tensor) -> "TensorHook":
+        """The hook of these tasks of a stack: (B,) one for each row, () one for all."""
+        return type(self)(self.value[ids.view(-1)])
+
+
 def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
     """P, at least 1 and leaving room for one real token. None: the length of `init`, or LENGTH if it has none."""
     if isinstance(init, Tensor) and init.numel() == 0:
