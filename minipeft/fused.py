@@ -27,8 +27,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .checks import Error
 from .runtime.compiling import compiled
 
 
@@ -46,9 +46,10 @@ def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
                     prefix_length=None, length=None) -> Tensor:
     """Split attention, with its own backward; through_compile: compiled for each set of shapes."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
-    if prefix_length is not None or length is not None:  # only in inference: no custom backward
+    if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
-        return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)[0]
+        with torch.autocast(q.device.type, enabled=False):
+            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)[0]
     return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile)
 
 
@@ -65,8 +66,9 @@ class _FusedAttention(torch.autograd.Function):
         return o
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, do):
+        if torch.is_grad_enabled():  # create_graph: what follows has no derivatives of its own
+            raise Error("the fused kernel has first derivatives only: for create_graph=True take backend='reference'")
         context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:6])
         with torch.autocast(do.device.type, enabled=False):
             return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix), None

@@ -10,14 +10,18 @@ ever exists. A frozen head costs two matmuls (logits, dx), not three. A trained 
 in backward, dW = softmaxᵀ x, since its logits are computed again.
 
 Only supervised positions (target not -100) take part. They are selected inside one operator, so that
-torch.compile does not compile again when their number changes. First derivatives only. (torch 2.13's
-linear_cross_entropy has chunks too; by its documentation torch.compile leaves them to run eagerly.)
+torch.compile does not compile again when their number changes. First derivatives only: anything
+else raises Error. (torch 2.13's linear_cross_entropy has chunks too; by its documentation
+torch.compile leaves them to run eagerly.)
 """
 
 import math
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from .checks import Error
 
 CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
@@ -27,7 +31,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or
     above; nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's.
+    Raises Error for targets outside the vocabulary; on a GPU, which would have to wait for the
+    check, the loss is nan.
     """
+    if not torch.compiler.is_compiling() and any(unpack_dual(y).tangent is not None for y in (x, weight)):
+        raise _refused()
     device = x.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     loss, _, _ = _head_loss(x, weight, targets, low, x.requires_grad)
@@ -40,9 +48,12 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
     """-> loss (), its gradient in x (N, C), zero where not supervised, and lse (N,). Matmuls in dtype `low`."""
     chosen = targets != -100
     rows, t = x[chosen].to(low), targets[chosen].unsqueeze(1)  # (n, C), (n, 1)
+    if x.device.type == "cpu" and len(t) and not 0 <= int(t.min()) <= int(t.max()) < len(weight):
+        raise Error(f"targets must lie in 0 … {len(weight) - 1}, or be -100 where not supervised, "
+                    f"but they span {int(t.min())} … {int(t.max())}")
     wide = torch.promote_types(low, torch.float32)
     m = rows.new_full((len(rows), 1), -math.inf, dtype=wide)
-    total, target_scores = torch.zeros_like(m), torch.zeros_like(m)
+    total, target_scores = torch.zeros_like(m), torch.full_like(m, math.nan)
     weighted_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
@@ -108,12 +119,14 @@ def _(x, weight, targets, low, lse, upstream):
 def _save_for_backward(ctx, inputs, output):
     x, weight, targets, ctx.low, _ = inputs
     _, dx, lse = output
-    ctx.mark_non_differentiable(dx, lse)
+    ctx.set_materialize_grads(False)
     ctx.trained_head = weight.requires_grad
     ctx.save_for_backward(dx, *((x, weight, targets, lse) if ctx.trained_head else ()))
 
 
-def _backward(ctx, upstream, _, __):
+def _backward(ctx, upstream, ddx, dlse):
+    if ddx is not None or dlse is not None:  # a gradient of the gradient that was saved
+        raise _refused()
     dx, *head = ctx.saved_tensors
     dweight = None
     if ctx.trained_head:
@@ -122,4 +135,14 @@ def _backward(ctx, upstream, _, __):
     return dx * upstream, dweight, None, None, None
 
 
+def _refused() -> Error:
+    return Error("the loss has first derivatives in backward mode only: for others take "
+                 "F.cross_entropy of the logits")
+
+
+def _no_backward(ctx, _):
+    raise _refused()
+
+
 _head_loss.register_autograd(_backward, setup_context=_save_for_backward)
+_dweight.register_autograd(_no_backward)

@@ -1,5 +1,6 @@
 """The fused kernel against the textbook in float64: forward and every gradient, over random and edge shapes."""
 
+import functools
 import random
 import shutil
 
@@ -7,7 +8,7 @@ import pytest
 import test_attention
 import torch
 
-from minipeft import attention, prefix_attention
+from minipeft import Error, attention, prefix_attention
 from minipeft.fused import fused_attention, query_spans
 from minipeft.runtime.profiling import saved_bytes
 
@@ -126,12 +127,41 @@ def test_what_needs_no_gradient_gets_none():
         torch.testing.assert_close(list(found), exact[1:][part])
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_other_derivatives_are_refused_and_right_without_gradients(gated):
+    given = tuple(tensors((2, 4, 2, 5, 5, 3, 4, 1))[0][: 6 if gated else 5])
+    reference = functools.partial(prefix_attention, backend="reference")
+    q, *rest = (x.clone().requires_grad_() for x in given)
+
+    def twice(run):
+        found = torch.autograd.grad(run(q, *rest).sum(), (q, *rest), create_graph=True)
+        return torch.autograd.grad((found[0] * q).sum(), q)
+
+    with pytest.raises(Error, match="first derivatives only"):  # silently half of it, with once_differentiable
+        twice(eager)
+    twice(reference)
+    tangents = tuple(torch.ones_like(x) for x in given)
+    others = [
+        lambda run: torch.func.jvp(run, given, tangents),
+        lambda run: torch.func.grad(lambda *a: run(*a).sum())(*given),
+        lambda run: torch.func.vmap(lambda q: run(q, *given[1:]))(torch.stack([given[0], 2 * given[0]])),
+    ]
+    for transform in others:
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            transform(eager)
+    with torch.no_grad():  # plain PyTorch
+        for transform in (others[0], others[2]):
+            torch.testing.assert_close(transform(eager), transform(reference))
+
+
 def test_autocast_does_not_change_the_types():
     given, upstream = rounded((2, 2, 2, 5, 5, 3, 8, 1), torch.float32, True)
     plain = gradients(given, upstream, eager)
     with torch.autocast("cpu", torch.bfloat16):
         for got, want in zip(gradients(given, upstream, eager), plain, strict=True):
             torch.testing.assert_close(got, want)
+        with torch.no_grad():
+            torch.testing.assert_close(eager(*given).double(), plain[0])
 
 
 def test_the_blocks_cover_every_position_once():

@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
+from torch.func import grad, hessian, jacfwd, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minipeft import Error
 from minipeft import loss as module
 from minipeft.loss import linear_cross_entropy
 
@@ -107,6 +110,71 @@ def test_no_logit_matrix_ever_exists():
 def test_nothing_supervised_is_nan_as_everywhere_in_torch():
     x, weight, _ = case(torch.float32)
     assert math.isnan(linear_cross_entropy(x.detach(), weight.detach(), torch.full((N,), -100)))
+
+
+@pytest.mark.parametrize("bad", [-1, V, -101, 2**62])
+def test_a_target_outside_the_vocabulary_is_refused(bad):
+    x, weight, targets = case(torch.float32)
+    targets[3] = bad
+    with pytest.raises(Error, match=f"targets must lie in 0 … {V - 1}, or be -100 where not supervised, but they span"):
+        linear_cross_entropy(x, weight, targets)
+    with torch.no_grad(), pytest.raises(Error, match="targets must lie in"):
+        linear_cross_entropy(x, weight, targets)
+
+
+def twice(f, x, weight, targets):
+    """The derivative of a function of the gradients."""
+    found = torch.autograd.grad(f(x, weight, targets), (x, weight), create_graph=True)
+    return torch.autograd.grad(sum((g * y).sum() for g, y in zip(found, (x, weight), strict=True)), (x, weight))
+
+
+def tangent(f, x, weight, targets):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)), weight, targets)).tangent
+
+
+def scaled(f, x, weight, targets):
+    """A derivative in a factor of the loss, through its gradient."""
+    factor = torch.tensor(2.0, dtype=x.dtype, requires_grad=True)
+    found = torch.autograd.grad(factor * f(x, weight, targets), (x, weight), create_graph=True)
+    return torch.autograd.grad(found[0].pow(3).sum(), factor)
+
+
+DERIVATIVES = {
+    "twice": twice,
+    "twice, frozen head": lambda f, x, w, t: twice(lambda x, w, t: f(x, w.detach(), t) + w.sum(), x, w, t),
+    "twice, frozen states": lambda f, x, w, t: twice(lambda x, w, t: f(x.detach(), w, t) + x.sum(), x, w, t),
+    "functional.hessian": lambda f, x, w, t: torch.autograd.functional.hessian(lambda x: f(x, w, t), x),
+    "tangent": tangent,
+    "tangent, nothing trained": lambda f, x, w, t: tangent(f, x.detach(), w.detach(), t),
+    "tangent of the head": lambda f, x, w, t: tangent(lambda w, x, t: f(x, w, t), w.detach(), x.detach(), t),
+    "jvp": lambda f, x, w, t: jvp(lambda x: f(x, w, t), (x,), (torch.ones_like(x),)),
+    "jacfwd": lambda f, x, w, t: jacfwd(f)(x, w, t),
+    "hessian": lambda f, x, w, t: hessian(f)(x, w, t),
+    "grad": lambda f, x, w, t: grad(f)(x, w, t),
+    "grad of grad": lambda f, x, w, t: grad(lambda x: grad(f)(x, w, t).pow(2).sum())(x),
+    "vjp": lambda f, x, w, t: vjp(lambda w: f(x, w, t), w)[1](torch.ones((), dtype=x.dtype)),
+    "vmap": lambda f, x, w, t: vmap(f, (0, None, 0))(x.detach()[:, None], w.detach(), t[:, None]),
+    "vmap of grad": lambda f, x, w, t: vmap(grad(f), (0, None, 0))(x[:, None], w, t[:, None]),
+    "in a factor": scaled,
+}
+RIGHT = {"vmap", "in a factor"}
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.filterwarnings("ignore")
+def test_other_derivatives_are_right_or_refused(name):
+    x, weight, targets = case(torch.float64, supervised=1.0)
+    x, weight, targets = x.detach()[:3].requires_grad_(), weight.detach()[:9].requires_grad_(), targets[:3] % 9
+    exact = DERIVATIVES[name](written_out, x, weight, targets)
+    try:
+        found = DERIVATIVES[name](linear_cross_entropy, x, weight, targets)
+    except (Error, RuntimeError) as e:  # torch.func has its own words for a function that is not made for it
+        assert name not in RIGHT and "\n" not in str(e)
+        assert isinstance(e, Error) or "functorch" in str(e)
+    else:
+        assert name in RIGHT
+        torch.testing.assert_close(found, exact)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
