@@ -38,7 +38,7 @@ def in_shape(config: GPTConfig, h: dict) -> dict:
         return h
     names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES.get(gpt2s, []))]
     known = [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]
-    return h | {"target_modules": known}
+    return h | {"target_modules": list(dict.fromkeys(known))}
 
 
 def sizes_for(config: GPTConfig, name: str, h: dict) -> dict:

@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LLAMA_NAMES
+from conftest import FROZEN, TRAINED, TYPICAL, attached, sizes_for
 from conftest import SHAPES as BASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt
+from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting
+from minipeft.accounting.activations import in_block
+from minipeft.accounting.gradients import gradient_flow
+from minipeft.accounting.parameters import declared
 from minipeft.config import LLAMA, linears
 from minipeft.inference.generation import read_slots
 from minipeft.runtime.profiling import saved_bytes
@@ -22,41 +25,15 @@ SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
                          bias="none", tied=False), 2, 6),
     "apart": (GPTConfig(61, 40, n_layer=1, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 1, 8),
 }
-SETTINGS = [
-    ("full", {}),
-    ("hard-prompt", dict(num_virtual_tokens=4)),
-    ("prompt", dict(num_virtual_tokens=5)),
-    ("prefix", dict(num_virtual_tokens=5)),
-    ("prefix", dict(num_virtual_tokens=3, space="hidden")),
-    ("prefix", dict(num_virtual_tokens=5, prefix_projection=True)),
-    ("prefix", dict(num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=11, space="hidden")),
-    ("lora", dict(r=3)),
-    ("lora", dict(r=2, target_modules=("c_proj", "mlp.c_fc"))),
-    ("lora", dict(r=1, target_modules=("c_attn", "mlp.c_proj"))),
-    ("adapter", dict(bottleneck_size=3)),
-    ("adapter", dict(bottleneck_size=5, placement="pfeiffer")),
-    ("llama-adapter", dict(adapter_len=4)),
-    ("llama-adapter", dict(adapter_len=2, adapter_layers=1, gate="layer")),
-]
-every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in SETTINGS])
-
-
-def in_names_of(config: GPTConfig, h: dict) -> dict:
-    """The hyper-parameters, with target_modules, which are GPT-2's here, as this shape calls the same linears."""
-    if "target_modules" not in h:
-        return h
-    names = [name for gpt2s in h["target_modules"] for name in (gpt2s, *LLAMA_NAMES[gpt2s])]
-    known = [name for name in names if any(p == name or p.endswith(f".{name}") for p in linears(config))]
-    return h | {"target_modules": known}
+every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in TYPICAL])
 
 
 def adapted(shape: str, method: str, h: dict):
     """-> the shape, B, T, the hyper-parameters in its names, and the model, moved so that no gradient is zero."""
-    (config, B, T), h = SHAPES[shape], in_names_of(SHAPES[shape][0], h)
+    config, B, T = SHAPES[shape]
+    h = sizes_for(config, method, h)
     torch.manual_seed(0)
-    if method == "hard-prompt":
-        return config, B, T, h, adapt(GPT(config), method, tokens=torch.arange(h["num_virtual_tokens"]))
-    model = adapt(GPT(config), method, **h)
+    model = attached(GPT(config), method, h)
     with torch.no_grad():
         for p in model.trainable_parameters():
             p.add_(0.1)
@@ -110,7 +87,7 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
     again = accounting.train_bytes(config, method, B, T, checkpointing=True, **h)
     assert again.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
     assert again[:3] == said[:3]
-    if method != "hard-prompt":
+    if METHODS[method].trains():
         model.loss(idx, targets).backward()
         optimizer = torch.optim.AdamW(model.trainable_parameters())
         optimizer.step()
@@ -119,8 +96,8 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
-@pytest.mark.parametrize("method, h", [setting for setting in SETTINGS if setting[0] != "hard-prompt"][::2])
-def test_a_base_in_bfloat16_keeps_what_it_should(shape, method, h):
+@pytest.mark.parametrize("method, h", TRAINED)
+def test_a_base_in_bfloat16_saves_what_it_should(shape, method, h):
     config, _, _, h, model = adapted(shape, method, h)
     model.base.to(torch.bfloat16)
     idx = torch.randint(config.vocab_size, (4, 40))
@@ -139,11 +116,11 @@ def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
     one = sum(f.stat().st_size for f in tmp_path.iterdir())
     assert accounting.adapter_bytes(config, method, **h) == one
     base = accounting.adapter_bytes(config, "full")
-    assert accounting.storage_bytes(config, method, 7, **h) == (7 * one if method == "full" else base + 7 * one)
+    assert accounting.storage_bytes(config, method, 7, **h) == 7 * one + (base if METHODS[method].freezes_base else 0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("method, h", [(m, h) for m, h in SETTINGS if "prefix_projection" not in h])  # folded
+@pytest.mark.parametrize("method, h", [x for x in TYPICAL if "prefix_projection" not in x[1]])  # folded
 @torch.no_grad()
 def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):
     config, B, T, h, model = adapted(shape, method, h)
@@ -177,13 +154,13 @@ def test_the_tensors_of_a_base_are_those_it_has(shape):
 @every
 def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
     config, B, T = SHAPES[shape]
-    h = in_names_of(config, h)
+    h = sizes_for(config, method, h)
     row = accounting.ledger(config, method, B, T, **h)
     assert all(type(value) is int for value in row.values())
     assert (row["trained"], row["stored"]) == accounting.count(config, method, **h)
     assert row["base_parameters"] == accounting.base_parameters(config)
     assert (row["flops_forward"], row["flops_backward"]) == accounting.flops(config, method, B, T, **h)
-    assert row["step_flops"] == (method != "hard-prompt" and accounting.step_flops(config, method, B, T, **h))
+    assert row["step_flops"] == (METHODS[method].trains() and accounting.step_flops(config, method, B, T, **h))
     for name, value in accounting.inference(config, method, B, T, **h)._asdict().items():
         assert row[f"inference_{name}"] == value
     for name, value in accounting.train_bytes(config, method, B, T, **h)._asdict().items():
@@ -198,39 +175,49 @@ def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
 @every
 def test_a_step_sends_every_gradient_or_gathers_every_weight(shape, method, h):
     """The case of bytes_per_step that a method is; test_distributed.py holds the case to real processes."""
-    config, h = SHAPES[shape][0], in_names_of(SHAPES[shape][0], h)
+    config = SHAPES[shape][0]
+    h = sizes_for(config, method, h)
     trained = accounting.count(config, method, **h).trained
     for processes, how in ((1, {}), (3, {}), (4, dict(shard_base=True, base_bytes=2))):
         sent = accounting.wire_bytes(config, method, processes, **how, **h)
-        assert sent == accounting.bytes_per_step(config, trained, processes, full=method == "full", **how)
-    assert (sent.all_reduce == 4 * trained) == (method != "full")
+        assert sent == accounting.bytes_per_step(config, trained, processes, full=not METHODS[method].freezes_base, **how)
+    assert (sent.all_reduce == 4 * trained) == METHODS[method].freezes_base
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix", "lora", "adapter", "llama-adapter"])
+@pytest.mark.parametrize("method", dict(FROZEN))
 def test_a_frozen_weight_spares_one_pass_of_three(method):
     """Matmuls of GPT-2's linears: three each in full fine-tuning, two behind the first trained parameter."""
     gpt2 = PRESETS["gpt2"]
     passes = {}
     for name in ("full", method):
-        products = accounting.products(gpt2, name, 1, 256)
-        of_weights = [p for p in products if p.name in linears(gpt2)]
-        passes[name] = [p.forward + p.backward for p in of_weights]
+        of_weights = [p for p in accounting.products(gpt2, name, 1, 256) if p.name in linears(gpt2)]
+        passes[name] = [p.forward + p.backward for p in of_weights for _ in range(p.times)]
+        assert len(passes[name]) == gpt2.n_layer * len(linears(gpt2))
     assert set(passes["full"]) == {3} and max(passes[method]) == 2
-    bare = {"llama-adapter": 1}.get(method, 0)  # lowest layers that it leaves as they are
+    prefix = declared(gpt2, method, {}).cost(gpt2, 256).prefix
+    bare = gpt2.n_layer - prefix.layers if prefix else 0  # lowest layers that it leaves as they are
+    assert bare == (method == "llama-adapter")
     assert passes[method].count(1) <= (bare + 1) * len(linears(gpt2))
     ratio = sum(accounting.flops(gpt2, "full", 1, 256)) / sum(accounting.flops(gpt2, method, 1, 256))
     assert 1.4 < ratio < (1.55 if bare else 1.5)
 
 
-def test_a_frozen_block_of_gpt2_keeps_10_of_16():
+def test_a_frozen_block_of_gpt2_saves_10_of_16():
+    """Tensors of whole positions, in units of B·S·C, in one layer."""
     gpt2, B, T = PRESETS["gpt2"], 2, 256
-    kept = {}
-    for method in ("full", "llama-adapter", "adapter"):
-        block = [t for t in accounting.activations(gpt2, method, B, T) if True][:0]
-        kept[method] = sum(t.numbers for t in block if t.numbers % (B * T * gpt2.n_embd) == 0) / (B * T * gpt2.n_embd)
-    assert kept["full"] == 16 and kept["llama-adapter"] == 0
-    prompt = [t for t in accounting.activations(gpt2, "prompt", B, T, num_virtual_tokens=16) if t.layer == 5]
-    assert sum(t.numbers for t in prompt if t.numbers >= B * T * gpt2.n_embd) == 10 * B * (T + 16) * gpt2.n_embd
+
+    def saved(method: str, layer: int, **h) -> float:
+        d = declared(gpt2, method, h)
+        S = T + d.cost(gpt2, B).prompt
+        cost, unit = d.cost(gpt2, B * S), B * S * gpt2.n_embd
+        blocks = [block for block in gradient_flow(gpt2, cost, True) for _ in range(block.times)]
+        assert len(blocks) == gpt2.n_layer
+        found = in_block(gpt2, cost, blocks[layer], B, S)
+        return sum(tensor.elements for tensor in found if tensor.elements >= unit) / unit
+
+    assert [saved("full", layer) for layer in (0, 5)] == [16, 16]
+    assert saved("llama-adapter", 0) == 0 < saved("llama-adapter", 1)
+    assert saved("prompt", 5, num_virtual_tokens=16) == 10
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def declared(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) -> Declar
     method = method_class(name)
     check_sizes(c, method, hyperparameters)
     sizes = method.with_defaults(c, hyperparameters)
+    if isinstance(c, T5Shape) and not method.freezes_base:  # its tensors are counted, not listed
+        every = {"base": (base_parameters(c),)}
+        return Declared(method, sizes, Shapes(every, every))
     return Declared(method, sizes, method.shapes(c, **sizes))
 
 
@@ -112,8 +115,5 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters: object) -
     Raises Error for an unknown method or hyper-parameter, a size below 1, or a method that is not
     defined on an encoder-decoder.
     """
-    if isinstance(config, T5Shape) and not method_class(method).freezes_base:
-        check_sizes(config, method_class(method), hyperparameters)
-        return Count(base_parameters(config), base_parameters(config))
     shapes = declared(config, method, hyperparameters).shapes
     return Count(elements(config, shapes, shapes.trained), elements(config, shapes, shapes.stored))
