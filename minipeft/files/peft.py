@@ -4,6 +4,7 @@ The fields of the config and the names of the tensors are PEFT's. A combination 
 folder for each method, listed in combination.json.
 """
 
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -48,28 +49,62 @@ def lora_config(c: GPTConfig, r: int, target_modules: str | list[str] | tuple[st
             "bias": "none"}
 
 
-_PLAIN_LORA = {  # settings of PEFT's LoraConfig: the values that leave LoRA as it is
-    "bias": ("none",), "use_dora": (False,), "use_rslora": (False,), "lora_bias": (False,),
-    "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-    "modules_to_save": (None, []), "layers_to_transform": (None, []), "exclude_modules": (None, []),
-    "target_parameters": (None, []), "trainable_token_indices": (None, []),
-    "layer_replication": (None, []), "alora_invocation_tokens": (None, []),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),  # others change the base
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # others change the base too
+_LORA_FIELDS = {  # of PEFT's LoraConfig: those read here or below, and those that change no number
+    "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out", "auto_mapping",
+    "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config",
+    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "minipeft",
 }
 
 
 def lora_hyperparameters(config: dict) -> dict:
-    """LoRA's hyper-parameters in an adapter_config.json. Raises Error for variants of LoRA."""
-    for name, plain in _PLAIN_LORA.items():
-        if config.get(name, plain[0]) not in plain:
-            raise Error(f"LoRA with {name} {shown(config[name])} is not supported, "
-                        f"only {plain[0]!r}")
+    """LoRA's hyper-parameters in an adapter_config.json. Raises Error for variants of LoRA: for any
+    other field that is set."""
+    for name, value in config.items():
+        if name not in _LORA_FIELDS and value not in (None, False, "none", {}, [], ""):
+            raise Error(f"LoRA with {shown(name)[1:-1]} {shown(value)} is not supported")
+    if config.get("init_lora_weights") not in _STARTS:
+        raise Error(f"LoRA with init_lora_weights {shown(config['init_lora_weights'])} is not "
+                    "supported: it changes the base (PEFT saves a plain one with "
+                    "path_initial_model_for_weight_conversion)")
     given = {name: config[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules")
              if config.get(name) is not None}
     if isinstance(targets := given.get("target_modules"), list):
         given["target_modules"] = [t.replace("self_attn.", "attn.") if isinstance(t, str) else t
                                    for t in targets]
     return given
+
+
+_LORA_TENSOR = re.compile(r"base_model\.model\.(?P<path>(?:transformer\.h|model\.layers)\.\d{1,4}\."
+                          r"(?P<module>[\w.]{1,80}))\.lora_[AB]\.weight")
+
+
+def _targets_by_tensors(config: dict, stored: StoredTensors) -> dict:
+    """The config with names of linears under target_modules, read off the tensors' names where it
+    has a pattern, whole paths or more. No pattern is run: one may take forever."""
+    targets = config.get("target_modules")
+    found = [match for name in stored.names() if (match := _LORA_TENSOR.fullmatch(name))]
+    modules = dict.fromkeys(match["module"] for match in found)
+    if targets is None or not modules:
+        return config
+    if isinstance(targets, list):
+        if not all(isinstance(t, str) for t in targets):
+            return config
+        for path in dict.fromkeys(match["path"] for match in found):
+            if not _ends(path) & set(targets):
+                raise Error(f"{stored.path.parent / 'adapter_config.json'}: its target_modules do "
+                            f"not name {path}, for which there are tensors")
+        if set(targets) <= set().union(*map(_ends, modules)):
+            return config
+    return config | {"target_modules": list(modules)}
+
+
+def _ends(path: str) -> set[str]:
+    """The names that PEFT takes for this module: its path and every end of it."""
+    parts = path.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
 
 
 def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> list[str]:
@@ -123,7 +158,9 @@ def write_adapter(folder, config: dict, tensors: dict[str, Tensor], fingerprint:
 def read_adapter(folder: Path) -> tuple[dict, StoredTensors]:
     """The adapter_config.json of a folder, and its tensors, which are read when iterated over."""
     config = read_json(folder / "adapter_config.json")
-    return config, StoredTensors(folder, "adapter_model", config)
+    stored = StoredTensors(folder, "adapter_model", config)
+    is_lora = config.get("peft_type") == "LORA"
+    return _targets_by_tensors(config, stored) if is_lora else config, stored
 
 
 def write_combination(folder, parts: dict[str, dict[str, Tensor]]) -> None:

@@ -102,6 +102,13 @@ class StoredTensors:
         if self.notes.get("sha256", checksum.hexdigest()) != checksum.hexdigest():
             raise Error(f"{self.path} is damaged: its tensors do not match their checksum")
 
+    def names(self) -> list:
+        """The tensors' names; from a safetensors file without the tensors."""
+        if self.path.suffix != ".safetensors":
+            return [name for name, _ in self]
+        return [name for path in self.files
+                for name in _from_safetensors(path, lambda f: sorted(f.keys()))]
+
     def check_size(self, parameters: int, where) -> None:
         """Raise Error when the config at `where` describes more parameters than the files can hold,
         before tensors of that size are allocated; small excesses are left to check_tensors."""
