@@ -22,7 +22,6 @@ from ..files.atomic import file_exists, read_json, write_atomically, write_json
 from ..files.tensors import library_errors
 from ..runtime.console import printable
 
-PADDING = 1024  # ids without a token: published models round their vocabulary up
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
 MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay below 100
 
@@ -71,9 +70,9 @@ class FileTokenizer:
         if len(set(ids)) < len(ids):
             raise Error(f"{path} gives one id to several tokens")
         n = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        if not vocab_size - PADDING <= n <= vocab_size:
+        if n > vocab_size:  # fewer are usual: models round their vocabulary up, some by thousands
             raise Error(f"{path} has {n} ids and the model {vocab_size}: it must be the model's "
-                        f"own (as many, or up to {PADDING} fewer)")
+                        "own (as many, or fewer)")
         self.folder, self.vocab_size = Path(folder), vocab_size
         self.stops = self._read_stops()
         self.end = self.stops[0]
