@@ -1,7 +1,8 @@
 """Attach a method to a base: adapt() returns a model to train, merge, save or detach."""
 
+import sys
 from pathlib import Path
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 import torch.nn as nn
@@ -15,8 +16,65 @@ from .methods.combined import Combined
 from .model import GPT
 from .slots import Slots
 
-# For every base: which parameters required a gradient at first, and the models attached now.
-_ATTACHED: "WeakKeyDictionary[GPT, tuple[list[bool], WeakSet[Adapted]]]" = WeakKeyDictionary()
+
+class Attachments(WeakSet):
+    """The attachments at a base, held weakly as `base.attached`. A copy has those that are copied with the base."""
+
+    def __init__(self, attachments=(), required_grad: "list[bool] | None" = None):
+        super().__init__(attachments)
+        self.required_grad = required_grad  # of the base's parameters, before the first was attached
+
+    def __reduce__(self):
+        return type(self), (list(self), self.required_grad)
+
+
+class Attachment:
+    """An adapter's place at its base, as long as the adapter lives. Raises Error where it cannot be there."""
+
+    original: dict[str, Tensor] = {}  # while merged: the base's weights without the change
+
+    def __init__(self, base: GPT, freezes_base: bool):
+        self.base, self.freezes_base = base, freezes_base
+        if "attached" not in vars(base):
+            base.attached = Attachments(required_grad=[p.requires_grad for p in base.parameters()])
+        others = base.attached
+        if others and not (freezes_base and all(other.freezes_base for other in others)):
+            raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
+        if any(other.original for other in others):
+            raise Error("another adapter is merged into this base: unmerge it first")
+        others.add(self)
+
+    @property
+    def alone(self) -> bool:
+        return list(vars(self.base).get("attached", ())) == [self]
+
+    @torch.no_grad()
+    def merge(self, changes: dict[str, Tensor]) -> None:
+        self.original = {name: self.base.get_parameter(name).clone() for name in changes}
+        for name, change in changes.items():
+            weight = self.base.get_parameter(name)
+            weight.copy_(weight.to(change.dtype) + change)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        for name, weight in self.original.items():
+            self.base.get_parameter(name).copy_(weight)
+        self.original = {}
+
+    def detach(self) -> None:
+        self.unmerge()
+        others = vars(self.base).get("attached", Attachments())
+        others.discard(self)
+        if not others and others.required_grad is not None:
+            for p, required in zip(self.base.parameters(), others.required_grad, strict=True):
+                p.requires_grad_(required)
+            self.base.compile_blocks(False)
+            self.base.gradient_checkpointing(False)
+            del self.base.attached
+
+    def __del__(self):
+        if self.original and not sys.is_finalizing():
+            self.unmerge()
 
 
 class Adapted(nn.Module):
@@ -29,13 +87,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.base = base
         self.method = method
-        _, attached = _ATTACHED.setdefault(base, ([p.requires_grad for p in base.parameters()], WeakSet()))
-        if attached and not (method.freezes_base and all(other.method.freezes_base for other in attached)):
-            raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
-        if any(other.merged for other in attached):
-            raise Error("another adapter is merged into this base: unmerge it first")
-        attached.add(self)
-        self._unmerged: dict[str, Tensor] = {}
+        self._attachment = Attachment(base, method.freezes_base)
         base.requires_grad_(not method.freezes_base)
 
     def slots(self) -> Slots:
@@ -56,12 +108,13 @@ class Adapted(nn.Module):
 
     @property
     def merged(self) -> bool:
-        return bool(self._unmerged)
+        return bool(self._attachment.original)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the learnt change to the base's weights: a forward pass then costs the base's.
-        Raises Error for a method that changes no weights, or a shared base."""
+        """Add the learnt change to the base's weights, until unmerge() or the end of this adapter: a
+        forward pass then costs the base's. Raises Error for a method that changes no weights, or a
+        shared base."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]
@@ -69,19 +122,13 @@ class Adapted(nn.Module):
                         f"({', '.join(can)} can)")
         if self.merged:
             raise Error("already merged")
-        if list(_ATTACHED.get(self.base, ([], ()))[1]) != [self]:
+        if not self._attachment.alone:
             raise Error("to merge, this adapter must be attached to the base, and no other: detach the others first")
-        for name, change in changes(self.base).items():
-            weight = self.base.get_parameter(name)
-            self._unmerged[name] = weight.clone()
-            weight.copy_(weight.to(change.dtype) + change)
+        self._attachment.merge(changes(self.base))
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Give the base its original weights back, bit for bit."""
-        for name, weight in self._unmerged.items():
-            self.base.get_parameter(name).copy_(weight)
-        self._unmerged = {}
+        self._attachment.unmerge()
 
     def compile_blocks(self, on: bool = True) -> None:
         """GPT.compile_blocks, for the base and so for everything attached to it."""
@@ -125,14 +172,7 @@ class Adapted(nn.Module):
     def detach(self) -> GPT:
         """Return the base, its tensors untouched by any method but `full`. With nothing attached,
         parameters require gradients as before; blocks run eagerly, without checkpointing."""
-        self.unmerge()
-        required_grad, attached = _ATTACHED.get(self.base, ([], WeakSet()))
-        attached.discard(self)
-        if not attached and _ATTACHED.pop(self.base, None):
-            for p, required in zip(self.base.parameters(), required_grad, strict=True):
-                p.requires_grad_(required)
-            self.base.compile_blocks(False)
-            self.base.gradient_checkpointing(False)
+        self._attachment.detach()
         return self.base
 
 
