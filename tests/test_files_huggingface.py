@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -363,28 +365,56 @@ def hub(monkeypatch, fetch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=fetch) if fetch else None)
 
 
-def test_a_hub_id_is_fetched_where_huggingface_hub_is_installed(monkeypatch, llama_folder):
-    asked = []
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("name", ["someone/tiny-1.5", "tiny"])  # the oldest models have no owner
+def test_a_hub_id_is_fetched_where_huggingface_hub_is_installed(name, safe, monkeypatch, tmp_path):
+    base, asked = base_of("llama"), []
+    base.save_pretrained(tmp_path / "there", safe_serialization=safe)
+    (tmp_path / "there" / "training_args.bin").write_bytes(b"not a weight")
 
-    def fetch(name, **settings):
+    def fetch(name, allow_patterns):
         asked.append(name)
-        return str(llama_folder)
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        for file in (tmp_path / "there").iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, tmp_path / "cache")
+        return str(tmp_path / "cache")
 
-    hub(monkeypatch, fetch)
-    assert GPT.from_pretrained("someone/tiny").config == GPT.from_pretrained(llama_folder).config
-    assert asked == ["someone/tiny"]
-
-
-def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    hub(monkeypatch, fetch)
+    again = GPT.from_pretrained(name)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in base.state_dict().items())
+    assert set(asked) == {name} and not (tmp_path / "cache" / "training_args.bin").exists()
 
-    def fetch(name, **settings):
-        raise ConnectionError("no route to host\nand a page of advice")
+
+class HubError(Exception):
+    """The root of the exceptions below."""
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (["LocalEntryNotFoundError"], "the hub cannot be reached"),
+        (["ConnectionError", "OfflineModeIsEnabled"], "the hub cannot be reached"),
+        (["RepositoryNotFoundError"], "the hub has no such model, or keeps it private"),
+        (["RepositoryNotFoundError", "GatedRepoError"], "its page asks for a login and consent"),
+        (["Unheard"], "404 Client Error"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_fetched_is_refused_with_the_reason(classes, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    kind = HubError
+    for name in classes:
+        kind = type(name, (kind,), {})
+
+    def fetch(name, allow_patterns):
+        raise kind("\n404 Client Error\nand a page of advice")
 
     hub(monkeypatch, fetch)
-    refused("someone/tiny", r"no base at someone/tiny: .* fetching a model of that name failed \(no route to host\)$")
-    for path in ("nowhere", "../nowhere/base", "./base", "/nowhere/base", "a/b/c"):  # no hub ids
-        refused(path, "there is no such folder$")
+    for name in ("someone/tiny", "tiny"):
+        refused(name, rf"no base at {name}: .* fetching a model of that name failed \({message}\)$")
+    for path in ("../nowhere/base", "./base", "/nowhere/base", "a/b/c", "a b", "C:\\base", ""):  # no hub ids
+        refused(path, "there is no such folder$|no config.json")
     hub(monkeypatch, None)
     refused("someone/tiny", "no such folder .and to fetch a model of that name: pip install huggingface_hub.$")
 

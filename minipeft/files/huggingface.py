@@ -11,6 +11,7 @@
 import hashlib
 import importlib.util
 import math
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def config_to_json(c: GPTConfig) -> dict:
     """The config.json of a base."""
     kind = architecture(c)
     if kind == "minipeft":
-        return {"model_type": "minipeft", "architectures": ["GPT"], **asdict(c)}
+        return {"model_type": "minipeft", "architectures": ["GPT"],
+                **{f.name: getattr(c, f.name) for f in fields(GPTConfig)}}
     full = c if kind == "gpt2" else c.resolved()
     config = {"model_type": kind, "architectures": [_CLASSES[kind]]}
     config |= {theirs: getattr(full, ours) for theirs, ours in CONFIG_FIELDS[kind].items()}
@@ -197,25 +199,39 @@ def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
     write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
 
+_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # with or without an owner
+_HUB_FAILURES = {  # classes of huggingface_hub's exceptions, in the order they are looked for
+    "GatedRepoError": "its page asks for a login and consent",
+    "RepositoryNotFoundError": "the hub has no such model, or keeps it private",
+    "LocalEntryNotFoundError": "the hub cannot be reached",
+    "ConnectionError": "the hub cannot be reached", "TransportError": "the hub cannot be reached",
+}
+
+
 def find_base(folder) -> Path:
     """The folder itself, or the snapshot of a hub id; raises Error when there is neither."""
     if Path(folder).is_dir():
         return Path(folder)
-    owner, slash, name = str(folder).partition("/")
-    if not (owner.strip(".~") and slash and name) or "/" in name or "\\" in name:
+    if not _HUB_NAME.fullmatch(str(folder)):
         raise Error(f"no base at {folder}: there is no such folder")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise Error(f"no base at {folder}: there is no such folder "
                     "(and to fetch a model of that name: pip install huggingface_hub)")
     from huggingface_hub import snapshot_download
 
+    files = ["*.json", "*.jinja", "*.safetensors"]
     try:
-        files = ["*.json", "*.jinja", "*.safetensors"]
-        return Path(snapshot_download(str(folder), allow_patterns=files))
+        found = Path(snapshot_download(str(folder), allow_patterns=files))
+        if not any(found.glob("*.safetensors")):  # an older model
+            files += ["pytorch_model*.bin"]
+            found = Path(snapshot_download(str(folder), allow_patterns=files))
+        return found
     except Exception as e:  # no network, no such model, no permission: a class for each
-        reason = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
-        raise Error(f"no base at {folder}: there is no such folder, "
-                    f"and fetching a model of that name failed ({reason})") from None
+        classes = {c.__name__ for c in type(e).__mro__}
+        said = (text for name, text in _HUB_FAILURES.items() if name in classes)
+        lines = [line[:200] for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+        raise Error(f"no base at {folder}: there is no such folder, and fetching a model of that "
+                    f"name failed ({next(said, lines[0])})") from None
 
 
 def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
