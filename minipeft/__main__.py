@@ -19,6 +19,7 @@ from torch import Tensor
 from .adapters import export_adapter, fingerprint, load_adapter
 from .checks import Error
 from .data import BASES
+from .data.encoding import prompt_ids
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
@@ -77,16 +78,16 @@ def complete(args) -> None:
     base, folder = open_base(args)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     template = Template(line_breaks(args.template))
-    template.check(tokenizer)
-    ids = tokenizer.begin + tokenizer.encode(template.fill(Example(args.prompt, "")))
+    stops = template.stops(tokenizer)
+    ids = prompt_ids(Example(args.prompt, ""), tokenizer, template)
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
-    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, tokenizer.stops)
+    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, stops)
     models = [load_adapter(base, folder) for folder in args.adapter] or [base]
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""
         for token in stream(models[0], idx, *settings):
-            new.append(int(token))
+            new += [i for i in token.tolist() if i not in stops]
             text = tokenizer.decode(new)
             if not text.endswith("\ufffd"):  # else a character of several tokens is incomplete
                 print(text[len(printed) :], end="", flush=True)
@@ -102,7 +103,7 @@ def complete(args) -> None:
         bank = TaskBank(base, dict(enumerate(models)))
         rows = generate(bank.rows(bank.names), idx.expand(len(models), -1), *settings)
     for name, row in zip(names, rows, strict=True):
-        text = tokenizer.decode(row[idx.size(1) :].tolist())
+        text = tokenizer.decode([i for i in row[idx.size(1) :].tolist() if i not in stops])
         print(f"{name:<{max(map(len, names))}}  {printable(text)}")
 
 

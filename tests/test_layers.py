@@ -18,10 +18,10 @@ LAYERS = [  # modules and folders of minipeft/, each importing only from those b
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt
-FROM_TORCH = {"filelock", "jinja2", "sympy"}  # required by torch itself
+FROM_TORCH = {"filelock", "sympy"}  # required by torch itself
 LATE = {"sympy"}  # takes a second to import: inside the functions that print formulas
 OPTIONAL = {  # requirements-extra.txt; imported inside a function or a try
-    "safetensors", "tokenizers", "huggingface_hub", "transformers", "peft", "sacrebleu",
+    "safetensors", "tokenizers", "huggingface_hub", "jinja2", "transformers", "peft", "sacrebleu",
 }
 OPTIONAL_PARTS = ("torch.distributed.",)  # missing from some builds of torch
 

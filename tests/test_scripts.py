@@ -436,7 +436,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--data", tmp_path / "empty.jsonl"): "holds no examples",
         ("--data", tmp_path / "field.jsonl"): 'field.jsonl line 2 has no "target": there is "input", "output"',
         ("--data", tmp_path / "one.jsonl"): "holds one input: at least two are needed, one of them held out",
-        ("--data", tmp_path / "pairs.txt"): "must be .jsonl (or .json, one object a line), .csv or .tsv",
+        ("--data", tmp_path / "pairs.txt"): "must be .jsonl, .json, .csv or .tsv",
         (
             "--data",
             tmp_path / "e2e.csv",

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
 from functools import cache, lru_cache, partial
 from random import Random
-from types import SimpleNamespace
 
 from ..checks import Error
-from .encoding import Encoded, encode, length, question, tokenize
+from ..runtime.console import note
+from .encoding import Encoded, encode, length, mark_texts, question, tokenize
 from .files import read_examples
 from .fitting import fit
 from .tasks import Example, Task
@@ -97,7 +98,7 @@ class FileData:
                  columns: tuple[str, str] | None = None, limit: int | None = None):
         if limit is not None and limit < 1:
             raise Error(f"the limit of examples to train on must be at least 1, not {limit}")
-        template.check(tokenizer)
+        stops = template.stops(tokenizer)
         examples, spare = read_examples(path, columns), None
         if dev is None:
             examples, spare = split(examples, path)
@@ -105,13 +106,27 @@ class FileData:
             examples = Random(f"{seed}/limit").sample(examples, min(limit, len(examples)))
         sets = [examples, spare if dev is None else read_examples(dev, columns)]
         sets += [] if test is None else [read_examples(test, columns)]
-        once = SimpleNamespace(  # a tokenizer for texts that several examples share
-            encode=cache(tokenizer.encode), begin=tokenizer.begin, end=tokenizer.end)
+        once = copy(tokenizer)
+        once.encode = cache(tokenizer.encode)  # for texts that several examples share
         self._uncut = [[tokenize(e, once, template) for e in examples] for examples in sets]
+        self._note_marks(path, template, *mark_texts(tokenizer, stops))
         self._fit = partial(fit, tokenizer=tokenizer, template=template, block_size=block_size)
         self._validate_on_training = dev is None and test is None
         self._seed, self._batch_size = seed, batch_size
         self.fit(num_virtual_tokens)
+
+    def _note_marks(self, path, template: Template, begin: str, ends: tuple[str, ...]) -> None:
+        """Say how many examples hold a begin or an end mark in the middle, where it stays."""
+        examples, n = [r.example for records in self._uncut for r in records], 0
+        for e in examples:
+            prompt = "" if e.input is None else template.fill(e).removeprefix(begin)
+            texts = [e.input or "", e.target, *(content for _, content in e.turns)]
+            n += (bool(begin) and begin in prompt + e.target
+                  or any(end in text for end in ends for text in texts))
+        if n:
+            marks = " or ".join(dict.fromkeys(filter(None, (begin, *ends))))
+            note(f"{path}: {n:,} of {len(examples):,} examples hold {marks}, a mark of begin or end, "
+                 "in the middle, where it stays")
 
     def fit(self, num_virtual_tokens: int) -> None:
         """Cut the examples as they were read to what fits beside so many virtual tokens."""

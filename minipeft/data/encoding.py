@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .tasks import Example
 from .template import ARROW, Template
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, with_begin
 
 IGNORED = -100  # target of a position that is not supervised
 Batch = tuple[Tensor, Tensor]  # idx, targets (B, T) int64
@@ -37,16 +37,40 @@ class Encoded(NamedTuple):
 
 
 def question(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> list[int]:
-    """Token ids of the prompt: the filled template, or nothing for a text; never empty."""
-    ids = [] if example.input is None else tokenizer.encode(template.fill(example))
-    return (tokenizer.begin + ids) or [tokenizer.end]  # the first target needs a token before it
+    """Token ids of the prompt, never empty: the first target needs a token before it."""
+    return prompt_ids(example, tokenizer, template) or [tokenizer.end]
+
+
+def prompt_ids(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> list[int]:
+    """Token ids of the filled template, or only of the begin mark for a text."""
+    if example.input is None:
+        return tokenizer.begin
+    chat = template.chat(tokenizer)
+    text = template.fill(example, chat)  # a folder's chat template writes its begin mark itself
+    return with_begin(tokenizer, text) if chat is None else tokenizer.encode(text)
 
 
 def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> Encoded:
-    """Prompt and completion are tokenised separately, so no token ever spans the two."""
-    completion = tokenizer.encode(example.target) + ([tokenizer.end] if example.ends else [])
+    """Prompt and completion are tokenised separately, so no token ever spans the two.
+
+    Marks that a target holds already, a begin or an end of its own, are taken from it.
+    """
+    stops = template.stops(tokenizer)
+    begin, ends = mark_texts(tokenizer, stops)
+    target = example.target.removeprefix(begin)
+    while example.ends and target.rstrip().endswith(ends):
+        target = target.rstrip()
+        target = next(target.removesuffix(end) for end in ends if target.endswith(end))
+    example = example._replace(target=target)
+    completion = tokenizer.encode(target) + (stops[:1] if example.ends else [])
     prompt = question(example, tokenizer, template)
     return Encoded(example, array("i", prompt), array("i", completion))
+
+
+def mark_texts(tokenizer: Tokenizer, stops: list[int]) -> tuple[str, tuple[str, ...]]:
+    """The text of the begin mark ("" for none), and those of the ids that end an answer."""
+    begin = "".join(tokenizer.marks.get(i, "") for i in tokenizer.begin)
+    return begin, tuple(tokenizer.marks[i] for i in stops if i in tokenizer.marks)
 
 
 def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0) -> Batch:

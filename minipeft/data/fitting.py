@@ -33,7 +33,7 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
             tokens, target = len(tokenizer.encode(target[0])), target[0]  # one character has to fit
         else:
             left = room - tokens
-            pieces = _shorten(e, lambda e, n=left: len(question(e, tokenizer, template)) <= n)
+            pieces = _shorten(e, lambda e, n=left: _fits(e, tokenizer, template, n))
         if not pieces:
             empty = e._replace(input=e.input and "", turns=())
             least = len(question(empty, tokenizer, template)) + tokens
@@ -42,6 +42,14 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
         fitted += [tokenize(piece, tokenizer, template) for piece in pieces]
         cut += 1
     return fitted, cut
+
+
+def _fits(e: Example, tokenizer: Tokenizer, template: Template, room: int) -> bool:
+    """True if the prompt has at most so many tokens, and the folder's chat template takes it."""
+    try:
+        return len(question(e, tokenizer, template)) <= room
+    except Error:  # turns that begin with an answer, say
+        return False
 
 
 def _shorten(e: Example, fits: Callable[[Example], bool]) -> list[Example]:

@@ -1,19 +1,21 @@
 """The text of a prompt: a template with {input} in it, or a chat."""
 
 from ..checks import Error
+from .chat import ChatTemplate
 from .tasks import Example
 from .tokenizer import Tokenizer
 
 DEFAULT = "{input} -> "
 CHAT_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"  # ChatML, as in SmolLM2 and Qwen2.5
 CHAT = CHAT_TURN.format(role="user", content="{input}") + "<|im_start|>assistant\n"
+CHAT_MARKS = {"<|im_start|>", "<|im_end|>"}
 
 
 class Template:
     """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} are plain text.
 
-    Earlier turns of a conversation come first: as ChatML in a chat, else as `role: content` lines.
-    Raises Error unless {input} occurs exactly once.
+    Earlier turns of a conversation come first: as the folder's chat template, or else ChatML, has
+    them in a chat, else as `role: content` lines. Raises Error unless {input} occurs exactly once.
     """
 
     def __init__(self, text: str = DEFAULT):
@@ -24,17 +26,34 @@ class Template:
         self.turn = CHAT_TURN if text == "chat" else "{role}: {content}\n"
         self.before, _, self.after = (CHAT if text == "chat" else text).partition("{input}")
 
-    def fill(self, example: Example) -> str:
+    def chat(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The folder's own chat template, if this is a chat and the folder has one."""
+        return tokenizer.chat if self.text == "chat" else None
+
+    def fill(self, example: Example, chat: ChatTemplate | None = None) -> str:
         """The text of the prompt: earlier turns, then the input in its frame."""
+        if chat is not None:
+            return chat.prompt([*example.turns, ("user", example.input)])
         turns = [self.turn.format(role=role, content=content) for role, content in example.turns]
         return "".join(turns) + self.before + example.input + self.after
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Raise Error for a chat with a tokenizer that would split the chat marks into letters."""
-        marks = ("<|im_start|>", "<|im_end|>")
-        if self.text == "chat" and any(len(tokenizer.encode(mark)) != 1 for mark in marks):
+    def stops(self, tokenizer: Tokenizer) -> list[int]:
+        """All ids that end an answer; the first is learnt, in a chat the mark that ends a turn.
+
+        Raises Error for a chat with a tokenizer that has neither a template nor ChatML's marks.
+        """
+        if self.text != "chat":
+            return tokenizer.stops
+        if tokenizer.chat is not None:
+            ending = tokenizer.chat.ending.strip()
+        elif CHAT_MARKS.issubset(tokenizer.marks.values()):
+            ending = "<|im_end|>"
+        else:
             raise Error("the chat template needs a base whose tokenizer has <|im_start|> and "
-                        "<|im_end|>; here give a text with {input}")
+                        "<|im_end|>, or whose folder has a chat_template; here give a text with "
+                        "{input}")
+        end = [i for i in tokenizer.encode(ending)[:1] if i in tokenizer.marks]
+        return end + [i for i in tokenizer.stops if i not in end]
 
 
 ARROW = Template()  # of the embedded base's pretraining

@@ -6,7 +6,9 @@ Both classes have the same names:
                    Raises Error for half a surrogate pair, which is no character
     decode(ids)    text, without special tokens
     begin          ids before every text ([] for most tokenizers)
-    end, stops     the id after every completion; all ids that end one
+    end, stops     the id after every completion, which is the first of all ids that end one
+    marks          {id: text} of the tokens that encode() recognises in a text
+    chat           the folder's ChatTemplate, or None
     vocab_size     number of ids
     save(folder)   write the files that a base saved there needs to read text
 """
@@ -15,12 +17,14 @@ import json
 import math
 import re
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 from ..checks import Error, shown
 from ..files.atomic import file_exists, read_json, write_atomically, write_json
 from ..files.tensors import library_errors
 from ..runtime.console import printable
+from .chat import ChatTemplate
 
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
 MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay below 100
@@ -32,6 +36,8 @@ class ByteTokenizer:
     begin = []
     end = 256
     stops = [256]
+    marks = {}
+    chat = None
     vocab_size = 257
 
     def encode(self, text: str) -> list[int]:
@@ -74,10 +80,19 @@ class FileTokenizer:
             raise Error(f"{path} has {n} ids and the model {vocab_size}: it must be the model's "
                         "own (as many, or fewer)")
         self.folder, self.vocab_size = Path(folder), vocab_size
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.marks = {i: token.content for i, token in added.items()}
         self.stops = self._read_stops()
-        self.end = self.stops[0]
         marked = self._encode("a", add_special_tokens=True)
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
+
+    @property
+    def end(self) -> int:
+        return self.stops[0]
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        return ChatTemplate.find(self.folder)
 
     def encode(self, text: str) -> list[int]:
         _utf8(text)
@@ -165,6 +180,12 @@ def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
         raise Error(f"{folder or 'the base'} has {vocab_size} ids and no tokenizer.json: "
                     f"without one text is bytes, which needs {ByteTokenizer.vocab_size}")
     return ByteTokenizer()
+
+
+def with_begin(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text after the tokenizer's begin mark, which the text may hold already."""
+    begin, ids = tokenizer.begin, tokenizer.encode(text)
+    return ids if ids[: len(begin)] == begin else begin + ids
 
 
 def in_letters(tokenizer: Tokenizer, ids: list[int]) -> str:

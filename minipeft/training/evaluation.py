@@ -73,17 +73,19 @@ def answer(model, examples: list[Example], tokenizer: Tokenizer, template: Templ
            max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
     """The greedy completion of every example's prompt, as complete() gives it."""
     prompts = [question(e, tokenizer, template) for e in examples]
-    return complete(model, prompts, tokenizer, max_new_tokens, batch_size)
+    stops = template.stops(tokenizer)
+    return complete(model, prompts, tokenizer, max_new_tokens, batch_size, stops)
 
 
 def complete(model, prompts: list, tokenizer: Tokenizer, max_new_tokens: int = 64,
-             batch_size: int = 32) -> list[str]:
+             batch_size: int = 32, stops: list[int] | None = None) -> list[str]:
     """The greedy completion of every prompt (token ids), in their order.
 
-    It goes up to a stop token, max_new_tokens, or the end of the block size. Prompts of about one
-    length share a batch, unless one is so long that it leaves the others less room.
+    It goes up to one of `stops` (default: the tokenizer's), max_new_tokens, or the end of the block
+    size. Prompts of about one length share a batch, unless one is so long that it leaves the others
+    less room.
     """
-    base = model if isinstance(model, GPT) else model.base
+    base, stops = model if isinstance(model, GPT) else model.base, stops or tokenizer.stops
     size = base.config.block_size - (0 if base is model else model.method.num_virtual_tokens)
     device, texts = base.wte.weight.device, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -96,12 +98,12 @@ def complete(model, prompts: list, tokenizer: Tokenizer, max_new_tokens: int = 6
             T = int(lengths.max())
             padded = [[*prompts[i]] + [tokenizer.end] * (T - len(prompts[i])) for i in rows]
             idx = torch.tensor(padded, device=device)
-            out = generate(model, idx, min(max_new_tokens, room[0]), stop_token=tokenizer.stops,
+            out = generate(model, idx, min(max_new_tokens, room[0]), stop_token=stops,
                            lengths=lengths)
             for i, row in zip(rows, out.tolist(), strict=True):
                 new = row[len(prompts[i]) :]
-                stops = [place for place, token in enumerate(new) if token in tokenizer.stops]
-                texts[i] = tokenizer.decode(new[: stops[0]] if stops else new)
+                end = next((place for place, token in enumerate(new) if token in stops), None)
+                texts[i] = tokenizer.decode(new[:end])
             bar.update(len(rows))
     reshard(base)
     return texts

@@ -9,7 +9,7 @@ from ..checks import Error
 from ..data import BASES
 from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
-from ..data.tokenizer import Tokenizer, tokenizer_for
+from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
 from ..methods import METHODS
 from ..model import GPT
@@ -31,6 +31,7 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
         folder = find_base(BASES.get(args.base, args.base))
         base = GPT.from_pretrained(folder, dtype)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
+    tokenizer.stops = args.template.stops(tokenizer)  # a chat has an end mark of its own
     return base.to(args.device) if on_device else base, tokenizer
 
 
@@ -45,7 +46,7 @@ def open_data(args, tokenizer: Tokenizer, max_length: int,
 
 def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
     """Ids (P,) of a flag's text; like every text, it begins with the tokenizer's mark."""
-    return torch.tensor(tokenizer.begin + tokenizer.encode(line_breaks(text)), dtype=torch.int64)
+    return torch.tensor(with_begin(tokenizer, line_breaks(text)), dtype=torch.int64)
 
 
 def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:

@@ -33,7 +33,7 @@ from ...data.encoding import collate, length, tokenize
 from ...data.files import read_examples
 from ...data.tasks import Example
 from ...data.template import Template
-from ...data.tokenizer import tokenizer_for
+from ...data.tokenizer import tokenizer_for, with_begin
 from ...model import GPT
 from ...training.evaluation import answer, batches, evaluate
 from ...training.loop import train
@@ -95,7 +95,7 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
 
     text = {}
     if cell.start is not None:
-        text["init"] = torch.tensor(tokenizer.begin + tokenizer.encode(cell.start["text"]))
+        text["init"] = torch.tensor(with_begin(tokenizer, cell.start["text"]))
     model = adapt(base, cell.method, **cell.size, **text)
     start = time.perf_counter()
     train(model, batch, cell.steps, cell.lr)

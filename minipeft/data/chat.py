@@ -1,0 +1,87 @@
+"""Chat template of a Hugging Face folder: jinja, run in a sandbox, for it is a program in a file."""
+
+import json
+import re
+from functools import cached_property, partial
+from pathlib import Path
+
+from ..checks import Error, shown
+from ..files.atomic import file_exists, read_json
+
+ANSWER = "its-answer"
+
+
+class ChatTemplate:
+    """The template of chat_template.jinja or tokenizer_config.json, as transformers renders it.
+
+    It is not told the date (`strftime_now`), which would make every day's prompts different.
+    Raises Error where jinja2 is missing, or for a template that is none.
+    """
+
+    def __init__(self, path: Path, source: str, tokens: dict[str, str]):
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise Error(f"the chat template of {path} needs: pip install jinja2") from None
+
+        def refuse(message):
+            raise TemplateError(message)
+
+        self.path, self.tokens = path, tokens
+        sandbox = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        sandbox.globals["raise_exception"] = refuse
+        sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja's escapes HTML
+        # transformers' own tag around an answer, which only marks it for a loss
+        source = re.sub(r"({%[-+]?\s*)generation\b", r"\1if true", source)
+        source = re.sub(r"({%[-+]?\s*)endgeneration\b", r"\1endif", source)
+        try:
+            self.template = sandbox.from_string(source)
+        except Exception as e:  # of the parser, or the compiler
+            raise self._error(e) from None
+
+    @classmethod
+    def find(cls, folder: Path) -> "ChatTemplate | None":
+        """The folder's template; None if it has none."""
+        path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        config = read_json(path) if file_exists(path) else {}
+        source = config.get("chat_template")
+        if file_exists(file):  # goes first, as in transformers
+            path = file
+            try:
+                source = file.read_bytes().decode("utf-8")
+            except (OSError, UnicodeDecodeError) as e:
+                raise Error(f"{file} cannot be read ({type(e).__name__})") from None
+        if isinstance(source, list):  # several by name
+            source = next((t.get("template") for t in source
+                           if isinstance(t, dict) and t.get("name") == "default"), None)
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise Error(f"{path}: chat_template must be a text, not {shown(source)}")
+        tokens = {name: t.get("content") if isinstance(t, dict) else t
+                  for name, t in config.items() if name.endswith("_token")}
+        return cls(path, source, {name: t for name, t in tokens.items() if isinstance(t, str)})
+
+    def prompt(self, turns) -> str:
+        """The text of (role, content) turns, up to where the assistant's answer begins."""
+        return self._render(turns, add_generation_prompt=True)
+
+    @cached_property
+    def ending(self) -> str:
+        """The text that follows the assistant's answer."""
+        text = self._render([("user", "a"), ("assistant", ANSWER)], add_generation_prompt=False)
+        return text.partition(ANSWER)[2]
+
+    def _render(self, turns, add_generation_prompt: bool) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return self.template.render(messages=messages, tools=None, documents=None, **self.tokens,
+                                        add_generation_prompt=add_generation_prompt)
+        except Exception as e:  # a program may fail in any way
+            raise self._error(e, f", given {', '.join(role for role, _ in turns)}") from None
+
+    def _error(self, e: Exception, given: str = "") -> Error:
+        reason = " ".join(str(e).split())[:200]
+        return Error(f"the chat template of {self.path} fails{given}: {type(e).__name__}: {reason}")
