@@ -9,7 +9,7 @@ from .attach import Adapted
 from .checks import Error, shown
 from .files import huggingface
 from .files.atomic import file_exists
-from .files.peft import read_adapter, read_combination
+from .files.peft import drop_embeddings, read_adapter, read_combination
 from .files.tensors import check_tensors, digest
 from .methods import METHODS
 from .methods.base import Method
@@ -85,6 +85,7 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str, part: str | Non
                     f"than {method.name} ({expected['peft_type']})")
 
     tensors = dict(stored)
+    drop_embeddings(tensors, base.wte.weight, base.head, stored.path)
     check_tensors(tensors, method.tensors(), stored.path)
     stored.check_config(expected, path)  # after the more specific errors of the tensors
     if part not in (None, digest(tensors)):

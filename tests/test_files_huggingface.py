@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -307,6 +308,28 @@ def test_a_config_that_is_not_ours_is_refused(change, message, llama_folder):
     config = json.loads((llama_folder / "config.json").read_text())
     (llama_folder / "config.json").write_text(json.dumps(config | change))
     refused(llama_folder, message)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "(bitsandbytes, 4 bit)"),
+        ({"load_in_8bit": True}, "(bitsandbytes, 8 bit)"),  # as it was written first
+        ({"quant_method": "gptq", "bits": 4}, "(gptq, 4 bit)"),
+        ({"quant_method": "awq", "bits": 4}, "(awq, 4 bit)"),
+        ({"quant_method": "fp8"}, "(fp8)"),
+        ({"quant_method": ["\n"]}, "quantised"),
+        ("nf4", "quantised"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_quantised_base_is_refused_by_name(kind, settings, said, tmp_path):
+    base_of(kind).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    GPT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    refused(tmp_path, f"config.json: the weights are .*{re.escape(said)}.*: take the unquantised model$")
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "max_position_embeddings", "rms_norm_eps"])

@@ -402,3 +402,33 @@ def test_a_config_that_does_not_fit_its_lora_is_refused(change, message, folders
     with pytest.raises(Error, match=message) as e:
         load_adapter(base, tmp_path)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
+def test_embeddings_in_an_adapter_must_be_the_bases_own(kind, folders, read, tmp_path):
+    peft = pytest.importorskip("peft")
+    names = LINEARS[kind][:1]
+    base = GPT.from_pretrained(folders[kind])
+
+    def save(folder, change, **how):
+        model = opened_by_transformers(folders[kind])
+        change(model)
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=names))
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.normal_(std=0.3)
+        model.save_pretrained(tmp_path / folder, **how)
+        return model.eval()
+
+    same = save("same", lambda model: None, save_embedding_layers=True)
+    assert any("lm_head" in name for name in stored(tmp_path / "same"))
+    load_adapter(GPT.from_pretrained(folders[kind], torch.bfloat16), tmp_path / "same")
+    with torch.no_grad():
+        close(load_adapter(base, tmp_path / "same")(read), same(read).logits, base, read)
+    save("more", lambda model: model.resize_token_embeddings(97 + 4))
+    save("other", lambda model: model.get_input_embeddings().weight.data.add_(0.1), save_embedding_layers=True)
+    for folder, vocabulary in [("more", 101), ("other", 97)]:
+        with pytest.raises(Error, match=f"of a vocabulary of {vocabulary} .this base: 97.: merge it into") as e:
+            load_adapter(base, tmp_path / folder)
+        assert "\n" not in str(e.value)

@@ -152,6 +152,7 @@ def _config_from_transformers(c: dict) -> GPTConfig:
     if not isinstance(kind, str) or kind not in CONFIG_FIELDS:
         raise Error(f"model_type {shown(kind)} is not supported, "
                     f"only {', '.join(CONFIG_FIELDS)} and minipeft")
+    _refuse_quantised(c.get("quantization_config"))
     for name, values in _SUPPORTED[kind].items():
         if name in c and c[name] not in values:
             raise Error(f"{name} {shown(c[name])} is not supported, "
@@ -173,6 +174,18 @@ def _config_from_transformers(c: dict) -> GPTConfig:
         raise Error(f"head_dim {shown(c['head_dim'])} is not supported, "
                     f"only hidden_size / num_attention_heads ({config.head_size})")
     return config
+
+
+def _refuse_quantised(settings) -> None:
+    """Raise Error for weights in few bits, whatever program made them; settings: null for others."""
+    if not settings:
+        return
+    settings = settings if isinstance(settings, dict) else {}
+    four, eight = (settings.get(f"load_in_{n}bit") for n in (4, 8))
+    bits = settings.get("bits") or (4 if four else 8 if eight else None)
+    kind = settings.get("quant_method") or (bits and "bitsandbytes") or "unknown method"
+    kind = shown(kind)[1:-1] + (f", {shown(bits)} bit" if bits else "")
+    raise Error(f"the weights are quantised ({kind}): take the unquantised model")
 
 
 def _rope_scaling(rope: dict) -> RopeScaling | None:

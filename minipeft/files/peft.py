@@ -7,6 +7,7 @@ folder for each method, listed in combination.json.
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..checks import Error, shown
@@ -161,6 +162,19 @@ def read_adapter(folder: Path) -> tuple[dict, StoredTensors]:
     stored = StoredTensors(folder, "adapter_model", config)
     is_lora = config.get("peft_type") == "LORA"
     return _targets_by_tensors(config, stored) if is_lora else config, stored
+
+
+def drop_embeddings(tensors: dict, embeddings: Tensor, head: Tensor, where: Path) -> None:
+    """Remove the base's own embeddings and head, which PEFT saves with an adapter where tokens were
+    added, or on demand. Raises Error where they are not those of this base."""
+    own = {"embed_tokens.weight": embeddings, "wte.weight": embeddings, "lm_head.weight": head}
+    for name, end in [(name, end) for name in tensors for end in own if name.endswith(f".{end}")]:
+        t, want = tensors.pop(name), own[end]
+        pairs = ((t, want), (want, t)) if t.shape == want.shape else ()  # one may be a rounded copy
+        if not any(torch.equal(a.to(b), b) for a, b in pairs):
+            raise Error(f"{where} brings embeddings of its own, of a vocabulary of "
+                        f"{t.shape[:1].numel()} (this base: {len(want)}): merge it into its base "
+                        "with PEFT's merge_and_unload(), and open that")
 
 
 def write_combination(folder, parts: dict[str, dict[str, Tensor]]) -> None:
