@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import textwrap
+import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ NAMES = {
     "full": "full fine-tuning", "prompt": "soft prompt", "lora": "LoRA",
     "adapter": "bottleneck adapter"}
 NAMES |= {"hard-prompt": "hard prompt", "llama-adapter": "LLaMA-Adapter"}
+NAMES |= {"bitfit": "BitFit", "ia3": "(IA)³", "prefix-memory": "prefix memory"}
 TRAINS = {
     "full": "every weight", "prompt": "P vectors before the token embeddings",
     "prefix": "P keys and P values in every attention",
@@ -626,6 +628,30 @@ def e2e_samples() -> str:
         + [f"  - {name(method)}: {printable(its[1]['answer'])}" for method, its in samples.items()])
 
 
+def hyperparameters() -> str:
+    """Every argument of adapt(), as the methods declare it."""
+    rows = []
+    for key, method in METHODS.items():
+        hints, its = typing.get_type_hints(method.__init__), []
+        for argument, p in method.arguments().items():
+            spec = method.hyperparameters[argument]
+            help_, _, follows = spec.help.removesuffix(")").partition(" (default: ")
+            default = "required" if p.default is p.empty else follows or f"`{p.default!r}`".replace("'", '"')
+            its.append([f"`{argument}`", spec.symbol or "-", kinds(hints[argument]), default, help_])
+        names = [[name(key), f"`{key}`"]] + [["", ""]] * len(its)
+        rows += [first + row for first, row in zip(names, its or [["-"] * 5], strict=False)]
+    head = ["method", "name in code", "hyper-parameter", "symbol", "type", "default", "meaning"]
+    return table(head, rows, left=len(head))
+
+
+def kinds(hint) -> str:
+    """A type as a reader would say it: its options, or the names of its classes."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f'`"{option}"`' for option in typing.get_args(hint))
+    classes = [typing.get_origin(x) or x for x in typing.get_args(hint) or [hint]]
+    return ", ".join(f"`{x.__name__}`" for x in classes if x not in (type(None), tuple))
+
+
 def yes(x: bool) -> str:
     return "yes" if x else "NO"
 
@@ -691,7 +717,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers-gpt2-bfloat16": lambda: peers_table("peers-gpt2-bfloat16"),
     "peers-nano": lambda: peers_table("peers-nano"), "profile-nano": profile_table,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
-    "faults": faults, "processes": sent_by_two, "traffic-gpt2": lambda: processes.table("gpt2"),
+    "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
+    "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)

@@ -1,0 +1,149 @@
+"""The method of docs/add-a-method.md, written into a copy of the package, is one like every other."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "docs" / "add-a-method.md", ROOT / "docs" / "zh-CN" / "add-a-method.md"]
+PAGE = PAGES[0].read_text(encoding="utf-8")
+CODE, SAVED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # the method's file; printing what autograd saves
+LINE = re.search(r"```text\n(from \.(\w+) import \w+)\n```", PAGE)
+COMMANDS = re.findall(r"^(python .*?) *#", PAGE, re.MULTILINE)
+
+USE = """
+import contextlib, io, sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from test_ledger import counter
+
+import bench, minipeft, train
+from docs.tools import drawing, forms
+from minipeft import GPT, METHODS, Error, GPTConfig, TaskBank, accounting, adapt, load_adapter
+from minipeft.adapters import export_adapter
+from minipeft.runtime.profiling import saved_bytes
+
+
+def refusal(f, *arguments):
+    try:
+        f(*arguments)
+    except Error as e:
+        return str(e)
+    raise AssertionError("not refused")
+
+
+assert Path(minipeft.__file__).is_relative_to(Path.cwd())
+name = list(METHODS)[-1]
+torch.manual_seed(0)
+c = GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32)
+base, (idx, targets) = GPT(c), torch.randint(97, (2, 2, 7))
+before, plain = {key: x.clone() for key, x in base.state_dict().items()}, base(idx)
+
+for h in ({}, *METHODS[name].typical):
+    model = adapt(base, name, **h)
+    assert torch.equal(model(idx), plain)
+    held = list(model.parameters())
+    said = accounting.train_bytes(c, name, 2, 7, **h)
+    assert said.weights == sum(p.nbytes for p in held)
+    assert said.activations == saved_bytes(lambda: model.loss(idx.clone(), targets.clone()), held)
+    assert accounting.count(c, name, **h) == (sum(p.numel() for p in model.trainable_parameters()),
+                                              sum(t.numel() for t in model.method.tensors().values()))
+    with counter() as counted:
+        loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
+        forward = counted.get_total_flops()
+        loss.backward()
+    assert accounting.flops(c, name, 2, 7, **h) == (forward, counted.get_total_flops() - forward)
+
+    optimizer, losses = torch.optim.AdamW(model.parameter_groups(lr=0.1)), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = model.loss(idx, targets)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses[-1] == min(losses) < 0.95 * losses[0], losses
+
+    model.save("adapter")
+    logits = model(idx)
+    assert refusal(model.merge).startswith(f"{name} cannot be merged")
+    assert METHODS[name].mixing in refusal(TaskBank, base, {"a": "adapter"})
+    assert METHODS[name].peft in refusal(export_adapter, base, "adapter", "for-peft")
+    assert accounting.adapter_bytes(c, name, **h) == sum(f.stat().st_size for f in Path("adapter").iterdir())
+    model.detach()
+    assert all(torch.equal(x, before[key]) for key, x in base.state_dict().items())
+    assert torch.equal(load_adapter(base, "adapter").detach()(idx), plain)
+    assert torch.equal(load_adapter(base, "adapter")(idx), logits)
+
+assert forms.method(forms.Pool(), name)["terms"]  # the explorer's data
+assert len(set(drawing.COLOURS.values())) == len(set(drawing.MARKERS.values())) == len(METHODS)
+
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    exec(sys.argv[1])
+counted, declared = out.getvalue().splitlines()[-1].split()
+assert counted == declared
+
+for line in sys.argv[2:]:
+    script, *argv = line.split()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        {"train.py": train, "bench.py": bench}[script].main(argv)
+    print("==", out.getvalue(), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A copy of the package and its scripts with the page's method."""
+    root = tmp_path_factory.mktemp("copy")
+    without = shutil.ignore_patterns("__pycache__", "medium")
+    for folder in ("minipeft", "docs/tools"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=without)
+    for file in ("train.py", "bench.py", "docs/explorer.html"):
+        shutil.copy(ROOT / file, root / file)
+    methods = root / "minipeft" / "methods"
+    (methods / f"{LINE[2]}.py").write_text(CODE, encoding="utf-8")
+    imports = (methods / "__init__.py").read_text(encoding="utf-8")
+    last = re.findall(r"^from \.\w+ import \w+$", imports, re.MULTILINE)[-1]
+    (methods / "__init__.py").write_text(imports.replace(last, f"{last}\n{LINE[1]}"), encoding="utf-8")
+    return root
+
+
+def run(copy: Path, *arguments: str, **env: str) -> str:
+    """The output of Python in the copy, which must end well."""
+    env = {**os.environ, "PYTHONPATH": f"{copy}:{ROOT / 'tests'}", **env}
+    found = subprocess.run([sys.executable, *arguments], cwd=copy, env=env, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
+def test_both_languages_have_the_same_file():
+    files = [re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1] for page in PAGES]
+    assert files[0] == files[1]
+
+
+def test_the_method_is_one_like_every_other(copy):
+    """Trained, saved, loaded, detached, refused where it must be, counted, and known to the scripts."""
+    help_, train, derivation, cost, _ = (shlex.split(command)[1:] for command in COMMANDS)
+    lines = [shlex.join(command) for command in (help_, [*train, "--batch-size", "8"], derivation, cost)]
+    said = re.split(r"^==\n", run(copy, "-c", USE, SAVED, *lines), flags=re.MULTILINE)[1:]
+    assert "--shared-size M" in said[0] and "width of the shared network (default: 8)" in said[0]
+    assert "--behind {mlp,attn}" in said[0]
+    assert "trainable params: 1,040 ||" in said[1]
+    assert "trained                   m·(L + 2·C)\n                        = 4·(12 + 2·768)\n" in said[2]
+    assert re.search(r"^shared-adapter +m 8 +2,080 ", said[3], re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_tests_that_every_method_has_pass(copy):
+    tests = shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    command = shlex.split(COMMANDS[-1])
+    out = run(copy, *command[1:], "-q", "-p", "no:cacheprovider", PYTHONPATH=f"{copy}:{tests}")
+    assert re.search(r"^\d\d+ passed", out, re.MULTILINE), out
