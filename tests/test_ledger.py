@@ -15,7 +15,7 @@ from minipeft.config import LLAMA, linears
 from minipeft.inference.generation import read_slots
 from minipeft.runtime.profiling import saved_bytes
 
-SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
+SHAPES = {  # shape, B, T; the last four are of no published model
     "gpt2": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32), 2, 7),
     "nano": (GPTConfig(vocab_size=257, block_size=64, n_layer=3, n_head=6, n_embd=48, position="rotary"), 3, 9),
     "llama": (GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=4, n_embd=32, **BASES["llama"]), 2, 7),
@@ -24,6 +24,8 @@ SHAPES = {  # shape, B, T; the last two are mixtures that no published model has
     "joined": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms",
                          bias="none", tied=False), 2, 6),
     "apart": (GPTConfig(61, 40, n_layer=1, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 1, 8),
+    "one token": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24), 3, 1),
+    "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
 every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in TYPICAL])
 

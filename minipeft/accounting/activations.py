@@ -21,7 +21,7 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                            q, k and v are slices of one output (B, S, C + 2·n_kv·hs), and one saved
                            slice holds all of it; rotated q and k, and k and v behind a prefix, are
                            new tensors beside it
-                           prefix: k and v (B, n_kv, P+T, hs) and the mask (T, P+T) in each block
+                           prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each
         loss               the gradient of the last hidden state (B·T, C), computed in forward
@@ -144,7 +144,7 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) 
     if attends and concatenated:
         P = cost.prefix.rows
         save("prefix and k, prefix and v", 2 * B * (P + S) * kv)
-        save("attention mask", S * (P + S))
+        save("attention mask", minimum(1, S - 1) * S * (P + S))  # a single query needs none
     elif attends and (rotated or not slices):
         save("k", B * S * kv)
         if not slices:
