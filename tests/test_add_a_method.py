@@ -130,20 +130,20 @@ def test_both_languages_have_the_same_file():
 
 def test_the_method_is_one_like_every_other(copy):
     """Trained, saved, loaded, detached, refused where it must be, counted, and known to the scripts."""
-    help_, train, derivation, cost, _ = (shlex.split(command)[1:] for command in COMMANDS)
-    lines = [shlex.join(command) for command in (help_, [*train, "--batch-size", "8"], derivation, cost)]
+    help_, train, derivation, *_ = COMMANDS
+    lines = [line.removeprefix("python ") for line in (help_, f"{train} --batch-size 8", derivation)]
     said = re.split(r"^==\n", run(copy, "-c", USE, SAVED, *lines), flags=re.MULTILINE)[1:]
     assert "--shared-size M" in said[0] and "width of the shared network (default: 8)" in said[0]
     assert "--behind {mlp,attn}" in said[0]
     assert "trainable params: 1,040 ||" in said[1]
     assert "trained                   m·(L + 2·C)\n                        = 4·(12 + 2·768)\n" in said[2]
-    assert re.search(r"^shared-adapter +m 8 +2,080 ", said[3], re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_the_tests_that_every_method_has_pass(copy):
-    tests = shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+def test_the_bench_measures_it_and_the_tests_that_every_method_has_pass(copy):
+    *_, bench, tests = (shlex.split(command)[1:] for command in COMMANDS)
+    assert re.search(r"^shared-adapter +m 8 +2,080 ", run(copy, *bench), re.MULTILINE)
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    command = shlex.split(COMMANDS[-1])
-    out = run(copy, *command[1:], "-q", "-p", "no:cacheprovider", PYTHONPATH=f"{copy}:{tests}")
+    out = run(copy, *tests, "-q", "-p", "no:cacheprovider", PYTHONPATH=str(copy))
     assert re.search(r"^\d\d+ passed", out, re.MULTILINE), out

@@ -14,8 +14,8 @@ import bench
 from docs.tools.comparison import figures, page, tables
 from docs.tools.comparison.facts import Facts, verdict_of
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
-from docs.tools.drawing import COLOURS
-from minipeft import Error
+from docs.tools.drawing import COLOURS, MARKERS, PALETTE, looks
+from minipeft import METHODS, Error
 from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import with_learning_rate
@@ -247,6 +247,36 @@ def test_a_method_has_its_colour_in_every_figure(lines, costs):
         for ax in draw(lines, costs).axes:
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 assert handle[0].get_color() == COLOURS[method_of(label)]
+                assert handle[0].get_marker() in (MARKERS[method_of(label)], "None")
+
+
+def test_methods_take_colours_and_markers_in_their_order_until_the_palette_ends():
+    assert [*looks(METHODS).values()] == [*PALETTE[: len(METHODS)]] and len(PALETTE) >= 14
+    assert all(len(set(values)) == len(PALETTE) for values in zip(*PALETTE, strict=True))
+    assert COLOURS["prefix"] == "#D55E00" and MARKERS["prefix"] == "D"
+    more = [f"method-{i}" for i in range(len(PALETTE) + 1)]
+    with pytest.raises(Error, match=f"^figures have {len(PALETTE)} colours and there are {len(more)} methods: "
+                                    f"add one to PALETTE in docs/tools/drawing.py for '{more[-1]}'$"):
+        looks(more)
+
+
+SEEN_AS = {  # linear RGB of a colour as seen without red, and without green, cones (Machado et al. 2009)
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]}
+
+
+@pytest.mark.parametrize("seen_as", SEEN_AS)
+def test_colour_blind_readers_tell_the_methods_apart(seen_as):
+    """Distance of any two colours in CIELAB, where 2.3 is just noticeable."""
+    srgb = np.array([[int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)] for colour in COLOURS.values()])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SEEN_AS[seen_as]).T, 0, 1)
+    white = np.array([0.9505, 1.0, 1.089])
+    xyz = seen @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T / white
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab, axis=2)[np.triu_indices(len(lab), 1)]
+    assert apart.min() > 10
 
 
 def test_without_lines_there_is_nothing_to_report(tmp_path, capsys):
