@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
                      help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
     one.add_argument("--climb", action="store_true",
                      help=f"{', '.join(LADDER)}: each started from the one before")
-    flags.add_method_flags(group, ALL_FLAGS, help=argparse.SUPPRESS)
+    of_methods = group
 
     add = p.add_argument_group("data").add_argument
     add("--task", default="reverse", metavar="NAME",
@@ -58,17 +58,18 @@ def parser() -> argparse.ArgumentParser:
              f"({', '.join(NOVEL)}), or skills, for pretraining")
     add("--data", metavar="FILE",
         help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
-             '{"text": "…"} or {"messages": […]} on every line')
+             '{"text": "…"}, {"messages": […]} … on every line (docs/own-data.md)')
     add("--dev", metavar="FILE",
         help=f"validation set, at most {VALIDATION} of it (default: a tenth of --data)")
     add("--test", metavar="FILE",
         help=f"held-out set, the loss on at most {REPORTED} of it (default: as --dev)")
-    add("--columns", nargs=2, metavar=("INPUT", "TARGET"), help="their names in the files")
+    add("--columns", nargs=2, metavar=("INPUT", "TARGET"),
+        help="their names in the files; other fields are left out, which the run says")
     add("--limit", type=int, metavar="N", help="train on N examples of --data, drawn by --seed")
     add("--max-length", type=int, default=1024, metavar="T",
         help="cut longer inputs, virtual tokens included")
     add("--template", metavar="TEXT",
-        help=f'a text with {{input}} in it, or "chat" (default: "{DEFAULT}")')
+        help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}")')
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
 
@@ -112,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
                       help="start anew in --out, whatever run it holds")
     what.add_argument("--eval-only", action="store_true",
                       help="evaluate the adapter in --out, train nothing")
+    flags.add_method_flags(of_methods, ALL_FLAGS, help=argparse.SUPPRESS)
     return p
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .adapters import export_adapter, fingerprint, load_adapter
 from .checks import Error
+from .config import GPTConfig
 from .data import BASES
 from .data.encoding import prompt_ids
 from .data.tasks import Example
@@ -27,7 +28,8 @@ from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
 from .inference.task_bank import TaskBank, why_not
-from .methods import METHODS
+from .methods import METHODS, WHOLE
+from .methods.base import Method
 from .model import GPT
 from .runtime.console import Parser, line_breaks, printable, run, seed
 from .runtime.devices import device
@@ -62,7 +64,7 @@ def arguments(argv) -> argparse.Namespace:
         help="sample from the fewest tokens whose probabilities add up to P")
     add("--seed", type=seed, default=0, help="of sampling")
     for command in (i, e, m):
-        command.add_argument("adapter", metavar="ADAPTER", help="its folder")
+        command.add_argument("folder", metavar="ADAPTER", help="its folder")
     for command in (e, m):
         command.add_argument("out", metavar="OUT", help="the folder to write")
     return p.parse_args(argv)
@@ -109,14 +111,14 @@ def complete(args) -> None:
 
 def inspect(args) -> None:
     """Print the content of an adapter folder; on its own base also the text near to a prompt."""
-    folder = Path(args.adapter)
+    folder = Path(args.folder)
     base, base_folder = open_base(args)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
     if (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         tuned = GPT.from_pretrained(folder)
         size = sum(p.numel() for p in tuned.parameters())
-        print(f"{folder}\n  {'method':<20}full, or a base: {size:,} parameters, {tuned.config}")
+        print(f"{folder}\n  {'method':<20}{WHOLE}, or a base: {size:,} parameters, {tuned.config}")
         return
     for part in read_combination(folder, METHODS) or [""]:
         inspect_one(args, folder / part, base, base_folder)
@@ -125,12 +127,12 @@ def inspect(args) -> None:
 def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     config, stored = read_adapter(folder)
     tensors, kind, theirs = dict(stored), config.get("peft_type"), stored.notes.get("base")
-    method = next((name for name, method in METHODS.items() if kind in method.peft_types),
-                  f"unknown here ({kind})")
+    method = next((method for method in METHODS.values() if kind in method.peft_types), None)
     is_ours = theirs in (None, fingerprint(base))
     which = f"{str(theirs)[:12]}, {'which is' if is_ours else 'not'} {args.base}"
-    lines = {"method": method}
-    lines |= {name: config[name] for name in SHOWN if config.get(name) is not None}
+    lines = {"method": method.name if method else f"unknown here ({kind})"}
+    fields = [name for name in method.hyperparameters if name in method.config_fields()] if method else []
+    lines |= {name: config[name] for name in fields if config.get(name) is not None}
     lines["parameters"] = f"{sum(t.numel() for t in tensors.values()):,}"
     lines["size"] = f"{stored.path.stat().st_size / 1000:,.1f} KB ({stored.path.name})"
     lines |= {"base": "not recorded" if theirs is None else which, "tensors": ""}
@@ -143,12 +145,13 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
     fits = config.get("token_dim") == base.config.n_embd and is_ours
-    if fits and method in ("prompt", "hard-prompt"):
+    if fits and method and is_prompt(method, base.config):
         print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
-SHOWN = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "target_modules",  # config fields
-         "bottleneck_size", "placement", "adapter_len", "adapter_layers", "gate")
+def is_prompt(method: type[Method], c: GPTConfig) -> bool:
+    """True for a method whose virtual tokens are in slot 1 and can be named: a level of the ladder."""
+    return hasattr(method, "ladder_value") and bool(method.cost(c, 1, **method.with_defaults(c, {})).prompt)
 
 
 def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
@@ -184,12 +187,12 @@ def typical_distance(base: GPT) -> float:
 
 
 def export(args) -> None:
-    kind = export_adapter(open_base(args)[0], args.adapter, args.out)
+    kind = export_adapter(open_base(args)[0], args.folder, args.out)
     print(f"{args.out}: {kind}, which peft.PeftModel.from_pretrained(base, {args.out!r}) opens")
 
 
 def import_(args) -> None:
-    model = load_adapter(open_base(args)[0], args.adapter)
+    model = load_adapter(open_base(args)[0], args.folder)
     model.save(args.out)
     size = sum(t.numel() for t in model.method.tensors().values())
     print(f"{args.out}: {model.method.name}, {size:,} parameters, fits {args.base}")

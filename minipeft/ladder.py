@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import Error, check_shape
+from .checks import Error, check_base, check_shape, described
 from .model import GPT
 
 Hooks = list[dict[str, Callable[..., Tensor]]] | None  # for each block: f(input, output) by name
@@ -25,8 +25,9 @@ Hooks = list[dict[str, Callable[..., Tensor]]] | None  # for each block: f(input
 
 def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
     """Hard → soft: tokens (P,) int64 -> their embeddings (1, P, C). Raises Error for ids outside the vocabulary."""
-    if tokens.dim() != 1 or tokens.dtype != torch.int64:
-        raise Error(f"tokens must be (P,) int64, not {tuple(tokens.shape)} {tokens.dtype}")
+    check_base(base)
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
+        raise Error(f"tokens must be (P,) int64, not {described(tokens)}")
     V = base.config.vocab_size
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < V:
         raise Error(f"token ids must lie in 0 … {V - 1}, but they span {int(tokens.min())} … {int(tokens.max())}")
@@ -38,7 +39,8 @@ def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
 
     hooks: as in GPT.hidden, for a prompt that was tuned with them; the next step needs them too.
     """
-    _check_virtual(base, "prompt", prompt, (1, "P", base.config.n_embd))
+    check_base(base)
+    _check_virtual(base, "soft prompt", prompt, (1, "P", base.config.n_embd))
     x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
     inputs = []
     for block, block_hooks in zip(base.h, hooks or [None] * len(base.h), strict=True):
@@ -49,7 +51,8 @@ def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
 
 def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: Hooks = None) -> Tensor:
     """Hidden → prefix: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), through each block's own ln_1 and projections."""
-    _check_virtual(base, "hidden", hidden, (base.config.n_layer, 1, "P", base.config.n_embd))
+    check_base(base)
+    _check_virtual(base, "hidden prefix", hidden, (base.config.n_layer, 1, "P", base.config.n_embd))
     hidden = hidden.to(base.wte.weight.dtype)
     _, rope = base.add_positions(hidden[0])
     layers = []
@@ -69,7 +72,7 @@ def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
 
     The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down.
     """
-    dims = {"prompt": 3, "hidden": 4, "kv": 6}[level]
+    dims = dict(prompt=3, hidden=4, kv=6)[level]
     step = {1: prompt_from_tokens, 3: hidden_from_prompt, 4: prefix_from_hidden}
     while x.dim() < dims and x.dim() in step:
         x = step[x.dim()](base, x)

@@ -54,10 +54,11 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=30, help="profiled steps of each (default: 30)")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = p.parse_args()
+    config = replace(PRESETS["nano"], position="learned")
     s = peers.PeersSettings(
         preset="nano",
-        config=replace(PRESETS["nano"], position="learned"),
-        methods=peers.METHODS,
+        config=config,
+        methods=tuple(peers.in_both(config)),
         num_virtual_tokens=20,
         batch_size=4,
         seq_len=128,

@@ -119,10 +119,10 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
         for part, title, formula, unit in (
                 ("memory", "memory to train", accounting.TrainBytes._fields, "bytes"),
                 ("step", "a training step", accounting.Flops._fields, "FLOPs")):
-            known["full"] = of_full[part]
+            known[WHOLE] = of_full[part]
             step(title, sum(map(symbols.symbol, formula)), unit, part)
             if not full:
-                step("beside full fine-tuning", symbols.symbol(part) / symbols.symbol("full"), "times")
+                step("beside full fine-tuning", symbols.symbol(part) / symbols.symbol(WHOLE), "times")
     used = {str(x) for formula in (base, trained, stored) for x in formula.free_symbols}
     return {"hyperparameters": d.sizes, "symbols": {x: values[x] for x in symbols.GLOSSARY if x in used & set(values)},
             "steps": steps}

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accounting import step_flops
+from ..accounting.parameters import declared
 from ..accounting.shapes import PRESETS
+from ..accounting.storage import files
 from ..attach import adapt
 from ..checks import Error
-from ..methods.lora import lora_targets
+from ..config import GPTConfig
+from ..methods import METHODS, WHOLE
 from ..model import GPT
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
@@ -32,7 +35,6 @@ from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
 from .measure import MS, MatmulRate, cell, columns, first_line, header, milliseconds, peak_bytes, restart_peak, time_all
 
-METHODS = ("full", "prompt", "prefix", "lora")  # of both libraries
 RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
 
 
@@ -48,8 +50,7 @@ class PeersSettings(flags.WorkSettings):
 def add_flags(p: Parser) -> None:
     flags.add_base_flags(p, "gpt2")
     add = p.add_argument_group("methods").add_argument
-    add("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-        help=f"of {', '.join(METHODS)}")
+    add("--methods", nargs="+", metavar="METHOD", help="some that both libraries have (default: all of them)")
     add("--num-virtual-tokens", type=int, default=20, metavar="P",
         help="length of prompt and prefix")
     add = flags.add_batch_flags(p, 4, 128).add_argument
@@ -63,10 +64,6 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> PeersSettings:
     """Raises Error for a method that one library lacks, and for sizes that do not fit."""
-    for method in args.methods:
-        if method not in METHODS:
-            raise Error(f"--methods must be of {', '.join(METHODS)}, which both libraries have, "
-                        f"not {method!r}")
     if not 0 < args.supervised <= 1:
         raise Error(f"--supervised must be above 0 and at most 1, not {args.supervised:g}")
     config = PRESETS[args.preset]
@@ -75,7 +72,30 @@ def settings(args: argparse.Namespace) -> PeersSettings:
     if args.num_virtual_tokens < 1:
         raise Error(f"--num-virtual-tokens must be at least 1, not {args.num_virtual_tokens}")
     flags.check_fits(args.num_virtual_tokens, args.seq_len, config)
+    both = in_both(config)
+    args.methods = args.methods or both
+    for method in args.methods:
+        if method not in both:
+            raise Error(f"--methods must be of {', '.join(both)}, which both libraries have, not {method!r}")
     return flags.from_flags(PeersSettings, args, config)
+
+
+def extras():
+    """The modules peft and transformers. Raises Error without them."""
+    try:
+        import peft
+        import transformers
+    except ImportError:
+        raise Error("bench.py peers compares with peft and transformers: "
+                    "pip install -r requirements-extra.txt") from None
+    return peft, transformers
+
+
+def in_both(c: GPTConfig) -> list[str]:
+    """The methods of both libraries on this shape: full fine-tuning, and those whose adapters PEFT opens."""
+    known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
+    return [name for name, m in METHODS.items() if not m.freezes_base
+            or (m.peft is None and files(c, declared(c, name, {})).config["peft_type"] in known)]
 
 
 def batch(s: PeersSettings) -> tuple[Tensor, Tensor]:
@@ -105,17 +125,11 @@ def ours(s: PeersSettings, method: str, base: GPT, compile: bool) -> Rival:
 
 
 def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool) -> Rival:
-    import peft
-
     base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
-    kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig,
-             "lora": peft.LoraConfig}
-    if method in kinds:
-        h = hyperparameters(s, method)
-        if method == "lora":
-            h |= {"target_modules": list(lora_targets(s.config)),
-                  "fan_in_fan_out": s.config.projections == "joined"}
-        base = peft.get_peft_model(base, kinds[method](task_type="CAUSAL_LM", **h))
+    if method != WHOLE:
+        saved = files(s.config, declared(s.config, method, hyperparameters(s, method))).config
+        peft, _ = extras()
+        base = peft.get_peft_model(base, peft.get_peft_config(saved | {"inference_mode": False}))
     for module in base.train().modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -127,7 +141,8 @@ def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool) -> Riv
 
 
 def hyperparameters(s: PeersSettings, method: str) -> dict:
-    return {"full": {}, "lora": {"r": 8}}.get(method, {"num_virtual_tokens": s.num_virtual_tokens})
+    """P of a method that has virtual tokens; the others have their default sizes."""
+    return {"num_virtual_tokens": s.num_virtual_tokens} if "num_virtual_tokens" in METHODS[method].sizes() else {}
 
 
 def train_step(rival: Rival) -> Tensor:
@@ -140,12 +155,7 @@ def train_step(rival: Rival) -> Tensor:
 
 def build(s: PeersSettings, method: str, name: str) -> Rival:
     """A rival with its own copy of the same weights. Raises Error without the extras."""
-    try:
-        import peft  # noqa: F401
-        import transformers
-    except ImportError:
-        raise Error("bench.py peers compares with peft and transformers: "
-                    "pip install -r requirements-extra.txt") from None
+    _, transformers = extras()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(s.seed)
@@ -163,8 +173,8 @@ def build(s: PeersSettings, method: str, name: str) -> Rival:
 @torch.no_grad()
 def same_start(mine: Rival, peft: Rival, method: str) -> None:
     """Copy PEFT's initial values of the trained parameters; full has the same weights already."""
-    for p, initial in () if method == "full" else zip(mine.trained, peft.trained, strict=True):
-        p.copy_(initial)
+    for p, initial in () if method == WHOLE else zip(mine.trained, peft.trained, strict=True):
+        p.copy_(initial.view_as(p))
 
 
 def train_two_steps(s: PeersSettings, method: str, name: str) -> None:

@@ -125,9 +125,7 @@ def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder
         if row.kind == "copied":
             return [Decoder(base, idx, Slots(), steps, copied=Prefix(k, v))]
         return [Decoder(base, idx, Slots(prefix=Prefix(k, v)), steps)]
-    method, h = "lora", {"r": 8}
-    if row.kind == "prefix tasks":
-        method, h = "prefix", {"num_virtual_tokens": row.P}
+    method, h = row.kind.removesuffix(" tasks"), {"num_virtual_tokens": row.P} if row.P else {}
     bank = TaskBank(base, {str(i): adapt(base, method, **h) for i in range(row.n)})
     rows = bank.rows([str(i % row.n) for i in range(s.batch_size)])
     return [Decoder(base, idx, rows.slots(), steps)]

@@ -1,6 +1,6 @@
 """Every way of tuning, by name: one line a method, in the order of METHODS."""
 
-# ruff: noqa: I001  (the order is the one in which tables, figures and combinations have the methods)
+# ruff: noqa: F401, I001  (the order is the one in which tables, figures and combinations have the methods)
 
 from ..checks import Error
 from .base import Method
@@ -12,13 +12,20 @@ from .lora import LoRA
 from .bottleneck_adapter import BottleneckAdapter
 from .llama_adapter import LlamaAdapter
 
-_CLASSES = [x for x in list(globals().values()) if isinstance(x, type) and issubclass(x, Method) and x is not Method]
-METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
-WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base)  # full fine-tuning
 
-for field, values in (("name", [m.name for m in _CLASSES]), ("peft_type", [x for m in _CLASSES for x in m.peft_types])):
-    if twice := {x for x in values if values.count(x) > 1}:
-        raise Error(f"two methods have the {field} {', '.join(twice)}")
+def registry(classes: list[type[Method]]) -> dict[str, type[Method]]:
+    """{name: method}. Raises Error where two methods share a name or a peft_type."""
+    owners: dict[tuple[str, str], type[Method]] = {}
+    for method in classes:
+        for field, value in [("name", method.name), *(("peft_type", x) for x in method.peft_types)]:
+            if (other := owners.setdefault((field, value), method)) is not method:
+                raise Error(f"{other.__name__} and {method.__name__} both have the {field} {value!r}")
+    return {method.name: method for method in classes}
+
+
+METHODS = registry([x for x in list(globals().values())
+                    if isinstance(x, type) and issubclass(x, Method) and x is not Method])
+WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base)  # full fine-tuning
 
 
 def method_class(name: str) -> type[Method]:

@@ -4,6 +4,7 @@ import argparse
 import typing
 from typing import Any, NamedTuple
 
+from ..checks import Error
 from ..methods import METHODS, method_class
 from ..methods.base import WIDE, Method, Start, Tokens
 from ..runtime.console import Parser
@@ -24,48 +25,80 @@ CHOSEN = {  # flags for an argument of the type Tokens
     "search": {"type": int, "metavar": "P", "help": "also search for P tokens along the gradient, for --steps steps"}}
 
 
-def _flags(method: type[Method]) -> dict[str, Flag]:
-    """The flags of one method, from the signature of its __init__ and its help texts."""
+def flags_from(method: type[Method]) -> dict[str, Flag]:
+    """The flags of one method, from the signature of its __init__ and its help texts.
+
+    Raises Error for a hyper-parameter of a type that no flag can have.
+    """
     found, hints = {}, typing.get_type_hints(method.__init__, include_extras=True)
     for name, p in method.arguments().items():
-        hint, spec = hints[name], method.hyperparameters[name]
-        has_none = p.default is None or p.default is False
-        text = spec.help if "(default" in spec.help or has_none else f"{spec.help} (default: {p.default})"
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+        hint, spec = hints.get(name), method.hyperparameters[name]
         if hint == Tokens:
             found |= {flag: Flag(name, settings) for flag, settings in CHOSEN.items()}
             continue
-        how: dict[str, Any] = {"type": kinds[0], "metavar": spec.symbol.upper() or name.rpartition("_")[2].upper()}
         if hint == Start:
-            how = {"choices": ("random", "vocab")}
             found |= {flag: Flag(name, settings) for flag, settings in STARTS.items()}
-        elif typing.get_origin(hint) is typing.Literal:
-            how = {"choices": kinds}
-        elif hint is bool:
-            how = {"action": "store_true", "default": None}
-        elif str in kinds:
-            how = {"nargs": "+", "metavar": how["metavar"]}
-        found[name] = Flag(name, how | {"help": text})
+        has_none = p.default is None or p.default is False
+        text = spec.help if "(default" in spec.help or has_none else f"{spec.help} (default: {p.default})"
+        found[name] = Flag(name, {**_settings(method, name, hint, p.default), "help": text})
     return found
 
 
-METHOD_FLAGS = {name: _flags(method) for name, method in METHODS.items()}
-ALL_FLAGS = {flag: how for flags in METHOD_FLAGS.values() for flag, how in flags.items()}
+def _settings(method: type[Method], name: str, hint: Any, default: Any) -> dict[str, Any]:
+    """argparse's settings for an argument of this type."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+    shown = {"metavar": method.hyperparameters[name].symbol.upper() or name.rpartition("_")[2].upper()}
+    if hint == Start:
+        return {"choices": ("random", "vocab")}
+    if typing.get_origin(hint) is typing.Literal:
+        return {"choices": kinds}
+    if hint is bool and not default:
+        return {"action": "store_true", "default": None}
+    if {list[str], tuple[str, ...]} & set(kinds):
+        return {"nargs": "+", **shown}
+    if kinds in ([int], [float], [str]):
+        return {"type": kinds[0], **shown}
+    raise Error(f"no flag can set {name} of {method.name!r}: its type must be int, float, str, list[str], a Literal, "
+                f"Start, Tokens, or bool with False as its default")
+
+
+def merged(flags: dict[str, dict[str, Flag]]) -> dict[str, Flag]:
+    """The flags of all methods, {method: its flags}. Raises Error where two need one flag for different values."""
+    every: dict[str, Flag] = {}
+    for method, of_method in flags.items():
+        for name, flag in of_method.items():
+            first, second = ({**f.settings, "help": "", "metavar": ""} for f in (every.get(name, flag), flag))
+            if first != second:
+                other = next(m for m in flags if name in flags[m])
+                raise Error(f"{as_flag(name)} takes another type of value for {other!r} than for {method!r}: "
+                            "one of the hyper-parameters needs another name")
+            every.setdefault(name, flag)
+    return every
+
+
+def as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+METHOD_FLAGS = {name: flags_from(method) for name, method in METHODS.items()}
+ALL_FLAGS = merged(METHOD_FLAGS)
 LADDER = tuple(name for name, method in METHODS.items() if hasattr(method, "ladder_value"))  # the levels of --climb
 SET_BY_CLIMB = ("num_virtual_tokens", "prefix_projection", "init", *STARTS)
 
 
 def add_method_flags(parser, flags: dict[str, Flag], **settings) -> None:
-    """Add flags to a parser or group; settings override a flag's own."""
+    """Add flags to a parser or group; settings override a flag's own. Raises Error where the parser has one
+    of that name already."""
     starts = {flag.argument for name, flag in flags.items() if name in STARTS}
     exclusive = parser.add_mutually_exclusive_group() if starts else parser
     for name, flag in flags.items():
         where = exclusive if flag.argument in starts else parser
-        where.add_argument(as_flag(name), **flag.settings | settings)
-
-
-def as_flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        try:
+            where.add_argument(as_flag(name), **flag.settings | settings)
+        except argparse.ArgumentError:
+            owners = " and ".join(method for method in METHOD_FLAGS if name in METHOD_FLAGS[method])
+            raise Error(f"{as_flag(name)} is a flag of the script itself: the hyper-parameter {flag.argument} "
+                        f"of {owners} needs another name") from None
 
 
 def flags_of(methods) -> list[str]:

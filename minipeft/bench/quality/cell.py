@@ -15,6 +15,7 @@ from ...data.batches import draw
 from ...data.encoding import encode
 from ...data.tasks import INSTRUCTIONS, Example, find_task
 from ...data.tokenizer import ByteTokenizer
+from ...methods.hard_prompt import HardPrompt
 from ...model import GPT
 from ...training.evaluation import batches, evaluate
 from ...training.loop import Diverged, train
@@ -84,19 +85,19 @@ def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple
     """The model to train, its prompt or prefix initialised, and the first fields of the result;
     "steps_before" and "seconds_before" are of the soft prompt that a prefix starts from."""
     tokenizer, init, result = ByteTokenizer(), cell.start, {}
-    if cell.method == "hard-prompt" or init == {"rung": "hard-prompt"}:
+    if cell.method == HardPrompt.name or init == {"rung": HardPrompt.name}:
         candidates = [torch.tensor(tokenizer.encode(text)) for text in INSTRUCTIONS]
         scores, init = choose_wording(base, candidates, batches(dev, tokenizer), tokenizer)
         result["wording"] = scores[0]["wording"]
     elif isinstance(init, dict) and "text" in init:
         init = torch.tensor(tokenizer.encode(init["text"]))
     elif isinstance(init, dict):
-        prompt = adapt(base, "prompt", **cell.size)
+        prompt = adapt(base, init["rung"], **cell.size)
         result["steps_before"] = cell.steps // 2
         start = time.perf_counter()
         train(prompt, batch, result["steps_before"], init["lr"])
         result["seconds_before"] = time.perf_counter() - start
         init = prompt.method.ladder_value().detach()
         prompt.detach()
-    given = {} if init is None else {"tokens" if cell.method == "hard-prompt" else "init": init}
+    given = {} if init is None else {"tokens" if cell.method == HardPrompt.name else "init": init}
     return adapt(base, cell.method, **cell.size, **given), result

@@ -7,6 +7,7 @@ import torch
 from ...accounting.shapes import EMBEDDED
 from ...data.tasks import DIGITS
 from ...files.atomic import write_json
+from ...methods import METHODS, WHOLE
 from .. import cost
 from .studies import BASE, cell, methods, row
 
@@ -24,8 +25,8 @@ def measure(lines: Path, device: str) -> None:
     if place(lines).exists():
         return
     torch.set_num_threads(1)  # as in the cells
-    cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if c.method != "hard-prompt"}
-    batch_size = cell("full", "reverse", {}).batch_size
+    cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if METHODS[c.method].trains()}
+    batch_size = cell(WHOLE, "reverse", {}).batch_size
     s = cost.CostSettings(preset=BASE, config=EMBEDDED[BASE], methods=(), num_virtual_tokens=(),
                           batch_size=batch_size, seq_len=SEQ_LEN, steps=STEPS, seed=0, device=device,
                           dtype="float32", compile=False)

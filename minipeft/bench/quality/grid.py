@@ -85,7 +85,7 @@ def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
     if like is None:
         return cell
     if cell.start == PROMPT_RUNG:
-        prompt = replace(like, method="prompt")
+        prompt = replace(like, method=PROMPT_RUNG["rung"])
         cell = replace(cell, start={**PROMPT_RUNG, "lr": chosen(lines, prompt)})
     return replace(cell, lr=chosen(lines, like))
 
@@ -162,6 +162,6 @@ def done(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str
 def seconds(cell: Cell) -> float:
     """Rough time of a cell on one CPU core, for the order and the progress bar only."""
     config, virtual = (EMBEDDED | PRESETS)[cell.base], cell.size.get("num_virtual_tokens", 0)
-    tokens = (80 if cell.task == "e2e" else 20) + virtual * (cell.method == "prompt")
+    tokens = (80 if cell.task == "e2e" else 20) + virtual * (cell.method == PROMPT_RUNG["rung"])
     flops = 6 * cell.batch_size * tokens * base_parameters(config)
     return (cell.steps if cell.lr else 100) * (0.004 * config.n_layer + flops / 7e10)
