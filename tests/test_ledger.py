@@ -162,7 +162,8 @@ def test_a_row_of_the_ledger_is_what_its_parts_say(shape, method, h):
     assert (row["trained"], row["stored"]) == accounting.count(config, method, **h)
     assert row["base_parameters"] == accounting.base_parameters(config)
     assert (row["flops_forward"], row["flops_backward"]) == accounting.flops(config, method, B, T, **h)
-    assert row["step_flops"] == (METHODS[method].trains() and accounting.step_flops(config, method, B, T, **h))
+    trains = METHODS[method].trains()
+    assert row["step_flops"] == (accounting.step_flops(config, method, B, T, **h) if trains else 0)
     for name, value in accounting.inference(config, method, B, T, **h)._asdict().items():
         assert row[f"inference_{name}"] == value
     for name, value in accounting.train_bytes(config, method, B, T, **h)._asdict().items():
@@ -201,7 +202,7 @@ def test_a_frozen_weight_spares_one_pass_of_three(method):
     assert bare == (method == "llama-adapter")
     assert passes[method].count(1) <= (bare + 1) * len(linears(gpt2))
     ratio = sum(accounting.flops(gpt2, "full", 1, 256)) / sum(accounting.flops(gpt2, method, 1, 256))
-    assert 1.4 < ratio < (1.55 if bare else 1.5)
+    assert 1.4 < ratio < 3 / (2 - (bare + 1) / gpt2.n_layer)  # two passes of three, one in the lowest blocks
 
 
 def test_a_frozen_block_of_gpt2_saves_10_of_16():
