@@ -11,6 +11,7 @@ from .prefix_tuning import PrefixTuning
 from .lora import LoRA
 from .bottleneck_adapter import BottleneckAdapter
 from .llama_adapter import LlamaAdapter
+from .bitfit import BitFit
 
 
 def registry(classes: list[type[Method]]) -> dict[str, type[Method]]:
