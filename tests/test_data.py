@@ -178,6 +178,8 @@ def test_batches_of_about_one_length_hold_little_padding_and_differ_every_epoch(
         (b'[{"text": "a"}]\n{"text": "b"}', "line 2: something follows the end of the array"),
         (b'[{"text": "a"}, {"text": null}]', 'line 1: "text" must be a string, not null'),
         (b"[]", "holds no examples"),
+        (b'[{"text": "a"},\n]', "line 2 is not JSON: Expecting value"),
+        (b'[,{"text": "a"}]', "line 1 is not JSON: Expecting value"),
         (b'{"input": "a", "target": ""}\n', "line 1 has an empty target"),
         (b'{"input": "\xff", "target": "b"}\n', "not UTF-8"),
         (b"[" * 100000, "line 1 is not JSON"),

@@ -142,7 +142,8 @@ def _objects(path: Path) -> Iterator[tuple[str, dict]]:
                 raise Error(f"{where}: the array is not closed, so the file may be torn")
             return
         c = text[i]
-        if c == "[" and not before or is_array and (c == "]" != before or c == "," and before == "{"):
+        is_mark = c == "]" and before in ("[", "{") or c == "," and before == "{"
+        if c == "[" and not before or is_array and is_mark:
             before, is_array, i = c, True, i + 1
         elif before == "]":
             raise Error(f"{where}: something follows the end of the array")

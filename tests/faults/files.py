@@ -149,20 +149,30 @@ def contents(path: Path, notes: dict, forged: dict, untouched: Path | None) -> d
     return tensors_of(untouched) if forged and untouched is not None else None
 
 
+def values(text: str):
+    """The JSON values of a text, one after the other."""
+    while text:
+        value, end = json.JSONDecoder().raw_decode(text)
+        yield value
+        text = text[end:].strip()
+
+
 def rows(path: Path) -> list[Example]:
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix in (".jsonl", ".json"):
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        lines = [json.loads(line) for line in lines if line.strip()]
+        lines = json.loads(text) if text.strip()[:1] == "[" else list(values(text.strip()))
         talks = [[(m["role"], m["content"]) for m in line["messages"]] if "messages" in line else line
                  for line in lines]
         return [
             Example(t[-2][1], t[-1][1], tuple(t[:-2])) if isinstance(t, list)
+            else Example(t["prompt"], t["completion"]) if "prompt" in t
             else Example(t["input"], t["target"]) if "input" in t or "target" in t else Example(None, t["text"])
             for t in talks
         ]
-    dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
-    table = [row for row in csv.reader(io.StringIO(text, newline=""), dialect) if row]
+    if path.suffix == ".tsv":
+        table = [line.split("\t") for line in text.replace("\r", "\n").split("\n") if line]
+    else:
+        table = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     names = ("input", "target") if "input" in table[0] else ("mr", "ref")
     return [Example(*(row[table[0].index(name)] for name in names)) for row in table[1:]]
 

@@ -134,7 +134,8 @@ def build(root: Path) -> list[Original]:
     write_tokenizer(folder := add("tokenizer", "bpe", "minipeft"))
     made[-1].held.append(library_tokenizer(folder))
     for name, lines in data_files().items():
-        folder = add("data", name, "minipeft", Held({}, [Example(*row) for row in ROWS]))
+        held = [Example(*row) for row in ROWS if name != "tsv" or "\n" not in row[1]]
+        folder = add("data", name, "minipeft", Held({}, held))
         (folder / made[-1].file).write_text(lines, encoding="utf-8", newline="")
     return made
 
@@ -142,15 +143,14 @@ def build(root: Path) -> list[Original]:
 def data_files() -> dict[str, str]:
     table = io.StringIO(newline="")
     csv.writer(table).writerows([("input", "target"), *ROWS])
-    tabs = io.StringIO(newline="")
-    csv.writer(tabs, "excel-tab").writerows([("mr", "ref"), *ROWS])
     pairs = "".join(json.dumps({"input": a, "target": b}) + "\n" for a, b in ROWS)
     talk = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}]
             for a, b in ROWS]
     return {
         "jsonl": pairs,
         "csv": table.getvalue(),
-        "tsv": tabs.getvalue(),
+        "tsv": "".join("\t".join(row) + "\r\n" for row in [("mr", "ref"), *ROWS[:2], *ROWS[3:]]),
+        "json-array": json.dumps([{"prompt": a, "completion": b} for a, b in ROWS], indent=1),
         "json-talk": "\n".join(json.dumps({"messages": t}) for t in talk),
     }
 
