@@ -6,7 +6,7 @@ import torch
 
 from . import accounting
 from .attach import Adapted
-from .checks import Error, shown
+from .checks import Error, check_base, shown
 from .files import huggingface
 from .files.atomic import file_exists
 from .files.peft import drop_embeddings, read_adapter, read_combination
@@ -20,6 +20,7 @@ from .model import GPT
 
 def fingerprint(base: GPT) -> str:
     """SHA-256 of a base's config and weights, the same for a copy of it in bfloat16."""
+    check_base(base)
     return huggingface.base_fingerprint(base.config, base.state_dict())
 
 
@@ -32,6 +33,7 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
     over all weights. Raises Error when files are missing, torn or changed, or belong to another
     base.
     """
+    check_base(base)
     folder = Path(folder)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
@@ -77,7 +79,7 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str, part: str | Non
         raise Error(f"{path}: {e}") from None
     expected = method.config(base)
     for name in ("token_dim", "num_layers", "num_attention_heads"):  # PEFT saves no fingerprint
-        if name in expected and config.get(name, expected[name]) != expected[name]:
+        if name in expected and config.get(name) not in (None, expected[name]):
             raise Error(f"{folder} was tuned for another base: {name} is {shown(config[name])}, "
                         f"this one has {expected[name]}")
     if expected["peft_type"] != kind:

@@ -129,6 +129,8 @@ def test_peft_adapters_name_the_shape_of_their_base(base, folder):
     tensors, safe = without_checksum(folder)
     stored_tensors.write_tensors(folder, "adapter_model", tensors, safe)
     load_adapter(base, folder)
+    edit(folder, lambda c: c.update(num_layers=None, token_dim=None))
+    load_adapter(base, folder)
     edit(folder, lambda c: c.update(num_layers=6, token_dim=24))
     refused(base, folder, f"another base: token_dim is 24, this one has {base.config.n_kv * 8}")
 
@@ -495,6 +497,8 @@ def test_json_that_is_large_deep_or_no_text_is_refused(tmp_path):
         path.write_bytes(data)
         with pytest.raises(Error, match=message):
             atomic.read_json(path)
+    path.write_text('{"a": "é"}', encoding="utf-8-sig")  # as editors on Windows save it
+    assert atomic.read_json(path) == {"a": "é"}
 
 
 def test_what_is_shown_of_a_file_is_short_and_on_one_line():

@@ -117,6 +117,66 @@ def test_we_open_what_transformers_saves(shape, tmp_path):
     same_answers(ours, theirs)
 
 
+FIELDS = {  # shape: fields of config.json that are set, and fields that are missing
+    "llama-absent": ("llama", {}, ["rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "head_dim"]),
+    "qwen2-absent": ("qwen2-untied", {}, ["rms_norm_eps", "max_position_embeddings", "tie_word_embeddings",
+                                          "use_sliding_window", "sliding_window", "layer_types", "hidden_act"]),
+    "gpt2-absent": ("gpt2", {}, ["n_inner", "layer_norm_epsilon", "activation_function", "tie_word_embeddings",
+                                 "scale_attn_weights", "scale_attn_by_inverse_layer_idx"]),
+    "llama-null": ("llama-tied", dict(rope_scaling=None, quantization_config=None, head_dim=None,
+                                      num_key_value_heads=None), []),
+    "qwen2-null": ("qwen2", dict(rope_scaling=None, sliding_window=None), ["layer_types"]),
+    "qwen2-types": ("qwen2", dict(layer_types=["full_attention"] * 3), []),
+    "llama-both-spellings": ("llama3", dict(rope_scaling=dict(
+        rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32)), []),
+    "llama-whole-rotation": ("llama", dict(partial_rotary_factor=1.0), []),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_fields_that_are_absent_null_or_double_mean_what_they_do_in_transformers(case, tmp_path):
+    shape, changes, absent = FIELDS[case]
+    theirs_of(shape).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if name not in absent}))
+    ours, theirs = GPT.from_pretrained(tmp_path), opened_by_transformers(tmp_path)
+    same_logits(ours, theirs)
+    eps = "layer_norm_epsilon" if shape == "gpt2" else "rms_norm_eps"
+    assert ours.config.layer_norm_epsilon == getattr(theirs.config, eps)
+    assert ours.config.block_size == theirs.config.max_position_embeddings
+
+
+def test_what_transformers_takes_for_false_may_be_null(tmp_path):
+    for shape, names in (("llama", ["attention_bias", "mlp_bias"]), ("qwen2", ["use_sliding_window"])):
+        base = base_of(shape)
+        base.save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(names)))
+        assert GPT.from_pretrained(tmp_path).config.resolved() == base.config.resolved()
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama-tied", "qwen2"])
+def test_a_model_saved_without_its_head_is_read(shape, tmp_path):
+    theirs = theirs_of(shape)
+    theirs.base_model.save_pretrained(tmp_path)  # "layers.0…" instead of "model.layers.0…"
+    same_logits(GPT.from_pretrained(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_weights_of_several_types_become_the_embeddings_type(shape, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    base = base_of(shape).bfloat16()
+    base.save_pretrained(tmp_path)
+    tensors = dict(StoredTensors(tmp_path, "model", {}))
+    tensors = {name: t.float() if t.dim() == 1 else t for name, t in tensors.items()}  # norms and biases
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    ours = GPT.from_pretrained(tmp_path)
+    assert all(torch.equal(t, base.state_dict()[name]) for name, t in ours.state_dict().items())
+    adapt(ours, "prompt").loss(torch.arange(8)[None], torch.arange(1, 9)[None]).backward()
+
+
 def test_past_the_first_positions_the_stretched_ones_differ(tmp_path):
     """The comparison above would pass if both libraries ignored rope_scaling."""
     ours = base_of("llama3")
@@ -297,6 +357,11 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only 'silu'"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True is not supported"),
         ({"model_type": "qwen2"}, "missing .*q_proj.bias|missing .*k_proj.bias"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
+         r"layer_types \['full_attention', 'sliding_attention'\] is not supported, only 'full_attention'"),
+        ({"layer_types": "sliding_attention"}, "layer_types 'sliding_attention' is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported, only 1"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "factor 0.25 is not supported"),
         ({"num_key_value_heads": 3}, "does not divide into groups"),
         ({"hidden_size": 64}, "does not fit"),
         ({"num_hidden_layers": "three"}, "n_layer must be a whole number"),
@@ -332,7 +397,7 @@ def test_a_quantised_base_is_refused_by_name(kind, settings, said, tmp_path):
     refused(tmp_path, f"config.json: the weights are .*{re.escape(said)}.*: take the unquantised model$")
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "max_position_embeddings", "rms_norm_eps"])
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "vocab_size"])
 def test_a_config_without_a_size_is_refused(name, llama_folder):
     config = json.loads((llama_folder / "config.json").read_text())
     del config[name]

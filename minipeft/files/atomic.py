@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict:
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise Error(f"{path} has {size:,} bytes: "
                         f"no JSON file here needs more than {MAX_JSON_BYTES:,}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except Error:
         raise
     except (OSError, ValueError, RecursionError) as e:

@@ -112,8 +112,12 @@ _SUPPORTED = {  # values of the settings that model.py implements; the first is 
     "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
              "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
              "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    "llama": {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
-    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    "llama": {"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None)},
+    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False, None)},
+}
+_IF_ABSENT = {  # of the fields that the weights do not tell; the others must be there
+    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    "qwen2": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6},
 }
 _CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -153,13 +157,20 @@ def _config_from_transformers(c: dict) -> GPTConfig:
         raise Error(f"model_type {shown(kind)} is not supported, "
                     f"only {', '.join(CONFIG_FIELDS)} and minipeft")
     _refuse_quantised(c.get("quantization_config"))
+    c = _IF_ABSENT.get(kind, {}) | c
     for name, values in _SUPPORTED[kind].items():
         if name in c and c[name] not in values:
-            raise Error(f"{name} {shown(c[name])} is not supported, "
-                        f"only {' or '.join(map(repr, values))}")
-    rope = {} if kind == "gpt2" else c.get("rope_parameters") or c.get("rope_scaling") or {}
+            allowed = " or ".join(repr(value) for value in values if value is not None)
+            raise Error(f"{name} {shown(c[name])} is not supported, only {allowed}")
+    layers = c.get("layer_types") or []
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+        raise Error(f"layer_types {shown(layers)} is not supported, only 'full_attention'")
+    # transformers 4 writes rope_scaling, 5 rope_parameters; it prefers the former too
+    rope = {} if kind == "gpt2" else c.get("rope_scaling") or c.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise Error(f"rope_scaling must be a JSON object or null, not {shown(rope)}")
+    if (part := rope.get("partial_rotary_factor", c.get("partial_rotary_factor"))) not in (None, 1):
+        raise Error(f"partial_rotary_factor {shown(part)} is not supported, only 1")
     sizes = {ours: value for theirs, ours in CONFIG_FIELDS[kind].items()
              if (value := rope.get(theirs, c.get(theirs))) is not None}
     if kind == "gpt2":
@@ -177,7 +188,7 @@ def _config_from_transformers(c: dict) -> GPTConfig:
 
 
 def _refuse_quantised(settings) -> None:
-    """Raise Error for weights in few bits, whatever program made them; settings: null for others."""
+    """Raise Error for weights in few bits; settings: config.json's, null for other weights."""
     if not settings:
         return
     settings = settings if isinstance(settings, dict) else {}
@@ -278,8 +289,8 @@ def _read_weights(files: StoredTensors, c: GPTConfig,
     """The tensors under our names. Raises Error for any that is missing, unknown or misshapen."""
     kind, shapes = architecture(c), base_tensors(c)
     ours = {stored_name(name, kind): name for name in shapes}
-    # GPT-2's released files leave out "transformer."
-    ours |= {theirs.removeprefix("transformer."): name for theirs, name in ours.items()}
+    # GPT-2's released files, and all that a model without its head saved, lack the outer prefix
+    ours |= {re.sub("^(transformer|model)[.]", "", theirs): name for theirs, name in ours.items()}
     weights, head, unknown = {}, None, []
     for theirs, t in files:
         if theirs.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
@@ -299,6 +310,8 @@ def _read_weights(files: StoredTensors, c: GPTConfig,
     if head is not None and not torch.equal(head, weights["wte.weight"]):
         raise Error(f"{files.path}: lm_head.weight differs from the embeddings, "
                     "but the config says that the head is tied to them")
+    for name in weights:  # some programs leave norms in float32, but a model computes in one type
+        weights[name] = weights[name].to(weights["wte.weight"].dtype)
     return weights
 
 
