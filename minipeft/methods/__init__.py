@@ -12,6 +12,7 @@ from .lora import LoRA
 from .bottleneck_adapter import BottleneckAdapter
 from .llama_adapter import LlamaAdapter
 from .bitfit import BitFit
+from .ia3 import IA3
 
 
 def registry(classes: list[type[Method]]) -> dict[str, type[Method]]:
