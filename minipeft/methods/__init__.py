@@ -13,6 +13,7 @@ from .bottleneck_adapter import BottleneckAdapter
 from .llama_adapter import LlamaAdapter
 from .bitfit import BitFit
 from .ia3 import IA3
+from .prefix_memory import PrefixMemory
 
 
 def registry(classes: list[type[Method]]) -> dict[str, type[Method]]:
