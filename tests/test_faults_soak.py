@@ -14,11 +14,17 @@ from tests.faults import soak
 pytestmark = pytest.mark.slow
 
 
+TINY = GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=16, position="rotary")
+KINDS = soak.kinds_of(TINY)
+TRAINED = sum(any(method.trains() for method in soak.methods_of(kind)) for kind in KINDS)
+FIRST = KINDS[0].name
+
+
 def short() -> dict:
-    """A soak of four turns of all methods, 9 steps each, on a tiny base."""
+    """A soak of four turns of all methods, a step for each that trains, on a tiny base."""
     torch.manual_seed(0)
-    base = GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=16, position="rotary"))
-    return soak.run(soak.Settings(36, seed=0, steps_per_round=1, batch_size=2, new_tokens=3), base)
+    s = soak.Settings(4 * TRAINED, seed=0, steps_per_round=1, batch_size=2, new_tokens=3)
+    return soak.run(s, GPT(TINY))
 
 
 def leaking(monkeypatch, name: str, leak) -> None:
@@ -33,15 +39,15 @@ def leaking(monkeypatch, name: str, leak) -> None:
 
 
 def test_every_method_has_its_turn():
-    names = [name for kind in soak.KINDS for name in ([kind.method] if isinstance(kind.method, str) else kind.method)]
-    assert set(names) == set(METHODS)
+    assert {method.name for kind in KINDS for method in soak.methods_of(kind)} == set(METHODS)
+    assert len({kind.name for kind in KINDS}) == len(KINDS) == len(METHODS) + 3
 
 
 def test_a_short_soak_is_flat():
     result = short()
-    assert result["leaks"] == [] and result["rounds"] == 4 * (len(soak.KINDS) + 1)
+    assert result["leaks"] == [] and result["rounds"] == 4 * (len(KINDS) + 1)
     assert [q["tensors"] for q in result["quarters"]] == 4 * [result["quarters"][0]["tensors"]]
-    assert result["curve"][-1][0] == 36 and len(result["curve"]) <= soak.POINTS
+    assert result["curve"][-1][0] == 4 * TRAINED and len(result["curve"]) <= soak.POINTS
     assert "verdict: flat" in soak.table(result)
 
 
@@ -81,18 +87,19 @@ def test_a_file_that_is_left_over_is_found(monkeypatch, name):
 
     def leave(_, folder):
         times.append(folder)
-        if len(times) > len(soak.KINDS):  # from the second turn on
+        if len(times) > len(KINDS):  # from the second turn on
             (folder / name).touch()
 
     leaking(monkeypatch, "load_adapter", leave)
-    message = f"step 10: after prompt the folder has other files than before, such as prompt/{name}"
+    step = TRAINED + METHODS[FIRST].trains()
+    message = f"step {step}: after {FIRST} the folder has other files than before, such as {FIRST}/{name}"
     with pytest.raises(Error, match=message):
         short()
 
 
 def test_a_base_that_changes_is_found(monkeypatch):
     leaking(monkeypatch, "load_adapter", lambda base, _: base.wte.weight.data[0, 0].add_(1e-6))
-    with pytest.raises(Error, match="prompt was loaded and detached, and the base is not what it was"):
+    with pytest.raises(Error, match=f"{FIRST} was loaded and detached, and the base is not what it was"):
         short()
 
 
@@ -101,11 +108,11 @@ def test_what_is_loaded_must_be_what_was_saved(monkeypatch):
 
     def damaged(base, folder):
         model = load(base, folder)
-        next(iter(model.method.tensors().values())).flatten()[0] += 1
+        next(iter(soak.tuned(model).values())).flatten()[0] += 1
         return model
 
     monkeypatch.setattr(soak, "load_adapter", damaged)
-    with pytest.raises(Error, match="step 1, prompt: the loaded tensors are not the saved ones"):
+    with pytest.raises(Error, match=f"{FIRST}: the loaded tensors are not the saved ones"):
         short()
 
 
@@ -146,7 +153,7 @@ def test_the_command_writes_its_file_and_fails_with_one_line(capsys, tmp_path, m
 
 def test_wrong_flags_are_refused_in_one_line(capsys, tmp_path):
     for argv, says in (
-        (("--steps", 100), "at least 360 steps"),
+        (("--steps", 100), f"at least {40 * TRAINED} steps"),
         (("--steps", "many"), "invalid int"),
         (("--seed", -1), "expected one argument|whole number"),
         (("--out", tmp_path), "is a folder"),

@@ -23,6 +23,7 @@ from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import FileTokenizer
 from minipeft.files import huggingface
+from minipeft.methods import METHODS
 from minipeft.model import GPT
 from minipeft.training.checkpoints import collect, restore
 from minipeft.training.run_folder import RunFolder
@@ -48,8 +49,11 @@ ADAPTERS = {
     "hard-prompt": ("gpt2", "hard-prompt", dict(tokens=torch.tensor([3, 1, 4, 1, 5]))),
     "lora+prefix": ("minipeft", ["lora", "prefix"], dict(r=2, num_virtual_tokens=3)),
 }
-PLAIN_FACTS = ("num_virtual_tokens", "r", "lora_alpha", "lora_dropout", "bottleneck_size", "placement",
-               "adapter_len", "adapter_layers")
+HERE = {method for _, method, _ in ADAPTERS.values() if isinstance(method, str)}
+ADAPTERS |= {name: ("gpt2", name, method.typical[0]) for name, method in METHODS.items()
+             if method.freezes_base and name not in HERE}
+PLAIN_FACTS = tuple(dict.fromkeys(field for method in METHODS.values() for field in method.config_fields()
+                                  if field != "target_modules"))  # whose names are PEFT's in the file
 TEXT = "name[The Eagle] said: 58213764 -> ääb 😀"
 ROWS = [("58213764", "46731285"), ("a, b", 'say "c"'), ("ü 😀", "line\nbreak"), ("", "d")]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -263,7 +267,7 @@ def of_base(base: GPT) -> Held:
 def of_adapter(model: Adapted) -> Held:
     parts = model.method.parts()
     tensors = {f"{part.name}/{name}": t.clone() for part in parts for name, t in part.tensors().items()}
-    return Held(tensors, {part.name: part.peft_config(model.base) for part in parts})
+    return Held(tensors, {part.name: part.config(model.base) for part in parts})
 
 
 def library_tokenizer(folder: Path) -> Held:

@@ -47,6 +47,7 @@ from minipeft.adapters import load_adapter
 from minipeft.attach import Adapted, adapt
 from minipeft.bench.measure import card_line, columns
 from minipeft.checks import Error
+from minipeft.config import GPTConfig
 from minipeft.data import NANO
 from minipeft.data.batches import TaskData
 from minipeft.data.encoding import collate
@@ -56,6 +57,8 @@ from minipeft.files.atomic import write_json
 from minipeft.files.tensors import digest
 from minipeft.inference.generation import generate
 from minipeft.inference.task_bank import TaskBank
+from minipeft.methods import METHODS
+from minipeft.methods.base import Method
 from minipeft.model import GPT
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
@@ -74,20 +77,21 @@ class Kind(NamedTuple):
     hyperparameters: dict
 
 
-KINDS = (
-    Kind("prompt", "prompt", {}),
-    Kind("prefix", "prefix", {}),
-    Kind("prefix-hidden", "prefix", {"space": "hidden"}),
-    Kind("prefix-projection", "prefix", {"prefix_projection": True}),
-    Kind("lora", "lora", {}),
-    Kind("adapter", "adapter", {}),
-    Kind("llama-adapter", "llama-adapter", {}),
-    Kind("lora+prefix", ["lora", "prefix"], {}),
-    Kind("hard-prompt", "hard-prompt", {"tokens": torch.tensor(list(b"reverse:"))}),
-    Kind("full", "full", {}),
-)
-MIXED = ("prompt", "prefix", "prefix-hidden", "prefix-projection", "lora", "lora+prefix",
-         "hard-prompt")  # those a TaskBank can mix
+def kinds_of(c: GPTConfig) -> list[Kind]:
+    """Every method with its defaults that this base can have, forms of a prefix, and a combination."""
+    found = []
+    for name, method in METHODS.items():
+        h = {"tokens": torch.tensor(list(b"reverse:"))} if "tokens" in method.arguments() else {}
+        with contextlib.suppress(Error):  # a method may refuse a base
+            method.shapes(c, **method.with_defaults(c, {}))
+            found.append(Kind(name, name, h))
+    return [*found, Kind("prefix-hidden", "prefix", {"space": "hidden"}),
+            Kind("prefix-projection", "prefix", {"prefix_projection": True}),
+            Kind("lora+prefix", ["lora", "prefix"], {})]
+
+
+def methods_of(kind: Kind) -> list[type[Method]]:
+    return [METHODS[name] for name in ([kind.method] if isinstance(kind.method, str) else kind.method)]
 
 
 @dataclass(frozen=True)
@@ -150,17 +154,19 @@ class Rounds:
         self.inputs = torch.tensor([list(record.prompt) for record in self.data.held_out])  # (2, T)
         self.before = self.state()
         self.step, self.files = 0, None
+        self.kinds = kinds_of(base.config)
+        self.mixed = [kind.name for kind in self.kinds if all(method.mixing is None for method in methods_of(kind))]
 
     def state(self) -> tuple[str, list[bool]]:
         return digest(self.base.state_dict()), [p.requires_grad for p in self.base.parameters()]
 
     def tune(self, kind: Kind) -> None:
         """One round. Raises Error when the base has changed, or the loaded model is not the tuned one."""
-        base = copy.deepcopy(self.base) if kind.method == "full" else self.base
+        base = self.base if all(m.freezes_base for m in methods_of(kind)) else copy.deepcopy(self.base)
         model = adapt(base, kind.method, **kind.hyperparameters)
         if any(True for _ in model.trainable_parameters()):
             self.train(model)
-        if kind.name == "lora":
+        if hasattr(model.method, "weight_changes"):
             model.merge()
             self.generate(model)
             model.unmerge()
@@ -189,9 +195,9 @@ class Rounds:
         return generate(model, self.inputs, self.s.new_tokens)
 
     def mix(self) -> None:
-        """Sample one batch in which every row has another of the MIXED adapters, or none."""
-        bank = TaskBank(self.base, {name: self.folder / name for name in MIXED})
-        tasks = [None, *MIXED]
+        """Sample one batch in which every row has another of the saved adapters that can be mixed, or none."""
+        bank = TaskBank(self.base, {name: self.folder / name for name in self.mixed})
+        tasks = [None, *self.mixed]
         inputs = self.inputs[:1].expand(len(tasks), -1)
         generate(bank.rows(tasks), inputs, self.s.new_tokens, 1.0, top_k=20, top_p=0.95,
                  stop_token=self.tokenizer.stops)
@@ -214,7 +220,7 @@ class Rounds:
 
 def run(s: Settings, base: GPT) -> dict:
     """All rounds, then the comparison of quarters. Raises Error at the first round that fails."""
-    trained = sum(kind.name != "hard-prompt" for kind in KINDS)
+    trained = sum(any(method.trains() for method in methods_of(kind)) for kind in kinds_of(base.config))
     if s.steps < (least := 4 * trained * s.steps_per_round):
         raise Error(f"a soak needs at least {least:,} steps, so that all methods run in every quarter, "
                     f"not {s.steps:,}")
@@ -224,7 +230,7 @@ def run(s: Settings, base: GPT) -> dict:
     with tempfile.TemporaryDirectory() as folder, bar:
         rounds = Rounds(s, base, Path(folder))
         while rounds.step < s.steps:
-            for kind in KINDS:
+            for kind in rounds.kinds:
                 if rounds.step == s.steps:
                     break
                 rounds.tune(kind)
@@ -239,7 +245,7 @@ def run(s: Settings, base: GPT) -> dict:
         files = len(rounds.files)
     quarters = [quarter(samples, s.steps, i) for i in range(4)]
     return {
-        "settings": {**vars(s), "kinds": [kind.name for kind in KINDS],
+        "settings": {**vars(s), "kinds": [kind.name for kind in rounds.kinds],
                      "parameters": sum(p.numel() for p in base.parameters())},
         "seconds": round(time.perf_counter() - start, 1),
         "rounds": len(samples),
