@@ -1,6 +1,7 @@
 """Flags of train.py and bench.py that set hyper-parameters: made from what the methods declare."""
 
 import argparse
+import types
 import typing
 from typing import Any, NamedTuple
 
@@ -46,20 +47,21 @@ def flags_from(method: type[Method]) -> dict[str, Flag]:
 
 def _settings(method: type[Method], name: str, hint: Any, default: Any) -> dict[str, Any]:
     """argparse's settings for an argument of this type."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] or [hint]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if is_union else [hint]
     shown = {"metavar": method.hyperparameters[name].symbol.upper() or name.rpartition("_")[2].upper()}
     if hint == Start:
         return {"choices": ("random", "vocab")}
-    if typing.get_origin(hint) is typing.Literal:
-        return {"choices": kinds}
-    if hint is bool and not default:
+    if len(kinds) == 1 and typing.get_origin(kinds[0]) is typing.Literal:
+        return {"choices": typing.get_args(kinds[0])}
+    if kinds == [bool] and not default:
         return {"action": "store_true", "default": None}
     if {list[str], tuple[str, ...]} & set(kinds):
         return {"nargs": "+", **shown}
     if kinds in ([int], [float], [str]):
         return {"type": kinds[0], **shown}
     raise Error(f"no flag can set {name} of {method.name!r}: its type must be int, float, str, list[str], a Literal, "
-                f"Start, Tokens, or bool with False as its default")
+                "Start, Tokens, or bool with False as its default")
 
 
 def merged(flags: dict[str, dict[str, Flag]]) -> dict[str, Flag]:
