@@ -88,7 +88,7 @@ class IA3(Method):
         """{name of a weight or bias of the base: the change to add to it}."""
         changes = {}
         for (name, *_), scale in zip(self._scales, self.tensors().values(), strict=True):
-            linear, change = base.get_submodule(name), scale.to(torch.promote_types(scale.dtype, torch.float32)) - 1
+            linear, change = base.get_submodule(name), scale - 1
             changes[f"{name}.weight"] = linear.weight * change
             if linear.bias is not None and ".attn." in name:
                 changes[f"{name}.bias"] = linear.bias * change.flatten()
