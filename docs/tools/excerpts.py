@@ -14,7 +14,7 @@ class Excerpt(NamedTuple):
 
 
 EXCERPTS = {
-    "code-prompt": Excerpt("model.py", "x = self.wte(idx)", "torch.cat([prompt"),
+    "code-prompt": Excerpt("model.py", "if prompt is not None:", "torch.cat([prompt"),
     "code-prefix": Excerpt("model.py", "self.qkv(x", "prefix_attention("),
     "code-textbook": Excerpt("attention.py", "keys = torch.cat", "scores = q"),
     "code-merge": Excerpt("fused.py", "lse = torch.logaddexp", "m_prefix - lse")}
