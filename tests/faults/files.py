@@ -103,6 +103,7 @@ def expected(original: Original, folder: Path, forged: dict | None) -> list[Held
         if found is None:  # as it was saved
             found = {name.partition("/")[2]: t for name, t in original.held[0].tensors.items()
                      if name.startswith(f"{part}/")}
+        found = {name: t.float() if t.is_floating_point() else t for name, t in found.items()}  # as it is trained
         tensors |= {f"{part}/{name}": t for name, t in found.items()}
         plain = {name: config[name] for name in PLAIN_FACTS if config.get(name) is not None}
         facts[part] = original.held[0].facts[part] if "config" in notes else plain
@@ -122,11 +123,14 @@ def of_base(original: Original, folder: Path, forged: dict) -> Held:
         if found is None:
             return Held(original.held[0].tensors, facts)
         for name, t in found.items():
-            ours, transposed = names.get(name) or names.get(f"transformer.{name}") or (name, False)
+            spellings = (name, f"transformer.{name}", f"model.{name}")
+            ours, transposed = next((names[n] for n in spellings if n in names), (name, False))
             if ours in tensors or (ours not in original.held[0].tensors and name != "lm_head.weight"):
                 return Held({}, facts)  # a name twice, or an unknown one: no reading is right
             if ours in original.held[0].tensors:
                 tensors[ours] = t.t() if transposed else t
+    if "wte.weight" in tensors:  # a model computes in one type
+        tensors = {name: t.to(tensors["wte.weight"].dtype) for name, t in tensors.items()}
     return Held(tensors, facts)
 
 
