@@ -597,6 +597,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(folder):
         tokenizer_for(299, folder)
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.model"])
+def test_a_tokenizer_of_an_older_kind_is_named(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(Error, match=f"has {name} and no tokenizer.json: save the tokenizer anew with transformers"):
+        tokenizer_for(300, tmp_path)
+
+
 def test_a_missing_package_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(Error, match="pip install tokenizers$"):

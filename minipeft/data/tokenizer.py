@@ -177,6 +177,11 @@ def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
     if folder not in (None, "nano") and file_exists(Path(folder) / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size)
     if vocab_size != ByteTokenizer.vocab_size:
+        older = [name for name in ("tokenizer.model", "vocab.json")
+                 if folder is not None and (Path(folder) / name).exists()]
+        if older:
+            raise Error(f"{folder} has {older[0]} and no tokenizer.json: save the tokenizer anew with "
+                        "transformers (AutoTokenizer.from_pretrained(folder).save_pretrained(folder))")
         raise Error(f"{folder or 'the base'} has {vocab_size} ids and no tokenizer.json: "
                     f"without one text is bytes, which needs {ByteTokenizer.vocab_size}")
     return ByteTokenizer()
