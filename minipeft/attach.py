@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .checks import Error
+from .checks import Error, check_base, check_shape, shown
 from .loss import linear_cross_entropy
 from .methods import METHODS, method_class
 from .methods.base import Method
@@ -104,6 +104,7 @@ class Adapted(nn.Module):
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, *self.slots())  # (B, T, C)
+        check_shape("targets", targets, idx.shape)
         return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
 
     @property
@@ -150,9 +151,9 @@ class Adapted(nn.Module):
     def parameter_groups(self, lr: float | None = None) -> list[dict]:
         """Groups for an optimizer: each part's parameters at its own default learning rate, or all at `lr`."""
         if not self.method.freezes_base:
-            lr = lr or self.method.default_learning_rate(self.base)
+            lr = self.method.default_learning_rate(self.base) if lr is None else lr
             return [{"params": list(self.base.parameters()), "lr": lr}]
-        groups = [{"params": list(part.parameters()), "lr": lr or part.default_learning_rate(self.base)}
+        groups = [{"params": list(part.parameters()), "lr": part.default_learning_rate(self.base) if lr is None else lr}
                   for part in self.method.parts()]
         return [group for group in groups if group["params"]]
 
@@ -183,9 +184,10 @@ def adapt(base: GPT, name: "str | list[str]", **hyperparameters: object) -> Adap
     each method gets the hyper-parameters it knows. Raises Error for an unknown method or
     hyper-parameter, values that do not fit the base, or methods that cannot be combined.
     """
-    names = [name] if isinstance(name, str) else list(name)
-    if not names:
-        raise Error(f"no method given: there are {', '.join(METHODS)}")
+    check_base(base)
+    names = list(name) if isinstance(name, (list, tuple)) else [name]
+    if not names or not all(isinstance(n, str) for n in names):
+        raise Error(f"no method given, but {shown(name)}: there are {', '.join(METHODS)}")
     classes = {n: method_class(n) for n in names}
     known = list(dict.fromkeys(p for method in classes.values() for p in method.arguments()))
     for key in hyperparameters:

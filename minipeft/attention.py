@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Error, check_attention
+from .checks import Error, check_attention, shown
 from .fused import causal_mask, fused_attention
 from .runtime.compiling import can_compile
 
@@ -40,10 +40,10 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
 
     Raises Error for shapes that do not fit together or an unknown backend.
     """
-    if backend not in BACKENDS:
-        raise Error(f"attention backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    if (prefix_k is None) != (prefix_v is None) or {q.dim(), k.dim(), v.dim()} != {4}:
-        raise Error("q, k and v must have 4 dimensions, and prefix_k and prefix_v go together")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise Error(f"attention backend must be one of {', '.join(BACKENDS)}, not {shown(backend)}")
+    if (prefix_k is None) != (prefix_v is None) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in (q, k, v)):
+        raise Error("q, k and v must be tensors of 4 dimensions, and prefix_k and prefix_v go together")
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
     check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)

@@ -1,7 +1,6 @@
 """The error every refusal raises, and the checks of arguments whose shapes and sizes must fit."""
 
 import reprlib
-import sys
 
 import torch
 
@@ -30,7 +29,13 @@ def shown(value) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def described(x) -> str:
+    """A tensor's shape and dtype, or the repr of anything else, for a message of one line."""
+    return f"{tuple(x.shape)} {str(x.dtype)[6:]}" if isinstance(x, torch.Tensor) else shown(x)
+
+
 SIZE_LIMIT = 2**31  # far above any model's sizes, and products of several sizes still print
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -43,9 +48,9 @@ def at_least_one(name: str, value: int) -> int:
 
 
 def positive(name: str, value: float) -> float:
-    """Return `value`. Raises Error unless it is a finite number above 0."""
+    """Return `value`. Raises Error unless it is a number above 0 that float32 can hold."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
+    if not number or not 0 < value <= FLOAT32_MAX:
         raise Error(f"{name} must be a positive number, not {shown(value)}")
     return value
 
@@ -56,21 +61,36 @@ def one_of(name: str, value, choices) -> None:
         raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {shown(value)}")
 
 
+def check_base(base) -> None:
+    """Raise Error unless `base` is a model.GPT."""
+    if not isinstance(base, torch.nn.Module) or not hasattr(base, "wte"):
+        raise Error(f"the base must be a GPT, as GPT.from_pretrained() opens it, not {shown(base)}")
+
+
 def check_shape(name: str, x: torch.Tensor, shape: tuple) -> None:
     """Raise Error unless x has this shape; a string in `shape` names a dimension of any size."""
-    fits = x.dim() == len(shape) and all(
+    fits = isinstance(x, torch.Tensor) and x.dim() == len(shape) and all(
         isinstance(want, str) or want == have for want, have in zip(shape, x.shape, strict=True))
     if not fits:
-        raise Error(f"{name} {tuple(x.shape)} must be ({', '.join(map(str, shape))})")
+        raise Error(f"{name} {described(x)} must be ({', '.join(map(str, shape))})")
+
+
+def check_tokens(idx, at_least: int = 1) -> None:
+    """Raise Error unless idx holds token ids (B, T), so many or more in a row."""
+    ids = isinstance(idx, torch.Tensor) and idx.dtype in (torch.int64, torch.int32)
+    if not ids or idx.dim() != 2 or idx.size(1) < at_least:
+        raise Error(f"idx {described(idx)} must be (B, T) int64{at_least * ' with at least one token to go on from'}")
 
 
 def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) -> None:
     """Raise Error unless the arguments have the shapes that `attention.prefix_attention` names."""
-    (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(-2)
+    for name, x in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
+        check_shape(name, x, ("B", "heads", "T", "hs"))
+    (B, nh, Tq, hs), (_, n_kv, Tk, _), P = q.shape, k.shape, prefix_k.size(2)
     if k.shape != v.shape or k.shape != (B, n_kv, Tk, hs):
         raise Error(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be (B, n_kv, Tk, hs) "
                     f"with q's B {B} and hs {hs}")
-    if nh % n_kv:
+    if not n_kv or nh % n_kv:
         raise Error(f"{nh} query heads do not divide into groups over {n_kv} key heads")
     if Tq > Tk:
         raise Error(f"queries are the last Tq of Tk positions, but Tq {Tq} > Tk {Tk}")
@@ -78,12 +98,11 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) ->
                                                                   (B, n_kv, P, hs)):
         raise Error(f"prefix_k {tuple(prefix_k.shape)} and prefix_v {tuple(prefix_v.shape)} must "
                     f"both be (1|B, n_kv, P, hs) with B {B}, n_kv {n_kv}, hs {hs}")
-    if gate is not None and gate.shape != (nh,):
-        raise Error(f"gate {tuple(gate.shape)} must hold one value per head: ({nh},)")
+    if gate is not None:
+        check_shape("gate, one value per head,", gate, (nh,))
     for name, x in (("prefix_length", prefix_length), ("length", length)):
-        if x is not None and (x.shape != (B,) or x.dtype != torch.int64):
-            raise Error(f"{name} must be ({B},) int64, one value per row, "
-                        f"not {tuple(x.shape)} {x.dtype}")
+        if x is not None and (not isinstance(x, torch.Tensor) or x.shape != (B,) or x.dtype != torch.int64):
+            raise Error(f"{name} must be ({B},) int64, one value per row, not {described(x)}")
     if gate is not None and prefix_length is not None:
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
 
@@ -93,14 +112,16 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
 
     cached: positions in the cache; hookable: the module names that hooks may have.
     """
-    if idx.dim() != 2:
-        raise Error(f"idx {tuple(idx.shape)} must be (B, T)")
+    check_tokens(idx, at_least=0 if prompt is not None else 1)
     (B, T), P = idx.shape, cached
     if prompt is not None:
-        if prompt.dim() != 3 or prompt.size(0) not in (1, B) or prompt.size(2) != c.n_embd:
+        check_shape("prompt", prompt, ("1|B", "P", c.n_embd))
+        if prompt.size(0) not in (1, B):
             raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd}) with B {B}")
         P += prompt.size(1)
     if prefix is not None:
+        if not isinstance(prefix, tuple) or len(prefix) != 4:
+            raise Error(f"prefix must be a tensor or a Prefix, not {described(prefix)}")
         k, v, gate, _ = prefix
         fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and len(k) <= c.n_layer
         if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
@@ -109,7 +130,8 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
         if gate is not None and gate.shape != (len(k), c.n_head):
             raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({len(k)}, {c.n_head})")
         P += k.size(3) if gate is None else 0
-    if hooks is not None and (len(hooks) != c.n_layer or not set().union(*hooks) <= set(hookable)):
+    listed = isinstance(hooks, (list, tuple)) and all(isinstance(of, dict) for of in hooks)
+    if hooks is not None and not (listed and len(hooks) == c.n_layer and set().union(*hooks) <= set(hookable)):
         raise Error(f"hooks must be one {{module name: function}} for each of {c.n_layer} layers, "
                     f"with names of {', '.join(hookable)}")
     if P + T > c.block_size:

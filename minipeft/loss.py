@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from .checks import Error
+from .checks import Error, described
 
 CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
@@ -31,9 +31,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or
     above; nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's.
-    Raises Error for targets outside the vocabulary; on a GPU, which would have to wait for the
-    check, the loss is nan.
+    Raises Error for targets that do not fit x or lie outside the vocabulary; on a GPU, which would
+    have to wait for that check, the loss is nan.
     """
+    if targets.dtype != torch.int64 or targets.shape != x.shape[:1]:
+        raise Error(f"targets {described(targets)} must be ({len(x)},) int64, one for each position")
     if not torch.compiler.is_compiling() and any(unpack_dual(y).tangent is not None for y in (x, weight)):
         raise _refused()
     device = x.device.type

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
-from .checks import check_slots
+from .checks import Error, check_slots
 from .config import GPTConfig, RopeScaling, hookable_modules
 from .files import huggingface
 from .runtime.compiling import can_compile, compiled
@@ -229,7 +229,11 @@ class GPT(nn.Module):
         if cache is not None:
             first = first + (cache.read if cache.length is None else cache.length)
 
-        x = self.wte(idx)  # (B, T, C)
+        try:
+            x = self.wte(idx)  # (B, T, C)
+        except IndexError:
+            raise Error(f"token ids must lie in 0 … {self.config.vocab_size - 1}, but they span "
+                        f"{int(idx.min())} … {int(idx.max())}") from None
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)

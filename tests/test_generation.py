@@ -201,6 +201,8 @@ def test_the_same_seed_draws_the_same_text(base, idx):
         (dict(temperature=float("nan")), "0 or above"),
         (dict(top_k=0), "at least 1, not 0"),
         (dict(top_p=0.0), "above 0 and at most 1"),
+        (dict(stop_token=[]), r"token ids in 0 … 96, not \[\]"),
+        (dict(stop_token=[3, 97]), r"token ids in 0 … 96, not \[3, 97\]"),
         (dict(lengths=torch.tensor([11, 12, 3])), "from 1 to 11"),
         (dict(lengths=torch.tensor([11, 3])), "one a row"),
         (dict(idx=torch.zeros(2, 0, dtype=torch.int64)), "at least one token"),
@@ -240,3 +242,11 @@ def test_logits_that_nothing_can_be_drawn_by_are_refused(bad):
     logits[1] = bad
     with pytest.raises(Error, match="not finite"):
         sample(logits, 1.0, None, 0.9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_model_that_gives_no_numbers_generates_nothing(bad, base, idx):
+    base.ln_f.weight.data.fill_(bad)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(Error, match="not finite"):
+            generate(base, idx, 2, temperature)

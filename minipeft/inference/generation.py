@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import Error
+from ..checks import Error, check_base, check_tokens, described, shown
 from ..model import GPT
 from ..slots import KVCache, Prefix, Slots
 
@@ -55,8 +55,9 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
            stop_token: "int | list[int] | None" = None,
            lengths: Tensor | None = None) -> Iterator[Tensor]:
     """Yield the tokens that `generate` appends, (B,) int64 at a time."""
-    _check(idx, max_new_tokens, temperature, top_k, top_p, lengths)
-    base, slots = (model, Slots()) if isinstance(model, GPT) else (model.base, model.slots())
+    base, slots = (model.base, model.slots()) if hasattr(model, "slots") else (model, Slots())
+    check_base(base)
+    _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, base.config.vocab_size)
     B, T = idx.shape
     if max_new_tokens == 0:
         return
@@ -105,11 +106,12 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     """logits (B, V) -> one token a row (B,). Raises Error for logits that are not finite."""
-    if temperature < 1e-6:  # no divisor for float32
-        return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
-    if not logits.amax(dim=-1).isfinite().all():
+    most, likeliest = logits.max(dim=-1)
+    if not most.isfinite().all():
         raise Error("the model's logits are not finite: check the parameters of base and adapter")
+    if temperature < 1e-6:  # no divisor for float32
+        return likeliest
+    logits = (logits - most[:, None]).float() / temperature
     if top_k is not None and top_k < logits.size(-1):
         best = logits.topk(top_k)
         logits = torch.full_like(logits, -math.inf).scatter(1, best.indices, best.values)
@@ -120,18 +122,20 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
 
 
-def _check(idx, max_new_tokens, temperature, top_k, top_p, lengths) -> None:
-    if idx.dim() != 2 or idx.size(1) == 0:
-        raise Error(f"idx {tuple(idx.shape)} must be (B, T) with at least one token to go on from")
+def _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, vocab_size: int) -> None:
+    check_tokens(idx)
     if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise Error(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}")
-    if not 0 <= temperature < math.inf:
-        raise Error(f"temperature must be 0 or above, not {temperature!r}")
-    if top_k is not None and top_k < 1:
-        raise Error(f"top_k must be at least 1, not {top_k!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise Error(f"top_p must be above 0 and at most 1, not {top_p!r}")
+        raise Error(f"max_new_tokens must be a whole number of at least 0, not {shown(max_new_tokens)}")
+    if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+        raise Error(f"temperature must be 0 or above, not {shown(temperature)}")
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise Error(f"top_k must be a whole number of at least 1, not {shown(top_k)}")
+    if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
+        raise Error(f"top_p must be above 0 and at most 1, not {shown(top_p)}")
+    stops = stop_token if isinstance(stop_token, (list, tuple)) else [0 if stop_token is None else stop_token]
+    if not stops or not all(type(i) is int and 0 <= i < vocab_size for i in stops):
+        raise Error(f"stop_token must be one or several token ids in 0 … {vocab_size - 1}, not {shown(stop_token)}")
     if lengths is not None:
-        B, T = idx.shape
-        if lengths.shape != (B,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= T:
-            raise Error(f"lengths must be {(B,)} numbers from 1 to {T}, one a row")
+        (B, T), whole = idx.shape, isinstance(lengths, Tensor) and lengths.dtype == torch.int64
+        if not whole or lengths.shape != (B,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= T:
+            raise Error(f"lengths {described(lengths)} must be {(B,)} int64 from 1 to {T}, one a row")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..adapters import fingerprint, load_adapter
 from ..attach import Adapted
-from ..checks import Error
+from ..checks import Error, check_base, check_tokens, shown
 from ..ladder import prefix_from_prompt
 from ..model import GPT
 from ..slots import Prefix, Slots
@@ -51,6 +51,9 @@ class TaskBank:
 
     @torch.no_grad()
     def __init__(self, base: GPT, tasks: "dict[str, str | Path | Adapted]"):
+        check_base(base)
+        if not isinstance(tasks, dict):
+            raise Error(f"tasks must be {{name: adapter folder or Adapted}}, not {shown(tasks)}")
         self.base, self.names = base, list(tasks)
         loaded: list[Adapted] = []
         has_folders = not all(isinstance(task, Adapted) for task in tasks.values())
@@ -112,9 +115,11 @@ class TaskBank:
     def rows(self, tasks: list[str | None]) -> Rows:
         """The tasks of a batch, gathered. If all rows have the same one, they share its prefix."""
         rows = {None: 0} | {name: i for i, name in enumerate(self.names, start=1)}  # of the tables
+        if not isinstance(tasks, (list, tuple)) or not tasks:
+            raise Error(f"tasks must be a list, a name or None for each row, not {shown(tasks)}")
         for name in tasks:
-            if name not in rows:
-                raise Error(f"no task {name!r} in this bank: it has {', '.join(self.names)}")
+            if not isinstance(name, (str, type(None))) or name not in rows:
+                raise Error(f"no task {shown(name)} in this bank: it has {', '.join(self.names)}")
         ids = torch.tensor([rows[name] for name in tasks], device=self.base.wte.weight.device)
         compiled = self.base.through_compile
         shared = len(set(tasks)) == 1 and not compiled  # compiled: one shape for every mixture
@@ -134,9 +139,11 @@ class TaskBank:
     @torch.no_grad()
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, V); tasks: a name, or None, for each row."""
+        check_tokens(idx)
+        rows = self.rows(tasks)
         if len(tasks) != idx.size(0):
             raise Error(f"{len(tasks)} tasks for {idx.size(0)} rows: every row needs one, or None")
-        return self.rows(tasks)(idx)
+        return rows(idx)
 
 
 def why_not(model: Adapted) -> str | None:
@@ -159,9 +166,11 @@ def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int,
 
     idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent ones the first in `tasks` wins.
     """
-    if idx.size(0) != 1 or not tasks:
+    check_tokens(idx)
+    rows = bank.rows(tasks)
+    if idx.size(0) != 1:
         raise Error(f"a vote needs one input and at least one task, not {idx.size(0)} and {len(tasks)}")
     idx = idx.expand(len(tasks), -1)
-    completions = generate(bank.rows(tasks), idx, max_new_tokens, stop_token=stop_token)
+    completions = generate(rows, idx, max_new_tokens, stop_token=stop_token)
     (winner, _), *_ = Counter(map(tuple, completions.tolist())).most_common(1)
     return torch.tensor([winner], device=idx.device)

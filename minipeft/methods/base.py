@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..checks import Error, shown
+from ..checks import Error, described, shown
 from ..files import huggingface, peft
 from ..formulas.declaration import Declaration
 from ..model import GPT
@@ -92,7 +92,7 @@ class TensorHook(nn.Module):
 
 def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
     """P, at least 1 and leaving room for one real token. None: the length of `init`, or LENGTH if it has none."""
-    if isinstance(init, Tensor) and init.numel() == 0:
+    if isinstance(init, Tensor) and (init.dim() == 0 or init.numel() == 0):
         raise Error("the text to start from is empty")
     if num_virtual_tokens is None:
         num_virtual_tokens = LENGTH
@@ -119,7 +119,7 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
     known = isinstance(init, Tensor) and init.dim() in (1, 3, 4, 6)
     if not known or (init.dtype == torch.int64) != (init.dim() == 1):
         raise Error("init must be 'random', 'vocab', token ids (n,) int64 or a lower level of the ladder, "
-                    f"not {init!r}".replace("\n", " "))
+                    f"not {described(init)}")
     if init.dim() == 1:
         return init[torch.arange(P) % init.numel()]
     if init.size(-2) != P:

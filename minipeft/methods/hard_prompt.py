@@ -9,7 +9,7 @@ searches along the gradient.
 import torch
 from torch import Tensor
 
-from ..checks import at_least_one
+from ..checks import Error, at_least_one, shown
 from ..formulas.terms import Cost, Hyperparameter, Shapes
 from ..ladder import prompt_from_tokens
 from ..model import GPT
@@ -49,6 +49,8 @@ class HardPrompt(Method):
 
     def __init__(self, base: GPT, tokens: Tokens):
         super().__init__()
+        if not isinstance(tokens, Tensor):
+            raise Error(f"tokens must be (P,) int64, not {shown(tokens)}")
         self.num_virtual_tokens = virtual_tokens(base, None, tokens)
         self.register_buffer("prompt_tokens", tokens.to(base.wte.weight.device, copy=True).contiguous())  # (P,) int64
         self.slots(base)  # raises Error for ids outside the vocabulary
