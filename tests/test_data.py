@@ -528,6 +528,17 @@ def test_every_text_begins_with_what_the_file_says(folder, after):
     assert question(Example(None, "the cat"), tokenizer) == [0]
 
 
+def test_a_begin_mark_outside_the_vocabulary_is_refused(folder):
+    """The one id that could be there: the tokens' own ids are held to the base's vocabulary."""
+    with_bos(folder)
+    path = folder / "tokenizer.json"
+    held = json.loads(path.read_text())
+    held["post_processor"]["special_tokens"]["<|endoftext|>"]["ids"] = [300]
+    path.write_text(json.dumps(held))
+    with pytest.raises(Error, match="begins texts with the id 300, and the model has 300"):
+        tokenizer_for(300, folder)
+
+
 def test_question_and_answer_are_tokenised_apart(folder):
     tokenizer = tokenizer_for(300, folder)
     assert len(tokenizer.encode("the")) < len(

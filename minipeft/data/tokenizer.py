@@ -85,6 +85,8 @@ class FileTokenizer:
         self.stops = self._read_stops()
         marked = self._encode("a", add_special_tokens=True)
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
+        if max(self.begin, default=0) >= vocab_size:
+            raise Error(f"{path} begins texts with the id {max(self.begin)}, and the model has {vocab_size}")
 
     @property
     def end(self) -> int:
