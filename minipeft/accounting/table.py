@@ -20,6 +20,8 @@ SHORT = {  # quantities of `terms` that others are made of: their symbols
     "rest": "rest", "adapter_bytes": "adapter", **{f"train_{part}": part for part in TrainBytes._fields},
     **{f"flops_{part}": part for part in (*Flops._fields, "step")}}
 
+OF_WHOLE = {"flops_step": "full", "adapter_bytes": "folder"}  # the same of full fine-tuning
+
 
 class Work(NamedTuple):
     """The work that a method is for; sizes may be symbols."""
@@ -34,15 +36,16 @@ class Work(NamedTuple):
 def terms(part: str, c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
     """The quantities of one of PARTS as formulas, under the ledger's names.
 
-    What a quantity takes from another is a symbol in it (SHORT). So are `header` and `config`, the
-    bytes of these files' text, and of full fine-tuning `folder` (its adapter) and `full` (its step).
+    What a quantity takes from another is a symbol in it (SHORT, OF_WHOLE), and so are `header` and
+    `config`, the bytes of these files' text.
     """
     return PARTS[part](c, d, w)
 
 
 def _base(c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
     whole = METHODS[WHOLE].shapes(c)
-    return {"base_parameters": tensor_terms(c, whole, whole.trained)}
+    return {"base_parameters": tensor_terms(c, whole, whole.trained),
+            "block": padded_terms(block_tensors(c), w.processes), "rest": padded_terms(outer_tensors(c), w.processes)}
 
 
 def _counts(c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
@@ -74,8 +77,7 @@ def _inference(c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
 def _wire(c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
     known = map(symbol, ("trained", "tensors", "block", "rest"))
     traffic = traffic_terms(c, *known, w.processes, full=not d.method.freezes_base)
-    return {"block": padded_terms(block_tensors(c), w.processes), "rest": padded_terms(outer_tensors(c), w.processes),
-            "wire": [term for of in traffic.values() for term in of]}
+    return {"wire": [term for of in traffic.values() for term in of]}
 
 
 def _storage(c: GPTConfig, d: Declared, w: Work) -> dict[str, list[Term]]:
