@@ -1,13 +1,14 @@
 """Rows of one batch with different tasks answer as each task would alone."""
 
 import random
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import TYPICAL, attached, in_shape, moved, quick, tiny
 
-from minipeft import Error, TaskBank, adapt, generate
+from minipeft import METHODS, Error, TaskBank, adapt, generate
 from minipeft.inference.task_bank import vote
 
 KINDS = [
@@ -88,6 +89,23 @@ def test_one_task_in_all_rows_shares_its_prefix(base, idx):
     for task in models:
         alone = models[task](idx)
         torch.testing.assert_close(bank(idx, [task] * 3), alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("name, h", TYPICAL)
+def test_every_method_is_mixed_or_refused_with_the_reason_it_declares(name, h, base, idx):
+    model = attached(base, name, h).eval()
+    if (reason := METHODS[name].mixing) is not None:
+        with pytest.raises(Error, match=f"^task 'it': {name} cannot be mixed in one batch: {re.escape(reason)}$"):
+            TaskBank(base, {"it": model})
+        return
+    again, prefix = moved(attached(base, name, h)).eval(), moved(adapt(base, "prefix", num_virtual_tokens=2)).eval()
+    bank = TaskBank(base, {"it": moved(model, 0.2), "again": again, "prefix": prefix})
+    idx = torch.cat([idx, idx[:1]])
+    mixed = bank(idx, ["it", None, "prefix", "again"])
+    for row, x, alone in zip(mixed, idx, (model, base, prefix, again), strict=True):
+        want = alone(x[None])[0]
+        torch.testing.assert_close(row, want, rtol=0, atol=3e-5 * float(want.detach().abs().max()))
+    assert (mixed[0] - base(idx[:1])).abs().max() > 1e-3
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

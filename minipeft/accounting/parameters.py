@@ -1,5 +1,6 @@
 """Parameters: of a base, trained by a method, stored by an adapter."""
 
+import contextlib
 import math
 import typing
 from typing import NamedTuple
@@ -80,6 +81,16 @@ def check_sizes(c: GPTConfig | T5Shape, method: type[Method], given: dict) -> No
     if isinstance(c, T5Shape) and method.name not in encoder_decoder():
         raise Error(f"{method.name!r} needs a GPT's blocks: an encoder-decoder can be counted with "
                     f"{', '.join(encoder_decoder())}")
+
+
+def possible(c: GPTConfig | T5Shape, names=METHODS) -> list[str]:
+    """The methods, of these, that a base of this shape can have."""
+    found = []
+    for name in names:
+        with contextlib.suppress(Error):
+            declared(c, name, {})
+            found.append(name)
+    return found
 
 
 def encoder_decoder() -> list[str]:

@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..accounting import count, step_flops
+from ..accounting.parameters import declared, possible
 from ..accounting.shapes import PRESETS
 from ..attach import Adapted
 from ..attention import faster
 from ..checks import Error
-from ..methods import METHODS, WHOLE, method_class
+from ..methods import METHODS, WHOLE
 from ..model import GPT
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
@@ -41,8 +42,8 @@ class CostSettings(flags.WorkSettings):
 def add_flags(p: Parser) -> None:
     flags.add_base_flags(p, "nano")
     add = p.add_argument_group("methods").add_argument
-    add("--methods", nargs="+", default=[m for m in METHODS if METHODS[m].freezes_base], metavar="METHOD",
-        help=f"to compare with {WHOLE}, which always runs")
+    add("--methods", nargs="+", metavar="METHOD",
+        help=f"to compare with {WHOLE}, which always runs (default: all that the base can have)")
     add("--num-virtual-tokens", type=int, nargs="+", default=[8, 32, 128], metavar="P",
         help="lengths of the methods that have virtual tokens (one that trains nothing: the shortest)")
     flags.add_batch_flags(p, 8, 128)
@@ -53,18 +54,20 @@ def add_flags(p: Parser) -> None:
 
 
 def settings(args: argparse.Namespace) -> CostSettings:
-    return flags.from_flags(CostSettings, args, PRESETS[args.preset])
+    config = PRESETS[args.preset]
+    args.methods = args.methods or [m for m in possible(config) if METHODS[m].freezes_base]
+    return flags.from_flags(CostSettings, args, config)
 
 
 def rows_of(s: CostSettings) -> list[tuple[str, dict]]:
     """(method, hyper-parameters) of every row: full; methods with virtual tokens at every length, or the
-    shortest if they train nothing; others at their default size. Raises Error if one does not fit."""
+    shortest if they train nothing; others at their default size. Raises Error if one does not fit the base."""
     if min(s.num_virtual_tokens) < 1:
         raise Error(f"num_virtual_tokens must be 1 or more, not {min(s.num_virtual_tokens)}")
     rows: list[tuple[str, dict]] = [(WHOLE, {})]
     lengths = list(dict.fromkeys(s.num_virtual_tokens))
     for method in dict.fromkeys(s.methods):
-        m = method_class(method)
+        m = declared(s.config, method, {}).method
         if "num_virtual_tokens" in m.sizes():
             rows += [(method, {"num_virtual_tokens": P}) for P in (lengths if m.trains() else [min(lengths)])]
         elif m.freezes_base:

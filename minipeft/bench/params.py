@@ -1,8 +1,9 @@
 """Parameters and costs of every method on a base of any shape, by closed forms (minipeft.accounting).
 
 Nothing is built or measured, so 65 billion parameters take no longer than a million. For one method:
-a derivation, each formula in symbols, then with values, then its result. For all methods: a table.
-The formulas are the ledger's own closed forms, run on symbols; a test evaluates every printed line.
+a derivation, each formula in symbols, then with values, then its result. Else a table of all methods
+that the base can have. The formulas are the ledger's own closed forms, run on symbols; a test
+evaluates every printed line.
 
 Columns: parameters trained, stored for one task, stored in % of the base; the adapter on disk, and
 many tasks on disk (one base and their adapters; full: as many bases); memory to train, and its
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import accounting
-from ..accounting.parameters import declared, depends_on, elements, encoder_decoder
+from ..accounting.parameters import declared, depends_on, elements, possible
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..checks import Error, at_least_one, shown
 from ..config import GPTConfig
@@ -25,13 +26,13 @@ from ..files.huggingface import read_base_config
 from ..formulas import symbols
 from ..methods import METHODS, WHOLE
 from ..runtime.console import Parser
-from ..training.flags import METHOD_FLAGS, Flag, add_method_flags
+from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
 from . import flags
 from .measure import cell, columns, if_trained, size_text
 
 AnyShape = GPTConfig | T5Shape
-SIZE_FLAGS = {name: [method for method in METHODS if name in depends_on(method)]
-              for method in METHODS for name in depends_on(method)}  # hyper-parameter -> its methods
+SIZE_FLAGS = {name: methods for name in ALL_FLAGS  # hyper-parameter -> the methods whose cost depends on it
+              if (methods := [method for method in METHODS if name in depends_on(method)])}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def add_flags(p: Parser) -> None:
     flags.add_batch_flags(p, 8, 128)
     groups: dict[str, dict[str, Flag]] = {}
     for name, methods in SIZE_FLAGS.items():
-        flag = next(METHOD_FLAGS[method][name] for method in methods if name in METHOD_FLAGS[method])
+        helps = dict.fromkeys(METHOD_FLAGS[method][name].settings["help"] for method in methods
+                              if name in METHOD_FLAGS[method])
+        flag = Flag(name, ALL_FLAGS[name].settings | {"help": "; ".join(helps)})  # defaults may differ
         groups.setdefault(", ".join(methods), {})[name] = flag
     for methods, named in groups.items():
         add_method_flags(p.add_argument_group(methods), named)
@@ -138,7 +141,7 @@ def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict
 def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
     """Every method's ledger; for an encoder-decoder only parameters."""
     base, rows = accounting.base_parameters(c), []
-    for method in encoder_decoder() if isinstance(c, T5Shape) else METHODS:
+    for method in possible(c):
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
         row = {"method": method} | METHODS[method].with_defaults(c, h)
         row |= accounting.count(c, method, **h)._asdict()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accounting import step_flops
-from ..accounting.parameters import declared
+from ..accounting.parameters import declared, possible
 from ..accounting.shapes import PRESETS
 from ..accounting.storage import files
 from ..attach import adapt
@@ -94,8 +94,8 @@ def extras():
 def in_both(c: GPTConfig) -> list[str]:
     """The methods of both libraries on this shape: full fine-tuning, and those whose adapters PEFT opens."""
     known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
-    return [name for name, m in METHODS.items() if not m.freezes_base
-            or (m.peft is None and files(c, declared(c, name, {})).config["peft_type"] in known)]
+    return [name for name in possible(c) if name == WHOLE
+            or METHODS[name].peft is None and files(c, declared(c, name, {})).config["peft_type"] in known]
 
 
 def batch(s: PeersSettings) -> tuple[Tensor, Tensor]:
