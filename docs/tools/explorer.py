@@ -106,7 +106,7 @@ def take_picture() -> None:
         from PIL import Image
     except ImportError:
         raise Error("a picture of the page needs: pip install pillow") from None
-    browse(PAGE.as_uri(), f"--screenshot={PICTURE}", "--window-size=1280,1930")
+    browse(PAGE.as_uri(), f"--screenshot={PICTURE}", "--window-size=1280,2070")
     with Image.open(PICTURE) as picture:
         few = picture.convert("RGB").quantize(256)
     few.save(PICTURE, optimize=True)
