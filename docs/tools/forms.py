@@ -20,6 +20,7 @@ from minipeft.accounting.parameters import Declared
 from minipeft.accounting.storage import files
 from minipeft.accounting.table import PARTS, Work, terms
 from minipeft.config import CHOICES, RopeScaling, linears
+from minipeft.files.peft import linears_named
 from minipeft.formulas import symbols
 from minipeft.formulas.terms import Term
 from minipeft.methods import WHOLE
@@ -29,7 +30,7 @@ Choose = Callable[[str, tuple], Any]  # choose(name, options) -> one of them
 
 
 class Polynomial:
-    """A sum of products of symbols: sympy's arithmetic, which takes it for an expression, is a hundred times slower."""
+    """A sum of products of symbols, which sympy takes for an expression; sympy's own arithmetic is far slower."""
 
     __slots__ = ("products",)
 
@@ -188,7 +189,7 @@ def decisions(found: list[tuple[dict, Any]], names: list[str]) -> Any:
 
 def leaves(pool: Pool, tree, leaf: Callable[[Any], Any]) -> int | None:
     """The place of the tree with these leaves; equal branches are one, and a leaf of None is any."""
-    if not isinstance(tree, tuple) or isinstance(tree, Error):
+    if not isinstance(tree, tuple):
         return None if (value := leaf(tree)) is None else pool.leaf(value)
     name, branches = tree
     placed = {value: leaves(pool, branch, leaf) for value, branch in branches.items()}
@@ -292,7 +293,7 @@ def quantities(pool: Pool, part: str, of: type[Method]) -> dict[str, list]:
     def run(choose: Choose) -> dict[str, Keyed]:
         c = OpenShape(choose)
         found = terms(part, c, declare(of, c, choose), work(part, choose))
-        return {name: keyed(pool, of_it) for name, of_it in found.items()}
+        return {name: keyed(pool, summands) for name, summands in found.items()}
 
     return emitted(pool, run)
 
@@ -352,8 +353,7 @@ def defaults(pool: Pool, of: type[Method]) -> dict[str, list]:
         found = {}
         for name, value in of.with_defaults(c, {}).items():
             if kind(of, name) == "linears":
-                meant = [x for x in linears(c) if any(x == end or x.endswith(f".{end}") for end in value)]
-                found[name] = {(json.dumps(x),): 1 for x in meant}
+                found[name] = {(json.dumps(x),): 1 for x in linears_named(c, value)}
             elif kind(of, name) == "size":
                 found[name] = {(json.dumps(pool.formula(value)),): 1}
         return found
@@ -380,11 +380,12 @@ def fields(of: type[Method]) -> dict[str, dict]:
     A default of None follows the shape.
     """
     hints, found = typing.get_type_hints(of.__init__), {}
-    defaults_ = [values for _, values in runs(lambda choose: of.with_defaults(OpenShape(choose), {}))]
+    found_defaults = runs(lambda choose: of.with_defaults(OpenShape(choose), {}))
+    every = [values for _, values in found_defaults if not isinstance(values, Error)]
     for name in of.sizes():
         spec, what = of.hyperparameters[name], kind(of, name)
-        first = defaults_[0][name]
-        same = type(first) in (int, str, bool) and all(values[name] == first for values in defaults_)
+        first = every[0][name]
+        same = type(first) in (int, str, bool) and all(values[name] == first for values in every)
         found[name] = {"kind": what, "help": spec.help.partition(" (")[0], "symbol": spec.symbol,
                        "options": typing.get_args(hints[name]) if what == "choice" else [], "at_most": spec.at_most,
                        "initial": first if same else None}

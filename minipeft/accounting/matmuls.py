@@ -122,7 +122,7 @@ def prefix_matmuls(c: GPTConfig, cost: Cost, needed: bool = False) -> list[Produ
 def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: Size, keys: Size,
                   needed: bool = False) -> list[Product]:
     """All blocks, for `rows` positions of the whole batch, each with `keys` keys of real tokens."""
-    C, found = c.n_embd, []
+    C, sizes, found = c.n_embd, linears(c), []
     P = 0 if cost.prefix is None else cost.prefix.rows
 
     def attention(block: BlockGradients, add) -> None:
@@ -145,8 +145,8 @@ def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: S
         for place, needs in block.at.items():
             if place == "attn.heads":
                 attention(block, add)
-            elif place in linears(c):
-                into, out = linears(c)[place]
+            elif place in sizes:
+                into, out = sizes[place]
                 add(place, 2 * rows * into * out, 1, needs.x + cost.base)
             for m in cost.hooks[place].matmuls if place in cost.hooks else ():
                 of = {"x": needs.x, "y": needs.y, "own": True}[m.of]
