@@ -487,7 +487,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "full", "--num-virtual-tokens", "8"): "--num-virtual-tokens does not go with --method full",
         ("--method", "full", "--base-dtype", "bfloat16"): "--base-dtype bfloat16 is for a frozen base",
         ("--init", "random", "--init-from-text", "x"): "not allowed with",
-        ("--method", "lora", "--r", "400"): "r 400 is larger than attn.c_attn has ranks: its matrix is 384 × 128",
+        ("--method", "lora", "--r", "0"): "r must be a whole number of at least 1, not 0",
         (
             "--method",
             "lora",
@@ -688,10 +688,8 @@ def test_a_fully_tuned_model_is_a_base_with_its_tokenizer(capsys, tmp_path, llam
 def test_a_tokenizer_that_does_not_go_with_the_base_is_refused_in_one_line(capsys, tmp_path, llama, pairs):
     small = real_base(tmp_path / "small", vocab_size=97)
     unmarked = real_base(tmp_path / "unmarked", marks=MARKS[:1])
-    wide = real_base(tmp_path / "wide", vocab_size=2000)
     for argv, message in {
         ("--base", small, "--data", pairs): "tokenizer.json has 300 ids and the model 97: it must be the model's own",
-        ("--base", wide, "--data", pairs): "tokenizer.json has 300 ids and the model 2000",
         (
             "--base",
             unmarked,
@@ -734,9 +732,9 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["attention", "--batch-size", "4"], "unrecognized arguments"),
         (["peers", "--supervised", "1.5"], "--supervised must be above 0 and at most 1"),
         (["peers", "--supervised", "nan"], "--supervised must be above 0 and at most 1"),
-        (
-            ["peers", "--methods", "adapter"],
-            "--methods must be of full, prompt, prefix, lora, which both libraries have",
+        pytest.param(
+            ["peers", "--methods", "adapter"], "which both libraries have, not 'adapter'",
+            marks=pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="asks peft"),
         ),
         (["serving", "--tasks", "0"], "--tasks must be at least 1"),
         (["serving", "--tasks", "65"], "65 tasks do not fit a batch of 64 rows"),
