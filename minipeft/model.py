@@ -255,9 +255,7 @@ class GPT(nn.Module):
 
     def compile_blocks(self, on: bool = True) -> None:
         """Run blocks through torch.compile from now on, if it works on this machine (see can_compile).
-
-        The first pass of every new set of shapes compiles, some ten seconds, once for all layers.
-        """
+        The first pass of every new set of shapes compiles, some ten seconds, once for all layers."""
         self.through_compile = on and can_compile(self.wte.weight.device.type)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
@@ -277,7 +275,5 @@ class GPT(nn.Module):
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
         """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
-
-        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed.
-        """
+        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)
