@@ -102,7 +102,7 @@ def complete(args) -> None:
     if any(why_not(model) for model in models):
         rows = [generate(model, idx, *settings)[0] for model in models]
     else:  # they can be mixed in one batch
-        bank = TaskBank(base, dict(enumerate(models)))
+        bank = TaskBank(base, {str(i): model for i, model in enumerate(models)})
         rows = generate(bank.rows(bank.names), idx.expand(len(models), -1), *settings)
     for name, row in zip(names, rows, strict=True):
         text = tokenizer.decode([i for i in row[idx.size(1) :].tolist() if i not in stops])

@@ -64,7 +64,7 @@ def test_everything_that_stays_is_found(monkeypatch):
         memory.append(numpy.ones(1_000_000))  # 8 MB
         files.append(open(next(folder.rglob("*.json"))))  # noqa: SIM115
 
-    leaking(monkeypatch, "TaskBank", keep_a_turn)
+    leaking(monkeypatch, "live_tensors", keep_a_turn)
     leaking(monkeypatch, "load_adapter", keep_a_round)
     try:
         result = short()

@@ -188,7 +188,10 @@ def test_every_listed_library_is_imported():
 
 
 def test_everything_else_imports_declared_libraries():
-    """Scripts, tests and the tools of the docs: libraries of the requirement files, at any place."""
+    """Scripts, tests and the tools of the docs: libraries of the requirement files, at any place.
+
+    docs/tools/writers.py is none of ours to run: it stands for other programs, in their environments.
+    """
     folders = [ROOT / "docs", ROOT / "tests"]
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     local = {"minipeft", "docs", "tests"} | {path.stem for path in files}
@@ -197,6 +200,8 @@ def test_everything_else_imports_declared_libraries():
         declared |= distributions((ROOT / name).read_text().splitlines())
     imported = set()
     for path in files:
+        if path == ROOT / "docs" / "tools" / "writers.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

@@ -94,6 +94,17 @@ def methods_of(kind: Kind) -> list[type[Method]]:
     return [METHODS[name] for name in ([kind.method] if isinstance(kind.method, str) else kind.method)]
 
 
+def mixtures(c: GPTConfig, kinds: list[Kind]) -> list[list[str]]:
+    """Names of kinds that one bank can mix: those without hooks, and those of one method that has some."""
+    found: dict[tuple, list[str]] = {}
+    for kind in kinds:
+        methods = methods_of(kind)
+        if all(method.mixing is None for method in methods):
+            hooking = tuple(m.name for m in methods if m.cost(c, 1, **m.with_defaults(c, {})).hooks)
+            found.setdefault(hooking, []).append(kind.name)
+    return [names + found.get((), []) for hooking, names in found.items() if hooking]
+
+
 @dataclass(frozen=True)
 class Settings:
     steps: int  # of optimizers, over all rounds
@@ -155,7 +166,7 @@ class Rounds:
         self.before = self.state()
         self.step, self.files = 0, None
         self.kinds = kinds_of(base.config)
-        self.mixed = [kind.name for kind in self.kinds if all(method.mixing is None for method in methods_of(kind))]
+        self.mixed = mixtures(base.config, self.kinds)
 
     def state(self) -> tuple[str, list[bool]]:
         return digest(self.base.state_dict()), [p.requires_grad for p in self.base.parameters()]
@@ -195,12 +206,13 @@ class Rounds:
         return generate(model, self.inputs, self.s.new_tokens)
 
     def mix(self) -> None:
-        """Sample one batch in which every row has another of the saved adapters that can be mixed, or none."""
-        bank = TaskBank(self.base, {name: self.folder / name for name in self.mixed})
-        tasks = [None, *self.mixed]
-        inputs = self.inputs[:1].expand(len(tasks), -1)
-        generate(bank.rows(tasks), inputs, self.s.new_tokens, 1.0, top_k=20, top_p=0.95,
-                 stop_token=self.tokenizer.stops)
+        """Sample batches in which every row has another of the saved adapters that can be mixed, or none."""
+        for names in self.mixed:
+            bank = TaskBank(self.base, {name: self.folder / name for name in names})
+            tasks = [None, *names]
+            inputs = self.inputs[:1].expand(len(tasks), -1)
+            generate(bank.rows(tasks), inputs, self.s.new_tokens, 1.0, top_k=20, top_p=0.95,
+                     stop_token=self.tokenizer.stops)
         self.check_base("TaskBank", "mixed")
 
     def check_base(self, name: str, did: str) -> None:
