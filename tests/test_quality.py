@@ -293,22 +293,65 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
         grid.fill(tmp_path, asked_for(), 1, {}, "cpu")
 
 
-def test_where_vector_instructions_differ_it_says_how_to_take_the_same():
-    card = {"device": "X", "device_type": "cpu", "threads": 1, "cores": 2, "platform": "P", "python": "3",
+def test_of_two_machines_it_names_what_rounds_differently():
+    card = {"device": "AMD EPYC", "device_type": "cpu", "threads": 1, "cores": 2, "platform": "P", "python": "3",
             "torch": "2", "commit": "c"}
     avx2, avx512 = card | {"instructions": "AVX2"}, card | {"instructions": "AVX512"}
-    line = measure.card_line(avx2)
-    assert again.machines(avx2, avx2) == f"then on {line}; now on {line}" and "X with AVX2" in line
-    for then in (card, avx2):  # lines from before it was noted do not say
+    line, variables = measure.card_line(avx2), "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"
+    assert again.machines(avx2, avx2) == f"then on {line}; now on {line}" and "AMD EPYC with AVX2" in line
+    for then, its in ((card, "not recorded"), (avx2, "AVX2")):  # lines from before it was noted do not say
         assert again.machines(then, avx512).endswith(
-            "`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2` in front of the command takes AVX2"
-        )
+            f"; other vector instructions: {its} then, AVX512 now, `{variables}` in front of the command takes AVX2")
     # a CPU without AVX512 cannot use it
-    assert again.machines(avx512, avx2).endswith("other vector instructions round differently")
-    for other in (card | {"device_type": "cuda"}, card | {"instructions": "NEON"}):
-        assert "ATEN" not in again.machines(avx2, other)
-    here = profiling.card(torch.device("cpu"))
-    assert f"{here['device']} with {torch.backends.cpu.get_cpu_capability()}, " in measure.card_line(here)
+    assert again.machines(avx512, avx2).endswith("; other vector instructions: AVX512 then, AVX2 now")
+    intel = avx2 | {"device": "Virtual CPU", "vendor": "Intel"}
+    assert again.machines(avx2, intel).endswith("commit c; other CPU vendor: AMD then, Intel now")
+    assert "Virtual CPU (Intel) with AVX2" in measure.card_line(intel)
+    assert "ATEN" not in again.machines(avx2, intel | {"instructions": "AVX512"})  # it would not help
+    assert again.machines(avx2, avx2 | {"torch": "3"}).endswith("; other torch: 2 then, 3 now")
+    gpu = card | {"device": "G", "device_type": "cuda"}
+    assert again.machines(avx2, gpu).endswith("; other device: AMD EPYC then, G now")
+    assert again.machines(gpu, gpu | {"device": "H"}).endswith("; other device: G then, H now")
+
+
+@pytest.mark.parametrize("system, cpuinfo, processor, expected", [
+    ("Linux", "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n", "", ("AMD EPYC", "AMD")),
+    ("Linux", "vendor_id\t: GenuineIntel\nmodel name\t: Virtual: CPU\n", "", ("Virtual: CPU", "Intel")),
+    ("Linux", "CPU implementer\t: 0x41\n", "", ("aarch64", "0x41")),
+    ("Windows", None, "Intel64 Family 6, GenuineIntel", ("Intel64 Family 6, GenuineIntel", "Intel")),
+    ("macOS", None, "arm", ("arm", "Apple")),
+])
+def test_the_card_names_the_vendor_of_the_cpu(system, cpuinfo, processor, expected, monkeypatch):
+    def read_text(path, **_):
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(profiling.Path, "read_text", read_text)
+    monkeypatch.setattr(profiling.platform, "processor", lambda: processor)
+    monkeypatch.setattr(profiling.platform, "machine", lambda: "aarch64")
+    card = profiling.card(torch.device("cpu"))
+    assert (card["device"], card["vendor"]) == expected
+    assert card["instructions"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_scores_of_another_kind_of_cpu_are_compared_by_a_tolerance(tmp_path, monkeypatch):
+    card = {"device": "C", "device_type": "cpu", "vendor": "A", "instructions": "I", "torch": "2", "threads": 1,
+            "cores": 2, "platform": "P", "python": "3", "commit": "c"}
+    line = {"cell": json.loads(TINY.key), "score": 0.5, "loss": 1.0, "trained": 8, "card": card}
+    path, other = tmp_path / "lines.jsonl", {"card": card | {"vendor": "B"}}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    for change, same, close, verdict in (
+        ({}, True, False, ": the same"),
+        ({"score": 0.52}, False, False, ": not the same (score; then on"),  # exactly, on the same kind
+        (other, True, True, ": the same"),
+        (other | {"score": 0.55, "loss": 1.5}, False, True, "now: score within 0.05, but not the same (score, loss;"),
+        (other | {"score": 0.56}, False, False, "now: not the same (score;"),
+        (other | {"trained": 9}, False, False, "now: not the same (trained;"),  # no rounding does that
+    ):
+        monkeypatch.setattr(again, "work", lambda *_, change=change: line | change)
+        result = again.run(path, 1, {}, "cpu")
+        assert (result["same"], result["close"]) == (same, close) and verdict in again.table(result)
 
 
 def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):

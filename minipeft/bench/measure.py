@@ -59,7 +59,8 @@ def card_line(c: dict) -> str:
     """Machine and versions as the first line of a table."""
     instructions = f" with {c['instructions']}" if "instructions" in c else ""
     versions = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
-    return (f"{c['device']}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
+    vendor = "" if c.get("vendor", "") in c["device"] else f" ({c['vendor']})"
+    return (f"{c['device']}{vendor}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
             f"Python {c['python']}, {versions}commit {c['commit']}")
 
 
@@ -147,7 +148,7 @@ def restart_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _measure_peak(device: torch.device, threads: int, work: Callable, arguments: tuple) -> int | None:

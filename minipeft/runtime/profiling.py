@@ -9,25 +9,33 @@ from pathlib import Path
 
 import torch
 
+VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "i386": "Intel", "arm": "Apple"}
+
 
 def card(device: torch.device) -> dict:
     """Machine and versions, for the top of every result file."""
-    cuda = device.type == "cuda"  # on a CPU the vector instructions torch uses decide the rounding
-    vectors = {} if cuda else {"instructions": torch.backends.cpu.get_cpu_capability()}
-    return {"device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
-            "device_type": device.type, **vectors,
+    if device.type == "cuda":
+        machine = {"device": torch.cuda.get_device_name(device), "device_type": "cuda"}
+    else:  # on a CPU its vendor and the vector instructions that torch uses decide the rounding
+        name, vendor = _cpu()
+        machine = {"device": name, "device_type": device.type, "vendor": vendor,
+                   "instructions": torch.backends.cpu.get_cpu_capability()}
+    return {**machine,
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "platform": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), "torch": torch.__version__, "commit": _commit()}
 
 
-def _cpu_name() -> str:
+def _cpu() -> tuple[str, str]:
+    """Name and vendor of the CPU, as far as the system tells them."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    vendor = told.get("vendor_id") or told.get("CPU implementer") or name.rpartition(", ")[2]
+    return name, VENDORS.get(vendor, vendor)  # Windows ends the name by it, macOS says arm or i386
 
 
 def _commit() -> str:
@@ -35,7 +43,8 @@ def _commit() -> str:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+        return done.stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "-uno") != ""
@@ -47,6 +56,8 @@ def _commit() -> str:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:

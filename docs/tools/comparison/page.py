@@ -14,7 +14,7 @@ from docs.tools.drawing import picture
 from minipeft import Error
 from minipeft.bench.measure import card_line
 from minipeft.bench.quality import studies
-from minipeft.bench.quality.again import AVX2
+from minipeft.bench.quality.again import AVX2, TOLERANCE
 from minipeft.bench.quality.cell import HELD_OUT
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.lines import Lines, read
@@ -88,7 +88,7 @@ def markdown(facts: Facts, path: Path) -> str:
     text = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
     page = template.from_string(text).render(
         f=facts, file=path.name, tables=tables, command=command, pm=lambda d: plus_minus(d, 2, "+"),
-        withdrawn=WITHDRAWN, avx2=AVX2, held_out=HELD_OUT, machines=machines(lines),
+        withdrawn=WITHDRAWN, avx2=AVX2, tolerance=TOLERANCE, held_out=HELD_OUT, machines=machines(lines),
         runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
         rates=len(studies.ROWS[WHOLE][2]))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
