@@ -111,15 +111,16 @@ def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
     if Path(folder).resolve() == Path(out).resolve():
         raise Error(f"{out} is the adapter itself: export it into another folder")
     method = load_adapter(base, folder).method
+    if len(method.parts()) == 1:
+        try:
+            method = method.for_peft(base)
+        except Error as e:
+            raise Error(f"{folder} is {method.name}: {e}") from None
     if huggingface.architecture(base.config) == "minipeft":
         raise Error("PEFT works on transformers' models, and none has this base's architecture "
                     "(bases like GPT-2, Llama and Qwen2 can be exported)")
     if len(method.parts()) > 1:
         raise Error(f"{folder} is a combination: "
                     "export its parts, each a folder of its own, one by one")
-    try:
-        method = method.for_peft(base)
-    except Error as e:
-        raise Error(f"{folder} is {method.name}: {e}") from None
     method.save(base, out)
     return method.config(base)["peft_type"]

@@ -258,6 +258,13 @@ def test_the_embedded_base_is_none_of_transformers(tmp_path, capsys):
     assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
 
 
+def test_a_method_that_peft_lacks_is_refused_with_its_own_reason_on_any_base(tmp_path, capsys):
+    adapt(GPT.from_pretrained(NANO), "adapter").save(tmp_path / "ours")
+    code, out, err = command(capsys, "export", tmp_path / "ours", tmp_path / "out")
+    assert (code, out) == (2, "") and "ours is adapter: PEFT has no bottleneck adapters" in err
+    assert len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
 def test_export_and_import_do_not_write_over_something_else(folders, tmp_path, capsys):
     base = GPT.from_pretrained(folders["gpt2"])
     adapt(base, "prompt").save(tmp_path / "prompt")

@@ -103,7 +103,7 @@ def test_a_base_in_bfloat16_saves_what_it_should(shape, method, h):
     config, _, _, h, model = adapted(shape, method, h)
     model.base.to(torch.bfloat16)
     idx = torch.randint(config.vocab_size, (4, 40))
-    held = list(model.parameters())
+    held = [*model.parameters(), *model.buffers()]
     said = accounting.train_bytes(config, method, 4, 40, base_bytes=2, **h)
     assert said.weights == sum(t.nbytes for t in held)
     assert said.gradients == sum(t.nbytes for t in model.trainable_parameters())
