@@ -8,6 +8,7 @@ The names of FORMS, or those in `columns`, say which fields are read. A line on 
 others are left out. Every error names the file and the line.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -118,7 +119,9 @@ def _open(path: Path, newline: str | None) -> io.TextIOWrapper:
         data = path.read_bytes()
         data.decode("utf-8-sig")  # only to name a wrong byte
     except UnicodeDecodeError as e:
-        raise Error(f"{path} is not UTF-8 text (byte {e.start})") from None
+        is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        hint = ", but UTF-16: save it as UTF-8" * is_utf16
+        raise Error(f"{path} is not UTF-8 text (byte {e.start}){hint}") from None
     except OSError as e:
         raise Error(f"{path} cannot be read: {e.strerror}") from None
     return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)  # never the text twice
@@ -201,7 +204,8 @@ def _table(path: Path, kind: str, columns: tuple[str, str] | None) -> Iterator[t
         hint = ""
         if is_tsv and any('"' in cell for cell in row):
             hint = ": a TSV has no quoting; one with quotes is read under the name .csv"
-            if cell := next(filter(_is_quoted, row), None):
+            in_quotes = [cell for cell in row if _is_quoted(cell) or header is None and cell[:1] == '"']
+            if cell := next(iter(in_quotes), None):
                 raise Error(f"{where} holds {_names((cell,))}, quoted as in a CSV{hint}")
         if header is None:
             header, wanted = row, columns or _form(row, where)

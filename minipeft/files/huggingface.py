@@ -230,12 +230,15 @@ _HUB_FAILURES = {  # classes of huggingface_hub's exceptions, in the order they 
     "LocalEntryNotFoundError": "the hub cannot be reached",
     "ConnectionError": "the hub cannot be reached", "TransportError": "the hub cannot be reached",
 }
+_GGUF = "GGUF is not read: take the Hugging Face folder that it was made from"
 
 
 def find_base(folder) -> Path:
     """The folder itself, or the snapshot of a hub id; raises Error when there is neither."""
     if Path(folder).is_dir():
         return Path(folder)
+    if Path(folder).suffix == ".gguf":
+        raise Error(f"no base at {folder}: {_GGUF}")
     if not _HUB_NAME.fullmatch(str(folder)):
         raise Error(f"no base at {folder}: there is no such folder")
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -261,7 +264,8 @@ def find_base(folder) -> Path:
 def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
     """The config of a base's folder and its config.json as it stands. Raises Error without one."""
     if not file_exists(path := folder / "config.json"):
-        raise Error(f"{folder} holds no config.json: a base is a Hugging Face model folder")
+        wanted = _GGUF if any(folder.glob("*.gguf")) else "a base is a Hugging Face model folder"
+        raise Error(f"{folder} holds no config.json: {wanted}")
     stored = read_json(path)
     return config_from_json(stored, path), stored
 
@@ -291,7 +295,7 @@ def _read_weights(files: StoredTensors, c: GPTConfig,
     ours = {stored_name(name, kind): name for name in shapes}
     # GPT-2's released files, and all that a model without its head saved, lack the outer prefix
     ours |= {re.sub("^(transformer|model)[.]", "", theirs): name for theirs, name in ours.items()}
-    weights, head, unknown = {}, None, []
+    weights, head, unknown = {}, None, []  # head: of a file that has tied weights under both names
     for theirs, t in files:
         if theirs.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
             continue  # old files also hold causal masks and rotary frequencies
@@ -305,6 +309,8 @@ def _read_weights(files: StoredTensors, c: GPTConfig,
             raise Error(f"{files.path} holds {name} under two names")
         else:
             weights[name] = t.t().contiguous() if is_transposed(name) and t.dim() == 2 else t
+    if head is not None:  # safetensors' save_model writes one name of the two
+        weights.setdefault("wte.weight", head)
     expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     check_tensors(weights | dict.fromkeys(unknown), expected, files.path)
     if head is not None and not torch.equal(head, weights["wte.weight"]):

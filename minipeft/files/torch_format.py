@@ -80,6 +80,7 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch = {ord(o.code): pickle._Unpickler.dispatch[ord(o.code)]
                 for o in pickletools.opcodes if o.proto <= 2 and o.name != "DICT"}
+    dispatch[pickle.PROTO[0]] = lambda self: self._check_protocol(self.read(1)[0])
     dispatch[pickle.BUILD[0]] = lambda self: self.stack.pop()  # attributes: not needed
     dispatch[pickle.SETITEM[0]] = lambda self: self._fill([self.stack.pop() for _ in "ab"][::-1])
     dispatch[pickle.SETITEMS[0]] = lambda self: self._fill(self.pop_mark())
@@ -92,6 +93,10 @@ class _Unpickler(pickle._Unpickler):
         byteorder = f"{prefix}byteorder"
         if byteorder in archive.namelist() and archive.read(byteorder) != sys.byteorder.encode():
             raise Malformed(f"its numbers are not {sys.byteorder}-endian")
+
+    def _check_protocol(self, protocol: int) -> None:
+        if protocol > 2:
+            raise Malformed(f"it has pickle_protocol {protocol}: save it again with 2, torch's default")
 
     def load(self):
         try:
