@@ -55,10 +55,11 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def one_of(name: str, value, choices) -> None:
-    """Raise Error unless `value` is one of `choices`."""
+def one_of(name: str, value, choices):
+    """The value. Raises Error unless it is one of `choices`."""
     if value not in tuple(choices):
         raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {shown(value)}")
+    return value
 
 
 def check_base(base) -> None:

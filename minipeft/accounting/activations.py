@@ -1,7 +1,7 @@
 """Activation memory: every tensor that autograd saves for backward, and why."""
 
 from ..checks import at_least_one
-from ..config import GPTConfig, linears_by_role
+from ..config import GPTConfig, linears, linears_by_role
 from ..formulas.terms import Cost, Saved, Size, Term, minimum
 from .gradients import BlockGradients, gradient_flow
 from .parameters import Declared, declared
@@ -119,16 +119,24 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) 
         save(f"{name}: input", residual, None if c.norm == "layer" else 4)  # RMSNorm: a float32 copy
         found.extend(norm_statistics(c, name, B * S, full))
 
-    def hooks(*places: str) -> bool:
-        """Save what the hooks at these places save, except their input; True if one saves that."""
-        at = [cost.hooks[place] for place in places if place in cost.hooks]
-        for hook in at:
-            found.extend(hook.saved)
-        return any(hook.saves_x for hook in at)
+    widths = {"attn": c.n_embd, "mlp.act": c.inner, "mlp": c.n_embd}
+    widths |= {name: out for name, (_, out) in linears(c).items()}
+
+    def hooks(*places: str) -> None:
+        """Save what the hooks at these places save, except their input."""
+        for place in [place for place in places if place in cost.hooks]:
+            found.extend(cost.hooks[place].saved)
+            if cost.hooks[place].saves_y and place in widths:
+                save(f"{place}: output before its hook", B * S * widths[place])
+
+    def saves(input_or_output: str, *places: str) -> bool:
+        """True if a hook at these places saves its x or its y."""
+        return any(getattr(cost.hooks[place], f"saves_{input_or_output}") for place in places if place in cost.hooks)
 
     if block.x:
         norm("ln_1")
-    if hooks(*into_qkv) or full:
+    hooks(*into_qkv)
+    if saves("x", *into_qkv, "attn") or full:
         save("ln_1: output", residual)
 
     own_softmax = block.prefix and cost.prefix.own_softmax
@@ -154,13 +162,17 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) 
     if own_softmax:
         save("attention to the prompts: output", residual)
         save("attention to the prompts: log-sums", log_sums, 4)
-    if hooks("attn.heads", attn_out) or attends:
+    hooks("attn.heads", attn_out, "attn")
+    is_hooked = "attn.heads" in cost.hooks  # then the projection's input is another tensor
+    if attends or saves("y", "attn.heads") or (saves("x", attn_out) and not is_hooked):
         save("attention: output", residual)
-    hooks("attn")
+    if saves("x", attn_out) and is_hooked:
+        save("attention: output behind its hook", residual)
 
     if block.m:
         norm("ln_2")
-    if hooks(*mlp_in) or full:
+    hooks(*mlp_in)
+    if saves("x", *mlp_in, "mlp.act", "mlp") or full:
         save("ln_2: output", residual)
     if c.mlp == "gelu" and block.at["mlp.c_fc"].out:
         save("c_fc: output", middle)
@@ -169,8 +181,7 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) 
         save("up_proj: output", middle)
     if c.mlp == "swiglu" and block.at["mlp.up_proj"].out:
         save("silu: output", middle)
-    hooks("mlp.act")
-    if hooks(mlp_out) or full:
+    hooks("mlp.act", mlp_out, "mlp")
+    if saves("x", mlp_out) or full:
         save("gelu: output" if c.mlp == "gelu" else "silu(g) · u", middle)
-    hooks("mlp")
     return found

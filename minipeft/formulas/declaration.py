@@ -3,8 +3,8 @@
 import inspect
 from typing import Any, ClassVar
 
-from ..checks import Error
-from ..config import GPTConfig
+from ..checks import Error, one_of, shown
+from ..config import GPTConfig, hookable_modules
 from .terms import Cost, Hyperparameter, Shapes
 
 DECLARED = {  # by every method, in its own class
@@ -46,6 +46,14 @@ class Declaration:
         for name, meaning in DECLARED.items():
             if name not in vars(cls):
                 raise Error(f"{where} does not declare {name}: {meaning}")
+        for name in ("shapes", "cost"):
+            if not isinstance(vars(cls)[name], staticmethod):
+                raise Error(f"{where}: {name} must be a @staticmethod, since no method is built to read it")
+        if not isinstance(cls.peft_types, tuple) or not all(isinstance(x, str) for x in cls.peft_types):
+            raise Error(f"{where}: peft_types must be a tuple of strings, not {shown(cls.peft_types)}")
+        for name in ("peft", "mixing"):
+            if not isinstance(getattr(cls, name), str | None):
+                raise Error(f"{where}: {name} must be None or the reason, not {shown(getattr(cls, name))}")
         sizes, costs = cls.sizes(), list(inspect.signature(cls.cost).parameters)[2:]
         for name in [*cls.arguments(), *sizes]:
             if name not in cls.hyperparameters:
@@ -55,6 +63,21 @@ class Declaration:
         for name, value in cls.with_defaults(GPTConfig(), {}).items():
             if value is None:
                 raise Error(f"{where} does not declare defaults(c)[{name!r}]: its value where none is given")
+        if not isinstance(cls.typical, tuple) or not cls.typical or not all(
+                isinstance(x, dict) and set(x) <= set(cls.hyperparameters) for x in cls.typical):
+            raise Error(f"{where}: typical must be a tuple of {{hyper-parameter: value}}, not {shown(cls.typical)}")
+        cls._check_hooks(where)
+
+    @classmethod
+    def _check_hooks(cls, where: str) -> None:
+        c = GPTConfig()
+        for place, hook in cls.cost(c, 1, **cls.with_defaults(c, {})).hooks.items():
+            if place not in (places := hookable_modules(c)):
+                raise Error(f"{where}: a hook must be at {', '.join(places)}, not {shown(place)}")
+            if place == "attn.heads" and hook.saves_x:
+                raise Error(f"{where}: of the queries at attn.heads declare what is saved as a Saved, not saves_x")
+            for matmul in hook.matmuls:
+                one_of(f"{where}: of of the matmul {matmul.name!r}", matmul.of, ("x", "y", "own"))
 
     @staticmethod
     def shapes(c: GPTConfig, *sizes) -> Shapes:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from .terms import minimum, nearest, round_up
+
 GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "tasks": "tasks", "processes": "processes", "B": "sequences of a batch", "T": "real tokens of a sequence",
     "S": "positions in the blocks", "L": "layers", "n": "layers of the method", "P": "virtual tokens",
@@ -84,10 +86,10 @@ def value(expression, known: dict[str, int]) -> int | float:
     """The value of a formula, exact where it is a whole number."""
     import sympy
 
-    expression = sympy.sympify(expression)
-    if expression.is_Function:
-        return math.log10(value(expression.args[0], known))
-    result = expression.subs({x: known[x.name] for x in expression.free_symbols})
+    expression = sympy.sympify(expression).subs({symbol(name): number for name, number in known.items()})
+    for name, function in {"min": minimum, "nearest": nearest, "roundUp": round_up}.items():
+        expression = expression.replace(sympy.Function(name), lambda *sizes, f=function: sympy.Integer(f(*map(int, sizes))))
+    result = expression.replace(sympy.Function("log10"), lambda x: sympy.Float(math.log10(x)))
     return int(result) if result.is_Integer else float(result)
 
 

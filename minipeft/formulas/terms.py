@@ -65,7 +65,8 @@ class Hook(NamedTuple):
 
     matmuls: tuple[Matmul, ...] = ()
     saved: tuple[Saved, ...] = ()
-    saves_x: bool = False  # x too is saved, once for all that save it
+    saves_x: bool = False  # x too is saved, once for all that save it (not the queries of "attn.heads")
+    saves_y: bool = False  # y too is saved; that of "attn.heads" attention itself may save
 
 
 class PrefixCost(NamedTuple):
@@ -90,6 +91,11 @@ class Cost(NamedTuple):
 def minimum(a: Size, b: Size) -> Size:
     """The smaller of two sizes."""
     return min(a, b) if _are_ints(a, b) else _function("min", a, b)
+
+
+def maximum(a: Size, b: Size) -> Size:
+    """The larger of two sizes."""
+    return a + b - minimum(a, b)
 
 
 def nearest(a: Size, b: Size) -> Size:

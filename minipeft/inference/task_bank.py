@@ -108,6 +108,8 @@ class TaskBank:
                 if len(kinds) > 1 or "tuple" in kinds:  # a combination that has several hooks there
                     raise Error(f"tasks that hook {place} in different ways, or more than once, cannot be mixed in "
                                 f"one batch: {' and '.join(sorted(kinds))}")
+                if not hasattr(next(h for h in found if h is not None), "stack"):
+                    raise Error(f"{kinds.pop()}, the hook of {place}, has no stack and rows, so no batch can mix it")
             layers.append({place: next(h for h in found if h is not None).stack(found) for place, found in at.items()})
         return layers
 

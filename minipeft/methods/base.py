@@ -61,6 +61,9 @@ class Method(Declaration, nn.Module, registered=False):
 
     def config(self, base: GPT) -> dict:
         """The fields of its adapter_config.json."""
+        for name in self.config_fields():
+            if not hasattr(self, name):
+                raise Error(f"method class {type(self).__name__} must keep {name} as an attribute, to be saved")
         return self.adapter_config(base.config, **{name: getattr(self, name) for name in self.config_fields()})
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
