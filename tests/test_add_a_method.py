@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "docs" / "add-a-method.md", ROOT / "docs" / "zh-CN" / "add-a-method.md"]
 PAGE = PAGES[0].read_text(encoding="utf-8")
-CODE, SAVED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # the method's file; printing what autograd saves
+CODE, KEEP, *COUNT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # its file; to save and load; to count
 LINE = re.search(r"```text\n(from \.(\w+) import \w+)\n```", PAGE)
 COMMANDS = re.findall(r"^(python .*?) *#", PAGE, re.MULTILINE)
 
@@ -85,12 +85,22 @@ for h in ({}, *METHODS[name].typical):
 assert forms.method(forms.Pool(), name)["terms"]  # the explorer's data
 assert len(set(drawing.COLOURS.values())) == len(set(drawing.MARKERS.values())) == len(METHODS)
 
-with contextlib.redirect_stdout(io.StringIO()) as out:
-    exec(sys.argv[1])
-counted, declared = out.getvalue().splitlines()[-1].split()
-assert counted == declared
+keep, *count = sys.argv[1:4]
+model, said = adapt(base, name), []
+for line in keep.splitlines():
+    try:
+        exec(line)
+    except Error as e:
+        said.append(str(e))
+assert METHODS[name].mixing in said[0] and METHODS[name].peft in said[1] and len(said) == 2
 
-for line in sys.argv[2:]:
+for code in count:  # of saved bytes, of FLOPs
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code)
+    counted, declared = out.getvalue().splitlines()[-1].split()
+    assert int(counted) == int(declared) > 0
+
+for line in sys.argv[4:]:
     script, *argv = line.split()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         {"train.py": train, "bench.py": bench}[script].main(argv)
@@ -115,28 +125,35 @@ def copy(tmp_path_factory) -> Path:
     return root
 
 
-def run(copy: Path, *arguments: str, **env: str) -> str:
-    """The output of Python in the copy, which must end well."""
+def run(copy: Path, *arguments: str, ends: int = 0, **env: str) -> str:
+    """The output of Python in the copy, which must end with this status."""
     env = {**os.environ, "PYTHONPATH": f"{copy}:{ROOT / 'tests'}", **env}
     found = subprocess.run([sys.executable, *arguments], cwd=copy, env=env, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
+    assert found.returncode == ends, found.stdout + found.stderr
+    return found.stdout + ends * found.stderr
 
 
-def test_both_languages_have_the_same_file():
-    files = [re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1] for page in PAGES]
-    assert files[0] == files[1]
+def code_of(page: Path) -> list[str]:
+    """The page's code and commands, without the comments at the end of a line."""
+    blocks = re.findall(r"```(?:python|bash|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [blocks[0], *(re.sub(r" +# .*", "", block) for block in blocks[1:])]
+
+
+def test_both_languages_have_the_same_code():
+    english, chinese = map(code_of, PAGES)
+    assert english == chinese
 
 
 def test_the_method_is_one_like_every_other(copy):
     """Trained, saved, loaded, detached, refused where it must be, counted, and known to the scripts."""
-    help_, train, derivation, *_ = COMMANDS
+    help_, train, export, derivation, *_ = COMMANDS
     lines = [line.removeprefix("python ") for line in (help_, f"{train} --batch-size 8", derivation)]
-    said = re.split(r"^==\n", run(copy, "-c", USE, SAVED, *lines), flags=re.MULTILINE)[1:]
+    said = re.split(r"^==\n", run(copy, "-c", USE, KEEP, *COUNT, *lines), flags=re.MULTILINE)[1:]
     assert "--shared-size M" in said[0] and "width of the shared network (default: 8)" in said[0]
     assert "--behind {mlp,attn}" in said[0]
     assert "trainable params: 1,040 ||" in said[1]
     assert "trained                   m·(L + 2·C)\n                        = 4·(12 + 2·768)\n" in said[2]
+    assert "PEFT has no adapter that the blocks share" in run(copy, *shlex.split(export)[1:], ends=2)
 
 
 @pytest.mark.slow
