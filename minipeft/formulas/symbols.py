@@ -88,7 +88,8 @@ def value(expression, known: dict[str, int]) -> int | float:
 
     expression = sympy.sympify(expression).subs({symbol(name): number for name, number in known.items()})
     for name, function in {"min": minimum, "nearest": nearest, "roundUp": round_up}.items():
-        expression = expression.replace(sympy.Function(name), lambda *sizes, f=function: sympy.Integer(f(*map(int, sizes))))
+        expression = expression.replace(
+            sympy.Function(name), lambda *sizes, f=function: sympy.Integer(f(*map(int, sizes))))
     result = expression.replace(sympy.Function("log10"), lambda x: sympy.Float(math.log10(x)))
     return int(result) if result.is_Integer else float(result)
 
