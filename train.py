@@ -20,15 +20,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
-
 from minipeft import METHODS, Error
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
 from minipeft.runtime.console import Parser, line_breaks, run, seed
-from minipeft.runtime.devices import device
+from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training import flags
 from minipeft.training.evaluation import perplexity
@@ -95,8 +93,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=seed, default=0, help="of initial values and data order")
 
     add = p.add_argument_group("precision and memory").add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1 …")
+    add("--device", default=default_device(), help=HELP)
     add("--dtype", default="float32", choices=["float32", "bfloat16"], metavar="TYPE",
         help="float32 or bfloat16, for matmuls; trained in float32")
     add("--gradient-checkpointing", action="store_true",
@@ -189,7 +186,7 @@ def main(argv=None) -> None:
     args.command = command(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if not is_main_process():  # the main process prints for all
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         print(climb_table(run_ladder(args)) if args.climb else report(run_job(args)))
     leave_processes()

@@ -32,7 +32,7 @@ from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
 from .runtime.console import Parser, line_breaks, printable, run, seed
-from .runtime.devices import device
+from .runtime.devices import HELP, default_device, device
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -48,8 +48,7 @@ def arguments(argv) -> argparse.Namespace:
         command.add_argument("--base", default="nano", metavar="FOLDER",
                              help="folder or hub id of the GPT-2 or Llama family, "
                                   f"or an embedded base: {', '.join(BASES)} (default: nano)")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                             help="cpu, cuda, cuda:1 …")
+        command.add_argument("--device", default=default_device(), help=HELP)
     add = g.add_argument
     add("--adapter", action="append", default=[], metavar="FOLDER",
         help="may be given several times; none: the base alone")

@@ -57,3 +57,6 @@ def test_a_gpus_message_is_understood(monkeypatch):
     line = memory.out_of_memory_message(
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
     assert line == "memory ran out on the GPU: 2.15 GB more than the 7.00 GB held are needed, 1.00 GB are left"
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 5 * 10**9)
+    line = memory.out_of_memory_message("MPS backend out of memory. Tried to allocate 1.00 GiB on private pool.")
+    assert line == "memory ran out on the GPU: 1.07 GB more than the 5.00 GB held are needed"

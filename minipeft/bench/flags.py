@@ -4,13 +4,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..accounting.shapes import PRESETS
 from ..checks import Error
 from ..config import GPTConfig
 from ..runtime.console import Parser, seed
-from ..runtime.devices import device
+from ..runtime.devices import HELP, default_device, device
 
 DTYPES = ("float32", "bfloat16")
 
@@ -47,8 +45,7 @@ def add_batch_flags(p: Parser, batch_size: int, seq_len: int,
 def add_machine_flags(p: Parser, steps: int, steps_help: str):
     """--device, --seed and --steps; returns their group, for more flags."""
     group = p.add_argument_group("run")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    group.add_argument("--device", default=default, help="cpu, cuda, cuda:1 …")
+    group.add_argument("--device", default=default_device(), help=HELP)
     group.add_argument("--seed", type=seed, default=0, help="of weights and tokens")
     group.add_argument("--steps", type=int, default=steps, help=steps_help)
     return group

@@ -4,6 +4,15 @@ import torch
 
 from ..checks import Error
 
+HELP = "cpu, cuda, cuda:1 …, or mps (an Apple GPU; untried)"
+
+
+def default_device() -> str:
+    """cuda where there is one, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
 
 def device(name: str) -> torch.device:
     """The device of this name. Raises Error when it is missing or is no cpu, cuda or mps device."""

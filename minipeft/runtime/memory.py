@@ -35,7 +35,7 @@ def _own_status(field: str) -> int | None:
 def _kilobytes(path: str, field: str) -> int | None:
     """A field of one of Linux's status files, in bytes; None without such a file or field."""
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
     return None
 
@@ -43,12 +43,13 @@ def _kilobytes(path: str, field: str) -> int | None:
 def _left_in_cgroup() -> int | None:
     """Bytes left in the control group, usually a container's; its file cache can be reclaimed."""
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
         name = next(line.split("::", 1)[1] for line in groups if line.startswith("0::"))
         folder = Path("/sys/fs/cgroup") / name.strip("/")
-        limit, used = (int((folder / f"memory.{f}").read_text()) for f in ("max", "current"))
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return limit - used + int(stat["file"])
+        limit, used, stat = ((folder / f"memory.{name}").read_text(encoding="utf-8")
+                             for name in ("max", "current", "stat"))
+        cache = dict(line.split() for line in stat.splitlines())["file"]
+        return int(limit) - int(used) + int(cache)
     return None
 
 
@@ -65,13 +66,15 @@ def format_gigabytes(n: int) -> str:
 
 def out_of_memory_message(message: str) -> str:
     """torch's out-of-memory message in one line: bytes requested, held and left."""
-    gpu = "CUDA" in message or "GPU" in message
-    left = available_memory(torch.device("cuda" if gpu else "cpu"))
-    held = torch.cuda.memory_allocated() if gpu else _own_status("VmRSS")
+    held_on = {"cuda": torch.cuda.memory_allocated, "mps": torch.mps.current_allocated_memory,
+               "cpu": lambda: _own_status("VmRSS")}
+    kind = "mps" if "MPS" in message else "cuda" if "CUDA" in message or "GPU" in message else "cpu"
+    left, held = available_memory(torch.device(kind)), held_on[kind]()
     more = "more"
     if found := re.search(r"allocate ([\d.]+) (bytes|KiB|MiB|GiB)", message):
         unit = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[found[2]]
         more = f"{format_gigabytes(int(float(found[1]) * unit))} more"
     left_text = f", {format_gigabytes(left)} are left" if left is not None else ""
-    return (f"memory ran out on the {'GPU' if gpu else 'CPU'}: "
-            f"{more} than the {format_gigabytes(held or 0)} held are needed{left_text}")
+    held_text = f" than the {format_gigabytes(held)} held" if held is not None else ""
+    return (f"memory ran out on the {'CPU' if kind == 'cpu' else 'GPU'}: "
+            f"{more}{held_text} are needed{left_text}")

@@ -24,10 +24,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from ...checks import Error
 from ...runtime.console import Parser
+from ...runtime.devices import HELP, default_device
 from ..flags import parse
 from . import again, costs, grid, real, studies
 from .lines import Lines, read
@@ -50,8 +49,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default, help="cpu, cuda, cuda:1 …")
+    add("--device", default=default_device(), help=HELP)
     args = parse(p, argv)
     if args.processes < 1:
         raise Error(f"--processes must be at least 1, not {args.processes}")
