@@ -12,7 +12,7 @@ from pathlib import Path
 
 CATALOGUE = Path(__file__).with_name("chinese.txt")
 NUMBER = re.compile(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)*(?:e-?\d+)?")
-CELL = re.compile(r"(?<=\| )[^|]+?(?= \|)")
+CELL = re.compile(r"(?<=\| )(?:[^|\\]|\\.)+?(?= \|)")
 OPENING, CLOSING = "（“《", "，。；：、！？）”》"
 PIECE = re.compile(  # code, a link or a word, with the punctuation that belongs to it
     rf"[{OPENING}*]*(?:`[^`]*`|!?\[[^\]]*\]\([^)]*\)|[^\s`\[{OPENING}{CLOSING}]+|.)[{CLOSING}*]* ?"
