@@ -21,6 +21,7 @@ ALLOWED = {  # file: which names, and why
     "docs/tools/processes.py": (EVERY, "the rows of one page"),
     # the same word for something else
     "minipeft/checks.py": ({"prompt"}, "slot 1"),
+    "docs/tools/writers.py": ({"lora"}, "a part of PEFT's names of parameters"),
     "minipeft/data/files.py": ({"prompt"}, "the name of a column"),
     "minipeft/formulas/symbols.py": ({"full", "adapter"}, "symbols in formulas"),
     "minipeft/accounting/table.py": ({"full", "adapter"}, "symbols in formulas"),
