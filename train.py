@@ -172,18 +172,19 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def command(argv: list[str]) -> str:
-    """The command of this run. The -- keeps torchrun from reading --r as a flag of its own."""
+def command(argv: list[str]) -> list[str]:
+    """The words of this run's command. The -- keeps torchrun from reading --r as a flag of its own."""
     start = ["python"]
     if world_size() > 1:
         start = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
-    return shlex.join([*start, "train.py", *argv])
+    return [*start, "train.py", *argv]
 
 
 def main(argv=None) -> None:
     args = arguments(argv)
     args.device = join_processes(device(args.device))
-    args.command = command(sys.argv[1:] if argv is None else argv)
+    args.words = command(sys.argv[1:] if argv is None else argv)
+    args.command = shlex.join(args.words)
     with contextlib.ExitStack() as stack:
         if not is_main_process():  # the main process prints for all
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))

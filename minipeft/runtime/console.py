@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import shlex
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -54,6 +57,35 @@ def printable(text: str) -> str:
 def progress(*args, **settings) -> tqdm:
     """A tqdm bar, shown by the main process only."""
     return tqdm(*args, dynamic_ncols=True, disable=not is_main_process(), **settings)
+
+
+class Expected:
+    """Tells once how long the rest of a bar takes, measured over its first steps without the first.
+
+    call it after each step. It is silent where the rest takes less than `least` seconds.
+    """
+
+    AFTER = 6  # steps
+
+    def __init__(self, bar: tqdm, least: float = 20.0):
+        self.bar, self.least, self.steps, self.began = bar, least, 0, 0.0
+
+    def __call__(self) -> None:
+        self.steps += 1
+        if self.steps == 1:
+            self.began = time.monotonic()  # the first step allocates, and may compile
+        elif self.steps == self.AFTER:
+            left = self.bar.total - self.bar.initial - self.steps
+            seconds = left * (time.monotonic() - self.began) / (self.steps - 1)
+            if seconds >= self.least and is_main_process():
+                time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+                self.bar.write(f"about {time_left} on this machine for the {left:,} steps that follow, by the "
+                               f"last {self.steps - 1}", file=sys.stderr)
+
+
+def command_line(words: list[str]) -> str:
+    """A command as a line that the system's shell takes."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def note(text: str) -> None:

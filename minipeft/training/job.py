@@ -1,7 +1,6 @@
 """One run of train.py: attach the method, evaluate, train, save, evaluate again."""
 
 import json
-import shlex
 import signal
 import time
 
@@ -17,7 +16,7 @@ from ..files.atomic import write_json, write_text
 from ..methods import METHODS
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
-from ..runtime.console import printable
+from ..runtime.console import command_line, printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
@@ -62,9 +61,9 @@ def run_job(args) -> dict:
 
 def resume_command(args) -> str:
     """The command with --resume; what trains nothing has no checkpoints, so it starts anew."""
-    words = [word for word in shlex.split(args.command) if word not in ("--overwrite", "--resume")]
+    words = [word for word in args.words if word not in ("--overwrite", "--resume")]
     has_checkpoints = args.climb or any(METHODS[name].trains() for name in args.methods)
-    return shlex.join([*words, "--resume" if has_checkpoints else "--overwrite"])
+    return command_line([*words, "--resume" if has_checkpoints else "--overwrite"])
 
 
 class Job:

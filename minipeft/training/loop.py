@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Error
-from ..runtime.console import progress
+from ..runtime.console import Expected, progress
 from ..runtime.processes import all_reduce_max, all_reduce_mean, local_rows
 from ..runtime.signals import Stopped, StopRequest
 from .checkpoints import Best, collect, restore
@@ -64,6 +64,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
     saved = time.monotonic()
     model.train()
     with StopRequest() as stop_request, progress(total=steps, initial=start, unit="step") as bar:
+        expected = Expected(bar)
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(done - 1, steps, group["peak"])
@@ -76,6 +77,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             optimizer.step()
             recent.append(torch.stack([loss.detach(), full_tensor(norm)]))
             bar.update()
+            expected()
 
             # 0; 1: a checkpoint is due; otherwise the number of a signal
             stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)

@@ -20,7 +20,7 @@ from ..ladder import prompt_from_tokens
 from ..loss import linear_cross_entropy
 from ..methods.hard_prompt import HardPrompt
 from ..model import GPT
-from ..runtime.console import progress
+from ..runtime.console import Expected, progress
 from .evaluation import evaluate
 
 
@@ -54,6 +54,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
     tokens = start.to(device)
     frozen = Adapted(base, HardPrompt(base, start))  # no weight has a gradient
     with progress(total=steps, unit="step", desc="search") as bar:
+        expected = Expected(bar)
         for step in range(steps):
             prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(prompt, 2 * step), prompt)  # (1, P, C)
@@ -66,6 +67,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
                 losses = torch.stack([loss(prompt, 2 * step + 1) for prompt in prompts])
             tokens = tries[int(losses.argmin())]
             bar.update()
+            expected()
             bar.set_postfix(loss=f"{losses.min():.3f}")
     frozen.detach()
     return tokens
