@@ -31,6 +31,7 @@ def again():
     return compatibility.measure([sys.executable], AGAIN)["rows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", AGAIN)
 def test_some_rows_again(only, again):
     """With the versions at hand; a row of these versions comes out as in the result file."""

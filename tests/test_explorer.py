@@ -157,6 +157,7 @@ def test_the_scripts_hold_no_formula_of_their_own(tmp_path):
         assert not re.findall(r"(?:symbols|\bs|\bc|\bh)\.\w+\s*[-+*/]|[-+*/]\s*(?:symbols|s|c|h)\.\w", code)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_command_writes():
     assert explorer.filled(PAGE) == PAGE, "run: python docs/tools/explorer.py"
 

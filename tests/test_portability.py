@@ -157,6 +157,7 @@ print("tuned, stopped, resumed, saved, loaded")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["win32", "darwin"])
 def test_a_run_needs_nothing_that_other_systems_lack(system, tmp_path):
     done = subprocess.run([sys.executable, "-c", IMITATION + TUNING, system, tmp_path], cwd=ROOT, text=True,

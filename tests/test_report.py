@@ -175,12 +175,14 @@ def test_the_committed_page_is_what_the_committed_lines_say(committed):
     assert {file.name for file in (RESULTS / "figures").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_every_verdict_but_reproduced_has_its_reason(committed):
     rows = re.findall(r"^\| \[.*\*\*([a-z ]+)\*\* \| (.*) \|$", page.markdown(committed, Path("x")), re.MULTILINE)
     assert len(rows) >= 15 and {verdict for verdict, _ in rows} > {"reproduced", "contradicted", "withdrawn"}
     assert all(verdict == "reproduced" or len(reason) > 20 for verdict, reason in rows)
 
 
+@pytest.mark.slow
 def test_the_withdrawn_study_has_no_figure_and_no_finding(committed):
     text = page.markdown(committed, Path("x"))
     section = text[text.index("## 8."):text.index("## 9.")]
@@ -188,6 +190,7 @@ def test_the_withdrawn_study_has_no_figure_and_no_finding(committed):
     assert "![" not in section and "ahead" not in section and "data" not in page.drawn(committed)
 
 
+@pytest.mark.slow
 def test_a_sentence_that_no_longer_follows_stops_the_command(committed, tmp_path, capsys):
     """LoRA's scores on the composition become worse than the bottleneck adapter's."""
     changed = {}
@@ -222,6 +225,7 @@ def test_a_study_that_is_run_in_part_has_tables_but_no_findings(lines, costs, tm
     assert "| prompt | P 64 | 4,096 |" in text
 
 
+@pytest.mark.slow
 def test_pages_name_what_is_not_run_and_load_nothing(lines, costs, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("markdown2")
