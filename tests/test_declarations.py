@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import TYPICAL, attached, sizes_for
-from test_ledger import SHAPES
+from test_ledger import EVERY, SHAPES
 
 from minipeft import GPT, METHODS, Error, load_adapter
 from minipeft.formulas.declaration import DECLARED
@@ -84,7 +84,7 @@ def shapes_of(tensors) -> dict[str, tuple]:
     return {name: tuple(t.shape) for name, t in tensors}
 
 
-@pytest.mark.parametrize("shape, name, h", [(shape, *setting) for shape in SHAPES for setting in TYPICAL])
+@pytest.mark.parametrize("shape, name, h", EVERY)
 def test_tensors_and_files_are_those_declared(shape, name, h, tmp_path):
     """Trained ones by their shapes, as they may have other names in the model; those of the file by name."""
     c, method = SHAPES[shape][0], METHODS[name]

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import attached
-from test_ledger import SHAPES, counter
+from conftest import attached, quick
+from test_ledger import QUICK, SHAPES, counter
 
 from minipeft import GPT, METHODS, Error, accounting
 from minipeft.bench import params
@@ -89,7 +89,7 @@ def gate(place: str) -> type[Method]:
         "cost": staticmethod(lambda c, rows: Cost(hooks={place: Hook(saves_y=True)})), "slots": slots})
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", quick(SHAPES, *QUICK))
 @pytest.mark.parametrize("method", [*map(parallel, PLACES), *map(gate, ("attn.heads", *PLACES))],
                          ids=[*(f"parallel-{x}" for x in PLACES), *(f"gate-{x}" for x in ("heads", *PLACES))])
 def test_saved_tensors_and_matmuls_are_those_of_autograd(shape, method, monkeypatch):

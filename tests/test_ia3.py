@@ -131,6 +131,7 @@ def test_rows_of_a_batch_have_a_task_each(idx):
 
 
 def test_targets_are_read_in_every_spelling_and_others_refused(tmp_path):
+    pytest.importorskip("safetensors")
     base = tiny("llama")
     tuned(base).save(tmp_path)
     path = tmp_path / "adapter_config.json"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FROZEN, TRAINED, TYPICAL, attached, sizes_for
+from conftest import FROZEN, TRAINED, TYPICAL, attached, quick, sizes_for
 from conftest import SHAPES as BASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -27,7 +27,10 @@ SHAPES = {  # shape, B, T; the last four are of no published model
     "one token": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24), 3, 1),
     "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
-every = pytest.mark.parametrize("shape, method, h", [(shape, *setting) for shape in SHAPES for setting in TYPICAL])
+QUICK = ("gpt2", "llama", "one token")  # by default; every shape with the slow tests
+EVERY = [pytest.param(shape, *setting, marks=[] if shape in QUICK else pytest.mark.slow)
+         for shape in SHAPES for setting in TYPICAL]
+every = pytest.mark.parametrize("shape, method, h", EVERY)
 
 
 def adapted(shape: str, method: str, h: dict):
@@ -121,7 +124,7 @@ def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
     assert accounting.storage_bytes(config, method, 7, **h) == 7 * one + (base if METHODS[method].freezes_base else 0)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", quick(SHAPES, *QUICK))
 @pytest.mark.parametrize("method, h", [x for x in TYPICAL if "prefix_projection" not in x[1]])  # folded
 @torch.no_grad()
 def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):

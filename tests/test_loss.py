@@ -177,6 +177,7 @@ def test_other_derivatives_are_right_or_refused(name):
         torch.testing.assert_close(found, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_other_supervised_positions_are_no_other_program():
     torch._dynamo.utils.counters.clear()

@@ -108,6 +108,7 @@ def test_every_method_is_mixed_or_refused_with_the_reason_it_declares(name, h, b
     assert (mixed[0] - base(idx[:1])).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_one_compilation_as_tasks_change():
     base = tiny()

@@ -84,7 +84,7 @@ COMPILED = [
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h, dtype, shape, backend", quick(COMPILED, COMPILED[0]))
+@pytest.mark.parametrize("name, h, dtype, shape, backend", quick(COMPILED, COMPILED[2]))
 def test_compiled_blocks_give_equal_gradients_and_are_compiled_once(
     name, h, dtype, shape, backend, kernel, monkeypatch
 ):
