@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TYPICAL, attached, sizes_for
+from conftest import attached, sizes_for
 from test_ledger import EVERY, SHAPES
 
 from minipeft import GPT, METHODS, Error, load_adapter

@@ -291,6 +291,7 @@ def test_an_address_the_fields_and_the_keys(tmp_path):
     assert not found["unnamed"] and not found["wide"] and not found["loaded"]
 
 
+@pytest.mark.slow
 @browser
 def test_a_preset_link_selects_the_cell_it_speaks_of(tmp_path):
     person = """
@@ -316,6 +317,7 @@ def test_a_preset_link_selects_the_cell_it_speaks_of(tmp_path):
         assert f"cell={link['cell']}" in link["address"] or link == found[0]  # where the page begins
 
 
+@pytest.mark.slow
 @browser
 def test_both_languages_have_every_text(tmp_path):
     person = r"""
@@ -346,6 +348,7 @@ def test_both_languages_have_every_text(tmp_path):
     assert again == "zh-CN"
 
 
+@pytest.mark.slow
 @browser
 def test_on_a_phone_the_table_comes_first_and_shows_that_it_scrolls(tmp_path):
     person = """
