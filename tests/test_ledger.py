@@ -27,7 +27,7 @@ SHAPES = {  # shape, B, T; the last four are of no published model
     "one token": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24), 3, 1),
     "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
-QUICK = ("gpt2", "llama", "one token")  # by default; every shape with the slow tests
+QUICK = ("gpt2", "llama")  # by default; every shape with the slow tests
 EVERY = [pytest.param(shape, *setting, marks=[] if shape in QUICK else pytest.mark.slow)
          for shape in SHAPES for setting in TYPICAL]
 every = pytest.mark.parametrize("shape, method, h", EVERY)
