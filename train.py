@@ -25,6 +25,7 @@ from minipeft.accounting.shapes import EMBEDDED
 from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
+from minipeft.methods import train_something, train_the_base
 from minipeft.runtime.console import Parser, line_breaks, run, seed
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
@@ -150,15 +151,14 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.climb and (args.eval_only or any(getattr(args, name) for name in flags.SET_BY_CLIMB)):
         raise Error("--climb starts every level of the ladder from the one below: no --init, "
                     "--num-virtual-tokens, --prefix-projection or --eval-only")
-    trains = any(METHODS[name].trains() for name in args.methods)
-    if (args.resume or args.keep_best) and not (args.climb or trains):
+    if (args.resume or args.keep_best) and not (args.climb or train_something(args.methods)):
         what = "resume" if args.resume else "keep the best of"
         raise Error(f"nothing to {what}: {args.method} trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:
         raise Error(f"--search must be at least 1 token, not {args.search}")
-    is_base = not all(METHODS[name].freezes_base for name in args.methods)
+    is_base = train_the_base(args.methods)
     if is_base and args.base_dtype == "bfloat16":
         raise Error(f"--base-dtype bfloat16 is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")

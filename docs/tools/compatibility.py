@@ -173,7 +173,7 @@ def _cut(line: str) -> str:
 
 
 def summary() -> str:
-    """How many files were tried, and what came of them."""
+    """Number of files tried, and of each result."""
     rows = result()["rows"]
     counts = Counter(row["outcome"] for row in rows)
     largest = max(row.get("difference", 0) for row in rows if row["outcome"] == OPENS)

@@ -61,7 +61,7 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
 
 
 def difference(terms: list[Term], without: list[Term]) -> list[Term]:
-    """What the terms have beyond the others, name by name."""
+    """The terms less the others, name by name."""
     found: dict[str, Size] = {}
     for sign, every in ((1, terms), (-1, without)):
         for what, formula, times in every:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ..checks import Error, at_least_one, one_of
 from ..config import GPTConfig
+from ..files.huggingface import count_parameters
 from ..formulas.terms import Cost, Shapes, Size, Term, total
-from ..methods import METHODS, WHOLE, method_class
+from ..methods import METHODS, method_class
 from ..methods.base import Method
 from .shapes import T5Shape
 
@@ -37,12 +38,11 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
         C, V, M = c.n_embd, c.vocab_size, c.inner
         layer = 12 * C * c.n_head * c.head_size + 6 * C * M + 5 * C
         return 2 * V * C + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * C
-    shapes = METHODS[WHOLE].shapes(c)
-    return elements(c, shapes, shapes.trained)
+    return count_parameters(c)
 
 
 class Declared(NamedTuple):
-    """What a method declares for one shape and one setting: the source of every closed form."""
+    """Declarations of a method for one shape and one setting: the source of every closed form."""
 
     method: type[Method]
     sizes: dict  # the hyper-parameters that its cost depends on, defaults filled in
@@ -111,7 +111,7 @@ def tensor_terms(c: GPTConfig | T5Shape, shapes: Shapes, tensors: dict[str, tupl
 
 
 def repeats(c: GPTConfig | T5Shape, shapes: Shapes, name: str) -> Size:
-    """How many tensors this name of a shape stands for."""
+    """Number of tensors that this name of a shape stands for."""
     return c.n_layer - shapes.first if "{i}" in name else 1
 
 

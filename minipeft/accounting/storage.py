@@ -15,7 +15,7 @@ DIGEST = 64 * "0"  # stands for a SHA-256, which is as long
 
 
 class Files(NamedTuple):
-    """What the files of a folder hold; sizes may be symbols."""
+    """Content of a folder's files; sizes may be symbols."""
 
     tensors: dict[str, tuple[Size, ...]]  # names with {i}: one in each block from `first` on
     notes: dict[str, str]  # the metadata that files.tensors.write_tensors adds
@@ -25,7 +25,7 @@ class Files(NamedTuple):
 
 
 def files(c: GPTConfig, d: Declared) -> Files:
-    """What Adapted.save writes, if safetensors is installed; full: what base.save_pretrained writes.
+    """Files that Adapted.save writes, if safetensors is installed; full: those of base.save_pretrained.
 
     Hyper-parameters that do not change the count, such as lora_alpha, have their defaults.
     """

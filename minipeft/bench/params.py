@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import accounting
-from ..accounting.parameters import declared, depends_on, elements, possible
+from ..accounting.parameters import Declared, declared, depends_on, possible
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
+from ..accounting.table import Work, terms
 from ..checks import Error, at_least_one, shown
 from ..config import GPTConfig
 from ..files.huggingface import read_base_config
 from ..formulas import symbols
+from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
 from ..runtime.console import Parser
 from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
@@ -89,9 +91,10 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     full, each = not d.method.freezes_base, d.shapes.each
     base = symbols.by_layers(accounting.base_parameters(shape))
     trained = stored = symbols.symbol("base")
+    symbolic = d if full else Declared(d.method, sizes, d.method.shapes(shape, **sizes))
+    counts = terms("counts", shape, symbolic, Work(*map(symbols.symbol, "BT")))
     if not full:
-        shapes = d.method.shapes(shape, **sizes)
-        trained, stored = (symbols.factored(elements(shape, shapes, x)) for x in (shapes.trained, shapes.stored))
+        trained, stored = (symbols.factored(total(counts[name])) for name in ("trained", "stored"))
     steps, known = [], dict(values)
 
     def step(name: str, formula, unit: str, symbol: str = "") -> None:
@@ -109,7 +112,7 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     if not full:
         if known["trained"] > known["stored"]:
             step("trained over stored", symbols.symbol("trained") / one, "times")
-        step("of the base", 100 * one / b, "%")
+        step("of the base", total(counts["share"]), "%")
         step("fewer", b / one, "times")
         step("orders of magnitude", symbols.log10(b / one), "")
     step(f"{s.tasks:,} whole models", n * b * 4, "bytes")

@@ -34,6 +34,7 @@ class Declaration:
     peft_types: ClassVar[tuple[str, ...]]
     peft: ClassVar[str | None]
     mixing: ClassVar[str | None]
+    freezes_base: ClassVar[bool] = True  # False where its Cost says that the base is trained
 
     def __init_subclass__(cls, registered: bool = True):
         super().__init_subclass__()
@@ -66,12 +67,10 @@ class Declaration:
         if not isinstance(cls.typical, tuple) or not cls.typical or not all(
                 isinstance(x, dict) and set(x) <= set(cls.hyperparameters) for x in cls.typical):
             raise Error(f"{where}: typical must be a tuple of {{hyper-parameter: value}}, not {shown(cls.typical)}")
-        cls._check_hooks(where)
-
-    @classmethod
-    def _check_hooks(cls, where: str) -> None:
         c = GPTConfig()
-        for place, hook in cls.cost(c, 1, **cls.with_defaults(c, {})).hooks.items():
+        cost = cls.cost(c, 1, **cls.with_defaults(c, {}))
+        cls.freezes_base = not cost.base
+        for place, hook in cost.hooks.items():
             if place not in (places := hookable_modules(c)):
                 raise Error(f"{where}: a hook must be at {', '.join(places)}, not {shown(place)}")
             if place == "attn.heads" and hook.saves_x:

@@ -29,7 +29,6 @@ class Method(Declaration, nn.Module, registered=False):
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models
-    freezes_base = True
     num_virtual_tokens = 0  # positions before the real tokens
 
     def slots(self, base: GPT) -> Slots:

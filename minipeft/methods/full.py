@@ -25,7 +25,6 @@ class Full(Method):
     peft_types = ()
     peft = "it is a whole model, which transformers opens as it is"
     mixing = "every task is a base of its own"
-    freezes_base = False
 
     @staticmethod
     def shapes(c):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Error, at_least_one, shown
-from ..formulas.terms import Cost, Hyperparameter, Shapes
+from ..formulas.terms import Hyperparameter, Shapes
 from ..ladder import prompt_from_tokens
 from ..model import GPT
 from ..slots import Slots
@@ -35,13 +35,7 @@ class HardPrompt(Method):
         tokens = {"prompt_tokens": (num_virtual_tokens,)}
         return Shapes({}, tokens, frozen=tokens, each=8)
 
-    @staticmethod
-    def cost(c, rows, num_virtual_tokens):
-        return Cost(prompt=num_virtual_tokens)
-
-    @staticmethod
-    def defaults(c):
-        return {"num_virtual_tokens": LENGTH}
+    cost, defaults = staticmethod(PromptTuning.cost), staticmethod(PromptTuning.defaults)  # they take positions alike
 
     @classmethod
     def example(cls, base: GPT, num_virtual_tokens: int = LENGTH) -> "HardPrompt":

@@ -13,7 +13,7 @@ from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate
 from ..data.tasks import INSTRUCTIONS, KINDS
 from ..files.atomic import write_json, write_text
-from ..methods import METHODS
+from ..methods import train_something, train_the_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
 from ..runtime.console import command_line, printable
@@ -62,7 +62,7 @@ def run_job(args) -> dict:
 def resume_command(args) -> str:
     """The command with --resume; what trains nothing has no checkpoints, so it starts anew."""
     words = [word for word in args.words if word not in ("--overwrite", "--resume")]
-    has_checkpoints = args.climb or any(METHODS[name].trains() for name in args.methods)
+    has_checkpoints = args.climb or train_something(args.methods)
     return command_line([*words, "--resume" if has_checkpoints else "--overwrite"])
 
 
@@ -71,7 +71,7 @@ class Job:
 
     def __init__(self, args):
         torch.manual_seed(args.seed)
-        self.args, self.is_full = args, not all(METHODS[name].freezes_base for name in args.methods)
+        self.args, self.is_full = args, train_the_base(args.methods)
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base: its weights come and go")

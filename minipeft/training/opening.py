@@ -11,7 +11,7 @@ from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
-from ..methods import METHODS
+from ..methods import train_the_base
 from ..model import GPT
 from ..runtime.console import line_breaks
 from .flags import LADDER, given
@@ -19,8 +19,7 @@ from .flags import LADDER, given
 
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
-    is_frozen = all(METHODS[name].freezes_base for name in args.methods)
-    dtype = args.base_dtype if is_frozen else "float32"  # None: as in the file
+    dtype = "float32" if train_the_base(args.methods) else args.base_dtype  # None: as in the file
     dtype = dtype and getattr(torch, dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
