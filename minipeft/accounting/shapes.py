@@ -33,13 +33,15 @@ PRESETS = {
                               rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, **LLAMA | {"bias": "qkv"}),
 }
 
-# The bases that ship with the package, pretrained alike, from 34 thousand to 1.9 million parameters.
-EMBEDDED = {
+# The bases that ship with the package, pretrained alike: four sizes from 34 thousand to 1.9 million
+# parameters, and one in the shape of a Llama, which transformers and PEFT open.
+SCALES = {
     "tiny": replace(PRESETS["nano"], n_layer=2, n_head=2, n_embd=32),
     "small": replace(PRESETS["nano"], n_embd=64),
     "nano": PRESETS["nano"],
     "medium": replace(PRESETS["nano"], n_layer=6, n_head=5, n_embd=160),
 }
+EMBEDDED = SCALES | {"small-llama": replace(SCALES["small"], n_inner=160, **LLAMA)}
 
 
 @dataclass(frozen=True)

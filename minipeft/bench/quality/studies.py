@@ -8,7 +8,7 @@ sweep chose.
 from dataclasses import replace
 
 from ...accounting import count
-from ...accounting.shapes import EMBEDDED
+from ...accounting.shapes import EMBEDDED, SCALES
 from ...checks import Error
 from . import real as e2e
 from .lines import Cell
@@ -111,7 +111,7 @@ def scale() -> Pairs:
     """Bases of four sizes."""
     sizes = {"prompt": TOKENS, "prefix": TOKENS, "full": {}}
     return swept(cell(r, t, size, base)
-                 for t in QUICK for base in EMBEDDED for r, size in sizes.items())
+                 for t in QUICK for base in SCALES for r, size in sizes.items())
 
 
 def length() -> Pairs:
