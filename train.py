@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -103,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
     group = p.add_argument_group("run folder")
     group.add_argument("--out", metavar="FOLDER",
-                       help="of the adapter and its scores (default: runs/METHOD-TASK)")
+                       help="of the adapter and its scores (default: runs/BASE-METHOD-TASK)")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true",
                       help="go on with the stopped run in --out from its last checkpoint")
@@ -162,14 +163,21 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if is_base and args.base_dtype == "bfloat16":
         raise Error(f"--base-dtype bfloat16 is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")
-    run = f"{'climb' if args.climb else args.method}-{Path(args.data or args.task).stem}"
-    args.out = Path(args.out or f"runs/{run}")
+    args.out = Path(args.out or f"runs/{run_name(args)}")
     if not args.eval_only:
         content = "a base" if is_base else "an adapter"
         content = "a combination" if len(args.methods) > 1 else content
         for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
             check_destination(folder, content)
     return args
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """BASE-METHOD-TASK, a file name on every system: nano-prefix-reverse."""
+    base = Path(os.path.abspath(args.base)).name  # "." has no name of its own
+    method = "climb" if args.climb else args.method
+    name = f"{base}-{method}-{Path(args.data or args.task).stem}"
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", name).rstrip(". ")
 
 
 def command(argv: list[str]) -> list[str]:

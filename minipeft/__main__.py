@@ -1,9 +1,9 @@
 """Use adapters, and take them to PEFT and back.
 
-python -m minipeft generate --adapter runs/prefix-reverse --prompt "58213764 -> "
+python -m minipeft generate --adapter runs/nano-prefix-reverse --prompt "58213764 -> "
 python -m minipeft generate --adapter runs/reverse --adapter runs/sort --prompt "58213764 -> "
 python -m minipeft generate --base SmolLM2-135M --adapter runs/lora --template chat --prompt "Hi!"
-python -m minipeft inspect runs/prompt-sort
+python -m minipeft inspect runs/nano-prompt-sort
 python -m minipeft export runs/prefix for-peft --base SmolLM2-135M     for peft.PeftModel
 python -m minipeft import from-peft runs/theirs --base SmolLM2-135M    an adapter that PEFT saved
 """
@@ -70,7 +70,7 @@ def arguments(argv) -> argparse.Namespace:
 
 
 def open_base(args) -> tuple[GPT, Path]:
-    folder = find_base(BASES.get(args.base, args.base))
+    folder = find_base(args.base)
     return GPT.from_pretrained(folder).to(device(args.device)), folder
 
 

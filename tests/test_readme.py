@@ -162,9 +162,9 @@ def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = GPT.from_pretrained(NANO)
     adapt(base, "prefix").save(
-        "runs/prefix-reverse"
+        "runs/nano-prefix-reverse"
     )  # that of `python train.py`, which docs/serving.md takes
-    adapt(base, "lora").save("runs/lora-parity")
+    adapt(base, "lora").save("runs/nano-lora-parity")
     found = blocks(ROOT / page, "python")
     assert found
     for code in found:
