@@ -12,6 +12,8 @@ from .methods import METHODS
 from .model import GPT
 from .slots import Prefix
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 __all__ = [
     "GPT",
     "GPTConfig",

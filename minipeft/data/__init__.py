@@ -1,8 +1,7 @@
 """Examples of tasks and files, tokenizers, batches, and the bases that ship with the package."""
 
-from pathlib import Path
-
 from ..accounting.shapes import EMBEDDED
+from ..files.huggingface import SHIPPED
 
-BASES = {name: Path(__file__).parent / name for name in EMBEDDED}  # folders for GPT.from_pretrained
+BASES = {name: SHIPPED / name for name in EMBEDDED}
 NANO = BASES["nano"]  # the default of train.py

@@ -23,6 +23,7 @@ from ..config import CHOICES, LLAMA, GPTConfig, RopeScaling, linears
 from .atomic import check_destination, file_exists, read_json, write_json
 from .tensors import StoredTensors, check_tensors, config_digest, digest, write_tensors
 
+SHIPPED = Path(__file__).parents[1] / "data"  # holds a folder for each base of the package itself
 MAX_LAYERS = 1000  # a module takes memory however small its weights; real models have some hundred
 
 
@@ -234,9 +235,14 @@ _GGUF = "GGUF is not read: take the Hugging Face folder that it was made from"
 
 
 def find_base(folder) -> Path:
-    """The folder itself, or the snapshot of a hub id; raises Error when there is neither."""
+    """A folder, else a base that ships with the package ("nano"), else the snapshot of a hub id.
+
+    Raises Error when there is none of that name."""
     if Path(folder).is_dir():
         return Path(folder)
+    shipped = {path.parent.name: path.parent for path in SHIPPED.glob("*/config.json")}
+    if str(folder) in shipped:
+        return shipped[str(folder)]
     if Path(folder).suffix == ".gguf":
         raise Error(f"no base at {folder}: {_GGUF}")
     if not _HUB_NAME.fullmatch(str(folder)):
@@ -272,7 +278,7 @@ def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
 
 @torch.no_grad()
 def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and weights of a base's folder or hub id, in `dtype` or the file's own.
+    """Config and weights of the base that find_base finds, in `dtype` or the file's own.
 
     Raises Error for a folder that is no base, an architecture that model.py does not have, or files
     that are torn or changed.

@@ -6,7 +6,6 @@ from torch import Tensor
 from ..accounting.shapes import EMBEDDED
 from ..adapters import load_adapter
 from ..checks import Error
-from ..data import BASES
 from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
@@ -27,7 +26,7 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
             raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}")
         base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
     else:
-        folder = find_base(BASES.get(args.base, args.base))
+        folder = find_base(args.base)
         base = GPT.from_pretrained(folder, dtype)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     tokenizer.stops = args.template.stops(tokenizer)  # a chat has an end mark of its own
