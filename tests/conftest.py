@@ -99,6 +99,12 @@ def quick(values, *chosen) -> list:
     return [value if value in chosen else slow(value) for value in values]
 
 
+def in_turn(settings: list[tuple], shapes=tuple(SHAPES)) -> list:
+    """(name, h, shape), for parametrize: every setting on one of the shapes in turn, slow on the others."""
+    return [pytest.param(*setting, shape, marks=[pytest.mark.slow] if (i - j) % len(shapes) else [])
+            for i, setting in enumerate(settings) for j, shape in enumerate(shapes)]
+
+
 @pytest.fixture(params=list(SHAPES))
 def shape(request) -> str:
     return request.param

@@ -294,6 +294,7 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(base, tmp_path, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("shape", ["rotary"])
 def test_parts_of_a_zip_must_be_as_large_as_it_says(base, tmp_path, monkeypatch):
     folder, path = in_torchs_format(base, tmp_path, monkeypatch)
     whole = path.read_bytes()

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import test_attention
 import torch
+from conftest import quick
 
 from minipeft import Error, attention, prefix_attention
 from minipeft.fused import fused_attention, query_spans
@@ -82,7 +83,7 @@ def test_float32_is_the_textbook_to_rounding_over_200_shapes(gated):
             assert (got - exact).norm() <= 2e-5 * max(float(exact.norm()), 1.0), shape
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", quick([False, True], False))
 def test_bfloat16_loses_at_most_twice_what_sdpa_loses(gated):
     names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v", "dgate")
     lost = {name: [0.0, 0.0] for name in names}
@@ -97,7 +98,7 @@ def test_bfloat16_loses_at_most_twice_what_sdpa_loses(gated):
         assert ours**0.5 <= 2 * sdpa**0.5, name
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", quick([False, True], True))
 def test_gradcheck(gated):
     given, _ = tensors((2, 4, 2, 5, 7, 3, 4, 2))
     given = [x.requires_grad_() for x in (given if gated else given[:5])]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TYPICAL, attached, moved, quick
+from conftest import TYPICAL, attached, in_turn, moved, quick, tiny
 from test_methods import COMBINED, SETTINGS
 
 from minipeft import Error, Prefix, adapt, attention, generate
@@ -20,10 +20,10 @@ def without_a_cache(model, idx, n):
     return idx
 
 
-@pytest.mark.parametrize("name, h", MODELS)
+@pytest.mark.parametrize("name, h, shape", in_turn(MODELS))
 @torch.no_grad()
-def test_token_for_token_as_without_a_cache(name, h, base, idx):
-    model = base
+def test_token_for_token_as_without_a_cache(name, h, shape, idx):
+    model = base = tiny(shape)
     if name is not None:
         model = adapt(base, name, **h) if (name, h) in (COMBINED, HARD) else attached(base, name, h)
         moved(model, 0.3 if model.method.freezes_base else 0.0)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import FROZEN, TYPICAL, attached, in_shape, moved, tiny
+from conftest import FROZEN, SHAPES, TYPICAL, attached, in_shape, moved, quick, tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.adapters import export_adapter
@@ -369,6 +369,7 @@ def test_a_hard_prompt_is_its_text_and_trains_nothing(base, idx, tmp_path):
     torch.testing.assert_close(load_adapter(base, tmp_path)(idx), model(idx), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", quick(list(SHAPES), "llama"))
 def test_the_search_follows_the_gradient_to_a_better_prompt(base):
     """On a fixed batch no step raises the loss, and the search beats as many random prompts as it had passes."""
     idx = torch.randint(97, (8, 9))

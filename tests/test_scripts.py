@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WITHOUT_CODE, compiling_by, tiny
+from conftest import WITHOUT_CODE, compiling_by, quick, tiny
 
 import bench
 import minipeft.model
@@ -88,7 +88,7 @@ def test_training_reaches_what_it_prints_and_the_adapter_is_used(capsys, tmp_pat
     assert scored(printed) == scored(again) != []
 
 
-@pytest.mark.parametrize("method", [["prefix"], ["prompt", "--lr", "0.3"], ["full", "--lr", "3e-3"]])
+@pytest.mark.parametrize("method", quick([["prefix"], ["prompt", "--lr", "0.3"], ["full", "--lr", "3e-3"]], ["prefix"]))
 def test_your_own_data_lowers_the_held_out_loss(method, capsys, tmp_path, pairs):
     code, _, err = call(
         capsys, train, "--data", pairs, "--method", *method, "--steps", 15, "--batch-size", 8, "--out", tmp_path / "out"
@@ -117,34 +117,22 @@ def test_long_inputs_are_cut_counted_and_answered(capsys, tmp_path):
     assert code == 0 and "6 cut from the left (texts: divided) to 64 tokens" in printed, err
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--space", "hidden", "--dtype", "bfloat16"],
-        ["--prefix-projection", "--encoder-hidden-size", "16"],
-        ["--method", "prompt", "--init", "random"],
-        ["--method", "prompt", "--init-from-text", "reverse: ", "--lr", "0.01"],
-        ["--init-from-text", "reverse: ", "--lr", "0.01"],
-        [
-            "--method",
-            "lora",
-            "--r",
-            "4",
-            "--lora-alpha",
-            "16",
-            "--lora-dropout",
-            "0.1",
-            "--target-modules",
-            "c_attn",
-            "mlp.c_proj",
-        ],
-        ["--method", "adapter", "--bottleneck-size", "4", "--placement", "pfeiffer"],
-        ["--method", "llama-adapter", "--adapter-len", "4", "--adapter-layers", "3", "--lr", "0.3"],
-        ["--method", "lora+prefix", "--r", "2", "--num-virtual-tokens", "3"],
-    ],
-)
+FLAGS = [
+    "--space hidden --dtype bfloat16",
+    "--method lora --r 4 --lora-alpha 16 --lora-dropout 0.1 --target-modules c_attn mlp.c_proj",
+    "--init-from-text 'reverse: ' --lr 0.01",
+    "--method lora+prefix --r 2 --num-virtual-tokens 3",
+    "--method prompt --init-from-text 'reverse: ' --lr 0.01",
+    "--method prompt --init random",
+    "--prefix-projection --encoder-hidden-size 16",
+    "--method adapter --bottleneck-size 4 --placement pfeiffer",
+    "--method llama-adapter --adapter-len 4 --adapter-layers 3 --lr 0.3",
+]
+
+
+@pytest.mark.parametrize("flags", quick(FLAGS, *FLAGS[:4]))
 def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
-    code, _, err = call(capsys, train, *flags, "--steps", 12, "--batch-size", 16, "--out", tmp_path / "out")
+    code, _, err = call(capsys, train, *shlex.split(flags), "--steps", 12, "--batch-size", 16, "--out", tmp_path / "out")
     assert code == 0, err
     before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["loss"]
     assert after < before

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TYPICAL, attached, in_shape, moved, quick, tiny
+from conftest import SHAPES, TYPICAL, attached, in_shape, moved, quick, tiny
 
 from minipeft import METHODS, Error, TaskBank, adapt, generate
 from minipeft.inference.task_bank import vote
@@ -36,7 +36,8 @@ def tasks_of(base):
     return models
 
 
-@pytest.mark.parametrize("dtype", quick([torch.float32, torch.float64], torch.float64))
+@pytest.mark.parametrize("shape, dtype", quick(
+    [(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.float64)], ("llama", torch.float64)))
 def test_200_random_mixtures_equal_the_single_runs(shape, dtype):
     base = tiny(shape, dtype)
     close = (
