@@ -185,6 +185,31 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
         attention_bench.run(s)
 
 
+def test_a_gradient_of_nan_is_wrong_attention_and_one_of_zero_is_not(monkeypatch):
+    sdpa, one_key = attention.BACKENDS["sdpa"], attention_bench.Shape(1, 2, 1, 0, 4)
+    s = attention_bench.AttentionSettings((), (), 1, 0, "cpu")
+    monkeypatch.setattr(attention_bench, "BACKENDS", ("sdpa",))
+    ((row, _),) = attention_bench.works(one_key, torch.float32, s)
+    assert row["error"] < 1e-6  # q and k have no gradient where there is one key
+    assert max(cost.check_attention(settings(methods=(), seq_len=1)).values()) < 1e-6
+
+    def keys_without_a_gradient(q, k, v, *rest):
+        k = k.view_as(k)
+        k.register_hook(lambda gradient: gradient * float("nan"))
+        return sdpa(q, k, v, *rest)
+
+    monkeypatch.setitem(attention.BACKENDS, "sdpa", keys_without_a_gradient)
+    with pytest.raises(Error, match="sdpa attention is wrong"):
+        attention_bench.works(attention_bench.Shape(1, 2, 8, 2, 4), torch.float32, s)
+
+
+def test_a_step_that_changes_nothing_is_not_timed(monkeypatch):
+    monkeypatch.setattr(cost, "peak_bytes", lambda *work: 1)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    with pytest.raises(Error, match=r"^full: two training steps leave \['"):
+        cost.run(settings(seq_len=8))
+
+
 def test_peers_do_the_same_work(capsys, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(peers, "peak_bytes", lambda *work: 1)  # a process for each, which is tested with the cost
@@ -237,6 +262,18 @@ def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
     assert len({tuple(t.flatten().tolist()) for t in tokens.values()}) > 3  # and the tasks do differ
     copies = serving.build(s, serving.Row("full copies", n=4))
     assert len(copies) == 4 and sum(len(d.idx) for d in copies) == 6
+
+
+def test_serving_that_leaves_a_task_out_is_not_timed():
+    base, one, four = serving.Row("base"), serving.Row("lora tasks", 1), serving.Row("lora tasks", 4)
+    shared, copied = (serving.Row(kind, P=20) for kind in ("shared", "copied"))
+    x, y, z = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    mixed = torch.cat([y[:1], z[1:]])
+    right = {base: x, one: y, four: mixed, shared: z, copied: z * (1 + 1e-6)}
+    serving.check_states(right)
+    for row, wrong in ((one, x), (four, z), (shared, x), (copied, y)):
+        with pytest.raises(Error, match="decodes wrongly"):
+            serving.check_states(right | {row: wrong})
 
 
 def test_the_serving_bench(capsys, monkeypatch):

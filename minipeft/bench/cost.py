@@ -20,7 +20,7 @@ from ..accounting.parameters import declared, possible
 from ..accounting.shapes import PRESETS
 from ..attach import Adapted
 from ..attention import faster
-from ..checks import Error
+from ..checks import Error, shown
 from ..methods import METHODS, WHOLE
 from ..model import GPT
 from ..runtime.compiling import can_compile
@@ -110,6 +110,11 @@ class Contestant:
             self.forward_loss().backward()
             self.optimizer.step()
 
+    def sums(self) -> dict[str, float]:
+        """The sum of each trained tensor, which a step changes."""
+        return {name: float(p.detach().sum(dtype=torch.float64))
+                for name, p in self.model.named_parameters() if p.requires_grad}
+
     @torch.no_grad()
     def inference(self) -> Tensor:
         with self.autocast():
@@ -158,7 +163,7 @@ def check_attention(s: CostSettings, rows: list[tuple[str, dict]] | None = None)
     backend = faster(given[0].to(device), compiling=True) if s.compile else "auto"
     exact = results("reference", torch.device("cpu"), torch.float64)
     names = ("output", "dq", "dk", "dv", "dprefix_k", "dprefix_v")[: len(exact)]
-    errors = {name: float((a - b).abs().max() / b.abs().max())
+    errors = {name: float((a - b).abs().max()) / (float(b.abs().max()) or 1.0)  # one key: its gradient is 0
               for name, a, b in zip(names, results(backend, device, dtype), exact, strict=True)}
     bound = 1e-4 if dtype == torch.float32 else 5e-2
     if not all(e <= bound for e in errors.values()):
@@ -186,8 +191,11 @@ def run(s: CostSettings, rows: list[tuple[str, dict]] | None = None) -> dict:
         saved, first = [], []
         bar.set_description("warm-up")
         for c in contestants:
+            before = c.sums()
             first.append(milliseconds(c.train_step, device) + milliseconds(c.inference, device))  # compiles
             c.train_step()
+            if still := [name for name, x in c.sums().items() if x == before[name]]:
+                raise Error(f"{c.model.method.name}: two training steps leave {shown(still)} unchanged")
             saved.append(saved_bytes(c.forward_loss, c.model.parameters()) if c.trains else None)
             bar.update()
         bar.set_description("interleaved steps")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..accounting import base_parameters
 from ..accounting.shapes import PRESETS
-from ..attach import adapt
+from ..attach import Adapted, adapt
 from ..attention import prefix_attention
 from ..checks import Error
 from ..inference.generation import read_slots
@@ -35,6 +35,8 @@ from ..runtime.profiling import card, synchronize
 from ..slots import KVCache, Prefix, Slots
 from . import flags
 from .measure import MS, cell, columns, header, milliseconds, peak_bytes, spread, time_all
+
+SAME = 1e-3  # relative distance of hidden states that only rounding can make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class Decoder:
 
     @torch.no_grad()
     def step(self) -> None:
-        x = self.base.hidden(self.idx, *self.slots, cache=self.cache)[:, -1]
+        self.last = x = self.base.hidden(self.idx, *self.slots, cache=self.cache)[:, -1]  # (B, C)
         self.cache = self.cache.after(self.idx.size(1))
         self.idx = F.linear(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
 
@@ -126,14 +128,40 @@ def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder
             return [Decoder(base, idx, Slots(), steps, copied=Prefix(k, v))]
         return [Decoder(base, idx, Slots(prefix=Prefix(k, v)), steps)]
     method, h = row.kind.removesuffix(" tasks"), {"num_virtual_tokens": row.P} if row.P else {}
-    bank = TaskBank(base, {str(i): adapt(base, method, **h) for i in range(row.n)})
+    bank = TaskBank(base, {str(i): random_task(base, method, h) for i in range(row.n)})
     rows = bank.rows([str(i % row.n) for i in range(s.batch_size)])
     return [Decoder(base, idx, rows.slots(), steps)]
+
+
+def random_task(base: GPT, method: str, h: dict) -> Adapted:
+    """A task that changes what the base computes, as the initial values of some methods do not."""
+    model = adapt(base, method, **h)
+    for p in model.trainable_parameters():
+        p.detach().normal_(std=0.02)
+    return model
 
 
 def step_all(decoders: list[Decoder]) -> None:
     for d in decoders:
         d.step()
+
+
+def check_states(states: dict[Row, Tensor]) -> None:
+    """Raise Error unless each row's last hidden states (B, C) differ from the base's, and a copied prefix
+    gives those of a shared one, a mixed batch those of one task in its first row."""
+    base = states[Row("base")]
+    for row, x in states.items():
+        if row.kind in ("base", "full copies"):
+            continue
+        same = replace(row, kind="shared") if row.kind == "copied" else replace(row, n=min(1, row.n))
+        twin = states.get(same, x)[: 1 if row.n else None]
+        if not (distance(x, base) > SAME >= distance(x[: len(twin)], twin)):
+            raise Error(f"{row} decodes wrongly: its hidden states differ by {distance(x, base):.1e} from the base's, "
+                        f"by {distance(x[: len(twin)], twin):.1e} from those of {same}")
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    return float((x - y).norm() / y.norm())
 
 
 def new_base(s: ServingSettings) -> GPT:
@@ -167,7 +195,7 @@ def run(s: ServingSettings) -> dict:
     device, every = torch.device(s.device), rows_of(s)
     rows = [row for row in every if fits(s, row)]
     left_out = [row for row in every if row not in rows]
-    total, peaks, decoders = 2 * len(rows) + s.steps, {}, {}
+    total, peaks, decoders, states = 2 * len(rows) + s.steps, {}, {}, {}
     with tqdm(total=total, unit="row", desc="peak memory", dynamic_ncols=True) as bar:
         for row in rows:
             peaks[row] = peak_bytes(device, decode_three, s, row)
@@ -180,9 +208,11 @@ def run(s: ServingSettings) -> dict:
                 left_out.append(row)
                 continue
             decoders[row] = build(s, row, base)
-            for _ in range(2):  # the prompts; a first token, not timed
-                step_all(decoders[row])
+            step_all(decoders[row])  # the prompts
+            states[row] = torch.cat([d.last for d in decoders[row]])
+            step_all(decoders[row])  # a first token, not timed
             bar.update()
+        check_states(states)
         bar.set_description("decoding")
         calls = [functools.partial(step_all, ds) for ds in decoders.values()]
         (times,) = time_all([calls], s.steps, device, bar)
