@@ -1,6 +1,6 @@
 """Pretrain the bases that ship with the package, from 34 thousand to 1.9 million parameters.
 
-All sizes see the same examples of the same skills in the same order, for the same steps at the same
+All of them see the same examples of the same skills in the same order, for the same steps at the same
 peak learning rate; only the shape differs. Each is one run of train.py, and the folder's scores.json
 holds the command that repeats it. A finished base stays as it is; a stopped one continues.
 """
