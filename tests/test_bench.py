@@ -227,13 +227,74 @@ def test_peers_do_the_same_work(capsys, monkeypatch):
         assert theirs["against_peft"] == 1
 
 
+def test_on_a_bfloat16_base_lora_is_compared_with_peft_in_float32_and_in_bfloat16(capsys, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(peers, "peak_bytes", lambda *work: 1)
+    argv = "peers --preset nano --seq-len 24 --batch-size 2 --steps 1 --no-compile --dtype bfloat16"
+    bench.main([*argv.split(), "--methods", "prefix", "lora"])
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == peers.table(result).splitlines()
+    rows = {(r["method"], r["rival"]): r for r in result["rows"]}
+    by_lora = [rival for method, rival in rows if method == "lora"]
+    assert by_lora == ["minipeft", "peft", "peft bfloat16"] and ("prefix", "peft bfloat16") not in rows
+    norms = [rows["lora", rival]["gradient_norm"] for rival in by_lora]
+    assert norms == pytest.approx(norms[:1] * 3, rel=3e-3)  # from the same initial values
+    # an adapter in bfloat16 saves no float32 copies of its inputs
+    assert rows["lora", "peft bfloat16"]["saved_bytes"] < rows["lora", "peft"]["saved_bytes"]
+    low = rows["lora", "peft bfloat16"]["against_peft"] ** 0.5  # with PEFT itself, 1, as the prefix's
+    assert result["means"]["peft bfloat16"]["against_peft"] == pytest.approx(low)
+    assert any("peft bfloat16 in bfloat16, as minipeft" in line for line in out)
+    with pytest.raises(Error, match="--methods full needs --dtype float32"):
+        bench.main(["peers", "--preset", "nano", "--dtype", "bfloat16", "--methods", "full"])
+
+
 def test_peers_refuse_a_rival_whose_gradient_differs():
-    measured = {"method": "prefix", "error": None, "loss": 5.0, "second_loss": 4.9999, "gradient_norm": 1.0}
+    measured = {"method": "prefix", "error": None, "loss": 5.0, "second_loss": 4.9999, "gradient_norm": 1.0,
+                "loss_changes": [-1e-4]}
     rows = [measured | {"rival": r} for r in peers.RIVALS]
     peers.same_work(rows, 1e-4)
     rows[0]["gradient_norm"] = 1.01  # too little to show in the loss after one step
     with pytest.raises(Error, match="minipeft does other work than peft: gradient norm"):
         peers.same_work(rows, 1e-4)
+
+
+def nothing(optimizer):
+    optimizer.step = lambda: None
+
+
+def uphill(optimizer):
+    optimizer.param_groups[0]["maximize"] = True
+
+
+def too_far(optimizer):
+    optimizer.param_groups[0]["lr"] *= 1.05
+
+
+def all_but_one(optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
+@pytest.mark.parametrize("method, dtype, bound",
+                         [("full", "float32", 1e-4), ("lora", "float32", 1e-4), ("lora", "bfloat16", 2e-2)])
+def test_peers_refuse_a_rival_whose_step_is_broken(method, dtype, bound):
+    pytest.importorskip("peft")
+    config = GPTConfig(vocab_size=257, block_size=64, n_layer=2, n_head=2, n_embd=64)
+    s = peers.PeersSettings(preset="tiny", config=config, methods=(method,), num_virtual_tokens=4, batch_size=2,
+                            seq_len=16, supervised=1.0, steps=1, seed=0, device="cpu", dtype=dtype, compile=False)
+
+    def measured(name, breaks=lambda optimizer: None):
+        rival = peers.build(s, method, name)
+        peers.same_start(rival, peers.build(s, method, "peft"), method)
+        breaks(rival.optimizer)
+        first = {"loss": peers.train_step(rival).item(), "gradient_norm": peers.gradient_norm(rival)}
+        return {"method": method, "rival": name, "error": None, **first, **peers.second_step(rival)}
+
+    theirs = measured("peft")
+    peers.same_work([measured("minipeft"), theirs], bound)
+    for breaks in (nothing, uphill, too_far, all_but_one):
+        with pytest.raises(Error, match="minipeft does other work than peft: (change|second)"):
+            peers.same_work([measured("minipeft", breaks), theirs], bound)
 
 
 def test_without_the_extras_peers_says_what_to_install(monkeypatch):

@@ -2,9 +2,14 @@
 
 Both have a base of one shape with the same random weights (written by one, read by the other), the
 same trained tensors, tokens and fused AdamW, no dropout. The losses before and after the first step
-stand side by side; they and the norm of the first gradient must agree. Steps are interleaved in one
-process. Each library runs eagerly and through torch.compile (here the blocks, there the whole
-model, if PEFT allows it). Needs the extras of requirements-extra.txt.
+stand side by side; they, the norm of the first gradient and what a step changes of the loss must
+agree. Steps are interleaved in one process. Each library runs eagerly and through torch.compile
+(here the blocks, there the whole model, if PEFT allows it).
+
+On a bfloat16 base, PEFT's default multiplies the adapter's matrices in float32, minipeft in
+bfloat16. "peft bfloat16" is PEFT with bfloat16 adapters (autocast_adapter_dtype=False), to compare
+like with like. Full fine-tuning runs in float32 only: minipeft trains no bfloat16 weights. Needs the
+extras of requirements-extra.txt.
 """
 
 import argparse
@@ -35,7 +40,7 @@ from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
 from .measure import MS, MatmulRate, cell, columns, first_line, header, milliseconds, peak_bytes, restart_peak, time_all
 
-RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled")
+RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled", "peft bfloat16", "peft bfloat16 compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,10 @@ def settings(args: argparse.Namespace) -> PeersSettings:
         raise Error(f"--num-virtual-tokens must be at least 1, not {args.num_virtual_tokens}")
     flags.check_fits(args.num_virtual_tokens, args.seq_len, config)
     both = in_both(config)
+    if args.dtype != "float32":
+        if WHOLE in (args.methods or ()):
+            raise Error(f"--methods {WHOLE} needs --dtype float32: minipeft trains the whole base in float32")
+        both.remove(WHOLE)
     args.methods = args.methods or both
     for method in args.methods:
         if method not in both:
@@ -96,6 +105,19 @@ def in_both(c: GPTConfig) -> list[str]:
     known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
     return [name for name in possible(c) if name == WHOLE
             or METHODS[name].peft is None and files(c, declared(c, name, {})).config["peft_type"] in known]
+
+
+def peft_config(s: PeersSettings, method: str):
+    """PEFT's config of the method, to train."""
+    saved = files(s.config, declared(s.config, method, hyperparameters(s, method))).config
+    return extras()[0].get_peft_config(saved | {"inference_mode": False})
+
+
+def rivals_of(s: PeersSettings, method: str) -> list[str]:
+    """The rivals in this method. Adapters in bfloat16 are another rival only where PEFT multiplies by them."""
+    multiplies = s.dtype != "float32" and not peft_config(s, method).is_prompt_learning
+    return [name for name in RIVALS if (s.compile or not name.endswith("compiled"))
+            and (multiplies or "bfloat16" not in name)]
 
 
 def batch(s: PeersSettings) -> tuple[Tensor, Tensor]:
@@ -124,12 +146,12 @@ def ours(s: PeersSettings, method: str, base: GPT, compile: bool) -> Rival:
     return Rival(model, model.trainable_parameters(), functools.partial(model.loss, *batch(s)))
 
 
-def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool) -> Rival:
+def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool, bfloat16: bool = False) -> Rival:
+    """PEFT's rival; bfloat16: its adapter too, instead of float32."""
     base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
     if method != WHOLE:
-        saved = files(s.config, declared(s.config, method, hyperparameters(s, method))).config
-        peft, _ = extras()
-        base = peft.get_peft_model(base, peft.get_peft_config(saved | {"inference_mode": False}))
+        config = peft_config(s, method)
+        base = extras()[0].get_peft_model(base, config, autocast_adapter_dtype=not bfloat16)
     for module in base.train().modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -167,14 +189,24 @@ def build(s: PeersSettings, method: str, name: str) -> Rival:
         del base
         load = transformers.AutoModelForCausalLM.from_pretrained
         rival = load(folder, dtype=dtype, attn_implementation="sdpa")
-    return theirs(s, method, rival.to(s.device), compile)
+    return theirs(s, method, rival.to(s.device), compile, "bfloat16" in name)
 
 
 @torch.no_grad()
-def same_start(mine: Rival, peft: Rival, method: str) -> None:
+def same_start(rival: Rival, peft: Rival, method: str) -> None:
     """Copy PEFT's initial values of the trained parameters; full has the same weights already."""
-    for p, initial in () if method == WHOLE else zip(mine.trained, peft.trained, strict=True):
+    for p, initial in () if method == WHOLE else zip(rival.trained, peft.trained, strict=True):
         p.copy_(initial.view_as(p))
+
+
+def second_step(rival: Rival) -> dict:
+    """The loss of another step, and the change of the loss by it: to first order, Σ gradient · change, for
+    each trained tensor. The difference of two losses would be lost in their rounding."""
+    before = [p.detach().clone() for p in rival.trained]
+    loss = train_step(rival).item()
+    changes = [torch.sum(p.grad.float() * (p.detach().float() - old.float()), dtype=torch.float64).item()
+               for p, old in zip(rival.trained, before, strict=True)]
+    return {"second_loss": loss, "loss_changes": changes}
 
 
 def train_two_steps(s: PeersSettings, method: str, name: str) -> None:
@@ -189,28 +221,29 @@ def train_two_steps(s: PeersSettings, method: str, name: str) -> None:
 def measure(s: PeersSettings, method: str, rate: MatmulRate, bar: tqdm) -> list[dict]:
     """One row per rival, their steps interleaved."""
     device = torch.device(s.device)
-    names = [n for n in RIVALS if s.compile or not n.endswith("compiled")]
-    rivals = {n: build(s, method, n) for n in names}
+    rivals = {name: build(s, method, name) for name in rivals_of(s, method)}
+    for name in set(rivals) - {"peft"}:
+        same_start(rivals[name], rivals["peft"], method)
     rows = []
     for name, rival in list(rivals.items()):
-        if name.startswith("minipeft"):
-            same_start(rival, rivals["peft"], method)
         row = {"method": method, "rival": name, "error": None}
         try:
             first = milliseconds(lambda r=rival, row=row: row.update(loss=train_step(r).item()), device)
             row["first_step_s"] = first / 1000
         except Exception as e:  # a failure of torch.compile with PEFT is a result
-            if name != "peft compiled":
+            if not (name.startswith("peft") and name.endswith("compiled")):
                 raise
             row["error"] = f"{type(e).__name__}: {first_line(e)}"
             del rivals[name]
         else:
             row["gradient_norm"] = gradient_norm(rival)  # of the first step
-            row["second_loss"] = train_step(rival).item()
+            row |= second_step(rival)
             row["saved_bytes"] = saved_bytes(rival.loss, rival.model.parameters())
         rows.append(row)
         bar.update()
     same_work(rows, 1e-4 if s.dtype == "float32" else 2e-2)
+    for row in (r for r in rows if not r["error"]):
+        row["loss_change"] = sum(row.pop("loss_changes"))
     calls = [functools.partial(train_step, rival) for rival in rivals.values()]
     times = dict(zip(rivals, *time_all([calls], s.steps, device, bar, rate), strict=True))
     del rivals, rival, calls
@@ -231,13 +264,27 @@ def gradient_norm(rival: Rival) -> float:
 
 
 def same_work(rows: list[dict], bound: float) -> None:
-    """Raise Error unless every rival's first gradient, and losses around it, are those of eager PEFT."""
+    """Raise Error unless every rival's losses, first gradient and second step are those of eager PEFT.
+
+    What one tensor's step changes of the loss agrees to 7e-6 in float32 and to 6e-3 in bfloat16 (GPT-2,
+    Llama and Qwen2 shapes); below a millionth of the sum it is rounding. bfloat16 weights round steps away
+    (1 − 1e-4 is 1), so the changes of "peft bfloat16" are its own.
+    """
     theirs = next(r for r in rows if r["rival"] == "peft")
+    rounding = 1e-6 * abs(sum(theirs["loss_changes"]))
     for row in (r for r in rows if not r["error"]):
-        for x in ("loss", "gradient_norm", "second_loss"):
-            if not abs(row[x] - theirs[x]) <= bound * abs(theirs[x]):
-                raise Error(f"{row['method']}: {row['rival']} does other work than peft: "
-                            f"{x.replace('_', ' ')} {row[x]} against {theirs[x]}")
+        found = [(x.replace("_", " "), row[x], theirs[x], 0) for x in ("loss", "gradient_norm", "second_loss")]
+        if "bfloat16" not in row["rival"]:
+            changes = zip(sorted(row["loss_changes"]), sorted(theirs["loss_changes"]), strict=True)
+            found += [("change of the loss by a tensor", mine, peft, rounding) for mine, peft in changes]
+        for x, mine, peft, slack in found:
+            if not abs(mine - peft) <= bound * abs(peft) + slack:
+                raise Error(f"{row['method']}: {row['rival']} does other work than peft: {x} {mine} against {peft}")
+
+
+def measured_rows(rows: list[dict], rival: str) -> dict[str, dict]:
+    """The rival's rows by method, without those that failed."""
+    return {r["method"]: r for r in rows if r["rival"] == rival and not r["error"]}
 
 
 def run(s: PeersSettings) -> dict:
@@ -245,7 +292,7 @@ def run(s: PeersSettings) -> dict:
     device = torch.device(s.device)
     s = replace(s, compile=s.compile and can_compile(device.type))
     rate = MatmulRate(getattr(torch, s.dtype), device)
-    rows, total = [], len(s.methods) * (4 + s.steps)
+    rows, total = [], sum(len(rivals_of(s, method)) + s.steps for method in s.methods)
     with (warnings.catch_warnings(),
           tqdm(total=total, unit="round", desc="peers", dynamic_ncols=True) as bar):
         warnings.simplefilter("ignore")
@@ -259,9 +306,11 @@ def run(s: PeersSettings) -> dict:
     versions = {name: importlib.metadata.version(name) for name in ("peft", "transformers")}
     means = {}
     for name in RIVALS:
-        mine = [r for r in rows if r["rival"] == name and not r["error"]]
+        mine = measured_rows(rows, name)
+        if mine and "bfloat16" in name:  # where it is no rival of its own, it is PEFT as it is
+            mine = measured_rows(rows, name.replace(" bfloat16", "")) | mine
         if len(mine) == len(s.methods):
-            means[name] = {x: geometric_mean(r[x] for r in mine)
+            means[name] = {x: geometric_mean(r[x] for r in mine.values())
                            for x in ("against_peft", "saved_against_peft", "against_floor")}
     return {"card": card(device) | versions, "settings": asdict(s), "rate": rate.value,
             "rows": rows, "means": means}
@@ -287,11 +336,16 @@ def table(result: dict) -> str:
         "first step s": cell("first_step_s", "{:.1f}"),
     }
     lines = [*header(result, setting), "", *columns(cells, rows)]
+    if any("bfloat16" in r["rival"] for r in rows):
+        lines.append("peft multiplies by these adapters in float32, its default; "
+                     "peft bfloat16 in bfloat16, as minipeft does")
     lines += [f"{r['method']}, {r['rival']}: {r['error']}" for r in rows if r["error"]]
     lines += ["", "geometric means over the methods, against eager peft:"]
     lines += [f"{name}: step {m['against_peft']:.2f}, saved {m['saved_against_peft']:.2f}, "
               f"step over floor {m['against_floor']:.2f}" for name, m in means.items()]
-    if len(means) == len(RIVALS):
-        ours, theirs = (means[f"{name} compiled"]["against_peft"] for name in ("minipeft", "peft"))
-        lines.append(f"both compiled: step of minipeft over that of peft {ours / theirs:.2f}")
+    for theirs in RIVALS[3:]:
+        ours = "minipeft compiled" if theirs.endswith("compiled") else "minipeft"
+        if {ours, theirs} <= set(means):
+            ratio = means[ours]["against_peft"] / means[theirs]["against_peft"]
+            lines.append(f"step of {ours} over that of {theirs}: {ratio:.2f}")
     return "\n".join(lines)
