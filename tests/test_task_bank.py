@@ -204,3 +204,16 @@ def test_a_merged_task_is_refused(base):
     model.merge()
     with pytest.raises(Error, match="task 'a': it is merged into the base"):
         TaskBank(base, {"a": model})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_another_number_of_rows_than_tasks_is_refused_alike_by_every_way_in(base, rows):
+    bank = TaskBank(base, {"a": adapt(base, "prefix"), "b": adapt(base, "lora")})
+    idx = torch.randint(97, (rows, 5))
+    for tasks in (["a", "b", None], ["a"] * 3, [None] * 3):
+        message = f"^3 tasks for {rows} rows: every row needs one, or None$"
+        for call in (lambda t=tasks: bank(idx, t), lambda t=tasks: bank.rows(t)(idx),
+                     lambda t=tasks: generate(bank.rows(t), idx, 2)):
+            with pytest.raises(Error, match=message):
+                call()
+    assert generate(bank.rows(["a"] * rows), idx, 2).shape == (rows, 7)

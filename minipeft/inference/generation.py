@@ -58,6 +58,8 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
     base, slots = (model.base, model.slots()) if hasattr(model, "slots") else (model, Slots())
     check_base(base)
     _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, base.config.vocab_size)
+    if hasattr(model, "check_rows"):  # a bank's
+        model.check_rows(idx)
     B, T = idx.shape
     if max_new_tokens == 0:
         return

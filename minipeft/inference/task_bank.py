@@ -26,14 +26,21 @@ from .generation import generate
 class Rows:
     """The gathered tasks of one batch, a model for `generate`. rows(idx) returns logits."""
 
-    def __init__(self, base: GPT, slots: Slots):
-        self.base, self._slots, self.training = base, slots, False
+    def __init__(self, base: GPT, slots: Slots, num_tasks: int):
+        self.base, self._slots, self.num_tasks, self.training = base, slots, num_tasks, False
 
     def slots(self) -> Slots:
         return self._slots
 
     def __call__(self, idx: Tensor) -> Tensor:
+        self.check_rows(idx)
         return self.base(idx, *self._slots)
+
+    def check_rows(self, idx: Tensor) -> None:
+        """Raise Error unless idx (B, T) has a row for every task."""
+        check_tokens(idx)
+        if self.num_tasks != idx.size(0):
+            raise Error(f"{self.num_tasks} tasks for {idx.size(0)} rows: every row needs one, or None")
 
     def train(self, mode: bool = True) -> None:
         """Nothing to do: rows are for inference only."""
@@ -136,16 +143,12 @@ class TaskBank:
             i = ids[0] if shared else ids
             hooks = [{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks]
             slots = slots._replace(hooks=hooks)
-        return Rows(self.base, slots)
+        return Rows(self.base, slots, len(tasks))
 
     @torch.no_grad()
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, V); tasks: a name, or None, for each row."""
-        check_tokens(idx)
-        rows = self.rows(tasks)
-        if len(tasks) != idx.size(0):
-            raise Error(f"{len(tasks)} tasks for {idx.size(0)} rows: every row needs one, or None")
-        return rows(idx)
+        return self.rows(tasks)(idx)
 
 
 def why_not(model: Adapted) -> str | None:
