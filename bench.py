@@ -18,8 +18,8 @@ small GPT with random weights.
 Each has its own --help. Columns of the table: parameters trained, stored for one task, trained in %
 of the base; the adapter on disk; the optimizer's state; bytes saved for backward; peak memory of a
 training process; a training step of B·T real tokens, also as a ratio to full fine-tuning's and to
-the time of its matmuls alone (floor); a forward pass without gradients. The last line of stdout is
-one JSON document.
+the time of its matmuls alone (floor); a forward pass without gradients. The same as one JSON
+document: by --out, and as the last line of stdout where that is a pipe or a file.
 """
 
 import json
@@ -29,6 +29,7 @@ from pathlib import Path
 
 from docs.tools import bases, comparison
 from minipeft.bench import attention, cost, flags, params, peers, quality, serving
+from minipeft.checks import Error, did_you_mean
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run
 
@@ -47,7 +48,9 @@ def measure(module, argv: list[str], description: str) -> tuple[dict, str, str |
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    name = argv[0] if argv else ""
+    name, known = argv[0] if argv else "", [*MEASUREMENTS, *STUDIES]
+    if not name.startswith("-") and name not in ("", *known):
+        raise Error(f"there is no measurement {name!r}: there are {', '.join(known)}{did_you_mean(name, known)}")
     if name in STUDIES:
         result, table, out = STUDIES[name](argv[1:])
     elif name in MEASUREMENTS:
@@ -57,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         result, table, out = measure(cost, argv, __doc__)
     result = {"command": shlex.join(["python", "bench.py", *argv]), **result}
     print(table)
-    print(json.dumps(result))
+    if not sys.stdout.isatty():
+        print(json.dumps(result))
     if out:
         write_json(Path(out), result)
 

@@ -27,13 +27,13 @@ from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
 from minipeft.methods import train_something, train_the_base
-from minipeft.runtime.console import Parser, line_breaks, run, seed
+from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed, utf8_text
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training import flags
 from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import ALL_FLAGS, LADDER
-from minipeft.training.job import REPORTED, VALIDATION, run_job
+from minipeft.training.job import REPORTED, VALIDATION, has_checkpoints, run_job
 from minipeft.training.ladder_run import run_ladder
 from minipeft.training.memory_check import LOWER
 
@@ -56,27 +56,27 @@ def parser() -> argparse.ArgumentParser:
     add("--task", default="reverse", metavar="NAME",
         help=f"a skill ({', '.join(SKILLS)}), two joined by '+', a novel task "
              f"({', '.join(NOVEL)}), or skills, for pretraining")
-    add("--data", metavar="FILE",
+    add("--data", metavar="FILE", type=local_path,
         help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
              '{"text": "…"}, {"messages": […]} … on every line (docs/own-data.md)')
-    add("--dev", metavar="FILE",
+    add("--dev", metavar="FILE", type=local_path,
         help=f"validation set, at most {VALIDATION} of it (default: a tenth of --data)")
-    add("--test", metavar="FILE",
+    add("--test", metavar="FILE", type=local_path,
         help=f"held-out set, the loss on at most {REPORTED} of it (default: as --dev)")
-    add("--columns", nargs=2, metavar=("INPUT", "TARGET"),
+    add("--columns", nargs=2, type=utf8_text, metavar=("INPUT", "TARGET"),
         help="their names in the files; other fields are left out, which the run says")
     add("--limit", type=int, metavar="N", help="train on N examples of --data, drawn by --seed")
     add("--max-length", type=int, default=1024, metavar="T",
         help="cut longer inputs, virtual tokens included")
-    add("--template", metavar="TEXT",
+    add("--template", metavar="TEXT", type=utf8_text,
         help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}")')
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
 
     add = p.add_argument_group("base").add_argument
-    add("--base", default="nano", metavar="FOLDER",
+    add("--base", default="nano", metavar="FOLDER", type=local_path,
         help="folder or hub id of the GPT-2 or Llama family, embedded base "
-             f"({', '.join(EMBEDDED)}), or scratch:SIZE for random weights")
+             f"({', '.join(EMBEDDED)}), or scratch:SIZE")
     add("--base-dtype", choices=["float32", "bfloat16"], metavar="TYPE",
         help="float32 or bfloat16, for the frozen base (default: its own)")
     add("--shard-base", action="store_true",
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile the blocks for training")
 
     group = p.add_argument_group("run folder")
-    group.add_argument("--out", metavar="FOLDER",
+    group.add_argument("--out", metavar="FOLDER", type=local_path,
                        help="of the adapter and its scores (default: runs/BASE-METHOD-TASK)")
     what = group.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true",
@@ -152,9 +152,10 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.climb and (args.eval_only or any(getattr(args, name) for name in flags.SET_BY_CLIMB)):
         raise Error("--climb starts every level of the ladder from the one below: no --init, "
                     "--num-virtual-tokens, --prefix-projection or --eval-only")
-    if (args.resume or args.keep_best) and not (args.climb or train_something(args.methods)):
-        what = "resume" if args.resume else "keep the best of"
-        raise Error(f"nothing to {what}: {args.method} trains nothing")
+    if args.resume and not (args.climb or has_checkpoints(args)):
+        raise Error(f"nothing to resume: {args.method} trains nothing")
+    if args.keep_best and not (args.climb or train_something(args.methods)):
+        raise Error(f"nothing to keep the best of: {args.method} trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:

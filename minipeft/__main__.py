@@ -31,7 +31,7 @@ from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
-from .runtime.console import Parser, line_breaks, printable, run, seed
+from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 
 
@@ -45,15 +45,15 @@ def arguments(argv) -> argparse.Namespace:
     m = commands.add_parser("import", help="check an adapter PEFT saved, and add its checksum")
     for command in (g, i, e, m):
         command.error = p.error
-        command.add_argument("--base", default="nano", metavar="FOLDER",
+        command.add_argument("--base", default="nano", metavar="FOLDER", type=local_path,
                              help="folder or hub id of the GPT-2 or Llama family, "
                                   f"or an embedded base: {', '.join(BASES)} (default: nano)")
         command.add_argument("--device", default=default_device(), help=HELP)
     add = g.add_argument
-    add("--adapter", action="append", default=[], metavar="FOLDER",
+    add("--adapter", action="append", default=[], metavar="FOLDER", type=local_path,
         help="may be given several times; none: the base alone")
-    add("--prompt", required=True, metavar="TEXT", help="the text to complete")
-    add("--template", default="{input}", metavar="TEXT",
+    add("--prompt", required=True, metavar="TEXT", type=utf8_text, help="the text to complete")
+    add("--template", default="{input}", metavar="TEXT", type=utf8_text,
         help='a text with {input}, the place of the prompt, or "chat"')
     add("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
     add("--temperature", type=float, default=0.0,
@@ -63,9 +63,9 @@ def arguments(argv) -> argparse.Namespace:
         help="sample from the fewest tokens whose probabilities add up to P")
     add("--seed", type=seed, default=0, help="of sampling")
     for command in (i, e, m):
-        command.add_argument("folder", metavar="ADAPTER", help="its folder")
+        command.add_argument("folder", metavar="ADAPTER", type=local_path, help="its folder")
     for command in (e, m):
-        command.add_argument("out", metavar="OUT", help="the folder to write")
+        command.add_argument("out", metavar="OUT", type=local_path, help="the folder to write")
     return p.parse_args(argv)
 
 
@@ -81,6 +81,8 @@ def complete(args) -> None:
     template = Template(line_breaks(args.template))
     stops = template.stops(tokenizer)
     ids = prompt_ids(Example(args.prompt, ""), tokenizer, template)
+    if not ids:
+        raise Error("--prompt is empty: it needs at least one token to go on from")
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, stops)
     models = [load_adapter(base, folder) for folder in args.adapter] or [base]

@@ -1,5 +1,6 @@
 """The error every refusal raises, and the checks of arguments whose shapes and sizes must fit."""
 
+import difflib
 import reprlib
 
 import torch
@@ -32,6 +33,12 @@ def shown(value) -> str:
 def described(x) -> str:
     """A tensor's shape and dtype, or the repr of anything else, for a message of one line."""
     return f"{tuple(x.shape)} {str(x.dtype)[6:]}" if isinstance(x, torch.Tensor) else shown(x)
+
+
+def did_you_mean(word: str, known) -> str:
+    """" (did you mean 'prefix'?)" for a word that is close to one of the known ones, else ""."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 SIZE_LIMIT = 2**31  # far above any model's sizes, and products of several sizes still print

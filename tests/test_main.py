@@ -179,7 +179,11 @@ def test_nearest_tokens_are_the_nearest():
         (["inspect", "nowhere"], "no adapter at nowhere"),
         (["inspect", "."], "adapter_config.json is missing"),
         (["generate", "--adapter", "nowhere", "--prompt", "x"], "no adapter at nowhere"),
-        (["generate", "--prompt", ""], "at least one token to go on from"),
+        (["generate", "--prompt", ""], "--prompt is empty: it needs at least one token to go on from"),
+        (["generat", "--prompt", "x"], "(did you mean 'generate'?)"),
+        (["generate", "--promt", "x"], "required: --prompt (did you mean '--prompt'?)"),
+        (["generate", "--prompt", "x", "--topk", "2"], "unrecognized arguments: --topk 2 (did you mean '--top-k'?)"),
+        (["generate", "--prompt", "\udce9"], "argument --prompt: '·' is not UTF-8"),
         (["generate", "--prompt", "x", "--top-p", "2"], "at most 1"),
         (["generate", "--prompt", "x", "--max-new-tokens", "600"], "block size of 512"),
         (["generate", "--prompt", "x", "--device", "tpu"], "cannot be used"),
@@ -205,6 +209,14 @@ def test_a_torn_adapter_or_another_bases_gets_one_line(adapters, capsys, tmp_pat
     assert code == 2 and "tuned for another base" in err and len(err.splitlines()) == 1
     code, out, _ = call(capsys, "inspect", "--base", other, adapters / "prompt")
     assert code == 0 and f", not {other}\n" in out and "nearest" not in out
+
+
+def test_a_text_is_utf8_where_the_locale_is_ascii(adapters, capsys):
+    """Python hands on an argument's bytes as surrogates there."""
+    for text in ("12é -> ", "提示"):
+        as_ascii = text.encode().decode("ascii", "surrogateescape")
+        flags = ["--max-new-tokens", "9", "--prompt"]
+        assert call(capsys, "generate", *flags, as_ascii) == call(capsys, "generate", *flags, text)
 
 
 @pytest.mark.filterwarnings("ignore:'minipeft.__main__' found in sys.modules")

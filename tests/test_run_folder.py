@@ -64,11 +64,18 @@ def test_a_second_run_is_refused_while_one_works_and_after_it(tmp_path):
     with RunFolder(tmp_path / "out", resume=True) as run:
         assert run.newest()
         (tmp_path / "out" / "scores.json").write_text("{}")
+        weights = tmp_path / "out" / "adapter_model.safetensors"
+        weights.write_bytes(b"")
         run.finish()
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_model.safetensors", "scores.json"]
     with pytest.raises(Error, match="holds a finished run: --overwrite replaces it"):
         RunFolder(tmp_path / "out").__enter__()
-    with pytest.raises(Error, match="nothing to resume: the run in .* is finished"):
+    with pytest.raises(Error, match=r"nothing to resume: the run in .* is finished \(.*, --eval-only evaluates it\)"):
+        RunFolder(tmp_path / "out", resume=True).__enter__()
+    weights.unlink()
+    with pytest.raises(Error, match="holds a finished run, but its weights were deleted or not copied along: --over"):
+        RunFolder(tmp_path / "out").__enter__()
+    with pytest.raises(Error, match=r"is finished, but its weights were deleted .* \(--overwrite starts anew\)"):
         RunFolder(tmp_path / "out", resume=True).__enter__()
     with RunFolder(tmp_path / "out", overwrite=True) as run:
         assert run.newest() is None

@@ -1,9 +1,14 @@
-"""Lines on the console: the expected time, and commands."""
+"""Lines on the console: the expected time, commands, paths and texts of flags."""
 
+import io
 import re
+import sys
 
 import pytest
 
+import train
+from minipeft import Error, __main__
+from minipeft.bench import attention, cost, params, peers, serving
 from minipeft.runtime import console
 
 
@@ -32,3 +37,48 @@ def test_a_command_is_quoted_for_the_systems_shell(monkeypatch):
     assert console.command_line(words) == "python train.py --out 'my runs\\a' --prompt 'it'\"'\"'s'"
     monkeypatch.setattr(console.os, "name", "nt")
     assert console.command_line(words) == 'python train.py --out "my runs\\a" --prompt it\'s'
+
+
+@pytest.mark.parametrize("given", ["C:\\data\\x.csv", "d:/data/x.csv", "data\\x.csv", "\\\\server\\share"])
+def test_a_windows_path_is_refused_where_it_would_be_one_name(given, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    p = console.Parser("")
+    p.add_argument("--data", type=console.local_path)
+    monkeypatch.setattr(console.os, "name", "posix")
+    with pytest.raises(Error, match=re.escape(f"argument --data: {given} is a Windows path: here folders are divi")):
+        p.parse_args(["--data", given])
+    for fine in ("data/x.csv", "scratch:nano", "a:b/c"):
+        assert p.parse_args(["--data", fine]).data == fine
+    monkeypatch.setattr(console.os, "name", "nt")
+    assert p.parse_args(["--data", given]).data == given
+
+
+def test_every_flag_of_a_file_or_folder_refuses_windows_paths():
+    parsers = [train.parser()]
+    for module in (attention, cost, params, peers, serving):
+        parsers.append(console.Parser(""))
+        module.add_flags(parsers[-1])
+    flags = [action for p in parsers for action in p._actions]
+    paths = [a for a in flags if re.match("FILE|FOLDER|ADAPTER|OUT|MODEL", str(a.metavar))]
+    assert len(paths) >= 7 and all(a.type is console.local_path for a in paths)
+
+
+def test_an_ascii_terminal_gets_a_mark_for_what_it_cannot_show(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lines = {}
+    for script, argv in ((train, ["--help", "prompt"]), (train, ["--base", "/é"]),
+                         (__main__, ["generate", "--prompt", "é提 -> ", "--max-new-tokens", "6"])):
+        streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            try:
+                code = console.run("x", lambda script=script, argv=argv: script.main(argv))
+            except SystemExit as end:  # after a help page
+                code = end.code
+        for stream in streams:
+            stream.flush()
+        lines[argv[0]] = code, *(stream.buffer.getvalue().decode("ascii") for stream in streams)
+    assert lines["--help"][0] == 0 and "Learning rate of prompt" in lines["--help"][1]
+    assert lines["--base"] == (2, "", "x: no base at /?: there is no such folder\n")
+    assert lines["generate"][0] == 0 and lines["generate"][2] == "" and lines["generate"][1].endswith("\n")

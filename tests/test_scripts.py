@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from conftest import WITHOUT_CODE, compiling_by, quick, tiny
 import bench
 import minipeft.model
 import train
-from minipeft import GPT, PRESETS, GPTConfig, adapt, generate, load_adapter
+from minipeft import GPT, PRESETS, Error, GPTConfig, adapt, generate, load_adapter
 from minipeft.attach import Adapted
 from minipeft.bench.quality import grid
 from minipeft.config import LLAMA
@@ -262,11 +263,11 @@ def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_befor
     assert call(capsys, train, *flags, 1)[0] == 0
     real, stop = Job.run, ["hard-prompt"]
 
-    def stopping(self, folder):
-        result = real(self, folder) if self.args.method == "hard-prompt" else None
+    def stopping(self):
+        result = real(self) if self.args.method == "hard-prompt" else None
         if self.args.method in stop:  # a hard prompt after it is saved, a soft one before its first checkpoint
             raise KeyboardInterrupt
-        return result or real(self, folder)
+        return result or real(self)
 
     monkeypatch.setattr(Job, "run", stopping)
     assert call(capsys, train, *flags, 2, "--overwrite")[0] == 130
@@ -293,6 +294,105 @@ def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_pat
     monkeypatch.setattr(Job, "_save", real)
     told = shlex.split(refusal(err)[-1].partition("go on with: python train.py ")[2])
     assert told[:-1] == [str(f) for f in flags] and call(capsys, train, *told)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_stopped_goes_on_and_finds_the_same_tokens(number, capsys, tmp_path, monkeypatch, pairs):
+    """Before learning what follows the search too; from the checkpoint before a damaged one; and not from others'."""
+    method = "hard-prompt" if number == signal.SIGINT else "hard-prompt+lora"
+    flags = ["--base", "tiny", "--method", method, "--data", pairs, "--search", 3, "--steps", 5, "--batch-size", 4]
+    out, batch, calls = tmp_path / "out", FileData.batch, []
+
+    def stopping(self, step):
+        calls.append(step)
+        if len(calls) == 3 * 10 + 2:  # of the 10 a step: its gradient, and the loss of 9 prompts
+            signal.raise_signal(number)
+        return batch(self, step)
+
+    monkeypatch.setattr(FileData, "batch", stopping)
+    code, _, err = call(capsys, train, *flags, "--out", out)
+    again = [str(f) for f in (*flags, "--out", out, "--resume")]
+    told = f"after step 4 of 5; go on with: {shlex.join(['python', 'train.py', *again])}"
+    assert code == 128 + number and refusal(err)[-1] == f"train.py: stopped by {number.name} {told}"
+    monkeypatch.setattr(FileData, "batch", batch)
+    older, newer = sorted((out / "training_state").glob("search-*.pt"))
+    newer.write_bytes(newer.read_bytes()[:-1])
+    code, _, err = call(capsys, train, *again, "--lr", "0.5")
+    assert code == 2 and "is of another run: its 'lr' is None, here it is 0.5" in err
+    code, printed, err = call(capsys, train, *again)
+    assert code == 0 and f"resuming from {older}" in printed and f"warning: {newer} is damaged" in err
+    assert call(capsys, train, *flags, "--out", tmp_path / "whole")[0] == 0
+    results = [json.loads((folder / "scores.json").read_text()) for folder in (out, tmp_path / "whole")]
+    assert [results[0][of] == results[1][of] for of in ("wordings", "loss", "samples")] == [True] * 3
+    base = GPT.from_pretrained("tiny")
+    found, same = (load_adapter(base, folder).method.tensors() for folder in (out, tmp_path / "whole"))
+    assert same and all(torch.equal(found[name], t) for name, t in same.items())
+    assert not (out / "training_state").exists()
+
+
+def test_a_search_whose_checkpoints_are_all_torn_gets_one_line(capsys, tmp_path, pairs):
+    state = tmp_path / "out" / "training_state"
+    state.mkdir(parents=True)
+    (state / f"search-00000004-{16 * '0'}.pt").write_bytes(b"PK")
+    flags = ["--base", "tiny", "--method", "hard-prompt", "--data", pairs, "--search", 3, "--out", tmp_path / "out"]
+    code, _, err = call(capsys, train, *flags, "--resume")
+    assert code == 2 and refusal(err) == [
+        f"train.py: nothing to resume: every checkpoint in {state} is damaged (--overwrite starts anew)"]
+    code, _, err = call(capsys, train, *flags)
+    assert code == 2 and "holds a run that was stopped: --resume goes on with it" in err
+
+
+@pytest.mark.parametrize("flags, name", [
+    ([], "nano-prefix-reverse"),
+    (["--method", "lora+prefix", "--task", "reverse+sort"], "nano-lora+prefix-reverse+sort"),
+    (["--climb", "--base", "bases/SmolLM2-135M/", "--data", "my/train.csv"], "SmolLM2-135M-climb-train"),
+    (["--base", "scratch:tiny", "--data", "what?..csv"], "scratch-tiny-prefix-what-"),
+])
+def test_the_default_folder_has_the_bases_name_and_one_that_windows_takes(flags, name):
+    assert train.arguments(flags).out == Path("runs") / name
+
+
+def test_the_default_folder_of_a_base_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.arguments(["--base", "."]).out == Path("runs") / f"{tmp_path.name}-prefix-reverse"
+
+
+@pytest.mark.parametrize("method", ["prefix", "full"])
+def test_a_run_folder_without_its_weights_says_so(method, capsys, tmp_path):
+    out = tmp_path / "out"
+    run = ["--base", "tiny", "--method", method, "--steps", 1, "--batch-size", 2, "--out", out]
+    assert call(capsys, train, *run)[0] == 0
+    next(f for f in out.iterdir() if "model" in f.name and f.suffix != ".json").unlink()
+    base, config = GPT.from_pretrained("tiny"), "config.json" if method == "full" else "adapter_config.json"
+    opened = [lambda: load_adapter(base, out), *[lambda: GPT.from_pretrained(out)][: method == "full"]]
+
+    def told(message: str):
+        for open_it in opened:
+            with pytest.raises(Error, match=message):
+                open_it()
+        code, _, err = call(capsys, train, *run, "--eval-only")
+        assert code == 2 and len(refusal(err)) == 1 and re.search(message, err), err
+
+    told("holds neither .* nor .*: its weights were deleted or not copied along")
+    for flags, message in ((["--resume"], r"is finished, but its weights were deleted .* \(--overwrite starts anew\)"),
+                           ([], "holds a finished run, but its weights were deleted or not copied along: --overwrite")):
+        code, _, err = call(capsys, train, *run, *flags)
+        assert code == 2 and len(refusal(err)) == 1 and re.search(message, err), err
+    (out / config).unlink()
+    told("out holds the scores of a run, but its (adapter_)?config.json was deleted or not copied along")
+    (out / "scores.json").unlink()
+    (out / "training_state").mkdir()
+    told("out holds a run that was stopped, and no result yet: train.py --resume goes on with it")
+
+
+def test_the_json_line_of_a_measurement_goes_to_a_file_or_a_pipe_and_not_to_a_terminal(capsys, tmp_path, monkeypatch):
+    argv = ["params", "--method", "lora", "--out", tmp_path / "result.json"]
+    _, printed, _ = call(capsys, bench, *argv)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert json.loads(printed.splitlines()[-1]) == written and written["command"].startswith("python bench.py params")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, table, _ = call(capsys, bench, *argv)
+    assert code == 0 and printed.startswith(table) and "{" not in table and "0.672 times" in table
 
 
 def test_the_command_that_is_told_to_several_processes_is_one_that_torchrun_takes(monkeypatch):
@@ -509,12 +609,21 @@ def wrong_inputs(tmp_path, pairs):
         ("--out", tmp_path / "prefix"): "holds a finished run: --overwrite replaces it",
         ("--out", tmp_path / "state"): "holds a run that was stopped: --resume goes on with it",
         ("--climb", "--method", "prompt"): "not allowed with",
-        ("--base", "scratch:huge"): "--base scratch: takes one of tiny, small, nano, medium, not 'huge'",
+        ("--base", "scratch:huge"): "--base scratch: takes one of tiny, small, nano, medium, small-llama, not 'huge'",
         ("--climb", "--r", "4"): "--r does not go with --climb",
         ("--eval-only", "--resume"): "not allowed with",
         ("--steps", "0"): "--steps must be at least 1",
         ("--steps", "many"): "invalid int value: 'many'",
         ("--magic",): "unrecognized arguments: --magic",
+        ("--metod", "prompt"): "unrecognized arguments: --metod prompt (did you mean '--method'?)",
+        ("--method", "lora+prefx"): "not 'prefx' (did you mean 'prefix'?)",
+        ("--method", "LoRA"): "not 'LoRA' (did you mean 'lora'?)",
+        ("--task", "reverse+swop"): "not 'reverse+swop' (did you mean 'swap'?)",
+        ("--task", "paritty"): "(did you mean 'parity'?)",
+        ("--base", "nanno"): "no base at nanno: there is no such folder",  # and perhaps a word of the hub
+        ("--base", "./nano"): "there is no such folder (did you mean 'nano'?)",
+        ("--base", "scratch:smal"): "not 'smal' (did you mean 'small'?)",
+        ("--init", "vocap"): "invalid choice: 'vocap' (choose from",
         ("--device", "magic"): "--device magic cannot be used",
         ("--eval-only", "--out", adapter): "torn or not a file of tensors",
         ("--eval-only", "--out", tmp_path / "nowhere"): "no such folder",
@@ -741,7 +850,13 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["quality", "--study", "real", "--smollm2", "."], "cells on SmolLM2 and E2E need --e2e FOLDER"),
         (["quality", "--study", "real", "--smollm2", "nowhere"], "--smollm2 nowhere: no such folder"),
         (["bases", "--sizes", "huge"], "invalid choice: 'huge'"),
-        (["magic"], "unrecognized arguments: magic"),
+        (["magic"], "there is no measurement 'magic': there are attention, bases, params, peers, serving, quality"),
+        (["atention"], "(did you mean 'attention'?)"),
+        (["--presett", "nano"], "unrecognized arguments: --presett nano (did you mean '--preset'?)"),
+        (["--preset", "gpt-2"], "not 'gpt-2' (did you mean 'gpt2'?)"),
+        (["--methods", "promt"], "not 'promt' (did you mean 'prompt'?)"),
+        (["params", "--method", "promt"], "not 'promt' (did you mean 'prompt'?)"),
+        (["quality", "--study", "lenght"], "(did you mean 'length'?)"),
     ],
 )
 def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys, monkeypatch):

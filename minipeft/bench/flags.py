@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..accounting.shapes import PRESETS
-from ..checks import Error
+from ..checks import Error, did_you_mean
 from ..config import GPTConfig
-from ..runtime.console import Parser, seed
+from ..runtime.console import Parser, local_path, seed
 from ..runtime.devices import HELP, default_device, device
 
 DTYPES = ("float32", "bfloat16")
@@ -53,13 +53,14 @@ def add_machine_flags(p: Parser, steps: int, steps_help: str):
 
 def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
     """Parse the flags, with --out, and check those that several measurements share. Raises Error."""
-    p.add_argument_group("output").add_argument("--out", metavar="FILE.json",
-                                                help="write the JSON document there too")
+    p.add_argument_group("output").add_argument("--out", metavar="FILE.json", type=local_path,
+                                                help="write the JSON document there")
     args = p.parse_args(argv)
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
     if "preset" in args and args.preset not in PRESETS:
-        raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}")
+        raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}"
+                    f"{did_you_mean(args.preset, PRESETS)}")
     for name in ("batch_size", "seq_len", "steps"):
         if getattr(args, name, 1) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")

@@ -21,13 +21,13 @@ from .. import accounting
 from ..accounting.parameters import Declared, declared, depends_on, possible
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..accounting.table import Work, terms
-from ..checks import Error, at_least_one, shown
+from ..checks import Error, at_least_one, did_you_mean, shown
 from ..config import GPTConfig
 from ..files.huggingface import read_base_config
 from ..formulas import symbols
 from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
-from ..runtime.console import Parser
+from ..runtime.console import Parser, local_path
 from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
 from . import flags
 from .measure import cell, columns, if_trained, size_text
@@ -49,8 +49,8 @@ class ParamsSettings:
 
 def add_flags(p: Parser) -> None:
     add = p.add_argument_group("question").add_argument
-    add("--model", default="gpt2", metavar="MODEL", help="a Hugging Face folder (its config.json is "
-        f"read), or {', '.join([*PRESETS, *SHAPES])}")
+    add("--model", default="gpt2", metavar="MODEL", type=local_path,
+        help=f"a Hugging Face folder (its config.json is read), or {', '.join([*PRESETS, *SHAPES])}")
     add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
     flags.add_batch_flags(p, 8, 128)
@@ -66,7 +66,8 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> ParamsSettings:
     if args.method not in (None, *METHODS):
-        raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}")
+        raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}"
+                    f"{did_you_mean(args.method, METHODS)}")
     sizes = {name: value for name in SIZE_FLAGS if (value := getattr(args, name)) is not None}
     return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len)
 

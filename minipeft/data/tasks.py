@@ -13,7 +13,7 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from ..checks import Error
+from ..checks import Error, did_you_mean
 
 DIGITS = 8  # length of every string
 INSTRUCTED = 0.8  # share of the pretraining examples that carry an instruction
@@ -96,8 +96,10 @@ def find_task(name: str) -> Task:
     if plus and first in SKILLS and second in SKILLS and first != second:
         apply_first, apply_second = SKILLS[first].apply, SKILLS[second].apply
         return Task(name, "compose", partial(_example, lambda s: apply_second(apply_first(s))))
+    wrong = next((part for part in name.split("+") if part not in SKILLS), name)
     raise Error(f"task must be one of {', '.join(SKILLS)} (select), two of them joined by '+' "
-                f"(compose), {', '.join(NOVEL)} (novel), or skills; not {name!r}")
+                f"(compose), {', '.join(NOVEL)} (novel), or skills; not {name!r}"
+                f"{did_you_mean(wrong, [*SKILLS, *NOVEL, 'skills'])}")
 
 
 def _example(apply: Callable[[str], str], rng: Random) -> Example:

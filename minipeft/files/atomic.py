@@ -69,10 +69,22 @@ def file_exists(path: Path) -> bool:
     return True
 
 
+def lost_from_run(path: Path) -> str:
+    """The reason why a file is not there, if its folder is a run's without a result; else ""."""
+    folder = path.parent
+    if any((folder / marker).exists() for marker in FOLDER_MARKERS.values()):
+        return ""
+    if (folder / "training_state").is_dir():
+        return f"{folder} holds a run that was stopped, and no result yet: train.py --resume goes on with it"
+    if (folder / "scores.json").exists():
+        return f"{folder} holds the scores of a run, but its {path.name} was deleted or not copied along"
+    return ""
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object. Raises Error for a missing or unreadable file, or any other content."""
     if not file_exists(path):
-        raise Error(f"{path} is missing")
+        raise Error(lost_from_run(path) or f"{path} is missing")
     try:
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise Error(f"{path} has {size:,} bytes: "

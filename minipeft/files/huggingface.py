@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import Error, shown
+from ..checks import Error, did_you_mean, shown
 from ..config import CHOICES, LLAMA, GPTConfig, RopeScaling, linears
-from .atomic import check_destination, file_exists, read_json, write_json
+from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
 from .tensors import StoredTensors, check_tensors, config_digest, digest, write_tensors
 
 SHIPPED = Path(__file__).parents[1] / "data"  # holds a folder for each base of the package itself
@@ -245,11 +245,12 @@ def find_base(folder) -> Path:
         return shipped[str(folder)]
     if Path(folder).suffix == ".gguf":
         raise Error(f"no base at {folder}: {_GGUF}")
+    meant = did_you_mean(str(folder), shipped)
     if not _HUB_NAME.fullmatch(str(folder)):
-        raise Error(f"no base at {folder}: there is no such folder")
+        raise Error(f"no base at {folder}: there is no such folder{meant}")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise Error(f"no base at {folder}: there is no such folder "
-                    "(and to fetch a model of that name: pip install huggingface_hub)")
+                    f"(and to fetch a model of that name: pip install huggingface_hub){meant}")
     from huggingface_hub import snapshot_download
 
     files = ["*.json", "*.jinja", "*.safetensors"]
@@ -264,14 +265,14 @@ def find_base(folder) -> Path:
         said = (text for name, text in _HUB_FAILURES.items() if name in classes)
         lines = [line[:200] for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
         raise Error(f"no base at {folder}: there is no such folder, and fetching a model of that "
-                    f"name failed ({next(said, lines[0])})") from None
+                    f"name failed ({next(said, lines[0])}){meant}") from None
 
 
 def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
     """The config of a base's folder and its config.json as it stands. Raises Error without one."""
     if not file_exists(path := folder / "config.json"):
         wanted = _GGUF if any(folder.glob("*.gguf")) else "a base is a Hugging Face model folder"
-        raise Error(f"{folder} holds no config.json: {wanted}")
+        raise Error(lost_from_run(path) or f"{folder} holds no config.json: {wanted}")
     stored = read_json(path)
     return config_from_json(stored, path), stored
 

@@ -141,7 +141,8 @@ def _find_files(folder: Path, stem: str) -> list[Path]:
                     raise Error(f"{shard} is missing: it is one of the {len(shards)} shards "
                                 f"that {index.name} lists")
             return shards
-    raise Error(f"{folder} holds neither {paths[0].name} nor {paths[1].name}")
+    raise Error(f"{folder} holds neither {paths[0].name} nor {paths[1].name}: "
+                "its weights were deleted or not copied along")
 
 
 def _is_plain_name(name) -> bool:

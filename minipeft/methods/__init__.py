@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401, I001  (the order is the one in which tables, figures and combinations have the methods)
 
-from ..checks import Error
+from ..checks import Error, did_you_mean
 from .base import Method
 from .full import Full
 from .hard_prompt import HardPrompt
@@ -44,5 +44,5 @@ def train_something(names: list[str]) -> bool:
 def method_class(name: str) -> type[Method]:
     """The method of this name. Raises Error with the list for any other."""
     if name not in METHODS:
-        raise Error(f"method must be one of {', '.join(METHODS)}, not {name!r}")
+        raise Error(f"method must be one of {', '.join(METHODS)}, not {name!r}{did_you_mean(name, METHODS)}")
     return METHODS[name]

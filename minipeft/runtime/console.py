@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from ..checks import Error
+from ..checks import Error, did_you_mean
 from .memory import out_of_memory_message
 from .processes import is_main_process, rank, world_size
 from .signals import Stopped, ignore_sigterm, sigterm_raises
@@ -32,9 +33,32 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, **settings):
         super().__init__(description=description, formatter_class=_Help, **settings)
+        self._words: list[str] = []
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
-        raise Error(f"{message} (see --help)")
+        raise Error(f"{message}{self._hint(message)} (see --help)")
+
+    def _hint(self, message: str) -> str:
+        """The value, or else the flag, that a misspelt one is close to."""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        known = _flags(self)
+        given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        wrong = [flag for flag in given if not any(k.startswith(flag) for k in known)]
+        return next(filter(None, (did_you_mean(flag, known) for flag in wrong)), "")
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags of a parser and of its subcommands."""
+    found = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [flag for sub in action.choices.values() for flag in _flags(sub)]
+    return found
 
 
 def seed(text: str) -> int:
@@ -42,6 +66,24 @@ def seed(text: str) -> int:
     if not text.isdecimal() or (value := int(text)) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
     return value
+
+
+def utf8_text(word: str) -> str:
+    """Argument type of a text: UTF-8 in every locale."""
+    try:
+        return os.fsencode(word).decode() if any("\udc80" <= c <= "\udcff" for c in word) else word
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{printable(word)!r} is not UTF-8") from None
+
+
+def local_path(word: str) -> str:
+    """Argument type of a file or folder. Refuses a Windows path on another system, where all of it
+    would be one name."""
+    is_windows = "\\" in word or re.match("[A-Za-z]:/", word)
+    if is_windows and os.name != "nt" and not os.path.exists(word):
+        raise argparse.ArgumentTypeError(
+            f"{printable(word)} is a Windows path: here folders are divided by /, and drives have no letters")
+    return word
 
 
 def line_breaks(text: str) -> str:

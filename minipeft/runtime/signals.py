@@ -14,6 +14,12 @@ class Stopped(KeyboardInterrupt):
         self.number, self.on_all_ranks = number, on_all_ranks
         self.exit_code = 128 + number  # as in a shell: 130 for SIGINT, 143 for SIGTERM
 
+    @classmethod
+    def after(cls, number: int, step: int, steps: int) -> "Stopped":
+        """The signal that stopped all processes after this step."""
+        name = signal.Signals(number).name
+        return cls(number, f"stopped by {name} after step {step} of {steps}", on_all_ranks=True)
+
 
 @contextlib.contextmanager
 def sigterm_raises():

@@ -3,7 +3,7 @@
 step       steps done; it determines the batches and the learning rate
 settings   what must be equal on both sides
 trained    name -> trainable parameter, also those that are folded away when an adapter is saved
-moments    name -> AdamW's exp_avg, exp_avg_sq and step
+moments    name -> AdamW's exp_avg, exp_avg_sq and step; {} of a search, which has no optimizer
 random     for every process, the states of torch's generators: a step draws from no others
 best       the lowest score so far, and `trained` at that step; None without scores
 """
@@ -33,7 +33,7 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
         "step": step,
         "settings": settings or {},
         "trained": collected({name: p.detach() for name, p in parameters.items()}),
-        "moments": {name: collected(optimizer.state[p]) for name, p in parameters.items()},
+        "moments": {name: collected(optimizer.state[p]) for name, p in parameters.items() if optimizer},
         "random": all_gather(_random_state(parameters)),
         "best": best and best._replace(trained=collected(best.trained))._asdict(),
     }
@@ -58,9 +58,10 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
         raise Error(f"{path} does not fit: step {state['step']} is none of the {steps}")
     trained, moments = _dict(state, "trained", path), _dict(state, "moments", path)
     check_tensors(trained, parameters, path)
-    if moments.keys() != parameters.keys():
+    if moments.keys() != (parameters.keys() if optimizer else set()):
         raise Error(f"{path} does not fit: its moments are of other parameters")
-    for name, p in parameters.items():
+    for name in moments:
+        p = parameters[name]
         like = {"exp_avg": p, "exp_avg_sq": p, "step": torch.zeros(())}
         check_tensors(_dict(moments, name, path), like, f"{path}, moments of {name}")
     if (best := state["best"]) is not None:
@@ -74,8 +75,9 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(_local(trained[name], p))
-            optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device)
-                                  for key, t in moments[name].items()}
+            if optimizer:
+                optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device)
+                                      for key, t in moments[name].items()}
     return state["step"], best
 
 

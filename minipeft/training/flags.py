@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..checks import Error
 from ..methods import METHODS, method_class
 from ..methods.base import WIDE, Method, Start, Tokens
-from ..runtime.console import Parser
+from ..runtime.console import Parser, local_path, utf8_text
 
 
 class Flag(NamedTuple):
@@ -19,10 +19,13 @@ class Flag(NamedTuple):
 
 
 STARTS = {  # flags for an argument of the type Start, one of them at most
-    "init_from_text": {"metavar": "TEXT", "help": "start from the embeddings, or keys and values, of this text"},
-    "init_from": {"metavar": "ADAPTER", "help": "start from an adapter on a lower level of the ladder"}}
+    "init_from_text": {"type": utf8_text, "metavar": "TEXT",
+                       "help": "start from the embeddings, or keys and values, of this text"},
+    "init_from": {"type": local_path, "metavar": "ADAPTER",
+                  "help": "start from an adapter on a lower level of the ladder"}}
 CHOSEN = {  # flags for an argument of the type Tokens
-    "wordings": {"nargs": "+", "metavar": "TEXT", "help": "candidates (default: all instructions of all skills)"},
+    "wordings": {"nargs": "+", "type": utf8_text, "metavar": "TEXT",
+                 "help": "candidates (default: all instructions of all skills)"},
     "search": {"type": int, "metavar": "P", "help": "also search for P tokens along the gradient, for --steps steps"}}
 
 

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,7 @@ from .loop import train
 from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, token_ids
 from .prompt_search import choose_wording, search
-from .run_folder import RunFolder
+from .run_folder import SEARCH, RunFolder
 from .scores import size_kb, skill_scores, text_scores
 from .sharding import full_base, parallel
 from .traffic import traffic_line
@@ -41,10 +42,10 @@ SETTINGS = (  # flags that a resumed run must share
 def run_job(args) -> dict:
     """One run, alone in its folder. Returns the content of its scores.json."""
     if args.eval_only:
-        return Job(args).run(None)
+        return Job(args).run()
     try:
         with RunFolder(args.out, args.resume, args.overwrite) as folder:
-            result = Job(args).run(folder)
+            result = Job(args, folder).run()
             processes.run_on_rank0(lambda: write_json(args.out / "scores.json", result))
             folder.finish()  # only now that the result is written
             return result
@@ -60,18 +61,22 @@ def run_job(args) -> dict:
 
 
 def resume_command(args) -> str:
-    """The command with --resume; what trains nothing has no checkpoints, so it starts anew."""
+    """The command with --resume; without checkpoints, with --overwrite."""
     words = [word for word in args.words if word not in ("--overwrite", "--resume")]
-    has_checkpoints = args.climb or train_something(args.methods)
-    return command_line([*words, "--resume" if has_checkpoints else "--overwrite"])
+    return command_line([*words, "--resume" if args.climb or has_checkpoints(args) else "--overwrite"])
+
+
+def has_checkpoints(args) -> bool:
+    """True for a run that trains, or searches for a hard prompt."""
+    return bool(args.search) or train_something(args.methods)
 
 
 class Job:
-    """One run. args: the flags of train.py, checked."""
+    """One run. args: the flags of train.py, checked; without a folder it only evaluates."""
 
-    def __init__(self, args):
+    def __init__(self, args, folder: RunFolder | None = None):
         torch.manual_seed(args.seed)
-        self.args, self.is_full = args, train_the_base(args.methods)
+        self.args, self.folder, self.is_full = args, folder, train_the_base(args.methods)
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base: its weights come and go")
@@ -103,7 +108,9 @@ class Job:
         adapt(base, HardPrompt.name, tokens=longest).detach()  # raises Error if it is too long
         self._fit_data(len(longest))
         if args.search:
-            candidates.append(search(base, start, self._batch, self.steps))
+            settings = self._settings(len(start)) | {"processes": processes.world_size()}
+            candidates.append(search(base, start, self._batch, self.steps, self.folder, settings,
+                                     self._newest(SEARCH)))
         validation = self._validation_batches()
         self.wordings, tokens = choose_wording(base, candidates, validation, self.tokenizer)
         return {ALL_FLAGS["search"].argument: tokens}
@@ -128,9 +135,26 @@ class Job:
     def _validation_batches(self) -> list[Batch]:
         return batches(self.data.validation(VALIDATION), self.tokenizer)
 
-    def run(self, folder: RunFolder | None) -> dict:
-        """Evaluate, train, save and evaluate again; without a folder only evaluate."""
-        args, base, model, data = self.args, self.base, self.model, self.data
+    def _newest(self, stage: str = "") -> Path | None:
+        """The checkpoint to go on from, if --resume asks for one and there is one."""
+        if not self.args.resume:
+            return None
+        path = self.folder.newest(stage)
+        nothing = f"nothing to resume in {self.args.out} yet: from the beginning"
+        print(f"resuming from {path}" if path else nothing, flush=True)
+        return path
+
+    def _settings(self, num_virtual_tokens: int) -> dict:
+        """Values that a resumed run must share."""
+        args, data = self.args, self.data
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        examples = f"{data.sizes}, SHA-256 {data.digest[:12]}" if args.data else None
+        return settings | {"num_virtual_tokens": num_virtual_tokens, "base": fingerprint(self.base),
+                           "template": args.template.text, "examples": examples, "steps": self.steps}
+
+    def run(self) -> dict:
+        """Evaluate, train, save and evaluate again."""
+        args, base, model, data, folder = self.args, self.base, self.model, self.data, self.folder
         reported = data.held_out if args.data is None else thinned(data.held_out, REPORTED)
         held_out = batches(reported, self.tokenizer)
         prompts = list(grouped(data.held_out).values())  # of each, all completions
@@ -147,7 +171,7 @@ class Job:
             self._prepare()
         before, base_answers = evaluate(base, held_out), self._answers(base, shown)
         start_loss = evaluate(model, held_out)[0] if args.init_from else None
-        seconds = self._train(folder) if trains else None
+        seconds = self._train() if trains else None
         if folder:
             self._save(self.settings["base"] if trains else None)
         after, tuned_answers = evaluate(model, held_out), self._answers(model, shown)
@@ -192,24 +216,17 @@ class Job:
     def _prepare(self) -> None:
         """Refuse what cannot be trained here, and let several processes train together."""
         args, data, model = self.args, self.data, self.model
-        self.settings = {name: getattr(args, name) for name in SETTINGS}
-        examples = f"{data.sizes}, SHA-256 {data.digest[:12]}" if args.data else None
-        self.settings |= {"num_virtual_tokens": model.method.num_virtual_tokens,
-                          "base": fingerprint(model.base), "template": args.template.text,
-                          "examples": examples, "steps": self.steps}
+        self.settings = self._settings(model.method.num_virtual_tokens)
         processes.check_same_settings(self.settings)
         model.gradient_checkpointing(args.gradient_checkpointing)
         if not self.is_sharded:
             check_memory(args, model, data.longest, self.tokenizer.end)
         self.loss_of = parallel(model, args.device, args.shard_base)
 
-    def _train(self, folder: RunFolder) -> float:
+    def _train(self) -> float:
         """Train; returns the seconds it took."""
         args, model = self.args, self.model
-        resume = folder.newest() if args.resume else None
-        if args.resume:
-            nothing = f"nothing to resume in {args.out} yet: from the beginning"
-            print(f"resuming from {resume}" if resume else nothing, flush=True)
+        resume = self._newest()
         if processes.world_size() > 1:
             print(traffic_line(model, self.loss_of, self._batch(0), self.is_full, args.shard_base),
                   flush=True)
@@ -223,7 +240,7 @@ class Job:
 
         began = time.perf_counter()
         model.compile_blocks(args.compile)
-        train(model, self._batch, self.steps, args.lr, run=folder, settings=self.settings,
+        train(model, self._batch, self.steps, args.lr, run=self.folder, settings=self.settings,
               resume=resume, dtype=getattr(torch, args.dtype), loss_of=self.loss_of,
               score=score if args.keep_best else None)
         model.compile_blocks(False)  # generation would compile for every length

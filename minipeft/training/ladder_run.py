@@ -4,9 +4,8 @@ import argparse
 
 from ..checks import Error
 from ..files.atomic import read_json
-from ..methods import METHODS
 from .flags import LADDER
-from .job import run_job
+from .job import has_checkpoints, run_job
 from .run_folder import RunFolder
 
 
@@ -23,7 +22,7 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
         if args.resume and not has_run and scores.exists() and RunFolder(one.out).is_finished:
             results.append(read_json(scores))
             continue
-        one.resume = args.resume and not has_run and METHODS[level].trains() and one.out.is_dir()
+        one.resume = args.resume and not has_run and has_checkpoints(one) and one.out.is_dir()
         one.overwrite = args.overwrite or args.resume and not one.resume
         results.append(run_job(one))
         has_run = True

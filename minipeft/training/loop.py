@@ -1,7 +1,6 @@
 """The training loop, for any model with .loss(idx, targets) and groups of parameters."""
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,10 @@ from ..runtime.console import Expected, progress
 from ..runtime.processes import all_reduce_max, all_reduce_mean, local_rows
 from ..runtime.signals import Stopped, StopRequest
 from .checkpoints import Best, collect, restore
-from .run_folder import RunFolder
+from .run_folder import SECONDS, RunFolder
 from .sharding import full_tensor
 
 LOG_EVERY = 20  # steps between two reads of the losses: each makes a GPU wait
-SECONDS = 600  # at most, between two checkpoints
 
 
 class Diverged(Error):
@@ -91,8 +89,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
                 run.save(done, collect(done, settings, parameters, optimizer, best))
                 saved = time.monotonic()
             if stop > 1:
-                message = f"stopped by {signal.Signals(stop).name} after step {done} of {steps}"
-                raise Stopped(stop, message, on_all_ranks=True)
+                raise Stopped.after(stop, done, steps)
     if best is not None:
         with torch.no_grad():
             for name, p in parameters.items():

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..accounting.shapes import EMBEDDED
 from ..adapters import load_adapter
-from ..checks import Error
+from ..checks import Error, did_you_mean
 from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
@@ -23,7 +23,8 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     name, _, size = args.base.partition(":")
     if name == "scratch":
         if size not in ("", *EMBEDDED):
-            raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}")
+            raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}"
+                        f"{did_you_mean(size, EMBEDDED)}")
         base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
     else:
         folder = find_base(args.base)

@@ -9,7 +9,9 @@ The best of the k most promising tokens replaces token i if it lowers the loss o
 step costs one gradient and k + 1 forward passes, and changes at most one token.
 """
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +23,11 @@ from ..loss import linear_cross_entropy
 from ..methods.hard_prompt import HardPrompt
 from ..model import GPT
 from ..runtime.console import Expected, progress
+from ..runtime.processes import all_reduce_max
+from ..runtime.signals import Stopped, StopRequest
+from .checkpoints import collect, restore
 from .evaluation import evaluate
+from .run_folder import SEARCH, SECONDS, RunFolder
 
 
 def choose_wording(base: GPT, candidates: list[Tensor], validation: list,
@@ -39,10 +45,12 @@ def choose_wording(base: GPT, candidates: list[Tensor], validation: list,
 
 
 def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int,
+           run: RunFolder | None = None, settings: dict | None = None, resume: Path | None = None,
            candidates: int = 8) -> Tensor:
     """Improve the tokens (P,) int64 by the equation above; returns the tokens reached.
 
-    batch(step) -> (idx, targets) (B, T). Each step tries `candidates` for one place.
+    batch(step) -> (idx, targets) (B, T). Each step tries `candidates` for one place. run, settings
+    and resume are those of loop.train, whose checkpoints and signals a search has too.
     """
 
     def loss(prompt: Tensor, step: int) -> Tensor:
@@ -51,11 +59,13 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
         return linear_cross_entropy(x.flatten(0, 1), base.head, targets.flatten())
 
     device = base.wte.weight.device
-    tokens = start.to(device)
+    tokens = start.to(device, copy=True)
+    done = restore(resume, steps, {"tokens": tokens}, None, settings)[0] if resume else 0
+    tenth, saved = max(1, steps // 10), time.monotonic()
     frozen = Adapted(base, HardPrompt(base, start))  # no weight has a gradient
-    with progress(total=steps, unit="step", desc="search") as bar:
+    with StopRequest() as stop_request, progress(total=steps, initial=done, unit="step", desc="search") as bar:
         expected = Expected(bar)
-        for step in range(steps):
+        for step in range(done, steps):
             prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(prompt, 2 * step), prompt)  # (1, P, C)
             i = int(torch.randint(len(tokens), ()))
@@ -69,5 +79,12 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
             bar.update()
             expected()
             bar.set_postfix(loss=f"{losses.min():.3f}")
+            done = step + 1
+            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)
+            if run is not None and (stop or done % tenth == 0 or done == steps):
+                run.save(done, collect(done, settings, {"tokens": tokens}, None, None), SEARCH)
+                saved = time.monotonic()
+            if stop > 1:
+                raise Stopped.after(stop, done, steps)
     frozen.detach()
     return tokens

@@ -2,13 +2,14 @@
 
 In OUT/training_state:
 
-    00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256
+    00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256; of the
+                                    search for a hard prompt: search-00000120-….pt
     lock                            held while a run works; freed when its process ends
     anew                            a run with --overwrite has no checkpoint yet; these are of the
                                     run before it
 
-The last two checkpoints are kept, so a damaged one costs some steps instead of the run. A finished
-run leaves no training_state.
+The last two checkpoints of a stage (search, training) are kept, so a damaged one costs some steps
+instead of the run. A finished run leaves no training_state.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomi
 from ..files.tensors import read_torch, save_torch
 from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
+SECONDS = 600  # at most, between two checkpoints
+SEARCH = "search-"  # begins the names of a search's checkpoints
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
-    r"\.(\d{8,}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)"
+    rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)"
     r"\.\d+\.tmp")
 
 
@@ -41,7 +44,7 @@ class RunFolder:
         self.folder, self.resume, self.overwrite = Path(folder), resume, overwrite
         self.checkpoints = self.folder / "training_state"
         self._lock, self._anew = FileLock(self.checkpoints / "lock"), self.checkpoints / "anew"
-        self._intact: list[Path] = []  # verified or just written, oldest first
+        self._intact: dict[str, list[Path]] = {}  # by stage: verified or just written, oldest first
 
     def __enter__(self) -> "RunFolder":
         run_on_rank0(self._enter)
@@ -51,11 +54,12 @@ class RunFolder:
         if self.resume and not self.folder.is_dir():
             raise Error(f"nothing to resume: there is no folder {self.folder}")
         if self.is_finished and self.resume and not self.overwrite:
-            raise Error(f"nothing to resume: the run in {self.folder} is finished (--overwrite "
-                        "starts anew, --eval-only evaluates it)")
+            then = ", --eval-only evaluates it" if self.has_weights else ""
+            raise Error(f"nothing to resume: the run in {self.folder} is finished{self._lost()} "
+                        f"(--overwrite starts anew{then})")
         if self.is_finished and not self.overwrite:
-            raise Error(f"{self.folder} holds a finished run: --overwrite replaces it, another "
-                        "--out keeps both")
+            raise Error(f"{self.folder} holds a finished run{self._lost()}: --overwrite replaces "
+                        "it, another --out keeps both")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -90,38 +94,51 @@ class RunFolder:
         has_result = any((self.folder / name).exists() for name in RESULTS)
         return has_result and not self._found() and not self._anew.exists()
 
-    def _found(self) -> list[Path]:
-        """All checkpoints, intact or not, oldest first."""
+    @property
+    def has_weights(self) -> bool:
+        """True if tensors lie in the folder or, of a combination, in one of its parts."""
+        files = [*self.folder.glob("*.*"), *self.folder.glob("*/*.*")]
+        return any(path.suffix in (".safetensors", ".bin") for path in files)
+
+    def _lost(self) -> str:
+        return "" if self.has_weights else ", but its weights were deleted or not copied along"
+
+    def _found(self, stage: str = f"({SEARCH})?") -> list[Path]:
+        """All checkpoints, or those of a stage, intact or not, oldest first."""
         files = self.checkpoints.glob("*.pt")
-        return sorted(p for p in files if re.fullmatch(r"\d{8,}-[0-9a-f]{16}\.pt", p.name))
+        return sorted(p for p in files if re.fullmatch(rf"{stage}\d{{8,}}-[0-9a-f]{{16}}\.pt", p.name))
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
 
-    def save(self, step: int, checkpoint: dict) -> None:
-        """Write a checkpoint, then remove all but the last two. Raises Error if it cannot."""
-        run_on_rank0(lambda: self._save(step, checkpoint))
+    def save(self, step: int, checkpoint: dict, stage: str = "") -> None:
+        """Write a checkpoint, then remove all but the stage's last two. Raises Error if it cannot.
 
-    def _save(self, step: int, checkpoint: dict) -> None:
-        path = write_atomically(self.checkpoints / f"{step:08d}.pt",
+        stage: "" for training, SEARCH for the search before it."""
+        run_on_rank0(lambda: self._save(step, checkpoint, stage))
+
+    def _save(self, step: int, checkpoint: dict, stage: str) -> None:
+        path = write_atomically(self.checkpoints / f"{stage}{step:08d}.pt",
                                 lambda to: save_torch(to, checkpoint),
-                                name=lambda sha256: f"{step:08d}-{sha256[:16]}.pt")
-        self._intact = [*(p for p in self._intact if p != path), path][-2:]
-        self._remove([p for p in self._found() if p not in self._intact] + [self._anew])
+                                name=lambda sha256: f"{stage}{step:08d}-{sha256[:16]}.pt")
+        intact = [*(p for p in self._intact.get(stage, []) if p != path), path][-2:]
+        self._intact[stage] = intact
+        old = self._found() if self._anew.exists() else self._found(stage)
+        self._remove([p for p in old if p not in intact] + [self._anew])
 
-    def newest(self) -> Path | None:
-        """The newest intact checkpoint, or None. Warns of damaged ones; Error if all are."""
-        return run_on_rank0(self._newest)
+    def newest(self, stage: str = "") -> Path | None:
+        """The stage's newest intact checkpoint, or None. Warns of damaged ones; Error if all are."""
+        return run_on_rank0(lambda: self._newest(stage))
 
-    def _newest(self) -> Path | None:
-        found = [] if self._anew.exists() else self._found()[::-1]
+    def _newest(self, stage: str) -> Path | None:
+        found = [] if self._anew.exists() else self._found(stage)[::-1]
         for i, path in enumerate(found):
             if is_intact(path):
                 for other in found[:i]:
                     print(f"warning: {other} is damaged, going back to the checkpoint before it",
                           file=sys.stderr)
-                self._intact = [path]
+                self._intact[stage] = [path]
                 return path
         if found:
             raise Error(f"nothing to resume: every checkpoint in {self.checkpoints} is damaged "
@@ -144,7 +161,7 @@ class RunFolder:
 def is_intact(path: Path) -> bool:
     """True if the file's SHA-256 is the one in its name."""
     try:
-        return file_exists(path) and path.stem.partition("-")[2] == file_sha256(path)[:16]
+        return file_exists(path) and path.stem.rpartition("-")[2] == file_sha256(path)[:16]
     except (Error, OSError):  # Error: a pipe in its place
         return False
 

@@ -17,18 +17,18 @@ from docs.tools.comparison.summary import student_quantile
 from docs.tools.comparison.tables import TABLES
 from minipeft.bench.flags import parse
 from minipeft.bench.quality.lines import Lines
-from minipeft.runtime.console import Parser
+from minipeft.runtime.console import Parser, local_path
 
 
 def run(argv: list[str]) -> tuple[dict, str, str | None]:
     """`bench.py report`; returns the result, its text, and the path of --out."""
     p = Parser(__doc__)
-    p.add_argument("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"),
+    p.add_argument("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
                    help="the file that `bench.py quality` wrote")
-    p.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/comparison"),
+    p.add_argument("--folder", metavar="FOLDER", type=local_path, default="runs/comparison",
                    help="where pages and figures go")
     args = parse(p, argv)
-    result = page.write(args.lines, args.folder)
+    result = page.write(Path(args.lines), Path(args.folder))
     counts = f"{len(result['figures'])} figures, {result['trends']} trends"
     return result, f"{counts}: {', '.join(result['pages'])}", args.out
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...checks import Error
-from ...runtime.console import Parser
+from ...runtime.console import Parser, local_path
 from ...runtime.devices import HELP, default_device
 from ..flags import parse
 from . import again, costs, grid, real, studies
@@ -42,15 +42,17 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     which.add_argument("--quick", action="store_true", help="two tasks of the first study, 2 seeds")
     which.add_argument("--again", type=int, metavar="N", help="line N of --lines again, to compare")
     add = p.add_argument_group("data").add_argument
-    add("--lines", metavar="FILE.jsonl", type=Path, default=Path("runs/quality.jsonl"),
+    add("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
         help="where cells are written and looked up")
-    add("--smollm2", metavar="FOLDER", help="study real: SmolLM2-135M-Instruct")
-    add("--e2e", metavar="FOLDER", help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
+    add("--smollm2", metavar="FOLDER", type=local_path, help="study real: SmolLM2-135M-Instruct")
+    add("--e2e", metavar="FOLDER", type=local_path,
+        help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")
     add("--device", default=default_device(), help=HELP)
     args = parse(p, argv)
+    args.lines = Path(args.lines)
     if args.processes < 1:
         raise Error(f"--processes must be at least 1, not {args.processes}")
     given = {"smollm2": args.smollm2, "e2e": args.e2e}
