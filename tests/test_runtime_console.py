@@ -32,6 +32,15 @@ def test_the_expected_time_is_told_once_and_leaves_out_the_first_step(each, tota
     assert lines == ([said] if said else [])
 
 
+def test_the_expected_time_is_not_told_by_a_process_that_shows_no_bar(monkeypatch, capsys):
+    monkeypatch.setattr(console, "is_main_process", lambda: False)
+    with console.progress(total=100) as bar:
+        expected = console.Expected(bar, least=0.0)
+        for _ in range(10):
+            expected()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_command_is_quoted_for_the_systems_shell(monkeypatch):
     words = ["python", "train.py", "--out", "my runs\\a", "--prompt", "it's"]
     assert console.command_line(words) == "python train.py --out 'my runs\\a' --prompt 'it'\"'\"'s'"

@@ -104,7 +104,8 @@ def progress(*args, **settings) -> tqdm:
 class Expected:
     """Tells once how long the rest of a bar takes, measured over its first steps without the first.
 
-    call it after each step. It is silent where the rest takes less than `least` seconds.
+    call it after each step. It is silent where the rest takes less than `least` seconds, and for a
+    bar that is not shown: such a bar does not count.
     """
 
     AFTER = 6  # steps
@@ -114,12 +115,14 @@ class Expected:
 
     def __call__(self) -> None:
         self.steps += 1
+        if self.bar.disable:
+            return
         if self.steps == 1:
             self.began = time.monotonic()  # the first step allocates, and may compile
         elif self.steps == self.AFTER:
             left = self.bar.total - self.bar.initial - self.steps
             seconds = left * (time.monotonic() - self.began) / (self.steps - 1)
-            if seconds >= self.least and is_main_process():
+            if seconds >= self.least:
                 time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
                 self.bar.write(f"about {time_left} on this machine for the {left:,} steps that follow, by the "
                                f"last {self.steps - 1}", file=sys.stderr)
