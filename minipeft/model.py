@@ -264,7 +264,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, a shipped base ("nano") or a hub id, in its own dtype or `dtype`.
+        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`.
 
         Raises Error for a folder that is no base, or an architecture this file does not have."""
         config, tensors = huggingface.read_base(folder, dtype)
