@@ -11,10 +11,13 @@ import pytest
 
 pytest.importorskip("scipy")
 import bench
+from docs.tools import hero
+from docs.tools import tables as readme_tables
 from docs.tools.comparison import figures, page, tables
 from docs.tools.comparison.facts import Facts, verdict_of
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
 from docs.tools.drawing import COLOURS, MARKERS, PALETTE, looks
+from docs.tools.results import quality, seeds_above, trained
 from minipeft import METHODS, Error
 from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.costs import place
@@ -252,6 +255,22 @@ def test_a_method_has_its_colour_in_every_figure(lines, costs):
             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
                 assert handle[0].get_color() == COLOURS[method_of(label)]
                 assert handle[0].get_marker() in (MARKERS[method_of(label)], "None")
+
+
+@pytest.mark.parametrize("study", ["methods", "budget", "start", "projection", "length", "cost"])
+def test_a_figure_says_that_intervals_of_a_share_are_cut(study, lines, costs):
+    pytest.importorskip("matplotlib")
+    fig = getattr(figures, study)(lines, costs)
+    texts = [legend.get_title().get_text() for legend in fig.legends] + [fig.get_supxlabel()]
+    assert any(figures.CUT in text for text in texts)
+
+
+def test_the_lead_picture_has_the_counts_of_the_table_below_it():
+    found = hero.passed()
+    table = {p.row: (trained(p), seeds_above(p)) for p in quality("methods") if p.cell.task == hero.NEW_SKILL}
+    assert found.pop("full") == [table["full"]]
+    assert found and all(table[row] in its for row, its in found.items())
+    assert f"new `{hero.NEW_SKILL}`" in (summary := readme_tables.summary()) and f"{hero.BUDGET:,}" in summary
 
 
 def test_methods_take_colours_and_markers_in_their_order_until_the_palette_ends():

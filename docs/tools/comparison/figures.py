@@ -15,6 +15,8 @@ from minipeft.bench.quality.studies import BUDGETS, method_of
 from minipeft.methods import WHOLE
 
 EXACT = "exact match on held-out examples"
+OVER_SEEDS = "bars: 95 % over seeds"
+CUT = f"{OVER_SEEDS}, cut at 0 and 1"  # of a share
 SHARE = (-0.05, 1.08)  # limits of an axis of exact match
 
 
@@ -47,14 +49,14 @@ def draw_rows(ax, found: list[Point], x: Callable[[Point], float], name: str = "
         draw_line(ax, list(map(x, its)), [p.mean(name) for p in its], row, share=name == "score")
 
 
-def legend(fig, axes, columns: int = 4) -> None:
-    """One legend for all panels, below them."""
+def legend(fig, axes, columns: int = 4, note: str | None = None) -> None:
+    """One legend for all panels, below them, under a note."""
     entries = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     fig.legend(entries.values(), entries.keys(), loc="outside lower center",
-               ncols=min(columns, len(entries)), fontsize=11)
+               ncols=min(columns, len(entries)), fontsize=11, title=note)
 
 
 def panels(n: int, height: float, columns: int = 2, **subplots):
@@ -88,7 +90,7 @@ def methods(lines: Lines, costs: dict | None):
         ax.set(xlim=(-0.08, 1.08), ylim=(-0.7, len(rows) - 0.4))
         ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes[0].set_yticks(range(len(rows)), rows)
-    fig.supxlabel(f"{EXACT}; bars: 95 % over seeds, dots: seeds", fontsize=12)
+    fig.supxlabel(f"{EXACT}\n{CUT}; dots: seeds", fontsize=12)
     return fig
 
 
@@ -120,7 +122,7 @@ def budget(lines: Lines, costs: dict | None):
         ax.set(title=task(t), xscale="log", xlabel="trained parameters", ylim=SHARE)
         ticks(ax, BUDGETS, [f"{b:,}" for b in BUDGETS])
     axes[0].set_ylabel(EXACT)
-    legend(fig, axes, 3)
+    legend(fig, axes, 3, CUT)
     return fig
 
 
@@ -142,7 +144,7 @@ def time(lines: Lines, costs: dict | None):
         ax.set(title=task(t), xlabel="seconds of training, one CPU core", ylim=(-0.05, 1.05))
     for ax in axes[::2]:
         ax.set_ylabel("exact match")
-    legend(fig, axes)
+    legend(fig, axes, note=CUT.replace("bars", "bands"))
     return fig
 
 
@@ -165,7 +167,7 @@ def scale(lines: Lines, costs: dict | None):
         ticks(below, xs, [f"{x / 1e6:.2g} M" if x > 1e6 else f"{x / 1e3:.0f} k" for x in xs])
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("full fine-tuning ahead by")
-    legend(fig, axes)
+    legend(fig, axes, note=f"{CUT} in the upper row")
     return fig
 
 
@@ -183,7 +185,7 @@ def length(lines: Lines, costs: dict | None):
         below.set(yscale="log", xlabel="virtual tokens")
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("loss, nats/token")
-    legend(fig, axes)
+    legend(fig, axes, note=f"{CUT} in the upper row")
     return fig
 
 
@@ -205,7 +207,7 @@ def start(lines: Lines, costs: dict | None):
                 ax.errorbar([p.mean(name)[0]], [at], xerr=bars([p.mean(name)]), **look)
         ax.set(title=task(t), xlim=(-0.06, 1.06), xlabel="exact match")
     axes[0].set_yticks(range(len(names)), [f"{row} from {start}" for row, start in names])
-    legend(fig, axes)
+    legend(fig, axes, note=CUT)
     return fig
 
 
@@ -222,7 +224,7 @@ def projection(lines: Lines, costs: dict | None):
                     markersize=5)
     ax.set(title=task(found[0].cell.task), xscale="log", xlabel="peak learning rate",
            ylabel=EXACT, ylim=SHARE)
-    ax.legend()
+    legend(fig, [ax], note=CUT)
     return fig
 
 
@@ -240,7 +242,7 @@ def real(lines: Lines, costs: dict | None):
             draw_line(ax, xs, [p.mean(name) for p in its], row, share=False)
         ax.set(xscale="log", xlabel="examples", title=title)
         ticks(ax, examples, list(map(str, examples)))
-    legend(fig, axes)
+    legend(fig, axes, note=OVER_SEEDS)
     return fig
 
 
@@ -262,5 +264,5 @@ def cost(lines: Lines, costs: dict | None):
         ax.set(xlabel=label, xscale=scale, ylim=(-0.03, 1.05))
     for ax in axes[::2]:
         ax.set_ylabel("exact match, mean of all tasks")
-    legend(fig, axes)
+    legend(fig, axes, note=CUT)
     return fig
