@@ -10,6 +10,7 @@ Chinese pages, chinese.py translates the words around the numbers.
 
 import json
 import re
+import shlex
 import sys
 import textwrap
 import typing
@@ -171,8 +172,10 @@ def findings() -> str:
 
 
 def run_block(result_name: str) -> str:
+    """A run's printed lines, with the folder that its command writes today."""
     result = read(result_name)
-    return fenced("\n".join([*result["head"], train.report(result)]))
+    out = train.arguments(shlex.split(result["command"])[2:]).out
+    return fenced("\n".join([*result["head"], train.report({**result, "out": out.as_posix()})]))
 
 
 def costs() -> str:
