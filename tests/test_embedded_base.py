@@ -3,19 +3,24 @@
 import json
 import shlex
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import moved
 
+import train
 from docs.tools import bases
-from minipeft import GPT, Error, fingerprint
+from minipeft import GPT, Error, __main__, adapt, fingerprint
 from minipeft.accounting.shapes import EMBEDDED
+from minipeft.adapters import export_adapter
 from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
 from minipeft.data.tasks import SKILLS, skill_example
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.training.evaluation import batches, evaluate
+from minipeft.training.opening import open_base
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,43 @@ def test_what_is_pretrained_stays_and_what_is_not_is_pretrained_like_the_others(
     with pytest.raises(Error, match="pretraining tiny failed"):
         bases.run(wanted)
     assert [command[-1] for command in commands] == ["small", "small", "--resume"]
+
+
+def test_a_name_is_a_folder_then_a_shipped_base_then_one_of_the_hub(tmp_path, monkeypatch, nano):
+    """For everything that opens bases, from a place with and without a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    arguments = train.arguments(["--device", "cpu"])
+    generate = __main__.arguments(["generate", "--prompt", "1", "--device", "cpu"])
+
+    def opened() -> set[str]:
+        bases = GPT.from_pretrained("nano"), open_base(arguments)[0], __main__.open_base(generate)[0]
+        return {fingerprint(base) for base in bases}
+
+    assert opened() == {fingerprint(nano)}
+    own = GPT(EMBEDDED["tiny"])
+    own.save_pretrained("nano")
+    assert opened() == {fingerprint(own)}
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("nano.py", "data", "../data/nano", "tasks"):  # beside or above the shipped ones
+        with pytest.raises(Error, match="there is no such folder"):
+            GPT.from_pretrained(name)
+
+
+@pytest.mark.parametrize("method, h", [("lora", {}), ("prefix", {}), ("hard-prompt", {"tokens": torch.tensor([1, 2])})])
+def test_one_ships_that_transformers_and_peft_open(method, h, tmp_path):
+    """An adapter of it that is exported gives the same logits there, behind those of virtual tokens."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base = GPT.from_pretrained("small-llama")
+    idx = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(0))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(BASES["small-llama"])
+    torch.testing.assert_close(theirs(idx).logits, base(idx), rtol=1e-4, atol=1e-4)
+    model = moved(adapt(base, method, **h), 0.1)
+    expected = model(idx)
+    model.save(tmp_path / "own")
+    export_adapter(model.detach(), tmp_path / "own", tmp_path / "for-peft")
+    exported = peft.PeftModel.from_pretrained(theirs, tmp_path / "for-peft")
+    torch.testing.assert_close(exported(idx).logits[:, -9:], expected, rtol=1e-4, atol=1e-4)
+    assert (expected - base(idx)).abs().max() > 0.01
 
 
 def test_its_fingerprint_stays_so_that_adapters_saved_for_it_stay_good(nano):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import minipeft
+from minipeft.accounting.shapes import EMBEDDED
 from tests import typed_usage
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,11 @@ def test_public_names():
     assert all(hasattr(minipeft, name) for name in PUBLIC)
 
 
+def test_the_version_is_the_one_to_cite():
+    """pyproject.toml reads it from the package; the wheel's is compared below."""
+    assert f"\nversion: {minipeft.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("module", PATHS)
 def test_import_paths(module):
     missing = [name for name in PATHS[module] if not hasattr(importlib.import_module(module), name)]
@@ -61,12 +67,13 @@ def test_every_public_name_runs_as_documented(tmp_path):
 
 TUNE_AND_GENERATE = """
 import sys, torch, minipeft
+from importlib.metadata import version
 from pathlib import Path
-from minipeft.data import NANO
 
 package = Path(minipeft.__file__).parent
 assert package.is_relative_to(sys.prefix) and (package / "py.typed").exists(), package
-base = minipeft.GPT.from_pretrained(NANO)
+assert version("minipeft") == minipeft.__version__
+base = minipeft.GPT.from_pretrained("nano")
 model = minipeft.adapt(base, "prefix", num_virtual_tokens=8)
 optimizer = torch.optim.AdamW(model.parameter_groups(), lr=0.03)
 text = torch.tensor([list(b"abcd -> dcba")])
@@ -108,7 +115,7 @@ def test_contents_of_the_wheel(wheel):
     assert names == {str(path.relative_to(ROOT)) for path in package.rglob("*") if path.is_file()
                      and path.suffix != ".pyc"}
     data = {name for name in names if not name.endswith(".py")} - {"minipeft/py.typed"}
-    bases = [f"minipeft/data/{base}" for base in ("tiny", "small", "nano", "medium")]
+    bases = [f"minipeft/data/{base}" for base in EMBEDDED]
     files = ["config.json", "pytorch_model.bin", "scores.json"]
     assert data == {f"{base}/{file}" for base in bases for file in files}, "results and pages belong to docs/"
     unwanted = {"tests", "docs", "faults", "tools", "report", "comparison", "results"}

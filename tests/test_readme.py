@@ -1,19 +1,35 @@
 """README and the pages of docs/: generated parts are fresh, links work, blocks run, README keeps within its limits."""
 
+import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from test_scripts import real_base
 from two_languages import assert_in_step
 
-from docs.tools import chinese, claims, refresh, tables
-from minipeft import GPT, adapt
+import bench
+import train
+from docs.tools import chinese, claims, lessons, refresh, tables
+from minipeft import GPT, METHODS, PRESETS, accounting, adapt
+from minipeft import __main__ as minipeft_main
+from minipeft.accounting.shapes import EMBEDDED
 from minipeft.attention import BACKENDS
-from minipeft.data import NANO
+from minipeft.bench.quality import studies
+from minipeft.data.batches import TaskData
 from minipeft.data.tasks import NOVEL, SKILLS
+from minipeft.files import tensors
+from minipeft.training import job
 from minipeft.training.flags import ALL_FLAGS, as_flag
+from minipeft.training.scores import size_kb
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
@@ -155,21 +171,96 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/api.md", "docs/attention.md", "docs/serving.md"]
-)
-def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    base = GPT.from_pretrained(NANO)
-    adapt(base, "prefix").save(
-        "runs/nano-prefix-reverse"
-    )  # that of `python train.py`, which docs/serving.md takes
-    adapt(base, "lora").save("runs/nano-lora-parity")
-    found = blocks(ROOT / page, "python")
-    assert found
-    for code in found:
-        exec(compile(code, page, "exec"), {"__name__": "page"})
+NOT_PASTED = {  # pages whose blocks other tests run, or that need more than this machine
+    "docs/add-a-method.md": "test_add_a_method.py: a method's file, then its commands",
+    "docs/processes.md": "test_distributed.py: several processes and machines",
+    "docs/compatibility.md": "test_compatibility.py: downloads other versions of other libraries",
+}
+NOT_RUN = {  # commands of the other pages
+    "pip install torch==VERSION --index-url https://download.pytorch.org/whl/cpu": "downloads",
+    "pip install -r requirements.txt && python bench.py": "minutes: test_bench.py",
+    "pip install -r requirements.txt && python -m pytest": "minutes: it would run itself",
+    "pip install .": "test_package.py: the wheel, installed alone",
+    "python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3 --seed 1 "
+    "--out minipeft/data/nano": "ten minutes: test_embedded_base.py",
+    "python bench.py quality --quick": "ten minutes: test_quality.py",
+    "python bench.py quality": "hours: test_quality.py",
+}
+OF_SMOLLM2 = ("tokenizers", "safetensors", "sacrebleu")  # extras that docs/own-data.md needs
+PASTED = [page for page in tables.pages() if not tables.is_chinese(page)
+          and name(page) not in NOT_PASTED and (blocks(page, "bash") or blocks(page, "python"))]
+
+
+def bring_along(folder: Path, monkeypatch) -> None:
+    """A reader's place to work, with what the pages expect of a reader: a base, data, finished studies."""
+    monkeypatch.chdir(folder)
+    if has_extras(*OF_SMOLLM2):
+        real_base(Path("SmolLM2-135M-Instruct"))  # one as small, with a chat's marks
+    for file in ("train.csv", "test.csv"):
+        rows = [f"a {food} restaurant,It serves {food} food.\n" for food in ("Thai", "French", "Indian", "Greek")]
+        Path(file).write_text("input,target\n" + "".join(rows), encoding="utf-8")
+    Path("runs").mkdir()
+    shutil.copy(DOCS / "results" / "quality.jsonl", "runs")  # made by the commands of docs/comparison.md
+
+
+def paste(page: Path, command: Callable[[str], object], needs: Callable[[str], bool]) -> None:
+    """Run a page's blocks in their order, Python in one session; `needs` names what is left out here."""
+    session = {"__name__": "page"}
+    for block in lessons.blocks(tables.PLACE.sub("", page.read_text(encoding="utf-8"))):
+        if block.language == "python" and not needs(block.text):
+            exec(compile(block.text, name(page), "exec"), session)
+        for line in block.text.splitlines() if block.language == "bash" else ():
+            line = re.sub(r" +# .*", "", line)
+            if re.sub(r"torch==\S+", "torch==VERSION", line) not in NOT_RUN and not needs(line):
+                command(line)
+
+
+def has_extras(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def run_small(command: str) -> None:
+    """A command of a page in this process; training on a task is two small steps."""
+    python, *words = shlex.split(command)
+    assert python == "python", command
+    if words[0] == "train.py":
+        train.main(words[1:] + ([] if "--data" in words else ["--steps", "2", "--batch-size", "4"]))
+    elif words[:2] == ["-m", "minipeft"]:
+        minipeft_main.main(words[2:])
+    else:
+        bench.main(words[1:])
+
+
+@pytest.mark.parametrize("page", PASTED, ids=name)
+def test_blocks_run_as_they_are_pasted(page, tmp_path, monkeypatch, capsys):
+    """With few examples and steps; what imports PEFT or draws is left to the slow test below."""
+    monkeypatch.setattr(TaskData.__init__, "__defaults__", (8,))
+    monkeypatch.setattr(job, "VALIDATION", 8)
+    bring_along(tmp_path, monkeypatch)
+    slow = ["from peft", "from-peft", "bench.py report"] + ["SmolLM2"] * (not has_extras(*OF_SMOLLM2))
+    paste(page, run_small, lambda text: any(word in text for word in slow))
     assert "False" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PASTED, ids=name)
+def test_blocks_run_in_a_shell(page, tmp_path, monkeypatch, capfd):
+    """The commands as they stand, by bash, in a checkout without runs."""
+    if shutil.which("bash") is None or not has_extras(*OF_SMOLLM2, "peft", "matplotlib", "scipy"):
+        pytest.skip("needs bash and the extras")
+    bring_along(tmp_path, monkeypatch)
+    for path in ("train.py", "bench.py", "minipeft", "docs"):
+        Path(path).symlink_to(ROOT / path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    paste(page, lambda line: subprocess.run(["bash", "-ec", line], check=True), lambda text: False)
+    assert "False" not in capfd.readouterr().out
+
+
+def test_commands_that_are_not_run_are_on_a_page():
+    """So that the list above has nothing that no reader sees."""
+    lines = "".join(text for page in PASTED for text in blocks(page, "bash")).splitlines()
+    lines = {re.sub(r"torch==\S+", "torch==VERSION", re.sub(r" +# .*", "", line)) for line in lines}
+    assert set(NOT_RUN) - lines == set() and all((ROOT / page).exists() for page in NOT_PASTED)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in name(page)], ids=name)
@@ -236,6 +327,60 @@ def test_text_of_the_first_figure_is_readable(theme):
     for colour in sorted(set(re.findall('<text[^>]* fill="([^"]+)"', svg))):
         light, dark = sorted([luminance(colour), paper], reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+
+
+COUNTED = [  # table of README, shape, columns of the parameters and of the adapter's bytes
+    ("summary", PRESETS["gpt2"], 2, None), ("costs", PRESETS["gpt2"], 2, 3), ("results", EMBEDDED["small"], 2, None)]
+
+
+def cells(page: Path, place: str) -> list[list[str]]:
+    """The rows of the table in a page's place, without its head."""
+    text = next(m[3] for m in tables.PLACE.finditer(page.read_text(encoding="utf-8")) if m[2] == place)
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip(" *") for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def setting(place: str, method: str, size: str) -> tuple[str, dict]:
+    """Method and hyper-parameters of a row: those of the study, or of its size, P 8, or the defaults."""
+    if place == "results":
+        row = next(row for row in studies.ROWS if tables.name(row) == method)
+        return studies.method_of(row), studies.largest(row, studies.BUDGET)
+    key = next(key for key in METHODS if tables.name(key) == method)
+    letters = {spec.symbol: name for name, spec in METHODS[key].hyperparameters.items()}
+    given = re.fullmatch(r"(\w) (\d+)", size)
+    return key, {letters[given[1]]: int(given[2])} if given else {}
+
+
+@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=name)
+@pytest.mark.parametrize("place, config, parameters, size", COUNTED, ids=[place for place, *_ in COUNTED])
+def test_counted_columns_are_what_the_code_of_today_counts(page, place, config, parameters, size):
+    for english, row in zip(cells(ENGLISH, place), cells(page, place), strict=True):
+        method, h = setting(place, *english[:2])
+        wanted = [f"{accounting.count(config, method, **h).trained:,}" if METHODS[method].trains() else "0"]
+        if size is not None:
+            wanted.append(tables.file_size(accounting.adapter_bytes(config, method, **h)))
+        assert [row[i] for i in (parameters, size) if i is not None] == wanted, (
+            f"{name(page)}, {row[0]}: run: python docs/tools/refresh.py pages")
+
+
+@pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=name)
+def test_the_first_result_has_the_sizes_of_today(page, tmp_path, monkeypatch):
+    """Those of a machine with requirements.txt alone: without safetensors."""
+    monkeypatch.setattr(tensors, "have_safetensors", lambda: False)
+    base = GPT.from_pretrained("nano")
+    model = adapt(base, "prefix")
+    model.save(tmp_path)
+    pattern = r"^(runs/\S+): (\S+) KB, beside the base's (\S+) KB$"
+    ((out, *printed),) = re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE)
+    refresh_it = ("run, without safetensors: python train.py --method prefix --task reverse; take its scores.json as "
+                  "docs/results/train-prefix-reverse.json; python docs/tools/refresh.py pages")
+    assert model.trainable_summary() in page.read_text(encoding="utf-8"), refresh_it
+    assert Path(out) == train.arguments([]).out, refresh_it
+    of_base = 4 * accounting.base_parameters(base.config) / 1000
+    measured_with = tables.read("train-prefix-reverse")["card"]["torch"].partition("+")[0]
+    if torch.__version__.partition("+")[0] == measured_with:  # a .bin of other versions has other margins
+        assert printed == [f"{size_kb(tmp_path):,.1f}", f"{of_base:,.1f}"], refresh_it
+    assert float(printed[0]) == pytest.approx(size_kb(tmp_path), rel=0.01), refresh_it
 
 
 def test_the_default_run_reaches_what_it_should():
