@@ -16,6 +16,7 @@ from minipeft.accounting.shapes import SHAPES, T5Shape
 from minipeft.bench import params
 from minipeft.bench.params import shape_of
 from minipeft.config import linears
+from minipeft.training.flags import Flag
 
 LLAMA = ["llama-7b", "llama-13b", "llama-30b", "llama-65b"]
 
@@ -173,6 +174,17 @@ def test_the_table_has_a_row_a_method_and_the_ledgers_numbers(model):
     refused = {"smollm2-135m": {"bitfit"}}.get(model, set())  # no biases
     methods = accounting.parameters.encoder_decoder() if model == "t5-small" else METHODS
     assert {r["method"] for r in document["rows"]} == set(methods) - refused
+    left_out = [method for method in METHODS if method not in methods or method in refused]
+    line = f"left out, not possible on this base (--method says why): {', '.join(left_out)}"
+    assert document["left_out"] == left_out and (line in text) == bool(left_out)
+
+
+@pytest.mark.parametrize("name", ["out", "seq_len"])
+def test_a_cost_that_depends_on_a_name_of_the_scripts_own_flags_is_refused(monkeypatch, name):
+    monkeypatch.setattr(params, "SIZE_FLAGS", {name: ["lora"]})
+    monkeypatch.setattr(params, "ALL_FLAGS", {name: Flag(name, {"type": int})})
+    with pytest.raises(Error, match=f"^--{name.replace('_', '-')} is a flag of the script itself: .* needs another"):
+        call("--model gpt2")
 
 
 def test_of_a_folder_only_its_config_is_read(tmp_path):

@@ -53,8 +53,11 @@ def add_machine_flags(p: Parser, steps: int, steps_help: str):
 
 def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
     """Parse the flags, with --out, and check those that several measurements share. Raises Error."""
-    p.add_argument_group("output").add_argument("--out", metavar="FILE.json", type=local_path,
-                                                help="write the JSON document there")
+    try:
+        p.add_argument_group("output").add_argument("--out", metavar="FILE.json", type=local_path,
+                                                    help="write the JSON document there")
+    except argparse.ArgumentError:  # add_method_flags refuses the names of flags that are added before its own
+        raise Error("--out is a flag of the script itself: a hyper-parameter of that name needs another one") from None
     args = p.parse_args(argv)
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")

@@ -164,7 +164,8 @@ def run(s: ParamsSettings) -> dict:
     h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
     if isinstance(c, GPTConfig):
         flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
-    answer = derivation(s, c) if s.method else {"rows": rows_of(s, c)}
+    left_out = [method for method in METHODS if method not in possible(c)]
+    answer = derivation(s, c) if s.method else {"rows": rows_of(s, c), "left_out": left_out}
     return {"settings": asdict(s), "shape": asdict(c),
             "base_parameters": accounting.base_parameters(c), **answer}
 
@@ -240,4 +241,6 @@ def table(result: dict) -> str:
             "token MFLOP": cell("inference_token_flops", "{:,.1f}", 1e6),
             "more": cell("inference_extra_token_flops", "{:,.2f}", 1e6),
         }
-    return "\n".join([about, "", *columns(cells, rows)])
+    left_out = ", ".join(result["left_out"])
+    without = [f"left out, not possible on this base (--method says why): {left_out}"] if left_out else []
+    return "\n".join([about, *without, "", *columns(cells, rows)])
