@@ -238,8 +238,8 @@ def test_on_a_bfloat16_base_lora_is_compared_with_peft_in_float32_and_in_bfloat1
     rows = {(r["method"], r["rival"]): r for r in result["rows"]}
     by_lora = [rival for method, rival in rows if method == "lora"]
     assert by_lora == ["minipeft", "peft", "peft bfloat16"] and ("prefix", "peft bfloat16") not in rows
-    norms = [rows["lora", rival]["gradient_norm"] for rival in by_lora]
-    assert norms == pytest.approx(norms[:1] * 3, rel=3e-3)  # from the same initial values
+    # the same initial values, with B = 0: PEFT's first losses are the base's, whatever the precision of A
+    assert rows["lora", "peft bfloat16"]["loss"] == rows["lora", "peft"]["loss"]
     # an adapter in bfloat16 saves no float32 copies of its inputs
     assert rows["lora", "peft bfloat16"]["saved_bytes"] < rows["lora", "peft"]["saved_bytes"]
     low = rows["lora", "peft bfloat16"]["against_peft"] ** 0.5  # with PEFT itself, 1, as the prefix's
