@@ -161,20 +161,50 @@ def test_without_a_compiler_the_bench_says_so_once_and_runs_eagerly(monkeypatch,
 def test_attention_backends_side_by_side(capsys):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    bench.main(["attention", "--shapes", "2x2x70x0x8", "2x2x70x6x8", "--dtype", "float32", "--steps", "3"])
+    argv = "attention --shapes 2x2x70x0x8 2x2x70x6x8 --dtype float32 --steps 3 --beside 1"
+    bench.main(argv.split())
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == attention_bench.table(result).splitlines()
-    expected = [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "fused")]
-    assert [(r["P"], r["backend"]) for r in result["rows"]] == expected
+    for measured in (result, result["beside"]):
+        rows = {(r["P"], r["backend"]): r for r in measured["rows"]}
+        assert list(rows) == [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "sdpa compiled", "fused")]
+        for (P, _), r in rows.items():
+            assert r["error"] < 1e-6
+            for times in ("forward_ms", "ms"):
+                best = min(rows[P, b][times]["median"] for b in ("sdpa", "sdpa compiled"))
+                ratio = r[times.replace("ms", "against_best_sdpa")]
+                assert ratio == pytest.approx(r[times]["median"] / best)
+        assert measured["ratios"] == attention_bench.ratios(measured["rows"])
+    assert "beside 1 busy process:" in out
     rows = {(r["P"], r["backend"]): r for r in result["rows"]}
-    for r in rows.values():
-        assert r["error"] < 1e-6
-        assert r["against_sdpa"] == pytest.approx(r["ms"]["median"] / rows[r["P"], "sdpa"]["ms"]["median"])
     assert rows[6, "fused"]["saved_bytes"] < rows[6, "sdpa"]["saved_bytes"]
     (growth,) = result["growth"]
     assert growth["flops"] == pytest.approx((70 * 71 / 2 + 70 * 6) / (70 * 71 / 2))
     assert growth["time"] == pytest.approx(rows[6, "fused"]["ms"]["median"] / rows[0, "fused"]["ms"]["median"])
+
+
+def test_the_means_are_those_of_a_backend_and_of_autos_choices():
+    def row(dtype, backend, auto, forward, both):
+        return {"dtype": dtype, "backend": backend, "auto": auto,
+                "forward_against_best_sdpa": forward, "against_best_sdpa": both}
+
+    rows = [row("float32", "sdpa", False, 1.0, 1.5), row("float32", "fused", True, 2.0, 0.5),
+            row("float32", "sdpa", True, 1.0, 1.0), row("float32", "fused", False, 8.0, 2.0),
+            row("bfloat16", "sdpa", False, 9.0, 9.0), row("bfloat16", "fused", True, 3.0, 0.3)]
+    of = ("dtype", "backend", "forward_mean", "forward_worst", "mean", "worst")
+    expected = [("float32", "fused", 4.0, 8.0, 1.0, 2.0), ("float32", "auto", 2.0**0.5, 2.0, 0.5**0.5, 1.0),
+                ("bfloat16", "fused", 3.0, 3.0, 0.3, 0.3), ("bfloat16", "auto", 3.0, 3.0, 0.3, 0.3)]
+    assert [tuple(r[x] for x in of) for r in attention_bench.ratios(rows)] == [pytest.approx(e) for e in expected]
+
+
+def test_busy_processes_run_and_end():
+    with pytest.raises(ZeroDivisionError), measure.busy_processes(2) as processes:
+        assert len(processes) == 2 and all(p.poll() is None for p in processes)
+        divide(0)
+    assert all(p.poll() is not None for p in processes)
+    with pytest.raises(Error, match="--beside must be 0 or more"):
+        bench.main(["attention", "--beside", "-1"])
 
 
 @pytest.mark.slow
@@ -188,14 +218,15 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
 def test_a_gradient_of_nan_is_wrong_attention_and_one_of_zero_is_not(monkeypatch):
     sdpa, one_key = attention.BACKENDS["sdpa"], attention_bench.Shape(1, 2, 1, 0, 4)
     s = attention_bench.AttentionSettings((), (), 1, 0, "cpu")
-    monkeypatch.setattr(attention_bench, "BACKENDS", ("sdpa",))
+    monkeypatch.setattr(attention_bench, "ROWS", ("sdpa",))
     ((row, _),) = attention_bench.works(one_key, torch.float32, s)
     assert row["error"] < 1e-6  # q and k have no gradient where there is one key
     assert max(cost.check_attention(settings(methods=(), seq_len=1)).values()) < 1e-6
 
     def keys_without_a_gradient(q, k, v, *rest):
         k = k.view_as(k)
-        k.register_hook(lambda gradient: gradient * float("nan"))
+        if k.requires_grad:
+            k.register_hook(lambda gradient: gradient * float("nan"))
         return sdpa(q, k, v, *rest)
 
     monkeypatch.setitem(attention.BACKENDS, "sdpa", keys_without_a_gradient)

@@ -3,12 +3,17 @@
 Causal attention over T positions needs T·(T + 1)/2 pairs of query and key, a prefix T·P more. Each
 pair costs 4·hs FLOPs forward (its score, its part of the output) and 8·hs backward. The floor is these
 FLOPs at the rate of large matmuls, measured in the same run. Backends are interleaved call by call.
-Each is checked first against the textbook in float64, forward and all gradients. Quote the ratio to
-SDPA.
+Each is checked first against the textbook in float64, forward and all gradients.
+
+SDPA, torch's operator, runs eagerly and through torch.compile, its concatenation and mask included.
+Quote the ratio to the faster of the two at that shape (× best sdpa). --beside N measures everything
+a second time next to N busy processes: a kernel of many short parallel regions waits at the end of
+each for a thread that another process keeps from running.
 """
 
 import argparse
 import functools
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from statistics import geometric_mean
 
@@ -18,13 +23,15 @@ from tqdm import tqdm
 
 from ..attention import faster, prefix_attention
 from ..checks import Error
-from ..runtime.compiling import can_compile
+from ..runtime.compiling import can_compile, compiled
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes
 from . import flags
-from .measure import MS, MatmulRate, card_line, cell, columns, milliseconds, time_all
+from .measure import MS, MatmulRate, busy_processes, card_line, cell, columns, milliseconds, time_all
 
-BACKENDS = ("reference", "sdpa", "fused")
+OWN = ("fused",)  # backends of minipeft.attention that are compared with SDPA
+SDPA = ("sdpa", "sdpa compiled")
+ROWS = ("reference", *SDPA, *OWN)  # of the table: a backend, or a backend through torch.compile
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class AttentionSettings:
     repeats: int
     seed: int
     device: str
+    beside: int = 0
 
 
 def add_flags(p: Parser) -> None:
@@ -70,12 +78,26 @@ def add_flags(p: Parser) -> None:
     add("--shapes", nargs="+", default=list(GRID), metavar="BxHxTxPxS",
         help="batch, heads, tokens, prefix length, head size")
     add("--dtype", nargs="+", default=list(flags.DTYPES), choices=flags.DTYPES, help="of all tensors")
-    flags.add_machine_flags(p, 15, "timed calls of each backend")
+    add = flags.add_machine_flags(p, 15, "timed calls of each backend").add_argument
+    add("--beside", type=int, default=0, metavar="N",
+        help="measure again next to N processes that each keep a core busy")
 
 
 def settings(args: argparse.Namespace) -> AttentionSettings:
+    if args.beside < 0:
+        raise Error(f"--beside must be 0 or more, not {args.beside}")
     shapes = tuple(map(Shape.parse, args.shapes))
-    return AttentionSettings(shapes, tuple(dict.fromkeys(args.dtype)), args.steps, args.seed, args.device)
+    dtypes = tuple(dict.fromkeys(args.dtype))
+    return AttentionSettings(shapes, dtypes, args.steps, args.seed, args.device, args.beside)
+
+
+@functools.cache
+def attention_of(row: str) -> Callable[..., Tensor]:
+    """The attention of a row: prefix_attention by a backend, or that through torch.compile."""
+    def attention(*tensors: Tensor) -> Tensor:
+        return prefix_attention(*tensors, backend=row.removesuffix(" compiled"))
+
+    return compiled(attention) if row.endswith(" compiled") else attention
 
 
 def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[dict, list]]:
@@ -88,26 +110,29 @@ def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[
     upstream = torch.randn(B, T, nh, hs, generator=g).to(s.device, dtype).transpose(1, 2)
     given = [x.requires_grad_() for x in (*qkv, *prefix)]
     exact_inputs = [x.detach().cpu().double().requires_grad_() for x in given]
-    exact = forward_backward(exact_inputs, upstream.cpu().double(), "reference")
+    exact = forward_backward(exact_inputs, upstream.cpu().double(), attention_of("reference"))
     found = []
-    for backend in BACKENDS:
-        forward = functools.partial(prefix_attention, *given, backend=backend)
-        both = functools.partial(forward_backward, given, upstream, backend)
-        first = milliseconds(both, torch.device(s.device)) / 1000
+    for name in ROWS:
+        if name.endswith(" compiled") and not can_compile(torch.device(s.device).type):
+            continue
+        forward = functools.partial(attention_of(name), *given)
+        both = functools.partial(forward_backward, given, upstream, attention_of(name))
+        inference = torch.no_grad()(forward)
+        first = sum(milliseconds(work, torch.device(s.device)) for work in (both, inference)) / 1000
         errors = [float((a.cpu().double() - b).norm()) / (float(b.norm()) or 1.0)  # one key: its gradient is 0
                   for a, b in zip(both(), exact, strict=True)]
         bound = 1e-5 if dtype == torch.float32 else 2e-2
         if not all(e <= bound for e in errors):  # max() would pass over NaN
-            raise Error(f"{backend} attention is wrong at {shape}: relative errors {errors} exceed {bound:g}")
-        row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": backend, "error": max(errors),
+            raise Error(f"{name} attention is wrong at {shape}: relative errors {errors} exceed {bound:g}")
+        row = {"dtype": str(dtype)[6:], **asdict(shape), "backend": name, "error": max(errors),
                "first_call_s": first, "saved_bytes": saved_bytes(forward, []),
-               "auto": backend == faster(given[0], compiling=True)}
-        found.append((row, [torch.no_grad()(forward), both]))
+               "auto": name == faster(given[0], compiling=True)}
+        found.append((row, [inference, both]))
     return found
 
 
-def forward_backward(given: list[Tensor], upstream: Tensor, backend: str) -> tuple[Tensor, ...]:
-    out = prefix_attention(*given, backend=backend)
+def forward_backward(given: list[Tensor], upstream: Tensor, attention: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    out = attention(*given)
     used = given if given[3].size(2) else given[:3]
     return out.detach(), *torch.autograd.grad(out, used, upstream)
 
@@ -117,12 +142,15 @@ def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatmulRate, s: Attent
     """The rows of these shapes, their calls interleaved."""
     device, by_shape = torch.device(s.device), [works(shape, dtype, s) for shape in shapes]
     calls = [[call for _, pair in backends for call in pair] for backends in by_shape]
-    times, sdpa = time_all(calls, s.repeats, device, bar, rate), 2 * BACKENDS.index("sdpa")
+    times = time_all(calls, s.repeats, device, bar, rate)
     for backends, ms in zip(by_shape, times, strict=True):
-        for (row, _), forward, both in zip(backends, ms[::2], ms[1::2], strict=True):
-            row |= {"forward_ms": forward, "ms": both,
-                    "forward_against_sdpa": forward["median"] / ms[sdpa]["median"],
-                    "against_sdpa": both["median"] / ms[sdpa + 1]["median"]}
+        rows = [row for row, _ in backends]
+        for row, forward, both in zip(rows, ms[::2], ms[1::2], strict=True):
+            row |= {"forward_ms": forward, "ms": both}
+        for name in ("forward_ms", "ms"):
+            best = min(row[name]["median"] for row in rows if row["backend"] in SDPA)
+            for row in rows:
+                row[name.replace("ms", "against_best_sdpa")] = row[name]["median"] / best
     return [row for backends in by_shape for row, _ in backends]
 
 
@@ -135,24 +163,46 @@ def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
 
 
 def run(s: AttentionSettings) -> dict:
-    """{"card", "settings", "rate", "rows", "mean_against_sdpa", "growth"}, ready for JSON."""
+    """{"card", "settings", "rate", "rows", "ratios", "growth", "beside"}, ready for JSON; beside: rate, rows and
+    ratios next to busy processes, or None."""
     device = torch.device(s.device)
-    can_compile(device.type)
+    passes = 2 if s.beside else 1
+    with tqdm(total=passes * len(s.shapes) * len(s.dtypes) * s.repeats, unit="round", desc="attention",
+              dynamic_ncols=True) as bar:
+        alone, beside = measure_all(s, bar), None
+        if s.beside:
+            bar.set_description(f"beside {s.beside}")
+            with busy_processes(s.beside):
+                beside = measure_all(s, bar)
+    fused = [r for r in alone["rows"] if r["backend"] == "fused"]
+    return {"card": card(device), "settings": asdict(s), **alone, "growth": growth(fused), "beside": beside}
+
+
+def measure_all(s: AttentionSettings, bar: tqdm) -> dict:
+    """{"rate", "rows", "ratios"} of all shapes and dtypes."""
     rows, rates = [], {}
-    total = len(s.shapes) * len(s.dtypes) * s.repeats
-    with tqdm(total=total, unit="round", desc="attention", dynamic_ncols=True) as bar:
-        for name in s.dtypes:
-            rate = MatmulRate(getattr(torch, name), device)
-            for shapes in families(s.shapes):
-                rows += measure(shapes, getattr(torch, name), rate, s, bar)
-            rates[name] = rate.value
+    for name in s.dtypes:
+        rate = MatmulRate(getattr(torch, name), torch.device(s.device))
+        for shapes in families(s.shapes):
+            rows += measure(shapes, getattr(torch, name), rate, s, bar)
+        rates[name] = rate.value
     for row in rows:
         flops = 3 * Shape.of(row).forward_flops()
         row["against_floor"] = row["ms"]["median"] / 1000 * rates[row["dtype"]] / flops
-    fused = [r for r in rows if r["backend"] == "fused"]
-    means = {name: geometric_mean(r["against_sdpa"] for r in fused if r["dtype"] == name) for name in s.dtypes}
-    return {"card": card(device), "settings": asdict(s), "rate": rates, "rows": rows,
-            "mean_against_sdpa": means, "growth": growth(fused)}
+    return {"rate": rates, "rows": rows, "ratios": ratios(rows)}
+
+
+def ratios(rows: list[dict]) -> list[dict]:
+    """Geometric mean and worst ratio to the best SDPA, of every own backend and of auto's choices, by dtype."""
+    found = []
+    for dtype in dict.fromkeys(r["dtype"] for r in rows):
+        for backend in (*OWN, "auto"):
+            mine = [r for r in rows if r["dtype"] == dtype and backend in (r["backend"], r["auto"] and "auto")]
+            values = {x: [r[f"{x}against_best_sdpa"] for r in mine] for x in ("forward_", "")}
+            found.append({"dtype": dtype, "backend": backend,
+                          **{f"{x}mean": geometric_mean(its) for x, its in values.items()},
+                          **{f"{x}worst": max(its) for x, its in values.items()}})
+    return found
 
 
 def growth(fused: list[dict]) -> list[dict]:
@@ -167,25 +217,34 @@ def growth(fused: list[dict]) -> list[dict]:
 
 
 def table(result: dict) -> str:
-    """The result as aligned text."""
-    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in result["rate"].items())
+    """The result as aligned text: alone, then beside busy processes."""
+    lines = [card_line(result["card"]), *part(result)]
+    lines += ["{dtype}, B {B}, T {T}, hs {hs}: fused takes {time:.2f} × the time with a prefix of {P} as "
+              "without, for {flops:.2f} × the FLOPs".format(**g) for g in result["growth"]]
+    if result["beside"]:
+        n = result["settings"]["beside"]
+        lines += ["", f"beside {n} busy process{'es' if n > 1 else ''}:", *part(result["beside"])]
+    return "\n".join(lines)
+
+
+def part(measured: dict) -> list[str]:
+    """The table of `measure_all`, and its means."""
     cells = {  # heading: cell of a row
         "dtype": cell("dtype", "{}"),
         "backend": lambda r: r["backend"] + (" *" if r["auto"] else ""),
         **{x: cell(x, "{}") for x in ("B", "nh", "T", "P", "hs")},
         "error": cell("error", "{:.0e}"),
         "forward ms": cell("forward_ms", "{0[median]:,.2f}"),
-        "× sdpa": cell("forward_against_sdpa", "{:.2f}"),
+        "× best sdpa": cell("forward_against_best_sdpa", "{:.2f}"),
         "fwd+bwd ms (p10–p90)": cell("ms", MS),
-        "× sdpa ": cell("against_sdpa", "{:.2f}"),
+        "× best sdpa ": cell("against_best_sdpa", "{:.2f}"),
         "× floor": cell("against_floor", "{:.1f}"),
         "saved MB": cell("saved_bytes", "{:,.1f}", 1e6),
         "first s": cell("first_call_s", "{:.1f}"),
     }
-    lines = [card_line(result["card"]), f"large matmuls: {rates}", "",
-             *columns(cells, result["rows"]), "* the choice of auto in a compiled model", ""]
-    lines += [f"fused against sdpa, geometric mean in {name}: {mean:.2f}"
-              for name, mean in result["mean_against_sdpa"].items()]
-    lines += ["{dtype}, B {B}, T {T}, hs {hs}: fused takes {time:.2f} × the time with a prefix of {P} as "
-              "without, for {flops:.2f} × the FLOPs".format(**g) for g in result["growth"]]
-    return "\n".join(lines)
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in measured["rate"].items())
+    lines = [f"large matmuls: {rates}", "", *columns(cells, measured["rows"]),
+             "* the choice of auto in a compiled model", ""]
+    return lines + [
+        "{backend} against the best sdpa in {dtype}, geometric mean (worst): forward {forward_mean:.2f} "
+        "({forward_worst:.2f}), forward+backward {mean:.2f} ({worst:.2f})".format(**r) for r in measured["ratios"]]

@@ -27,7 +27,7 @@ from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
-from .attention import forward_backward
+from .attention import attention_of, forward_backward
 from .measure import MS, MatmulRate, cell, columns, header, if_trained, milliseconds, peak_bytes, size_text, time_all
 
 
@@ -157,7 +157,7 @@ def check_attention(s: CostSettings, rows: list[tuple[str, dict]] | None = None)
 
     def results(backend: str, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         inputs = [x.to(device, dtype).requires_grad_() for x in given]
-        tensors = forward_backward(inputs, upstream.to(device, dtype), backend)
+        tensors = forward_backward(inputs, upstream.to(device, dtype), attention_of(backend))
         return [x.to("cpu", torch.float64) for x in tensors]
 
     backend = faster(given[0].to(device), compiling=True) if s.compile else "auto"

@@ -2,8 +2,10 @@
 
 import contextlib
 import multiprocessing
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -126,21 +128,42 @@ def aligned(text: list[list[str]]) -> list[str]:
     return ["  ".join(f(c, w) for f, c, w in zip(pad, line, widths, strict=True)) for line in text]
 
 
+@contextlib.contextmanager
+def busy_processes(n: int) -> Iterator[list[subprocess.Popen]]:
+    """n processes that each keep a core busy; they end with this one too."""
+    loop = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(n)]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
     """Peak memory of work(*arguments) in a new process; None if the system does not report it.
 
     GPU: the peak of torch's allocator. CPU: the rise of the process's resident memory above its state
     after all imports. Raises Error if the work fails.
     """
+    try:
+        return in_new_process(_measure_peak, device, work, arguments)
+    except Error as e:
+        raise Error(f"peak memory cannot be measured, try a smaller shape: {e}") from None
+
+
+def in_new_process(work: Callable, *arguments):
+    """work(*arguments) in a new process with as many threads as this one. Raises Error if it fails."""
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_measure_peak, device, torch.get_num_threads(), work, arguments).result()
+        with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+            return pool.submit(work, *arguments).result()
     except BrokenProcessPool:
         reason = "the process was killed, most likely because memory ran out"
     except Exception as e:
         reason = first_line(e)
-    raise Error(f"peak memory cannot be measured, try a smaller shape: {reason}")
+    raise Error(reason)
 
 
 def restart_peak(device: torch.device) -> None:
@@ -151,8 +174,7 @@ def restart_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _measure_peak(device: torch.device, threads: int, work: Callable, arguments: tuple) -> int | None:
-    torch.set_num_threads(threads)
+def _measure_peak(device: torch.device, work: Callable, arguments: tuple) -> int | None:
     restart_peak(device)  # imports do not count
     before = resident_peak()
     work(*arguments)
