@@ -107,7 +107,8 @@ def test_a_type_that_no_flag_can_have_is_one_line(hint, default):
 
 def test_starts_and_tokens_have_flags_of_their_own():
     assert set(flags.flags_from(method_with("init", Start, "random"))) == {"init", *flags.STARTS}
-    assert set(flags.flags_from(method_with("tokens", Tokens))) == set(flags.CHOSEN)
+    for hint in (Tokens, Tokens | None):
+        assert set(flags.flags_from(method_with("tokens", hint))) == set(flags.CHOSEN)
 
 
 def test_one_flag_for_two_types_is_one_line_that_names_both_methods():

@@ -37,7 +37,7 @@ def flags_from(method: type[Method]) -> dict[str, Flag]:
     found, hints = {}, typing.get_type_hints(method.__init__, include_extras=True)
     for name, p in method.arguments().items():
         hint, spec = hints.get(name), method.hyperparameters[name]
-        if hint == Tokens:
+        if hint in (Tokens, Tokens | None):  # Python 3.10 adds None to the type where it is the default
             found |= {flag: Flag(name, settings) for flag, settings in CHOSEN.items()}
             continue
         if hint == Start:
