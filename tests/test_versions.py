@@ -8,6 +8,7 @@ import torch
 
 from docs.tools import versions
 from minipeft.files.atomic import write_text
+
 TESTS = """
 import pytest
 def test_passes(): pass
