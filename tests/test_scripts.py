@@ -133,7 +133,8 @@ FLAGS = [
 
 @pytest.mark.parametrize("flags", quick(FLAGS, *FLAGS[:4]))
 def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
-    code, _, err = call(capsys, train, *shlex.split(flags), "--steps", 12, "--batch-size", 16, "--out", tmp_path / "out")
+    code, _, err = call(
+        capsys, train, *shlex.split(flags), "--steps", 12, "--batch-size", 16, "--out", tmp_path / "out")
     assert code == 0, err
     before, after = json.loads((tmp_path / "out" / "scores.json").read_text())["loss"]
     assert after < before
@@ -892,6 +893,6 @@ def test_help_is_one_page_by_subject_and_one_page_a_method(capsys):
         assert f"\n{subject}:\n" in page
     pages = {name: help_of("--help", name) for name in train.METHODS}
     assert pages["prefix"] == help_of("--method", "prefix", "--help") and "--prefix-projection" in pages["prefix"]
-    flags = re.findall(r"^  (?:-h \[NAME\], )?(--[a-z-]+)", "\n".join([page, *pages.values()]), re.MULTILINE)
+    flags = re.findall(r"^  (?:-h(?: \[NAME\])?, )?(--[a-z-]+)", "\n".join([page, *pages.values()]), re.MULTILINE)
     assert set(flags) == {action.option_strings[-1] for action in train.parser()._actions}
     assert call(capsys, train, "--help", "magic")[0] == 2
