@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import FROZEN, SHAPES, TYPICAL, attached, in_shape, moved, quick, tiny
+from conftest import FROZEN, SHAPES, TYPICAL, attached, in_shape, in_turn, moved, quick, tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.adapters import export_adapter
@@ -80,7 +80,7 @@ def tune(model, idx, steps=3):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name, h", [*SETTINGS, COMBINED])
+@pytest.mark.parametrize("name, h, shape", in_turn([*SETTINGS, COMBINED]))
 def test_tuning_learns_and_leaves_the_base_bit_for_bit(name, h, shape, idx):
     base = tiny(shape, torch.float64)  # one gate of one layer moves the loss by less than float32 shows
     before = {k: t.clone() for k, t in base.state_dict().items()}
@@ -109,7 +109,7 @@ def test_the_names_and_shapes_in_the_file(name, h, base, tmp_path):
         assert {k: tuple(t.shape) for k, t in tensors.items()} == saved_as(name, h, base.config)
 
 
-@pytest.mark.parametrize("name, h", SETTINGS)
+@pytest.mark.parametrize("name, h, shape", in_turn(SETTINGS))
 def test_a_saved_adapter_is_exactly_its_folded_tensors_and_loads_to_the_same_model(name, h, base, idx, tmp_path):
     model = attached(base, name, h)
     tune(model, idx)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from minipeft import METHODS
 from minipeft.attach import Adapted
 from minipeft.runtime import devices
-from tests.conftest import TYPICAL, in_turn, sizes_for, tiny
+from tests.conftest import TYPICAL, quick, sizes_for, tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -209,7 +209,9 @@ class Elsewhere(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name, h, shape", in_turn(TYPICAL, ("learned", "llama")))
+@pytest.mark.parametrize("name, h, shape", quick(
+    [(*setting, shape) for setting in TYPICAL for shape in ("llama", "learned")],
+    *[(*setting, "llama") for setting in {name: (name, h) for name, h in TYPICAL}.values()]))
 def test_every_method_computes_on_the_device_of_the_base_and_in_no_float64(name, h, shape, monkeypatch):
     """On "meta", where tensors have no values: torch without CUDA has no other device for autograd."""
     autocast = torch.is_autocast_enabled

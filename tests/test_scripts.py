@@ -131,7 +131,7 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("flags", quick(FLAGS, *FLAGS[:4]))
+@pytest.mark.parametrize("flags", quick(FLAGS, *FLAGS[:2]))
 def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
     code, _, err = call(
         capsys, train, *shlex.split(flags), "--steps", 12, "--batch-size", 16, "--out", tmp_path / "out")
@@ -142,6 +142,7 @@ def test_the_flags_of_a_method_reach_it(flags, capsys, tmp_path):
         assert after < 0.3
 
 
+@pytest.mark.slow
 def test_hard_prompts_are_scored_and_the_best_is_kept(capsys, tmp_path, pairs):
     code, printed, err = call(capsys, train, "--method", "hard-prompt", "--out", tmp_path / "chosen")
     assert code == 0, err

@@ -56,6 +56,7 @@ def test_200_random_mixtures_equal_the_single_runs(shape, dtype):
             torch.testing.assert_close(row, alone, rtol=0, atol=close * float(alone.abs().max()))
 
 
+@pytest.mark.parametrize("shape", quick(list(SHAPES), "llama"))
 def test_mixed_generation_with_unequal_lengths_equals_the_single_runs(base):
     models = tasks_of(base)
     bank = TaskBank(base, models)
