@@ -9,6 +9,8 @@ small GPT with random weights.
 
     python bench.py attention        the attention kernel against torch's
     python bench.py peers            a training step here and in peft + transformers
+    python bench.py peers --generate                             generation, here and there
+    python bench.py peers --job FILE.jsonl --base FOLDER         a whole job, here and there
     python bench.py serving          many tasks in one batch, and long prefixes shared by it
     python bench.py params           the same costs by closed forms, on a shape of any size
     python bench.py quality          the quality of every method, on equal terms (--quick: short)
@@ -28,12 +30,13 @@ import sys
 from pathlib import Path
 
 from docs.tools import bases, comparison
-from minipeft.bench import attention, cost, flags, params, peers, quality, serving
+from minipeft.bench import attention, cost, flags, params, peers, peers_generation, peers_job, quality, serving
 from minipeft.checks import Error, did_you_mean
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run
 
 MEASUREMENTS = {"attention": attention, "bases": bases, "params": params, "peers": peers, "serving": serving}
+PEERS = {"--generate": peers_generation, "--job": peers_job}  # flags that make another measurement of `peers`
 STUDIES = {"quality": lambda argv: quality.run(argv, comparison.tables_of), "report": comparison.run}
 
 
@@ -54,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     if name in STUDIES:
         result, table, out = STUDIES[name](argv[1:])
     elif name in MEASUREMENTS:
-        module = MEASUREMENTS[name]
+        given = {word.partition("=")[0] for word in argv} if name == "peers" else set()
+        module = next((PEERS[flag] for flag in PEERS if flag in given), MEASUREMENTS[name])
         result, table, out = measure(module, argv[1:], module.__doc__)
     else:
         result, table, out = measure(cost, argv, __doc__)

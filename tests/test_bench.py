@@ -13,10 +13,14 @@ from forked import context
 
 import bench
 import minipeft.model
+import train
 from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attention
 from minipeft.bench import attention as attention_bench
-from minipeft.bench import cost, measure, peers, serving
+from minipeft.bench import cost, measure, peers, peers_generation, peers_job, serving
 from minipeft.bench.measure import peak_bytes, spread
+from minipeft.config import LLAMA
+from minipeft.data.encoding import IGNORED
+from minipeft.runtime import console
 from minipeft.runtime.compiling import can_compile
 from minipeft.runtime.profiling import saved_bytes
 
@@ -96,6 +100,12 @@ def test_rows_columns_and_arithmetic(result):
     # a frozen weight needs no input saved for its gradient
     assert rows["prefix"]["saved_bytes"] < rows["full"]["saved_bytes"]
     assert rows["prefix"]["peak_bytes"] < rows["full"]["peak_bytes"]
+
+
+def test_the_table_of_costs_takes_train_pys_path():
+    p = console.Parser("")
+    cost.add_flags(p)
+    assert p.get_default("compile") == train.parser().get_default("compile")
 
 
 def settings(**change) -> cost.CostSettings:
@@ -332,6 +342,103 @@ def test_without_the_extras_peers_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(Error, match="pip install -r requirements-extra.txt"):
         bench.main(["peers", "--preset", "nano", "--steps", "1"])
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory):
+    """The folder of a small base that transformers opens, and of which text is bytes."""
+    folder = tmp_path_factory.mktemp("base") / "small"
+    torch.manual_seed(0)
+    GPT(GPTConfig(vocab_size=257, block_size=128, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, n_inner=48, tied=False,
+                  **LLAMA)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_peers_generate_with_the_same_prefix(small_base, capsys, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(peers_generation, "NEW", 6)
+    argv = ["peers", "--generate", "--batch-sizes", "1", "3", "--steps", "2", "--seq-len", "5"]
+    argv += ["--base", str(small_base)]
+    bench.main(argv)
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == peers_generation.table(result).splitlines()
+    rows = {(r["rival"], r["B"]): r for r in result["rows"]}
+    assert list(rows) == [(rival, B) for B in (1, 3) for rival in ("minipeft", "peft")]
+    weights = 4 * sum(p.numel() for name, p in GPT.from_pretrained(small_base).named_parameters()
+                      if not name.startswith(("ln_f", "wte")))
+    assert result["floor_ms"] == pytest.approx(1000 * weights / result["bandwidth"])
+    for (_, B), r in rows.items():
+        assert r["tokens"] == 6 * B and r["departures"] <= (0 if r["rival"] == "minipeft" else r["tokens"])
+        assert r["against_peft"] == pytest.approx(r["token_ms"]["median"] / rows["peft", B]["token_ms"]["median"])
+    monkeypatch.setattr(peers_generation, "generate",
+                        lambda model, idx, n: (idx[:, :1] + torch.arange(idx.size(1) + n)) % 257)
+    with pytest.raises(Error, match=r"^\d of 6 generated tokens are not the full forward pass's$"):
+        bench.main(argv)
+
+
+def test_departures_are_tokens_below_the_largest_logit():
+    logits = torch.zeros(2, 9, 4)
+    logits[:, :, 1], logits[0, :, 2] = 5.0, 5.0 - 1e-5  # row 0: two tokens are the likeliest but for rounding
+    out = torch.ones(2, 10, dtype=torch.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers_generation, "NEW", 3)
+        out[0, -3:], out[1, -1] = torch.tensor([2, 1, 2]), 2
+        assert peers_generation.departures(out, lambda idx: logits[:, : idx.size(1)], 1e-4) == 1
+        assert peers_generation.departures(out, lambda idx: logits[:, : idx.size(1)], 0.0) == 3
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    rows = [{"input": f"{i}" * (i % 3 + 1), "target": f"{i:b}"} for i in range(14)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.slow
+def test_peers_do_the_same_job(small_base, examples, capsys, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(peers_job, "in_new_process", lambda work, *arguments: work(*arguments))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as before")  # of this process, where the jobs run for once
+    argv = ["peers", f"--job={examples}", "--base", str(small_base), "--batch-size", "4", "--num-virtual-tokens", "3"]
+    bench.main(argv)
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert out[:-1] == peers_job.table(result).splitlines()
+    rows = {(r["method"], r["rival"]): r for r in result["rows"]}
+    assert list(rows) == [(m, r) for m in ("prefix", "lora", "prompt") for r in ("minipeft", "peft")]
+    for (method, _), r in rows.items():
+        theirs = rows[method, "peft"]
+        assert r["steps"] == 8 and r["start_loss"] == pytest.approx(theirs["start_loss"], rel=1e-5)
+        assert r["loss"] == pytest.approx(theirs["loss"], rel=1e-4) and r["loss"] < r["start_loss"]
+        assert r["against_peft"] == pytest.approx(r["train_s"] / theirs["train_s"])
+    step = peers_job.learning_rate
+    monkeypatch.setattr(peers_job, "learning_rate", lambda *now: 1.2 * step(*now))  # of Trainer alone
+    with pytest.raises(Error, match=r"^lora: minipeft ends at a loss of \d\.\d+, peft at \d"):
+        bench.main([*argv, "--methods", "lora"])
+
+
+def test_a_job_feeds_peers_the_same_batches(small_base, examples):
+    s = peers_job.JobSettings(job=str(examples), base=str(small_base), methods=(), num_virtual_tokens=3, epochs=2,
+                              batch_size=4, dtype="float32", compile=False, seed=0, device="cpu")
+    eager, compiled = peers_job.Batches(s, False), peers_job.Batches(s, True)
+    assert eager.steps == compiled.steps == 8
+    for step in range(eager.steps):
+        idx, targets = eager[step]
+        given = peers_job.labelled(idx, targets)
+        assert torch.equal(given["labels"][:, 1:], targets) and (given["labels"][:, 0] == IGNORED).all()
+        real = (targets != IGNORED).flip(1).cumsum(1).flip(1) > 0  # up to the last supervised position
+        assert torch.equal(given["input_ids"][:, :-1][real], idx[real])
+        assert compiled[step][0].size(1) == 32 and torch.equal(compiled[step][1][:, : idx.size(1)], targets)
+
+
+def test_a_job_names_the_methods_of_both(small_base, examples):
+    pytest.importorskip("peft")
+    for wrong in ("full", "llama-adapter"):
+        with pytest.raises(Error, match=f"which both libraries have, not '{wrong}'"):
+            bench.main(["peers", "--job", str(examples), "--base", str(small_base), "--methods", wrong])
 
 
 def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):

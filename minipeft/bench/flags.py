@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..accounting.shapes import PRESETS
 from ..checks import Error, did_you_mean
@@ -11,6 +12,7 @@ from ..runtime.console import Parser, local_path, seed
 from ..runtime.devices import HELP, default_device, device
 
 DTYPES = ("float32", "bfloat16")
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,25 @@ class WorkSettings:
     steps: int
     seed: int
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """The work of a measurement on a base's own weights, which peft + transformers open too."""
+
+    base: str
+    num_virtual_tokens: int
+    dtype: str
+    seed: int
+    device: str
+
+
+def add_peer_flags(p: Parser) -> None:
+    """The flags of PeerSettings, but for --device and --seed."""
+    add = p.add_argument_group("base").add_argument
+    add("--base", default="small-llama", metavar="FOLDER", type=local_path, help="a base that both libraries open")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P", help="length of prompt and prefix")
+    add("--dtype", default="float32", choices=DTYPES, help="of the base; adapters train in float32")
 
 
 def add_base_flags(p: Parser, preset: str) -> None:
@@ -42,12 +63,13 @@ def add_batch_flags(p: Parser, batch_size: int, seq_len: int,
     return group
 
 
-def add_machine_flags(p: Parser, steps: int, steps_help: str):
-    """--device, --seed and --steps; returns their group, for more flags."""
+def add_machine_flags(p: Parser, steps: int = 0, steps_help: str = ""):
+    """--device, --seed and, unless steps is 0, --steps; returns their group, for more flags."""
     group = p.add_argument_group("run")
     group.add_argument("--device", default=default_device(), help=HELP)
     group.add_argument("--seed", type=seed, default=0, help="of weights and tokens")
-    group.add_argument("--steps", type=int, default=steps, help=steps_help)
+    if steps:
+        group.add_argument("--steps", type=int, default=steps, help=steps_help)
     return group
 
 
@@ -64,7 +86,7 @@ def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
     if "preset" in args and args.preset not in PRESETS:
         raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}"
                     f"{did_you_mean(args.preset, PRESETS)}")
-    for name in ("batch_size", "seq_len", "steps"):
+    for name in ("batch_size", "seq_len", "steps", "epochs"):
         if getattr(args, name, 1) < 1:
             raise Error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if "device" in args:
@@ -78,8 +100,8 @@ def check_fits(P: int, T: int, config: GPTConfig) -> None:
         raise Error(f"{P} virtual + {T} real tokens do not fit the block size of {config.block_size}")
 
 
-def from_flags(kind: type[WorkSettings], args: argparse.Namespace, config: GPTConfig) -> WorkSettings:
+def from_flags(kind: type[Settings], args: argparse.Namespace, config: GPTConfig | None = None) -> Settings:
     """Settings filled from the flags of the same names; lists become tuples without repetitions."""
     given = {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}
     lists = {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
-    return kind(config=config, **given | lists)
+    return kind(**given | lists, **({} if config is None else {"config": config}))

@@ -66,25 +66,40 @@ def card_line(c: dict) -> str:
             f"Python {c['python']}, {versions}commit {c['commit']}")
 
 
-class MatmulRate:
-    """Speed of large square matmuls, the floor of every measurement here.
+class Rate:
+    """Speed of a work that is the floor of others, in FLOPs or bytes per second.
 
-    Call it once a round, so that it and the work see the same fast or slow machine.
+    Call it once a round, so that it and the other works see the same fast or slow machine.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device):
-        n = 4096 if device.type == "cuda" else 1024
-        self.a, self.b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        self.device, self.flops, self.samples = device, 2 * n**3, []
-        torch.mm(self.a, self.b)
+    def __init__(self, work: Callable[[], object], amount: int, device: torch.device):
+        self.work, self.amount, self.device, self.samples = work, amount, device, []
+        work()
 
     def __call__(self) -> None:
-        self.samples += [milliseconds(lambda: torch.mm(self.a, self.b), self.device) for _ in range(3)]
+        self.samples += [milliseconds(self.work, self.device) for _ in range(3)]
 
     @property
     def value(self) -> float:
-        """Median, in floating-point operations per second."""
-        return 1000 * self.flops / spread(self.samples)["median"]
+        """Median."""
+        return 1000 * self.amount / spread(self.samples)["median"]
+
+
+class MatmulRate(Rate):
+    """Speed of large square matmuls."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        n = 4096 if device.type == "cuda" else 1024
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        super().__init__(lambda: torch.mm(a, b), 2 * n**3, device)
+
+
+class ReadRate(Rate):
+    """Memory bandwidth of reading: the sum of a tensor larger than any cache."""
+
+    def __init__(self, device: torch.device):
+        x = torch.ones(2**26, device=device)
+        super().__init__(x.sum, x.nbytes, device)
 
 
 def header(result: dict, setting: str) -> list[str]:

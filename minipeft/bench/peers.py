@@ -10,6 +10,11 @@ On a bfloat16 base, PEFT's default multiplies the adapter's matrices in float32,
 bfloat16. "peft bfloat16" is PEFT with bfloat16 adapters (autocast_adapter_dtype=False), to compare
 like with like. Full fine-tuning runs in float32 only: minipeft trains no bfloat16 weights. Needs the
 extras of requirements-extra.txt.
+
+    python bench.py peers --generate             generation with a prefix instead of a training step
+    python bench.py peers --job FILE.jsonl       a whole job, by train.py's loop and by Trainer
+
+Both have their own flags: add --help.
 """
 
 import argparse
@@ -19,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import geometric_mean
 
 import torch
@@ -83,9 +89,7 @@ def settings(args: argparse.Namespace) -> PeersSettings:
             raise Error(f"--methods {WHOLE} needs --dtype float32: minipeft trains the whole base in float32")
         both.remove(WHOLE)
     args.methods = args.methods or both
-    for method in args.methods:
-        if method not in both:
-            raise Error(f"--methods must be of {', '.join(both)}, which both libraries have, not {method!r}")
+    check_methods(args.methods, both)
     return flags.from_flags(PeersSettings, args, config)
 
 
@@ -100,11 +104,30 @@ def extras():
     return peft, transformers
 
 
+def open_in_transformers(folder: str | Path, dtype: str, device: str) -> nn.Module:
+    """A base as transformers opens it, without its messages."""
+    _, transformers = extras()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").to(device)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("peft", "transformers")}
+
+
 def in_both(c: GPTConfig) -> list[str]:
     """The methods of both libraries on this shape: full fine-tuning, and those whose adapters PEFT opens."""
     known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
     return [name for name in possible(c) if name == WHOLE
             or METHODS[name].peft is None and files(c, declared(c, name, {})).config["peft_type"] in known]
+
+
+def check_methods(methods: list[str], both: list[str]) -> None:
+    for method in methods:
+        if method not in both:
+            raise Error(f"--methods must be of {', '.join(both)}, which both libraries have, not {method!r}")
 
 
 def peft_config(s: PeersSettings, method: str):
@@ -152,14 +175,19 @@ def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool, bfloat
     if method != WHOLE:
         config = peft_config(s, method)
         base = extras()[0].get_peft_model(base, config, autocast_adapter_dtype=not bfloat16)
-    for module in base.train().modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    base = without_dropout(base.train())
     run = torch.compile(base) if compile else base
     idx, targets = batch(s)
     labels = torch.cat([torch.full_like(targets[:, :1], -100), targets[:, :-1]], dim=1)
     trained = (p for p in base.parameters() if p.requires_grad)
     return Rival(base, trained, lambda: run(input_ids=idx, labels=labels).loss)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def hyperparameters(s: PeersSettings, method: str) -> dict:
@@ -177,19 +205,16 @@ def train_step(rival: Rival) -> Tensor:
 
 def build(s: PeersSettings, method: str, name: str) -> Rival:
     """A rival with its own copy of the same weights. Raises Error without the extras."""
-    _, transformers = extras()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    extras()
     torch.manual_seed(s.seed)
-    base, dtype, compile = GPT(s.config), getattr(torch, s.dtype), name.endswith("compiled")
+    base, compile = GPT(s.config), name.endswith("compiled")
     if name.startswith("minipeft"):
-        return ours(s, method, base.to(s.device, dtype), compile)
+        return ours(s, method, base.to(s.device, getattr(torch, s.dtype)), compile)
     with tempfile.TemporaryDirectory() as folder:
         base.save_pretrained(folder)
         del base
-        load = transformers.AutoModelForCausalLM.from_pretrained
-        rival = load(folder, dtype=dtype, attn_implementation="sdpa")
-    return theirs(s, method, rival.to(s.device), compile, "bfloat16" in name)
+        rival = open_in_transformers(folder, s.dtype, s.device)
+    return theirs(s, method, rival, compile, "bfloat16" in name)
 
 
 @torch.no_grad()
@@ -303,7 +328,6 @@ def run(s: PeersSettings) -> dict:
         h = hyperparameters(s, row["method"])
         flops = step_flops(s.config, row["method"], s.batch_size, s.seq_len, share, **h)
         row["against_floor"] = row["step_ms"]["median"] / 1000 * rate.value / flops
-    versions = {name: importlib.metadata.version(name) for name in ("peft", "transformers")}
     means = {}
     for name in RIVALS:
         mine = measured_rows(rows, name)
@@ -312,7 +336,7 @@ def run(s: PeersSettings) -> dict:
         if len(mine) == len(s.methods):
             means[name] = {x: geometric_mean(r[x] for r in mine.values())
                            for x in ("against_peft", "saved_against_peft", "against_floor")}
-    return {"card": card(device) | versions, "settings": asdict(s), "rate": rate.value,
+    return {"card": card(device) | versions(), "settings": asdict(s), "rate": rate.value,
             "rows": rows, "means": means}
 
 

@@ -33,6 +33,7 @@ from .sharding import full_base, parallel
 from .traffic import traffic_line
 
 VALIDATION = 200  # examples of the validation set, at most
+COMPILED_BUCKET = 32  # lengths of batches are rounded up to a multiple of it, where blocks are compiled
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
 SETTINGS = (  # flags that a resumed run must share
     "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
@@ -90,7 +91,7 @@ class Job:
         else:
             self.model = adapt(self.base, args.methods, **self._tokens(),
                                **hyperparameters(args, self.base, self.tokenizer))
-        self.bucket = 32 if args.compile else 1  # training has few different lengths
+        self.bucket = COMPILED_BUCKET if args.compile else 1  # training has few different lengths
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
