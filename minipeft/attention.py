@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Error, check_attention, shown
+from .flash import flash_attention
 from .fused import causal_mask, fused_attention
 from .runtime.compiling import can_compile
 
@@ -31,8 +32,9 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     gate      (nh,) or None
     backend   "reference"  the textbook in float32 or above: the specification
               "sdpa"       torch's scaled_dot_product_attention; it copies: the prefix is concatenated to K and V
-              "fused"      our kernel through torch.compile; "split": the same code eagerly. Neither concatenates,
-                           nor repeats a shared prefix for each row
+              "fused"      our kernel through torch.compile; "split": the same code eagerly
+              "flash"      torch's flash operator for CPUs on each part, merged
+                           None of these three concatenates, nor repeats a shared prefix for each row
               "auto"       the one that measured faster
     prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions. Not with a gate
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
@@ -56,8 +58,12 @@ def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length) -> Tensor:
     mask = causal_mask(range(Tk - Tq, Tk), range(-P, Tk), device, shift)
     if prefix_length is None:
         return mask
-    key = torch.arange(-P, Tk, device=device)
-    return mask & ((key >= 0) | (key + P < prefix_length.view(-1, 1, 1, 1)))
+    return mask & F.pad(_prefix_mask(P, prefix_length), (0, Tk), value=True)
+
+
+def _prefix_mask(P: int, prefix_length: Tensor) -> Tensor:
+    """(B, 1, 1, P): True for the first prefix_length[b] positions of row b's prefix."""
+    return torch.arange(P, device=prefix_length.device) < prefix_length.view(-1, 1, 1, 1)
 
 
 def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
@@ -115,16 +121,26 @@ def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length)
 
 
+def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+    """flash.py: torch's operator on each part, on a CPU."""
+    if q.device.type != "cpu":
+        raise Error(f"the flash backend is for CPUs, not {q.device.type}: take 'sdpa', 'fused' or 'split'")
+    prefix_mask = None if prefix_length is None else _prefix_mask(prefix_k.size(2), prefix_length)
+    mask = None if length is None else _mask(q.size(2), k.size(2), 0, q.device, None, length)
+    return flash_attention(q, k, v, prefix_k, prefix_v, gate, prefix_mask, mask)
+
+
 def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
-    split = split_in_inference(q, k, prefix_k)
-    backend = "split" if split else faster(q, torch.compiler.is_compiling())
+    backend = faster(q, torch.compiler.is_compiling())
+    if apart_in_inference(q, k, prefix_k):
+        backend = "flash" if q.device.type == "cpu" else backend if q.dtype == torch.float16 else "split"
     return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
 
 
-def split_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
+def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
     """True in inference where concatenating costs more (`bench.py serving`): beside a key-value cache,
     and for a shared prefix as long as the text."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2) or q.dtype == torch.float16:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2):
         return False
     return q.size(2) < k.size(2) or (prefix_k.size(0) < q.size(0) and prefix_k.size(2) >= k.size(2))
 
@@ -139,4 +155,5 @@ def faster(q: Tensor, compiling: bool) -> str:
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 
-BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "fused": _fused, "split": _split}
+BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "flash": _flash, "fused": _fused,
+            "split": _split}

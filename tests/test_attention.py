@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minipeft import Error, prefix_attention
-from minipeft.attention import causal_mask, split_in_inference
+from minipeft.attention import apart_in_inference, causal_mask
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 4, 4, 7, 7, 3, 8, 1),
@@ -47,7 +47,7 @@ def by_hand(q, k, v, pk, pv, gate=None):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "sdpa", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flash", "auto"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_backend_is_the_definition(shape, backend, gated):
     *args, gate = tensors(*shape)
@@ -58,13 +58,26 @@ def test_every_backend_is_the_definition(shape, backend, gated):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_gradients_of_sdpa_equal_the_reference(gated):
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
+def test_gradients_of_a_backend_equal_the_reference(backend, gated):
     grads = {}
-    for backend in ("reference", "sdpa"):
+    for name in ("reference", backend):
         args = [x.requires_grad_() for x in tensors(2, 4, 2, 5, 8, 3, 8, 1)]
-        out = prefix_attention(*args[:5], args[5] if gated else None, backend=backend)
-        grads[backend] = torch.autograd.grad(out.sin().sum(), args[: 6 if gated else 5])
-    torch.testing.assert_close(grads["sdpa"], grads["reference"], rtol=1e-9, atol=1e-9)
+        out = prefix_attention(*args[:5], args[5] if gated else None, backend=name)
+        grads[name] = torch.autograd.grad(out.sin().sum(), args[: 6 if gated else 5])
+    torch.testing.assert_close(grads[backend], grads["reference"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "split"])
+@pytest.mark.parametrize("Tq, Tk", [(7, 7), (1, 9), (3, 9)])
+@torch.no_grad()
+def test_rows_of_different_lengths(backend, Tq, Tk):
+    """One row's prefix has no position at all."""
+    *given, _ = tensors(4, 4, 2, Tq, Tk, 5, 8, 4)
+    prefix_length, length = torch.tensor([5, 3, 1, 0]), Tk - torch.arange(4).clamp(max=Tk - Tq)
+    for lengths in ((None, length), (prefix_length, None), (prefix_length, length)):
+        exact = prefix_attention(*given, None, "reference", *lengths)
+        torch.testing.assert_close(prefix_attention(*given, None, backend, *lengths), exact, rtol=1e-10, atol=1e-10)
 
 
 def test_the_reference_computes_in_float32_and_answers_in_the_input_type():
@@ -132,7 +145,7 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
 
     def chosen(B: int, Tq: int, Tk: int, shared: bool, P: int) -> bool:
         q, k = torch.empty(B, 2, Tq, 8), torch.empty(B, 2, Tk, 8)
-        return split_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
+        return apart_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
 
     with torch.no_grad():
         assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied
