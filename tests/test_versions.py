@@ -1,13 +1,17 @@
-"""The table of versions, and the line that a run of the tests appends."""
+"""The table of versions: what a run records, and the versions that the requirements promise."""
 
 import json
 import platform
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from docs.tools import versions
 from minipeft.files.atomic import write_text
+
+ROOT = Path(__file__).parent.parent
 
 TESTS = """
 import pytest
@@ -38,7 +42,7 @@ def test_a_run_appends_its_counts_and_versions(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     versions.main([])
     assert capsys.readouterr().out.splitlines() == [
-        f"| `python` | extras | `torch` {torch.__version__} |", "| --- | --- | ---: |",
+        f"| `python` | extras | `torch {torch.__version__}` |", "| --- | --- | ---: |",
         f"| {platform.python_version()} | 1 of 2 | 2 / 2 / 1 |"]
 
 
@@ -51,3 +55,15 @@ def test_the_table_has_a_line_for_each_python_and_extras_in_order(tmp_path, monk
     write_text(tmp_path / "versions.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
     assert versions.table().splitlines()[2:] == [
         "| 3.9.2 | none | not run | 2,000 / 0 / 1 |", "| 3.11.7 | all | 4 / 0 / 1 | not run |"]
+
+
+@pytest.mark.slow  # the default tests, which the lines record, come before their line
+def test_both_ends_of_the_range_and_the_required_version_were_run_with_the_extras():
+    project, pins = ((ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "requirements.txt"))
+    least, below = re.search(r'"torch>=2\.(\d+),<2\.(\d+)"', project).groups()
+    required = re.search(r"^torch==(\S+)", pins, re.MULTILINE)[1]
+    found = versions.results()
+    run = {version.partition("+")[0] for _, extras, version in found if extras == "all"}
+    assert required in run
+    assert {f"2.{least}", f"2.{int(below) - 1}"} <= {version.rpartition(".")[0] for version in run}
+    assert [key for key, line in found.items() if line["failed"]] == []

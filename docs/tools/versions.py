@@ -70,7 +70,7 @@ def table() -> str:
     found = results()
     rows = sorted({key[:2] for key in found}, key=lambda row: (_order(row[0]), row[1]))
     columns = sorted({key[2] for key in found}, key=_order)
-    lines = [["`python`", "extras", *(f"`torch` {torch}" for torch in columns)], ["---"] * 2 + ["---:"] * len(columns)]
+    lines = [["`python`", "extras", *(f"`torch {torch}`" for torch in columns)], ["---"] * 2 + ["---:"] * len(columns)]
     for row in rows:
         lines.append([*row, *(_cell(found.get((*row, torch))) for torch in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
