@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Error, check_attention, shown
-from .flash import flash_attention
 from .fused import causal_mask, fused_attention
 from .runtime.compiling import can_compile
 
@@ -33,7 +32,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     backend   "reference"  the textbook in float32 or above: the specification
               "sdpa"       torch's scaled_dot_product_attention; it copies: the prefix is concatenated to K and V
               "fused"      our kernel through torch.compile; "split": the same code eagerly
-              "flash"      torch's flash operator for CPUs on each part, merged
+              "flash"      torch's flash operator for CPUs on each part, merged; for inference
                            None of these three concatenates, nor repeats a shared prefix for each row
               "auto"       the one that measured faster
     prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions. Not with a gate
@@ -122,12 +121,53 @@ def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
 
 
 def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
-    """flash.py: torch's operator on each part, on a CPU."""
-    if q.device.type != "cpu":
-        raise Error(f"the flash backend is for CPUs, not {q.device.type}: take 'sdpa', 'fused' or 'split'")
-    prefix_mask = None if prefix_length is None else _prefix_mask(prefix_k.size(2), prefix_length)
-    mask = None if length is None else _mask(q.size(2), k.size(2), 0, q.device, None, length)
-    return flash_attention(q, k, v, prefix_k, prefix_v, gate, prefix_mask, mask)
+    """torch's flash operator for CPUs, once for each part: prefix, earlier positions, the queries' own.
+
+    It returns a part's log-sum-exp too, by which the outputs are merged (fused.py). Queries of all rows
+    go to a shared prefix together, which is read once (Hydragen). A pass has one parallel region for
+    each part: at the end of every one, threads wait for each other.
+    """
+    if q.device.type != "cpu" or torch.is_grad_enabled():
+        raise Error("the flash backend is for inference on a CPU, under torch.no_grad()")
+    prefix_k, prefix_v, k, v = (x.to(q.dtype) for x in (prefix_k, prefix_v, k, v))
+
+    def part(q, keys, values, causal=False, mask=None):  # -> o (B, nh, Tq, hs), lse (B, nh, Tq)
+        if mask is not None:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return operator(q, keys, values, 0.0, causal, attn_mask=mask)
+
+    (B, nh, Tq, hs), before = q.shape, k.size(2) - q.size(2)
+    if length is not None:
+        o, lse = part(q, k, v, mask=_mask(Tq, k.size(2), 0, q.device, None, length))
+    elif Tq == 1 or not before:
+        o, lse = part(q, k, v, causal=Tq > 1)
+    else:
+        own = part(q, k[:, :, before:], v[:, :, before:], causal=True)
+        o, lse = _merged(part(q, k[:, :, :before], v[:, :, :before]), own)
+    if not prefix_k.size(2):
+        return o
+    if prefix_length is not None:
+        mask = _prefix_mask(prefix_k.size(2), prefix_length)
+        prefix_o, prefix_lse = part(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), mask=mask)
+        empty = (prefix_length == 0).view(-1, 1, 1)  # rows without a prefix give it no attention
+        prefix_o, prefix_lse = prefix_o.nan_to_num(), prefix_lse.masked_fill(empty, -math.inf)
+    elif len(prefix_k) == 1:
+        prefix_o, prefix_lse = part(q.transpose(0, 1).reshape(1, nh, B * Tq, hs), prefix_k, prefix_v)
+        prefix_o = prefix_o.view(nh, B, Tq, hs).transpose(0, 1)
+        prefix_lse = prefix_lse.view(nh, B, Tq).transpose(0, 1)
+    else:
+        prefix_o, prefix_lse = part(q, prefix_k, prefix_v)
+    if gate is not None:
+        return o + gate.to(o.dtype).view(-1, 1, 1) * prefix_o
+    return _merged((o, lse), (prefix_o, prefix_lse))[0]
+
+
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exps of two sets of keys -> those of both together."""
+    (o, lse), (other_o, other_lse) = one, other
+    share = torch.sigmoid(other_lse - lse).unsqueeze(-1)  # of the attention, λ in fused.py
+    return o.to(lse.dtype).lerp(other_o.to(lse.dtype), share).to(o.dtype), torch.logaddexp(lse, other_lse)
 
 
 def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
@@ -155,5 +195,4 @@ def faster(q: Tensor, compiling: bool) -> str:
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 
-BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "flash": _flash, "fused": _fused,
-            "split": _split}
+BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "flash": _flash, "fused": _fused, "split": _split}

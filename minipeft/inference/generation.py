@@ -1,7 +1,7 @@
 """Generation: one token at a time, with a cache of keys and values.
 
 A prefix never enters the cache. It stays beside it, once for all rows that share it, and attention
-merges the two (flash.py; Hydragen, 2402.05099). So P shared virtual tokens take P·2·L·n_kv·hs
+merges the two (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take P·2·L·n_kv·hs
 elements, not B times as many.
 """
 
