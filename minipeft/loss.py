@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from .checks import Error, described
+from .runtime.matmul import product
 
 CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
@@ -59,7 +60,7 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
     weighted_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
-            scores = (rows @ w.T).to(wide)  # (n, CHUNK)
+            scores = product(rows, w).to(wide)  # (n, CHUNK)
             here = (t >= first) & (t < first + len(w))
             found = scores.gather(1, (t - first).clamp(0, len(w) - 1))  # rounded like all scores
             target_scores = torch.where(here, found, target_scores)
@@ -67,10 +68,8 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
             shrink, m = (m - larger).exp(), larger
             weights = scores.sub_(m).exp_()
             total = total * shrink + weights.sum(-1, keepdim=True)
-            if with_dx and low == wide:
-                weighted_w.mul_(shrink).addmm_(weights, w)
-            elif with_dx:
-                weighted_w.mul_(shrink).add_(weights.to(low) @ w)
+            if with_dx:
+                weighted_w.mul_(shrink).add_(product(weights.to(low), w.T))
     lse = m + total.log()
     dx = torch.zeros_like(x)
     if with_dx:
@@ -90,14 +89,10 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
     dweight = torch.empty_like(weight)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
-            weights = (rows @ w.T).to(lse.dtype).sub_(lse).exp_()
+            weights = product(rows, w).to(lse.dtype).sub_(lse).exp_()
             at = ((t >= first) & (t < first + len(w))).nonzero().squeeze(1)
             weights[at, t[at] - first] -= 1  # before anything is rounded again
-            dw = dweight[first : first + len(w)]
-            if low == dw.dtype:
-                torch.mm(weights.mul_(scale).to(low).T, rows, out=dw)
-            else:
-                dw.copy_(weights.mul_(scale).to(low).T @ rows)
+            dweight[first : first + len(w)] = product(weights.mul_(scale).to(low).T, rows.T)
     return dweight
 
 

@@ -30,6 +30,7 @@ from .checks import Error, check_slots
 from .config import GPTConfig, RopeScaling, hookable_modules
 from .files import huggingface
 from .runtime.compiling import can_compile, compiled
+from .runtime.matmul import Linear, product
 from .slots import KVCache, Prefix
 
 
@@ -74,11 +75,11 @@ class CausalSelfAttention(nn.Module):
         C, kv, bias = config.n_embd, config.kv, config.bias != "none"
         self.head_size, self.widths, self.joined = config.head_size, (C, kv, kv), config.projections == "joined"
         if self.joined:  # one matrix makes queries, keys and values
-            self.c_attn = nn.Linear(C, sum(self.widths), bias=bias)
-            self.c_proj = nn.Linear(C, C, bias=config.bias == "all")
+            self.c_attn = Linear(C, sum(self.widths), bias=bias)
+            self.c_proj = Linear(C, C, bias=config.bias == "all")
         else:
-            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, width, bias=bias) for width in self.widths)
-            self.o_proj = nn.Linear(C, C, bias=config.bias == "all")
+            self.q_proj, self.k_proj, self.v_proj = (Linear(C, width, bias=bias) for width in self.widths)
+            self.o_proj = Linear(C, C, bias=config.bias == "all")
 
     def qkv(self, x: Tensor, rope=None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); q and k already rotated."""
@@ -123,10 +124,10 @@ class MLP(nn.Module):
         C, M, bias = config.n_embd, config.inner, config.bias == "all"
         self.gated = config.mlp == "swiglu"
         if self.gated:  # SwiGLU (Shazeer 2020, 2002.05202, eq. 6)
-            self.gate_proj, self.up_proj = nn.Linear(C, M, bias), nn.Linear(C, M, bias)
-            self.down_proj = nn.Linear(M, C, bias)
+            self.gate_proj, self.up_proj = Linear(C, M, bias), Linear(C, M, bias)
+            self.down_proj = Linear(M, C, bias)
         else:
-            self.c_fc, self.c_proj = nn.Linear(C, M, bias), nn.Linear(M, C, bias)
+            self.c_fc, self.c_proj = Linear(C, M, bias), Linear(M, C, bias)
 
     def forward(self, x: Tensor, hooks=None) -> Tensor:
         if self.gated:
@@ -176,7 +177,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = norm(config)
-        self.lm_head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
         for name, p in self.named_parameters():  # GPT-2's initialisation; norms keep ones and zeros
             if name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -202,7 +203,7 @@ class GPT(nn.Module):
 
     def forward(self, idx: Tensor, prompt=None, prefix=None, hooks=None) -> Tensor:
         """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
-        return F.linear(self.hidden(idx, prompt, prefix, hooks), self.head)
+        return product(self.hidden(idx, prompt, prefix, hooks), self.head)
 
     def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None,
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:

@@ -304,6 +304,11 @@ def test_of_two_machines_it_names_what_rounds_differently():
             f"; other vector instructions: {its} then, AVX512 now, `{variables}` in front of the command takes AVX2")
     # a CPU without AVX512 cannot use it
     assert again.machines(avx512, avx2).endswith("; other vector instructions: AVX512 then, AVX2 now")
+    onednn = avx512 | {"matmul": "oneDNN"}
+    assert again.machines(avx512, onednn).endswith("; other matmul library: torch then, oneDNN now, "
+                                                   "`MINIPEFT_MATMUL=torch` in front of the command takes torch's")
+    assert again.machines(avx2, onednn).endswith(f"`{variables}` in front of the command takes AVX2")  # and torch's
+    assert "AVX512, float32 products by oneDNN" in measure.card_line(onednn)
     intel = avx2 | {"device": "Virtual CPU", "vendor": "Intel"}
     assert again.machines(avx2, intel).endswith("commit c; other CPU vendor: AMD then, Intel now")
     assert "Virtual CPU (Intel) with AVX2" in measure.card_line(intel)

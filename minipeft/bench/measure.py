@@ -62,8 +62,9 @@ def card_line(c: dict) -> str:
     instructions = f" with {c['instructions']}" if "instructions" in c else ""
     versions = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
     vendor = "" if c.get("vendor", "") in c["device"] else f" ({c['vendor']})"
-    return (f"{c['device']}{vendor}{instructions}, {c['threads']} threads of {c['cores']} cores, {c['platform']}, "
-            f"Python {c['python']}, {versions}commit {c['commit']}")
+    library = ", float32 products by oneDNN" if c.get("matmul") == "oneDNN" else ""
+    return (f"{c['device']}{vendor}{instructions}{library}, {c['threads']} threads of {c['cores']} cores, "
+            f"{c['platform']}, Python {c['python']}, {versions}commit {c['commit']}")
 
 
 class Rate:

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ..checks import Error, check_base, check_tokens, described, shown
 from ..model import GPT
+from ..runtime.matmul import Linear, packed, product
 from ..slots import KVCache, Prefix, Slots
+
+WORTH_PACKING = 16  # new tokens that pay for laying out the weights for few rows
 
 
 def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
@@ -76,16 +79,18 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
         if lengths is not None:  # new tokens overwrite the padding of shorter rows
             cache = cache._replace(length=lengths + cache.read - T)
         slots = slots._replace(prompt=None)  # it is in the cache now
-        for step in range(max_new_tokens):
-            token = sample(F.linear(x, base.head), temperature, top_k, top_p)  # (B,)
-            if stops is not None:
-                token = torch.where(done, stops[0], token)
-                done = done | torch.isin(token, stops)
-            yield token
-            if step == max_new_tokens - 1 or (stops is not None and done.all()):
-                return
-            x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
-            cache = cache.after(1)
+        weights = [part.weight for part in base.h.modules() if isinstance(part, Linear)] + [base.head]
+        with packed(weights if max_new_tokens >= WORTH_PACKING else [], B):
+            for step in range(max_new_tokens):
+                token = sample(product(x, base.head), temperature, top_k, top_p)  # (B,)
+                if stops is not None:
+                    token = torch.where(done, stops[0], token)
+                    done = done | torch.isin(token, stops)
+                yield token
+                if step == max_new_tokens - 1 or (stops is not None and done.all()):
+                    return
+                x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
+                cache = cache.after(1)
     finally:
         model.train(was_training)
 

@@ -1,9 +1,13 @@
-"""Devices by name."""
+"""Devices by name, and the CPU's own."""
+
+import platform
+from pathlib import Path
 
 import torch
 
 from ..checks import Error
 
+VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "i386": "Intel", "arm": "Apple"}
 HELP = "cpu, cuda, cuda:1 …, or mps (an Apple GPU; untried)"
 
 
@@ -23,3 +27,15 @@ def device(name: str) -> torch.device:
     if found.type not in ("cpu", "cuda", "mps"):
         raise Error(f"--device {name} cannot be used: only cpu, cuda and mps compute here")
     return found
+
+
+def cpu() -> tuple[str, str]:
+    """Name and vendor of the CPU, as far as the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    vendor = told.get("vendor_id") or told.get("CPU implementer") or name.rpartition(", ")[2]
+    return name, VENDORS.get(vendor, vendor)  # Windows ends the name by it, macOS says arm or i386

@@ -9,33 +9,23 @@ from pathlib import Path
 
 import torch
 
-VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "i386": "Intel", "arm": "Apple"}
+from . import matmul
+from .devices import cpu
 
 
 def card(device: torch.device) -> dict:
     """Machine and versions, for the top of every result file."""
     if device.type == "cuda":
         machine = {"device": torch.cuda.get_device_name(device), "device_type": "cuda"}
-    else:  # on a CPU its vendor and the vector instructions that torch uses decide the rounding
-        name, vendor = _cpu()
+    else:  # on a CPU its vendor, the vector instructions and who multiplies float32 matrices decide the rounding
+        name, vendor = cpu()
         machine = {"device": name, "device_type": device.type, "vendor": vendor,
-                   "instructions": torch.backends.cpu.get_cpu_capability()}
+                   "instructions": torch.backends.cpu.get_cpu_capability(),
+                   "matmul": "oneDNN" if matmul.LIBRARY == "onednn" else "torch"}
     return {**machine,
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "platform": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), "torch": torch.__version__, "commit": _commit()}
-
-
-def _cpu() -> tuple[str, str]:
-    """Name and vendor of the CPU, as far as the system tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = told.get("model name") or platform.processor() or platform.machine()
-    vendor = told.get("vendor_id") or told.get("CPU implementer") or name.rpartition(", ")[2]
-    return name, VENDORS.get(vendor, vendor)  # Windows ends the name by it, macOS says arm or i386
 
 
 def _commit() -> str:

@@ -13,6 +13,7 @@ from ..data.tokenizer import Tokenizer
 from ..inference.generation import generate
 from ..model import GPT
 from ..runtime.console import progress
+from ..runtime.matmul import product
 from ..runtime.processes import all_reduce_sum, local_batches
 from ..slots import Slots
 from .sharding import reshard
@@ -51,7 +52,7 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
             continue
         right, predicted = torch.ones_like(supervised), []
         for x_chunk, wanted_chunk in zip(x.split(CHUNK), wanted.split(CHUNK), strict=True):
-            logits = F.linear(x_chunk, base.head).float()  # (CHUNK, V)
+            logits = product(x_chunk, base.head).float()  # (CHUNK, V)
             loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
             predicted.append(logits.argmax(dim=-1))
         right[supervised] = torch.cat(predicted) == wanted

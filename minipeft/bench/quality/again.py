@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...checks import Error
-from ...runtime.profiling import VENDORS
+from ...runtime.devices import VENDORS
 from ..measure import card_line
 from .grid import work
 from .lines import Cell, numbered
@@ -59,7 +59,7 @@ def kind(card: dict) -> dict:
         return {"device": card["device"], "torch": card["torch"]}
     vendor = next((v for v in VENDORS.values() if v in card["device"]), None)
     return {"CPU vendor": card.get("vendor", vendor), "torch": card["torch"],
-            "vector instructions": card.get("instructions")}
+            "vector instructions": card.get("instructions"), "matmul library": card.get("matmul", "torch")}
 
 
 def machines(then: dict, now: dict) -> str:
@@ -67,6 +67,9 @@ def machines(then: dict, now: dict) -> str:
     text, differ = f"then on {card_line(then)}; now on {card_line(now)}", differences(then, now)
     for name, (before, after) in differ.items():
         text += f"; other {name}: {before or 'not recorded'} then, {after or 'not recorded'} now"
-    if len(differ) == 1 and differ.get("vector instructions") in ((None, "AVX512"), ("AVX2", "AVX512")):
+    last_digits = set(differ) <= {"vector instructions", "matmul library"}
+    if last_digits and differ.get("vector instructions") in ((None, "AVX512"), ("AVX2", "AVX512")):
         text += f", `{AVX2}` in front of the command takes AVX2"
+    elif last_digits and differ.get("matmul library") == ("torch", "oneDNN"):
+        text += ", `MINIPEFT_MATMUL=torch` in front of the command takes torch's"
     return text

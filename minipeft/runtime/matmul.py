@@ -1,0 +1,141 @@
+"""Products with a weight, x Wᵀ + b, by the library that is faster on this CPU.
+
+torch gives float32 matrices to MKL, which on AMD's CPUs with AVX-512 takes twice the time, or more, of oneDNN, the
+library that torch itself takes for bfloat16 (`bench.py matmul`). There forward and both gradients go to oneDNN;
+everywhere else, and for products too small to pay for the call, this is F.linear. MINIPEFT_MATMUL=torch or onednn
+overrides the rule, which reads the CPU and measures nothing: a resumed run rounds as it did before.
+
+In inference a weight is read once for each token, so reading it is what takes the time. `packed` lays weights out
+in oneDNN's own order for that, a copy for as long as it is used.
+"""
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .devices import cpu
+from .memory import available_memory
+
+LEAST = 2**21  # multiplications and additions below which the call costs more than it saves
+_packed = WeakIdKeyDictionary()  # weight -> (its version, the same in oneDNN's order)
+
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _choose() -> str:
+    wanted, known = os.environ.get("MINIPEFT_MATMUL") or "auto", ("auto", "torch", "onednn")
+    if wanted not in known:
+        print(f"MINIPEFT_MATMUL must be one of {', '.join(known)}, not {wanted!r}: taking auto", file=sys.stderr)
+    if not HAS_ONEDNN:
+        return "torch"
+    if wanted in ("torch", "onednn"):
+        return wanted
+    return "onednn" if cpu()[1] == "AMD" and torch.backends.cpu.get_cpu_capability() == "AVX512" else "auto"
+
+
+LIBRARY = _choose()  # "onednn": for float32 and bfloat16; "auto": for packed bfloat16; "torch": for neither
+
+
+class Linear(nn.Linear):
+    """nn.Linear by the faster library."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (…, K), weight (N, K), bias (N,) -> (…, N), as F.linear, with all derivatives."""
+    eager = not torch.compiler.is_compiling()
+    if eager and (copy := _copy_of(weight, x)) is not None:
+        return _onednn(x, copy, bias)
+    if _pays(x, weight) and not (eager and _transformed()):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+@contextlib.contextmanager
+def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
+    """Products of these weights with few rows, without gradients, read a copy in oneDNN's order, where that
+    is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself."""
+    faster = {"onednn": (torch.float32, torch.bfloat16), "auto": (torch.bfloat16,)}.get(LIBRARY, ())
+    weights = [w for w in weights if w.dtype in faster and _is_plain(w) and not w.is_inference() and w not in _packed]
+    size, left = sum(w.nbytes for w in weights), available_memory(torch.device("cpu"))
+    if left is not None and 2 * size > left:
+        weights = []
+    try:
+        for w in weights:
+            _packed[w] = w._version, torch.ops.mkldnn._reorder_linear_weight(w.detach(), rows)
+        yield
+    finally:
+        for w in weights:
+            _packed.pop(w, None)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        multiply = product if torch.is_grad_enabled() else _onednn  # create_graph: derivatives of derivatives
+        rows = dy.flatten(0, -2)
+        dx = multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dweight = multiply(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (_opaque if torch.compiler.is_compiling() else _operator)(x, weight, bias)
+
+
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# torch.compile takes that operator for weights that are constants only: here is one that it does not look into
+_opaque = torch.library.custom_op("minipeft::product", _operator, mutates_args=())
+_opaque.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.size(0)))
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    if LIBRARY != "onednn" or x.numel() * weight.size(0) < LEAST or not x.dtype == weight.dtype == torch.float32:
+        return False
+    return _is_plain(x) and _is_plain(weight) and not torch.is_autocast_enabled("cpu")
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
+
+
+def _transformed() -> bool:
+    """True under torch.func's transforms and forward-mode derivatives, which F.linear has."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
+    """The copy of `weight` that `packed` made, where it is valid."""
+    if not _packed or torch.is_grad_enabled() or x.dtype != weight.dtype:
+        return None
+    version, copy = _packed.get(weight, (None, None))
+    return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
+
+
+if HAS_ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(x, weight, *others, **also) -> int:
+        """From the shapes, as torch's own counter asks for them."""
+        return 2 * math.prod(x) * weight[0]
