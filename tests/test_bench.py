@@ -380,13 +380,17 @@ def test_peers_generate_with_the_same_prefix(small_base, capsys, monkeypatch):
 
 def test_departures_are_tokens_below_the_largest_logit():
     logits = torch.zeros(2, 9, 4)
-    logits[:, :, 1], logits[0, :, 2] = 5.0, 5.0 - 1e-5  # row 0: two tokens are the likeliest but for rounding
+    logits[:, :, 1] = 5.0  # row 0: two tokens are the likeliest but for the gap; row 1: the last is wrong by 5
     out = torch.ones(2, 10, dtype=torch.int64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers_generation, "NEW", 3)
         out[0, -3:], out[1, -1] = torch.tensor([2, 1, 2]), 2
-        assert peers_generation.departures(out, lambda idx: logits[:, : idx.size(1)], 1e-4) == 1
-        assert peers_generation.departures(out, lambda idx: logits[:, : idx.size(1)], 0.0) == 3
+
+        def departures(error: float, gap: float = 1e-5) -> int:
+            logits[0, :, 2] = 5.0 - gap
+            return peers_generation.departures(out, lambda idx: logits, lambda idx: logits + error)
+
+        assert (departures(0.0), departures(0.0, 1e-3), departures(2.4), departures(2.6)) == (1, 3, 1, 0)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ the largest by more than rounding: minipeft must have none. Needs the extras of 
 """
 
 import argparse
+import copy
 import functools
 import tempfile
 import warnings
@@ -80,11 +81,12 @@ def theirs(s: GenerationSettings, start: str):
 
 
 @torch.no_grad()
-def departures(out: Tensor, logits_of: Callable[[Tensor], Tensor], bound: float) -> int:
-    """Generated tokens whose logit in a full forward pass is below the largest by more than rounding."""
-    logits = logits_of(out[:, :-1])[:, -NEW:].float()  # (B, NEW, V)
+def departures(out: Tensor, logits_of: Callable[[Tensor], Tensor], in_float32: Callable[[Tensor], Tensor]) -> int:
+    """Generated tokens whose logit in a full forward pass is below the largest by more than rounding:
+    twice what the logits of that position differ from those in float32, and 1e-4 of the largest."""
+    logits, exact = (f(out[:, :-1])[:, -NEW:].float() for f in (logits_of, in_float32))  # (B, NEW, V)
     gap = logits.amax(-1) - logits.gather(-1, out[:, -NEW:, None]).squeeze(-1)
-    return int((gap > bound * logits.abs().amax()).sum())
+    return int((gap > 2 * (logits - exact).abs().amax(-1) + 1e-4 * logits.abs().amax()).sum())
 
 
 def run(s: GenerationSettings) -> dict:
@@ -96,11 +98,12 @@ def run(s: GenerationSettings) -> dict:
         warnings.simplefilter("ignore")
         adapt(base, PrefixTuning.name, num_virtual_tokens=s.num_virtual_tokens).save(start)
         rivals = {"minipeft": ours(base, start), "peft": theirs(s, start)}
+        _, in_float32 = ours(copy.deepcopy(base).float(), start)
         for B in s.batch_sizes:
             idx = torch.randint(base.config.vocab_size, (B, s.seq_len)).to(device)
             for name, (generated, logits_of) in rivals.items():
                 calls.append(functools.partial(generated, idx))
-                n = departures(calls[-1](), logits_of, 1e-4 if s.dtype == "float32" else 2e-2)
+                n = departures(calls[-1](), logits_of, in_float32)
                 if n and name == "minipeft":
                     raise Error(f"{n} of {B * NEW} generated tokens are not the full forward pass's")
                 rows.append({"rival": name, "B": B, "tokens": B * NEW, "departures": n})

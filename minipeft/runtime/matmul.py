@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import flop_registry, register_flop_formula
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .devices import cpu
 from .memory import available_memory
 
 LEAST = 2**21  # multiplications and additions below which the call costs more than it saves
-_packed = WeakIdKeyDictionary()  # weight -> (its version, the same in oneDNN's order)
+_packed: dict[int, tuple[int, Tensor]] = {}  # id of a weight -> its version, and the copy of it
 
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -68,17 +67,17 @@ def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
     """Products of these weights with few rows, without gradients, read a copy in oneDNN's order, where that
     is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself."""
     faster = {"onednn": (torch.float32, torch.bfloat16), "auto": (torch.bfloat16,)}.get(LIBRARY, ())
-    weights = [w for w in weights if w.dtype in faster and _is_plain(w) and not w.is_inference() and w not in _packed]
+    weights = [w for w in weights if w.dtype in faster and _is_plain(w) and not w.is_inference() and id(w) not in _packed]
     size, left = sum(w.nbytes for w in weights), available_memory(torch.device("cpu"))
     if left is not None and 2 * size > left:
         weights = []
     try:
         for w in weights:
-            _packed[w] = w._version, torch.ops.mkldnn._reorder_linear_weight(w.detach(), rows)
+            _packed[id(w)] = w._version, torch.ops.mkldnn._reorder_linear_weight(w.detach(), rows)
         yield
     finally:
         for w in weights:
-            _packed.pop(w, None)
+            _packed.pop(id(w), None)
 
 
 class _Linear(torch.autograd.Function):
@@ -129,7 +128,7 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
     """The copy of `weight` that `packed` made, where it is valid."""
     if not _packed or torch.is_grad_enabled() or x.dtype != weight.dtype:
         return None
-    version, copy = _packed.get(weight, (None, None))
+    version, copy = _packed.get(id(weight), (None, None))
     return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
 
 
