@@ -15,7 +15,7 @@ needs_onednn = pytest.mark.skipif(not matmul.HAS_ONEDNN, reason="this torch has 
 @pytest.fixture
 def onednn(monkeypatch):
     """Every product by oneDNN, the small ones of tests too; counts the calls."""
-    calls, operator = [], matmul._operator
+    calls, operator = [], matmul.onednn
 
     def counted(*args):
         calls.append(args[0].shape)
@@ -23,7 +23,7 @@ def onednn(monkeypatch):
 
     monkeypatch.setattr(matmul, "LIBRARY", "onednn")
     monkeypatch.setattr(matmul, "LEAST", 1)
-    monkeypatch.setattr(matmul, "_operator", counted)
+    monkeypatch.setattr(matmul, "onednn", counted)
     return calls
 
 

@@ -56,7 +56,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, K), weight (N, K), bias (N,) -> (…, N), as F.linear, with all derivatives."""
     eager = not torch.compiler.is_compiling()
     if eager and (copy := _copy_of(weight, x)) is not None:
-        return _onednn(x, copy, bias)
+        return _multiply(x, copy, bias)
     if _pays(x, weight) and not (eager and _transformed()):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -74,39 +74,45 @@ def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
         weights = []
     try:
         for w in weights:
-            _packed[id(w)] = w._version, torch.ops.mkldnn._reorder_linear_weight(w.detach(), rows)
+            _packed[id(w)] = w._version, reordered(w, rows)
         yield
     finally:
         for w in weights:
             _packed.pop(id(w), None)
 
 
+def reordered(weight: Tensor, rows: int) -> Tensor:
+    """A copy in oneDNN's own order, for products with so many rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
-        return _onednn(x, weight, bias)
+        return _multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        multiply = product if torch.is_grad_enabled() else _onednn  # create_graph: derivatives of derivatives
+        multiply = product if torch.is_grad_enabled() else _multiply  # create_graph: derivatives of derivatives
         rows = dy.flatten(0, -2)
         dx = multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
         dweight = multiply(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
         return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return (_opaque if torch.compiler.is_compiling() else _operator)(x, weight, bias)
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (_opaque if torch.compiler.is_compiling() else onednn)(x, weight, bias)
 
 
-def _operator(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """product by oneDNN, without derivatives; the weight may be `reordered`."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 # torch.compile takes that operator for weights that are constants only: here is one that it does not look into
-_opaque = torch.library.custom_op("minipeft::product", _operator, mutates_args=())
+_opaque = torch.library.custom_op("minipeft::product", onednn, mutates_args=())
 _opaque.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.size(0)))
 
 
