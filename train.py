@@ -100,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         help="float32 or bfloat16, for matmuls; trained in float32")
     add("--gradient-checkpointing", action="store_true",
         help="save less for backward, and run every block twice")
-    add("--compile", action="store_true", help="torch.compile the blocks for training")
+    add("--compile", action=argparse.BooleanOptionalAction,
+        help="the blocks, for training (default: where it pays)")
 
     group = p.add_argument_group("run folder")
     group.add_argument("--out", metavar="FOLDER", type=local_path,

@@ -54,7 +54,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
 def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length) -> Tensor:
     """causal_mask over [prefix ; context]: (Tq, P + Tk), or (B, 1, Tq, P + Tk) for ragged batches."""
     shift = 0 if length is None else (length - Tk).view(-1, 1, 1, 1)
-    mask = causal_mask(range(Tk - Tq, Tk), range(-P, Tk), device, shift)
+    mask = causal_mask((Tk - Tq, Tk), (-P, Tk), device, shift)
     if prefix_length is None:
         return mask
     return mask & F.pad(_prefix_mask(P, prefix_length), (0, Tk), value=True)
@@ -95,8 +95,10 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     if gate is None and P:
         k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, n_kv, P+Tk, hs)
     ragged = prefix_length is not None or length is not None
-    if not ragged and (k.size(2) == Tq or Tq == 1):  # the plain square or row needs no mask in memory
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=Tq > 1, enable_gqa=grouped)
+    if not ragged and Tq == 1:  # a row or a plain square needs no mask in memory
+        o = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+    elif not ragged and k.size(2) == Tq:
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
         mask = _mask(Tq, Tk, k.size(2) - Tk, q.device, prefix_length, length)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
@@ -186,13 +188,15 @@ def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
 
 
 def faster(q: Tensor, compiling: bool) -> str:
-    """The faster backend for these queries, measured on a CPU by `bench.py attention`.
+    """The faster backend for these queries, measured on CPUs by `bench.py attention` and in whole models.
 
-    Compiled "fused", unless few queries make its many small matmuls lose to one operator. Eagerly
-    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured: "sdpa".
+    In a compiled model of bfloat16 "fused", unless few queries make its many small matmuls lose to one operator,
+    or so many that all their scores should not lie in memory. In float32 its matmuls take most of the time, and
+    "sdpa", which skips half of them, is as fast in a graph for any T. Eagerly "sdpa": compiling the kernel alone
+    would take seconds for every new length. GPUs, not measured: "sdpa".
     """
-    enough = {torch.bfloat16: 16, torch.float32: 128, torch.float64: 128}.get(q.dtype, math.inf)
-    return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
+    pays = compiling and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return "fused" if pays and 16 <= q.size(2) <= 1024 else "sdpa"
 
 
 BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "flash": _flash, "fused": _fused, "split": _split}

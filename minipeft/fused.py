@@ -32,35 +32,39 @@ from .checks import Error
 from .runtime.compiling import compiled
 
 
-def causal_mask(queries: range, keys: range, device=None, shift: "int | Tensor" = 0) -> Tensor:
+def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, shift: "int | Tensor" = 0) -> Tensor:
     """Boolean attention mask (Tq, Tk): True = the query may attend to that key.
 
-    queries, keys: positions counted from the first real token; a prefix's keys have -P … -1. shift: added to
+    queries, keys: (first, stop) positions from the first real token; a prefix's keys are (-P, 0). shift: added to
     the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
     """
-    query = torch.arange(queries.start, queries.stop, device=device)[:, None] + shift
-    return torch.arange(keys.start, keys.stop, device=device) <= query
+    query = torch.arange(*queries, device=device)[:, None] + shift
+    return torch.arange(*keys, device=device) <= query
 
 
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
                     prefix_length=None, length=None) -> Tensor:
-    """Split attention, with its own backward; through_compile: compiled for each set of shapes."""
+    """Split attention, with its own backward; through_compile: compiled for each set of shapes.
+
+    In a compiled model, whose graph is for any T, the queries are one span."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
+    whole = torch.compiler.is_compiling()
     if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
         with torch.autocast(q.device.type, enabled=False):
-            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)[0]
-    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile)
+            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole)[0]
+    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile, whole)
 
 
 class _FusedAttention(torch.autograd.Function):
     # The passes choose the dtypes of their matmuls, so autocast is off.
     @staticmethod
-    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile):
+    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile, whole):
+        ctx.whole = whole
         choose = compiled if through_compile else (lambda function: function)
         ctx.run_backward = choose(split_attention_backward)
         with torch.autocast(q.device.type, enabled=False):
-            o, lse, causal_o, lse_prefix = choose(split_attention)(q, k, v, prefix_k, prefix_v, gate)
+            o, lse, causal_o, lse_prefix = choose(split_attention)(q, k, v, prefix_k, prefix_v, gate, whole=whole)
         o_for_D = o if causal_o is None else causal_o
         ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o_for_D, lse, lse_prefix)
         return o
@@ -71,17 +75,17 @@ class _FusedAttention(torch.autograd.Function):
             raise Error("the fused kernel has first derivatives only: for create_graph=True take backend='reference'")
         context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:6])
         with torch.autocast(do.device.type, enabled=False):
-            return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix), None
+            return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix, ctx.whole), None, None
 
 
-def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None):
+def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None, whole=False):
     """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the causal part of o (B, nh, Tq, hs)
     and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
     scale = 1 / math.sqrt(q.size(-1))
     qf = to_heads_first(q, n_kv)
     kf, vf = (to_heads_first(x, n_kv).squeeze(1) for x in (k, v))
-    o, m, total = causal_part(qf, kf, vf, scale, length)  # unnormalised: attn(q, K, V) = o / total
+    o, m, total = causal_part(qf, kf, vf, scale, length, whole)  # unnormalised: attn(q, K, V) = o / total
     lse_context = m + total.log()
     if not prefix_k.size(2):
         return from_heads_first((o / total).to(q.dtype), B), lse_context, None, None
@@ -111,18 +115,18 @@ def unnormalised_softmax(scores):
     return weights, m, weights.sum(-1, keepdim=True)
 
 
-def causal_part(q, k, v, scale, length=None):
+def causal_part(q, k, v, scale, length=None, whole=False):
     """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), m and sums (N, G, Tq, 1)."""
     N, G, Tq, hs = q.shape
     before = k.size(1) - Tq  # keys that every query sees
     parts = []
-    for a, b in query_spans(Tq, q.dtype):
+    for a, b in query_spans(Tq, q.dtype, whole):
         seen = before + b
         scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), k[:, :seen].transpose(1, 2))
         scores = accumulate(scores).view(N, G, b - a, seen) * scale
         if length is not None or Tq > 1:  # a single query, the last, sees every key
             shift = 0 if length is None else (length - k.size(1)).repeat(N // len(length)).view(N, 1, 1, 1)
-            mask = causal_mask(range(before + a, before + b), range(seen), q.device, shift)
+            mask = causal_mask((before + a, before + b), (0, seen), q.device, shift)
             scores = scores.masked_fill(~mask, -math.inf)
         weights, m, total = unnormalised_softmax(scores)
         o = torch.bmm(weights.to(q.dtype).view(N, -1, seen), v[:, :seen]).view(N, G, b - a, hs)
@@ -131,7 +135,8 @@ def causal_part(q, k, v, scale, length=None):
     return accumulate(o), m, total
 
 
-def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool):
+def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool,
+                             whole: bool = False):
     """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where
     `prefix`), else None.
 
@@ -162,25 +167,25 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
             dpv = from_heads_first(torch.bmm(weights.to(q.dtype).transpose(1, 2), do_rows), prefix_k.size(0))
     if context:
         kf, vf = (to_heads_first(x, n_kv).squeeze(1) for x in (k, v))
-        twice_dq, dk, dv = causal_backward(dof, half_q, kf, vf, D, lse, scale)
+        twice_dq, dk, dv = causal_backward(dof, half_q, kf, vf, D, lse, scale, whole)
         if P:
             twice_dq = twice_dq + torch.bmm(dscores, pk).view_as(twice_dq)
         dq, dk, dv = (from_heads_first(x.to(q.dtype), B) for x in (0.5 * twice_dq, dk, dv))
     return dq, dk, dv, dpk, dpv, dgate if prefix else None
 
 
-def causal_backward(do, half_q, k, v, D, lse, scale):
+def causal_backward(do, half_q, k, v, D, lse, scale, whole=False):
     """Blocks of keys against the queries at or after them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
     N, G, Tq, hs = half_q.shape
     before = k.size(1) - Tq
-    spans = query_spans(Tq, half_q.dtype)
+    spans = query_spans(Tq, half_q.dtype, whole)
     dqs, dks, dvs = [[] for _ in spans], [], []
     for j, (a, b) in enumerate(spans):
         first, last = (before + a if a else 0), before + b  # block 0 also takes the keys that every query sees
         later_q, later_do = (x[:, :, a:].reshape(N, -1, hs) for x in (half_q, do))
         keys, values = k[:, first:last], v[:, first:last]
         scores = accumulate(torch.bmm(later_q, keys.transpose(1, 2))).view(N, G, Tq - a, -1) * scale
-        mask = causal_mask(range(before + a, before + Tq), range(first, last), k.device)
+        mask = causal_mask((before + a, before + Tq), (first, last), k.device)
         weights = torch.where(mask, (scores - lse[:, :, a:]).exp(), 0.0)
         dweights = accumulate(torch.bmm(later_do, values.transpose(1, 2))).view_as(weights)
         dscores = (weights * (dweights - D[:, :, a:]) * scale).to(k.dtype).view(N, -1, last - first)
@@ -193,10 +198,10 @@ def causal_backward(do, half_q, k, v, D, lse, scale):
     return twice_dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)
 
 
-def query_spans(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Spans of queries: short ones mask fewer scores, long ones make faster matmuls (tuned on a CPU)."""
-    size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
-    return [(a, min(T, a + size)) for a in range(0, T, size)]
+def query_spans(T: int, dtype: torch.dtype, whole: bool = False) -> list[tuple[int, int]]:
+    """Spans of queries: short ones mask fewer scores, long ones make faster matmuls (tuned on a CPU). whole: one."""
+    size = T if whole else 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
+    return [(a, min(T, a + size)) for a in ((0,) if whole else range(0, T, size))]
 
 
 def accumulate(x: Tensor) -> Tensor:

@@ -248,8 +248,11 @@ class GPT(nn.Module):
                   hooks: dict | None) -> Tensor:
         """Run a block, compiled or checkpointed where that is switched on."""
         inputs = (block, x, rope, prefix, cache, hooks)
-        compile_it = self.through_compile and cache is None  # with a cache, every length is new
+        compile_it = self.through_compile and cache is None and (x.requires_grad or not torch.is_grad_enabled())
         run = compiled(call_block) if compile_it else call_block
+        if compile_it:  # one graph for all lengths
+            for y, tokens in ((x, 1), *((table, 2) for table in rope or ())):
+                torch._dynamo.maybe_mark_dynamic(y, tokens)
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # dropout
         return run(*inputs)

@@ -99,7 +99,7 @@ def test_a_prefix_mixes_two_softmaxes_by_their_log_sum_exp():
     """He et al. 2022, 2110.04366 eq. 6: o = (1 - λ)·attn(q, K, V) + λ·attn(q, Pk, Pv)."""
     q, k, v, pk, pv, _ = tensors(2, 4, 4, 7, 7, 3, 8, 1)
     scale = 1 / math.sqrt(8)
-    causal = (q @ k.transpose(-2, -1) * scale).masked_fill(~causal_mask(range(7), range(7)), -math.inf)
+    causal = (q @ k.transpose(-2, -1) * scale).masked_fill(~causal_mask((0, 7), (0, 7)), -math.inf)
     on_prefix = q @ pk.transpose(-2, -1) * scale
     lam = torch.sigmoid(on_prefix.logsumexp(-1) - causal.logsumexp(-1)).unsqueeze(-1)
     mixed = (1 - lam) * (causal.softmax(-1) @ v) + lam * (on_prefix.softmax(-1) @ pv)
@@ -114,7 +114,7 @@ def test_a_zero_prefix_is_not_nothing_but_a_zero_gate_is():
 
 
 def test_the_mask():
-    assert causal_mask(range(1, 3), range(-1, 3)).tolist() == [[True, True, True, False], [True, True, True, True]]
+    assert causal_mask((1, 3), (-1, 3)).tolist() == [[True, True, True, False], [True, True, True, True]]
 
 
 @pytest.mark.parametrize(

@@ -235,18 +235,6 @@ def test_a_missing_file_and_a_single_example(tmp_path):
     assert FileData(one, TOKENIZER, PLAIN, 0, 1, 64, 8, dev=one).batch(7) == [tokenize(Example("a", "b"), TOKENIZER)]
 
 
-def test_buckets_round_the_length_up_and_change_nothing_that_counts():
-    tokenizer = ByteTokenizer()
-    examples = [Example("12", "21"), Example("1234", "4321")]
-    idx, targets = encode(examples, tokenizer)
-    wide_idx, wide_targets = encode(examples, tokenizer, bucket=32, longest=100)
-    T = idx.size(1)
-    assert wide_idx.shape == (2, 32) and encode(examples, tokenizer, bucket=32, longest=20)[0].shape == (2, 20)
-    assert encode(examples, tokenizer, bucket=32, longest=T - 5)[0].shape == (2, T)  # what must fit always does
-    assert torch.equal(wide_idx[:, :T], idx) and torch.equal(wide_targets[:, :T], targets)
-    assert (wide_targets[:, T:] == -100).all()
-
-
 def test_the_three_kinds_of_line_and_names_of_your_own(tmp_path):
     said = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"), ("assistant", "4")]
     chat = lines(tmp_path / "chat.jsonl", {"messages": [{"role": role, "content": content} for role, content in said]})

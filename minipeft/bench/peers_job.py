@@ -42,7 +42,6 @@ from ..runtime.compiling import can_compile
 from ..runtime.console import Parser, local_path
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
-from ..training.job import COMPILED_BUCKET
 from ..training.loop import learning_rate, train
 from . import flags, peers
 from .measure import card_line, cell, columns, in_new_process, milliseconds
@@ -82,16 +81,15 @@ def settings(args: argparse.Namespace) -> JobSettings:
 class Batches:
     """The batches of a job by step, the same for every rival."""
 
-    def __init__(self, s: JobSettings, compile: bool):
+    def __init__(self, s: JobSettings):
         config, _ = read_base_config(find_base(s.base))
         longest = min(1024, config.block_size - 1)  # transformers' rows have one token more
         self.tokenizer = tokenizer_for(config.vocab_size, find_base(s.base))
         self.data = FileData(s.job, self.tokenizer, ARROW, s.seed, s.batch_size, longest, s.num_virtual_tokens)
-        self.longest, self.bucket = longest - s.num_virtual_tokens, COMPILED_BUCKET if compile else 1
         self.steps = s.epochs * self.data.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        return collate(self.data.batch(step), self.tokenizer.end, self.bucket, self.longest)
+        return collate(self.data.batch(step), self.tokenizer.end)
 
 
 def ours(s: JobSettings, batches: Batches, start: str, lr: float, compile: bool):
@@ -140,7 +138,7 @@ def job(s: JobSettings, make: Callable, compile: bool, start: str, lr: float) ->
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        batches = Batches(s, compile)
+        batches = Batches(s)
         training, loss = make(s, batches, start, lr, compile)
         loaded = time.perf_counter() - began
         last = torch.no_grad()(lambda: mean(float(loss(*batches[i])) for i in range(batches.steps)[-LAST:]))
@@ -184,7 +182,7 @@ def run(s: JobSettings) -> dict:
     device = torch.device(s.device)
     s = replace(s, compile=s.compile and can_compile(device.type))
     rivals = [name for name in peers.RIVALS if "bfloat16" not in name and (s.compile or not name.endswith("compiled"))]
-    Batches(s, False)  # raises Error for a file that cannot be read
+    Batches(s)  # raises Error for a file that cannot be read
     with tqdm(total=len(s.methods) * len(rivals), unit="job", desc="peers", dynamic_ncols=True) as bar:
         rows = [row for method in s.methods for row in measure(s, method, rivals, bar)]
     return {"card": card(device) | peers.versions(), "settings": asdict(s), "rows": rows}

@@ -73,14 +73,12 @@ def mark_texts(tokenizer: Tokenizer, stops: list[int]) -> tuple[str, tuple[str, 
     return begin, tuple(tokenizer.marks[i] for i in stops if i in tokenizer.marks)
 
 
-def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0) -> Batch:
+def collate(records: list[Encoded], fill: int) -> Batch:
     """Records -> idx (B, T), targets (B, T): the next token inside the completion, else -100.
 
-    Shorter rows are padded on the right with `fill`. T is rounded up to a multiple of `bucket`, but
-    not beyond `longest`: torch.compile then sees few different shapes.
+    Shorter rows are padded on the right with `fill`.
     """
     T = max(len(r.prompt) + len(r.completion) for r in records) - 1
-    T = max(T, min(longest, -(-T // bucket) * bucket))
     idx = torch.full((len(records), T), fill)
     targets = torch.full((len(records), T), IGNORED)
     for i, r in enumerate(records):
@@ -90,11 +88,10 @@ def collate(records: list[Encoded], fill: int, bucket: int = 1, longest: int = 0
     return idx, targets
 
 
-def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
-           bucket: int = 1, longest: int = 0) -> Batch:
+def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW) -> Batch:
     """Examples -> idx, targets (B, T), as collate() describes them."""
     records = [tokenize(e, tokenizer, template) for e in examples]
-    return collate(records, tokenizer.end, bucket, longest)
+    return collate(records, tokenizer.end)
 
 
 def length(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> int:

@@ -104,8 +104,8 @@ def progress(*args, **settings) -> tqdm:
 class Expected:
     """Tells once how long the rest of a bar takes, measured over its first steps without the first.
 
-    call it after each step. It is silent where the rest takes less than `least` seconds, and for a
-    bar that is not shown: such a bar does not count.
+    call it after each step. Once, it returns the seconds, otherwise None. It is silent where the rest takes less
+    than `least` seconds, and for a bar that is not shown: such a bar does not count.
     """
 
     AFTER = 6  # steps
@@ -113,10 +113,10 @@ class Expected:
     def __init__(self, bar: tqdm, least: float = 20.0):
         self.bar, self.least, self.steps, self.began = bar, least, 0, 0.0
 
-    def __call__(self) -> None:
+    def __call__(self) -> float | None:
         self.steps += 1
         if self.bar.disable:
-            return
+            return None
         if self.steps == 1:
             self.began = time.monotonic()  # the first step allocates, and may compile
         elif self.steps == self.AFTER:
@@ -126,6 +126,8 @@ class Expected:
                 time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
                 self.bar.write(f"about {time_left} on this machine for the {left:,} steps that follow, by the "
                                f"last {self.steps - 1}", file=sys.stderr)
+            return seconds
+        return None
 
 
 def command_line(words: list[str]) -> str:

@@ -113,11 +113,11 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 # torch.compile takes that operator for weights that are constants only: here is one that it does not look into
 _opaque = torch.library.custom_op("minipeft::product", onednn, mutates_args=())
-_opaque.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.size(0)))
+_opaque.register_fake(lambda x, weight, bias=None: x.new_empty(*x.shape[:-1], weight.size(0)))
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    if LIBRARY != "onednn" or x.numel() * weight.size(0) < LEAST or not x.dtype == weight.dtype == torch.float32:
+    if LIBRARY != "onednn" or not x.dtype == weight.dtype == torch.float32 or x.numel() * weight.size(0) < LEAST:
         return False
     return _is_plain(x) and _is_plain(weight) and not torch.is_autocast_enabled("cpu")
 

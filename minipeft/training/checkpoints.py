@@ -81,6 +81,12 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
     return state["step"], best
 
 
+def setting_of(path: Path, name: str):
+    """A setting in a checkpoint, None if there is none; `restore` checks the rest of it."""
+    settings = read_checkpoint(path).get("settings")
+    return settings.get(name) if isinstance(settings, dict) else None
+
+
 def _equal(a, b) -> bool:
     try:
         return bool(a == b)

@@ -21,6 +21,8 @@ from ..runtime.console import command_line, printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..runtime.signals import Stopped
+from .checkpoints import setting_of
+from .compile_choice import CompileChoice
 from .evaluation import batches, complete, evaluate
 from .flags import ALL_FLAGS, flags_of
 from .loop import train
@@ -33,7 +35,6 @@ from .sharding import full_base, parallel
 from .traffic import traffic_line
 
 VALIDATION = 200  # examples of the validation set, at most
-COMPILED_BUCKET = 32  # lengths of batches are rounded up to a multiple of it, where blocks are compiled
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
 SETTINGS = (  # flags that a resumed run must share
     "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
@@ -85,13 +86,11 @@ class Job:
         self.max_length = min(args.max_length, self.base.config.block_size)  # with virtual tokens
         self.data: FileData | TaskData | None = None
         self.wordings: list[dict] = []  # scores of the candidates for a hard prompt
-        self.bucket = 1
         if args.eval_only:
             self.model = load_adapter(self.base, args.out)
         else:
             self.model = adapt(self.base, args.methods, **self._tokens(),
                                **hyperparameters(args, self.base, self.tokenizer))
-        self.bucket = COMPILED_BUCKET if args.compile else 1  # training has few different lengths
         self._fit_data(self.model.method.num_virtual_tokens)
         processes.seed_this_rank(args.seed)
 
@@ -122,7 +121,6 @@ class Job:
             self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens)
         elif isinstance(self.data, FileData):
             self.data.fit(num_virtual_tokens)
-        self.longest = self.max_length - num_virtual_tokens
 
     @property
     def steps(self) -> int:
@@ -131,7 +129,7 @@ class Job:
         return epochs if args.steps is None else args.steps
 
     def _batch(self, step: int) -> Batch:
-        return collate(self.data.batch(step), self.tokenizer.end, self.bucket, self.longest)
+        return collate(self.data.batch(step), self.tokenizer.end)
 
     def _validation_batches(self) -> list[Batch]:
         return batches(self.data.validation(VALIDATION), self.tokenizer)
@@ -233,20 +231,37 @@ class Job:
                   flush=True)
         validation = self._validation_batches() if args.keep_best else []
 
+        choice = self._compile_choice(resume)
+
         def score() -> float:
-            model.compile_blocks(False)
+            choice.switch(False)
             loss, _ = evaluate(model, validation)
-            model.compile_blocks(args.compile)
+            choice.switch()
             return loss
 
+        def timed(seconds: float, done: int) -> None:
+            if choice.decide(seconds, done):
+                self.settings["compile"] = choice.made
+
         began = time.perf_counter()
-        model.compile_blocks(args.compile)
+        choice.switch()
         train(model, self._batch, self.steps, args.lr, run=self.folder, settings=self.settings,
               resume=resume, dtype=getattr(torch, args.dtype), loss_of=self.loss_of,
-              score=score if args.keep_best else None)
-        model.compile_blocks(False)  # generation would compile for every length
+              score=score if args.keep_best else None, timed=timed)
+        choice.switch(False)
         model.gradient_checkpointing(False)
         return round(time.perf_counter() - began, 1)
+
+    def _compile_choice(self, resume: Path | None) -> CompileChoice:
+        """The choice for this run, and for its checkpoints."""
+        args, weight = self.args, self.base.wte.weight
+        recorded = setting_of(resume, "compile") if resume else None
+        alone = args.device.type == "cpu" and processes.world_size() == 1
+        dtype = weight.dtype if args.dtype == "float32" else getattr(torch, args.dtype)
+        choice = CompileChoice(self.model, args.compile, recorded, dtype, alone and not (resume and not recorded))
+        if recorded or not resume:  # a checkpoint of an older version has no such setting
+            self.settings["compile"] = choice.made
+        return choice
 
     def _save(self, base_fingerprint: str | None) -> None:
         """Write the adapter, or the tuned base with its tokenizer, on the main process."""

@@ -35,7 +35,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: float | None = None,
           run: RunFolder | None = None, settings: dict | None = None, resume: Path | None = None,
           dtype: torch.dtype = torch.float32, score: Callable[[], float] | None = None,
-          loss_of: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+          loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+          timed: Callable[[float, int], None] = lambda seconds, done: None) -> None:
     """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
 
     batch(step) -> (idx, targets) depends on the step alone: it is the position in the data.
@@ -46,6 +47,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
     dtype      of the matmuls, by autocast; parameters keep their own
     score      called ten times in a run; the parameters with the lowest score are restored
     loss_of    sharding.parallel(model) where several processes train together
+    timed      called once, some steps after the start: the seconds that the rest takes, and the steps done
 
     SIGINT and SIGTERM end the run after the current step and a checkpoint, by raising Stopped, a
     KeyboardInterrupt. Raises Diverged when a loss or gradient is not finite (the last checkpoint is
@@ -75,7 +77,8 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             optimizer.step()
             recent.append(torch.stack([loss.detach(), full_tensor(norm)]))
             bar.update()
-            expected()
+            if (seconds := expected()) is not None:
+                timed(seconds, done)
 
             # 0; 1: a checkpoint is due; otherwise the number of a signal
             stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)

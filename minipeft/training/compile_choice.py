@@ -1,0 +1,37 @@
+"""Eager or compiled blocks in a run: by --compile, by the checkpoint it goes on from, or by its first steps."""
+
+import sys
+
+import torch
+from tqdm import tqdm
+
+SECONDS = 20  # to compile the blocks of a base of 135M parameters on 2 cores, once for all lengths
+GAIN = {torch.float32: 0.05, torch.bfloat16: 0.3}  # share of a step that compiled blocks save on a CPU (docs/peers.md)
+UNDECIDED = "undecided"
+
+
+class CompileChoice:
+    """Whether a model's blocks are compiled. `made` goes into checkpoints, so that a resumed run compiles where
+    it did before: "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
+
+    def __init__(self, model, wanted: bool | None, recorded: str | None, dtype: torch.dtype, may_decide: bool):
+        """wanted: by the user, None: no word. recorded: in a checkpoint. dtype: of the matmuls."""
+        by_itself = UNDECIDED if may_decide else "no"
+        self.made = {True: "yes", False: "no", None: recorded or by_itself}[wanted]
+        self.model, self.gain = model, GAIN.get(dtype, 0.0)
+
+    def switch(self, on: bool = True) -> None:
+        """Let training run as chosen; off: eagerly, where lengths or modes differ from training's."""
+        self.model.compile_blocks(on and self.made not in ("no", UNDECIDED))
+
+    def decide(self, seconds: float, done: int) -> bool:
+        """Choose, once, for the steps after `done`, from the seconds they would take eagerly -> True if it chose."""
+        if self.made != UNDECIDED:
+            return False
+        pays = seconds * self.gain > 2 * SECONDS
+        self.made = f"from step {done + 1}" if pays else "no"
+        self.switch()
+        if pays:
+            tqdm.write(f"compiling the blocks, some {SECONDS} s, for an estimated {seconds * self.gain:.0f} s less "
+                       "of training (--no-compile: eagerly)", file=sys.stderr)
+        return True
