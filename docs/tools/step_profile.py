@@ -23,7 +23,7 @@ from minipeft.bench import peers
 from minipeft.files.atomic import write_json
 from minipeft.runtime.profiling import card
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 ATTENTION = ("flash_attention",)  # torch's fused operator has its products inside
 
 

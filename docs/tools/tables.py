@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from docs.tools import chinese, claims, compatibility, excerpts, processes, tree, versions
+from docs.tools import chinese, claims, compatibility, excerpts, processes, tree, versions, whole_jobs
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
 from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained
@@ -744,7 +744,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers-nano": lambda: peers_table("peers-nano"), "profile-nano": profile_table,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
-    **compatibility.BLOCKS, **versions.BLOCKS, "traffic-gpt2": lambda: processes.table("gpt2"),
+    **compatibility.BLOCKS, **versions.BLOCKS, **whole_jobs.BLOCKS, "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)

@@ -10,6 +10,7 @@ in oneDNN's own order for that, a copy for as long as it is used.
 """
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -19,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .devices import cpu
 from .memory import available_memory
 
+COUNTER = "torch.utils.flop_counter"
 LEAST = 2**21  # multiplications and additions below which the call costs more than it saves
 _packed: dict[int, tuple[int, Tensor]] = {}  # id of a weight -> its version, and the copy of it
 
@@ -81,6 +82,14 @@ def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
             _packed.pop(id(w), None)
 
 
+@functools.cache
+def _teach_counter() -> None:
+    """Let torch's FlopCounterMode, whose module is slow to import, count the operator as a product."""
+    counter, operator = sys.modules[COUNTER], torch.ops.mkldnn._linear_pointwise
+    if operator not in counter.flop_registry:
+        counter.register_flop_formula(operator)(lambda x, weight, *others, **also: 2 * math.prod(x) * weight[0])
+
+
 def reordered(weight: Tensor, rows: int) -> Tensor:
     """A copy in oneDNN's own order, for products with so many rows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
@@ -108,6 +117,8 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """product by oneDNN, without derivatives; the weight may be `reordered`."""
+    if COUNTER in sys.modules:
+        _teach_counter()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -137,11 +148,3 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
         return None
     version, copy = _packed.get(id(weight), (None, None))
     return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
-
-
-if HAS_ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x, weight, *others, **also) -> int:
-        """From the shapes, as torch's own counter asks for them."""
-        return 2 * math.prod(x) * weight[0]
