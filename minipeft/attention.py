@@ -136,7 +136,7 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     def part(q, keys, values, causal=False, mask=None):  # -> o (B, nh, Tq, hs), lse (B, nh, Tq)
         if mask is not None:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
-        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         return operator(q, keys, values, 0.0, causal, attn_mask=mask)
 
     (B, nh, Tq, hs), before = q.shape, k.size(2) - q.size(2)

@@ -744,7 +744,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers-nano": lambda: peers_table("peers-nano"), "profile-nano": profile_table,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
-    **compatibility.BLOCKS, **versions.BLOCKS, **whole_jobs.BLOCKS, "traffic-gpt2": lambda: processes.table("gpt2"),
+    **compatibility.BLOCKS, **versions.BLOCKS, **whole_jobs.BLOCKS, "job": lambda: whole_jobs.job(name),
+    "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}
 PLACE = re.compile(r"(<!-- ([\w.+-]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)

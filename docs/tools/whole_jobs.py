@@ -1,5 +1,8 @@
 """Tables of generation, of whole jobs and of products with a weight: minipeft beside what others take."""
 
+import textwrap
+from collections.abc import Callable
+
 from docs.tools.results import read
 
 DTYPES = ("float32", "bfloat16")
@@ -30,19 +33,19 @@ def generation() -> str:
     note = (f"*SmolLM2-135M, a prefix of {s['num_virtual_tokens']}, {s['seq_len']} tokens read, 48 new ones; "
             f"{machine(result['card'])}.*")
     head = ["dtype", "run by", "B", "ms a token (p10–p90)", "× peft", "floor ms", "departures"]
-    return f"{note}\n\n{markdown(head, rows, 2)}"
+    return f"{textwrap.fill(note, 116)}\n\n{markdown(head, rows, 2)}"
 
 
-def job() -> str:
-    """One line for each method and program."""
+def job(name: Callable[[str], str]) -> str:
+    """One line for each method, by its name in tables, and program."""
     result = read("job-smollm2")
-    rows = [[r["method"], r["rival"], f"{r['train_s']:.1f}", f"{r['against_peft']:.2f}", f"{r['load_s']:.1f}",
+    rows = [[name(r["method"]), r["rival"], f"{r['train_s']:.1f}", f"{r['against_peft']:.2f}", f"{r['load_s']:.1f}",
              f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['start_loss']:.3f}", f"{r['loss']:.3f}"] for r in result["rows"]]
     s = result["settings"]
-    note = (f"*SmolLM2-135M, 200 of E2E's texts, {s['epochs']} epochs, {rows and result['rows'][0]['steps']} steps of "
+    note = (f"*SmolLM2-135M, 200 of E2E's texts, {s['epochs']} epochs, {result['rows'][0]['steps']} steps of "
             f"{s['batch_size']}, P {s['num_virtual_tokens']}, {s['dtype']}; {machine(result['card'])}.*")
     head = ["method", "run by", "train s", "× peft", "load s", "peak MB", "start", "loss"]
-    return f"{note}\n\n{markdown(head, rows, 2)}"
+    return f"{textwrap.fill(note, 116)}\n\n{markdown(head, rows, 2)}"
 
 
 def products() -> str:
@@ -50,9 +53,9 @@ def products() -> str:
     result = read("matmul")
     rows = [[r["dtype"], r["work"], f"{r['rows']:,}", f"{r['K']:,} × {r['N']:,}", f"{r['torch_ms']:.3f}",
              f"{r['onednn_ratio']:.2f}", f"{r['reordered_ratio']:.2f}" if "reordered_ratio" in r else "-"]
-            for r in result["rows"]]
+            for r in result["rows"] if r["K"] * r["N"] > 500_000]  # the largest kinds of weight
     head = ["dtype", "work", "rows", "weight", "torch ms", "oneDNN ×", "reordered ×"]
     return f"*{machine(result['card'])}.*\n\n{markdown(head, rows, 2)}"
 
 
-BLOCKS = {"generation": generation, "job": job, "products": products}
+BLOCKS = {"generation": generation, "products": products}

@@ -17,7 +17,6 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from ..inference.generation import read_slots
 from ..inference.task_bank import TaskBank
 from ..model import GPT
 from ..runtime.console import Parser
+from ..runtime.matmul import product
 from ..runtime.memory import available_memory
 from ..runtime.profiling import card, synchronize
 from ..slots import KVCache, Prefix, Slots
@@ -109,7 +109,7 @@ class Decoder:
     def step(self) -> None:
         self.last = x = self.base.hidden(self.idx, *self.slots, cache=self.cache)[:, -1]  # (B, C)
         self.cache = self.cache.after(self.idx.size(1))
-        self.idx = F.linear(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
+        self.idx = product(x, self.base.head).argmax(dim=-1, keepdim=True)  # (B, 1)
 
 
 def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder]:

@@ -30,6 +30,7 @@ _packed: dict[int, tuple[int, Tensor]] = {}  # id of a weight -> its version, an
 
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+OPERATOR = torch.ops.mkldnn._linear_pointwise.default if HAS_ONEDNN else None
 
 
 def _choose() -> str:
@@ -119,7 +120,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """product by oneDNN, without derivatives; the weight may be `reordered`."""
     if COUNTER in sys.modules:
         _teach_counter()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return OPERATOR(x, weight, bias, "none", [], "")
 
 
 # torch.compile takes that operator for weights that are constants only: here is one that it does not look into
