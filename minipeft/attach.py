@@ -131,9 +131,9 @@ class Adapted(nn.Module):
         """Give the base its original weights back, bit for bit."""
         self._attachment.unmerge()
 
-    def compile_blocks(self, on: bool = True) -> None:
+    def compile_blocks(self, on: bool = True, any_length: bool = False) -> None:
         """GPT.compile_blocks, for the base and so for everything attached to it."""
-        self.base.compile_blocks(on)
+        self.base.compile_blocks(on, any_length)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """GPT.gradient_checkpointing, for the base and so for everything attached to it."""

@@ -34,7 +34,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
               "fused"      our kernel through torch.compile; "split": the same code eagerly
               "flash"      torch's flash operator for CPUs on each part, merged; for inference
                            None of these three concatenates, nor repeats a shared prefix for each row
-              "auto"       the one that measured faster
+              "auto"       the one that measured faster; "auto-any-length": in a graph for any T
     prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions. Not with a gate
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
     returns   (B, nh, Tq, hs) in q's dtype
@@ -108,13 +108,13 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     return o
 
 
-def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole=False):
     """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
                     "or backend='sdpa'")
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole)
 
 
 def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
@@ -179,6 +179,15 @@ def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
 
 
+def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+    """In a graph for any T: a loop over spans would be compiled anew for each number of them, into slower code."""
+    one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, torch.compiler.is_compiling()) == "fused"
+    if one_span:  # all scores of a layer lie in memory for a moment
+        return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole=True)
+    backend = _sdpa if torch.compiler.is_compiling() else _auto
+    return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+
+
 def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
     """True in inference where concatenating costs more (`bench.py serving`): beside a key-value cache,
     and for a shared prefix as long as the text."""
@@ -188,15 +197,14 @@ def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
 
 
 def faster(q: Tensor, compiling: bool) -> str:
-    """The faster backend for these queries, measured on CPUs by `bench.py attention` and in whole models.
+    """The faster backend for these queries, measured on a CPU by `bench.py attention`.
 
-    In a compiled model of bfloat16 "fused", unless few queries make its many small matmuls lose to one operator,
-    or so many that all their scores should not lie in memory. In float32 its matmuls take most of the time, and
-    "sdpa", which skips half of them, is as fast in a graph for any T. Eagerly "sdpa": compiling the kernel alone
-    would take seconds for every new length. GPUs, not measured: "sdpa".
+    Compiled "fused", unless few queries make its many small matmuls lose to one operator. Eagerly
+    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured: "sdpa".
     """
-    pays = compiling and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return "fused" if pays and 16 <= q.size(2) <= 1024 else "sdpa"
+    enough = {torch.bfloat16: 16, torch.float32: 128, torch.float64: 128}.get(q.dtype, math.inf)
+    return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 
-BACKENDS = {"auto": _auto, "reference": _reference, "sdpa": _sdpa, "flash": _flash, "fused": _fused, "split": _split}
+BACKENDS = {"auto": _auto, "auto-any-length": _auto_any_length, "reference": _reference, "sdpa": _sdpa,
+            "flash": _flash, "fused": _fused, "split": _split}

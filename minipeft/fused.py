@@ -43,12 +43,10 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
 
 
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
-                    prefix_length=None, length=None) -> Tensor:
-    """Split attention, with its own backward; through_compile: compiled for each set of shapes.
-
-    In a compiled model, whose graph is for any T, the queries are one span."""
+                    prefix_length=None, length=None, whole: bool = False) -> Tensor:
+    """Split attention, with its own backward; through_compile: compiled for each set of shapes; whole: in one
+    span, for a graph of any T."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
-    whole = torch.compiler.is_compiling()
     if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
         with torch.autocast(q.device.type, enabled=False):

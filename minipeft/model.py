@@ -73,7 +73,8 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         C, kv, bias = config.n_embd, config.kv, config.bias != "none"
-        self.head_size, self.widths, self.joined = config.head_size, (C, kv, kv), config.projections == "joined"
+        self.head_size, self.widths, self.backend = config.head_size, (C, kv, kv), "auto"
+        self.joined = config.projections == "joined"
         if self.joined:  # one matrix makes queries, keys and values
             self.c_attn = Linear(C, sum(self.widths), bias=bias)
             self.c_proj = Linear(C, C, bias=config.bias == "all")
@@ -99,20 +100,16 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
         prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
-        # slot 2: keys and values from outside
-        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, "auto", prefix_length, length)  # (B, nh, T, hs)
+        # slot 2: keys and values from outside -> (B, nh, T, hs)
+        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length)
         y = apply_hook(hooks, "attn.heads", q, y)
         y = y.transpose(1, 2).reshape(B, T, C)
         return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x
-    + 0.044715 x³).
-
-    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is
-    faster.
-    """
+    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
+    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster."""
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     return F.gelu(x, approximate="tanh")
@@ -162,8 +159,7 @@ class Block(nn.Module):
 
 
 def call_block(block: Block, *inputs) -> Tensor:
-    """The compiled function: the block is an argument, so one compilation serves every layer."""
-    return block(*inputs)
+    return block(*inputs)  # compiled; the block is an argument, so one compilation serves every layer
 
 
 class GPT(nn.Module):
@@ -250,17 +246,19 @@ class GPT(nn.Module):
         inputs = (block, x, rope, prefix, cache, hooks)
         compile_it = self.through_compile and cache is None and (x.requires_grad or not torch.is_grad_enabled())
         run = compiled(call_block) if compile_it else call_block
-        if compile_it:  # one graph for all lengths
-            for y, tokens in ((x, 1), *((table, 2) for table in rope or ())):
+        for y, tokens in ((x, 1), *((table, 2) for table in rope or ())):
+            if compile_it and block.attn.backend == "auto-any-length":
                 torch._dynamo.maybe_mark_dynamic(y, tokens)
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # dropout
         return run(*inputs)
 
-    def compile_blocks(self, on: bool = True) -> None:
-        """Run blocks through torch.compile from now on, if it works on this machine (see can_compile).
-        The first pass of every new set of shapes compiles, some ten seconds, once for all layers."""
+    def compile_blocks(self, on: bool = True, any_length: bool = False) -> None:
+        """Run blocks through torch.compile from now on, if it works here (see can_compile). The first pass of every
+        new set of shapes compiles, some ten seconds, once for all layers; any_length: one graph serves all T."""
         self.through_compile = on and can_compile(self.wte.weight.device.type)
+        for block in self.h:
+            block.attn.backend = "auto-any-length" if on and any_length else "auto"
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Save only the blocks' inputs for backward and run the blocks again there (1604.06174)."""
@@ -268,9 +266,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`.
-
-        Raises Error for a folder that is no base, or an architecture this file does not have."""
+        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`. Raises Error for a
+        folder that is no base, or an architecture this file does not have."""
         config, tensors = huggingface.read_base(folder, dtype)
         with torch.device("meta"):
             base = cls(config)  # shapes only: the file's tensors become the weights
@@ -278,6 +275,6 @@ class GPT(nn.Module):
         return base
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
-        """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
-        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed."""
+        """Write a Hugging Face folder, which opens in transformers. safe_serialization: False writes
+        pytorch_model.bin; None writes safetensors if installed."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

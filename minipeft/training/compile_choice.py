@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 SECONDS = 20  # to compile the blocks of a base of 135M parameters on 2 cores, once for all lengths
-GAIN = {torch.float32: 0.05, torch.bfloat16: 0.3}  # share of a step that compiled blocks save on a CPU (docs/peers.md)
+GAIN = {torch.float32: 0.05, torch.bfloat16: 0.2}  # share of a step that compiled blocks save on a CPU (docs/peers.md)
 UNDECIDED = "undecided"
 
 
@@ -22,7 +22,7 @@ class CompileChoice:
 
     def switch(self, on: bool = True) -> None:
         """Let training run as chosen; off: eagerly, where lengths or modes differ from training's."""
-        self.model.compile_blocks(on and self.made not in ("no", UNDECIDED))
+        self.model.compile_blocks(on and self.made not in ("no", UNDECIDED), any_length=True)
 
     def decide(self, seconds: float, done: int) -> bool:
         """Choose, once, for the steps after `done`, from the seconds they would take eagerly -> True if it chose."""
