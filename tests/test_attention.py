@@ -143,7 +143,7 @@ def test_keys_and_values_of_a_prefix_go_together():
 
 
 def test_an_unknown_backend_is_refused_with_the_list():
-    with pytest.raises(Error, match="auto, reference, sdpa"):
+    with pytest.raises(Error, match="auto, auto-any-length, reference, sdpa"):
         prefix_attention(*tensors(*SHAPES[0])[:3], backend="magic")
 
 
