@@ -144,6 +144,8 @@ def test_the_library_is_chosen_by_the_cpu_or_the_user(monkeypatch, capsys, vendo
 @needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_weights_give_the_same_product_until_they_change(onednn, dtype):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this CPU")
     x, weight, bias = (t.to(dtype) for t in tensors(2, 32, 16))
     exact = F.linear(x.double(), weight.double(), bias.double())
     bound = 1e-5 if dtype == torch.float32 else 0.1
@@ -171,6 +173,16 @@ def test_generation_packs_and_leaves_nothing(onednn, monkeypatch):
     assert not matmul._packed
     with torch.no_grad():  # every token is the one of the whole sequence's logits
         assert torch.equal(model(new[:, :-1]).argmax(-1)[:, 4:], new[:, 5:])
+
+
+@needs_onednn
+@pytest.mark.parametrize(("library", "supported", "packs"), [
+    ("onednn", True, 2), ("onednn", False, 1), ("auto", True, 1), ("auto", False, 0), ("torch", True, 0)])
+def test_copies_are_made_where_the_cpu_is_faster_with_them(monkeypatch, library, supported, packs):
+    monkeypatch.setattr(matmul, "LIBRARY", library)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
+    with packed([torch.randn(16, 32), torch.randn(16, 32, dtype=torch.bfloat16)], rows=1):
+        assert len(matmul._packed) == packs
 
 
 @needs_onednn

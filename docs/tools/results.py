@@ -13,6 +13,11 @@ __all__ = ["RESULTS", "plus_minus", "quality", "read", "seeds_above", "trained"]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
+def version(card: dict, library: str) -> str:
+    """Of a card, without the name of the build: 2.14.1 for 2.14.1+cpu."""
+    return card[library].partition("+")[0]
+
+
 def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

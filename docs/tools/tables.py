@@ -25,7 +25,7 @@ import train
 from docs.tools import chinese, claims, compatibility, excerpts, processes, tree, versions, whole_jobs
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
-from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained
+from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained, version
 from minipeft import METHODS, PRESETS, accounting
 from minipeft.bench import params
 from minipeft.data import NANO
@@ -107,7 +107,7 @@ def setup(result: dict) -> str:
     return (
         f"{PRESET_NAMES[s['preset']]}'s shape, batch {s['batch_size']} × {s['seq_len']} tokens, "
         f"{s['dtype']}, {run}, "
-        f"{card['cores']} CPU cores ({card['device']}), torch {card['torch']}"
+        f"{card['cores']} CPU cores ({card['device']}), torch {version(card, 'torch')}"
     )
 
 
@@ -484,7 +484,7 @@ def peers_table(result_name: str) -> str:
         peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
         rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
     versions = ", ".join(
-        f"{library} {card[library]}" for library in ("torch", "peft", "transformers")
+        f"{library} {version(card, library)}" for library in ("torch", "peft", "transformers")
     )
     means = result["means"].items()
     means = "; ".join(
@@ -583,7 +583,7 @@ def serving_table() -> str:
                 f"*`{result['command'].split(' --out')[0]}`: {PRESET_NAMES[s['preset']]}'s shape, "
                 f"batch {s['batch_size']}, prompts of {s['seq_len']}",
                 f"tokens, {s['steps']} tokens timed; {result['card']['cores']} CPU cores, torch "
-                f"{result['card']['torch']}.*",
+                f"{version(result['card'], 'torch')}.*",
             ),
             "",
             table(head, rows),

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Callable
 
-from docs.tools.results import read
+from docs.tools.results import read, version
 
 DTYPES = ("float32", "bfloat16")
 
@@ -11,7 +11,7 @@ DTYPES = ("float32", "bfloat16")
 def machine(card: dict) -> str:
     """The CPU of a result, and the versions."""
     known = [library for library in ("torch", "peft", "transformers") if library in card]
-    versions = ", ".join(f"{library} {card[library]}" for library in known)
+    versions = ", ".join(f"{library} {version(card, library)}" for library in known)
     return f"{card['cores']} cores of an {card['device']} ({card['instructions']}), {versions}"
 
 

@@ -68,7 +68,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
     """Products of these weights with few rows, without gradients, read a copy in oneDNN's order, where that
     is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself."""
-    faster = {"onednn": (torch.float32, torch.bfloat16), "auto": (torch.bfloat16,)}.get(LIBRARY, ())
+    faster = [torch.float32] if LIBRARY == "onednn" else []
+    if LIBRARY != "torch" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        faster.append(torch.bfloat16)
     weights = [w for w in weights if w.dtype in faster and _is_plain(w) and id(w) not in _packed]
     weights = [w for w in weights if not w.is_inference()]  # those have no version
     size, left = sum(w.nbytes for w in weights), available_memory(torch.device("cpu"))
