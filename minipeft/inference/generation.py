@@ -89,7 +89,8 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
                 yield token
                 if step == max_new_tokens - 1 or (stops is not None and done.all()):
                     return
-                x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
+                with torch.inference_mode():  # nothing is tracked for autograd: less to do at each operator
+                    x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
                 cache = cache.after(1)
     finally:
         model.train(was_training)
