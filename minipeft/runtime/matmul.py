@@ -10,7 +10,6 @@ in oneDNN's own order for that, a copy for as long as it is used.
 """
 
 import contextlib
-import functools
 import math
 import os
 import sys
@@ -20,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .devices import cpu
 from .memory import available_memory
 
-COUNTER = "torch.utils.flop_counter"
 LEAST = 2**21  # multiplications and additions below which the call costs more than it saves
 _packed: dict[int, tuple[int, Tensor]] = {}  # id of a weight -> its version, and the copy of it
 
@@ -85,14 +84,6 @@ def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
             _packed.pop(id(w), None)
 
 
-@functools.cache
-def _teach_counter() -> None:
-    """Let torch's FlopCounterMode, whose module is slow to import, count the operator as a product."""
-    counter, operator = sys.modules[COUNTER], torch.ops.mkldnn._linear_pointwise
-    if operator not in counter.flop_registry:
-        counter.register_flop_formula(operator)(lambda x, weight, *others, **also: 2 * math.prod(x) * weight[0])
-
-
 def reordered(weight: Tensor, rows: int) -> Tensor:
     """A copy in oneDNN's own order, for products with so many rows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
@@ -120,8 +111,6 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """product by oneDNN, without derivatives; the weight may be `reordered`."""
-    if COUNTER in sys.modules:
-        _teach_counter()
     return OPERATOR(x, weight, bias, "none", [], "")
 
 
@@ -151,3 +140,11 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
         return None
     version, copy = _packed.get(id(weight), (None, None))
     return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
+
+
+if HAS_ONEDNN and OPERATOR.overloadpacket not in flop_registry:  # FlopCounterMode copies it when it is made
+
+    @register_flop_formula(OPERATOR.overloadpacket)
+    def _flops(x, weight, *others, **also) -> int:
+        """From the shapes, as torch's own counter asks for them."""
+        return 2 * math.prod(x) * weight[0]
