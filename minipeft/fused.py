@@ -198,8 +198,10 @@ def causal_backward(do, half_q, k, v, D, lse, scale, whole=False):
 
 def query_spans(T: int, dtype: torch.dtype, whole: bool = False) -> list[tuple[int, int]]:
     """Spans of queries: short ones mask fewer scores, long ones make faster matmuls (tuned on a CPU). whole: one."""
-    size = T if whole else 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
-    return [(a, min(T, a + size)) for a in ((0,) if whole else range(0, T, size))]
+    if whole:
+        return [(0, T)]
+    size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
+    return [(a, min(T, a + size)) for a in range(0, T, size)]
 
 
 def accumulate(x: Tensor) -> Tensor:

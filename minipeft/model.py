@@ -246,8 +246,8 @@ class GPT(nn.Module):
         inputs = (block, x, rope, prefix, cache, hooks)
         compile_it = self.through_compile and cache is None and (x.requires_grad or not torch.is_grad_enabled())
         run = compiled(call_block) if compile_it else call_block
-        for y, tokens in ((x, 1), *((table, 2) for table in rope or ())):
-            if compile_it and block.attn.backend == "auto-any-length":
+        if compile_it and block.attn.backend == "auto-any-length":
+            for y, tokens in ((x, 1), *((table, 2) for table in rope or ())):
                 torch._dynamo.maybe_mark_dynamic(y, tokens)
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=hooks is not None)  # dropout
@@ -275,6 +275,6 @@ class GPT(nn.Module):
         return base
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
-        """Write a Hugging Face folder, which opens in transformers. safe_serialization: False writes
-        pytorch_model.bin; None writes safetensors if installed."""
+        """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
+        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

@@ -17,8 +17,9 @@ import train
 from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting, attention
 from minipeft.bench import attention as attention_bench
 from minipeft.bench import cost, measure, peers, peers_generation, peers_job, serving
+from minipeft.bench import matmul as matmul_bench
 from minipeft.bench.measure import peak_bytes, spread
-from minipeft.config import LLAMA
+from minipeft.config import LLAMA, linears
 from minipeft.data.encoding import IGNORED
 from minipeft.runtime import console
 from minipeft.runtime.compiling import can_compile
@@ -376,6 +377,27 @@ def test_peers_generate_with_the_same_prefix(small_base, capsys, monkeypatch):
     monkeypatch.setattr(peers_generation, "generate",
                         lambda model, idx, n: (idx[:, :1] + torch.arange(idx.size(1) + n)) % 257)
     with pytest.raises(Error, match=r"^\d of 6 generated tokens are not the full forward pass's$"):
+        bench.main(argv)
+
+
+def test_products_are_checked_and_timed_by_both_libraries(monkeypatch, capsys):
+    if not matmul_bench.matmul.HAS_ONEDNN:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(matmul_bench, "FROM_MEMORY", 1)
+    argv = "matmul --preset nano --batch-size 2 --seq-len 8 --batch-sizes 1 3 --steps 1".split()  # noqa: SIM905
+    bench.main(argv)
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    weights = {*linears(PRESETS["nano"]).values(), (128, 257)}
+    assert {(r["dtype"], r["rows"], r["K"], r["N"]) for r in result["rows"]} == {
+        (dtype, rows, K, N) for dtype in ("float32", "bfloat16") for rows in (16, 1, 3) for K, N in weights}
+    for r in result["rows"]:
+        assert r["onednn_ratio"] == pytest.approx(r["onednn_ms"] / r["torch_ms"])
+        assert ("reordered_ms" in r) == (r["work"] == "generation")
+    assert f"minipeft takes here: {matmul_bench.TAKES[result['library']]}" in out
+    onednn = matmul_bench.matmul.onednn
+    monkeypatch.setattr(matmul_bench.matmul, "onednn", lambda x, w: 1.001 * onednn(x, w))
+    with pytest.raises(Error, match=r"^a product \(16, 128\) by \(\d+, 128\) is wrong by"):
         bench.main(argv)
 
 

@@ -1,4 +1,4 @@
-"""Whether a run compiles its blocks: decided once, by what its first steps took, and replayed when it is resumed."""
+"""The choice of compiled blocks: made once, by what the first steps took, and replayed in a resumed run."""
 
 import contextlib
 import json

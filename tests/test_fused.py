@@ -197,6 +197,23 @@ def test_a_prefix_in_another_type_is_cast():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gate", [None, torch.tensor([0.5, -1.0])])
+def test_one_span_is_the_same_as_several(gate):
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
+             for shape in [(2, 2, 150, 8)] + 2 * [(2, 1, 160, 8)] + 2 * [(1, 1, 5, 8)]]
+    upstream = torch.randn(2, 2, 150, 8, generator=g, dtype=torch.float64)
+    assert len(query_spans(150, torch.float64)) > 1 == len(query_spans(150, torch.float64, whole=True))
+    results = []
+    for whole in (False, True):
+        o = fused_attention(*given, gate, through_compile=False, whole=whole)
+        results.append([o, *torch.autograd.grad(o, given, upstream)])
+        with torch.no_grad():
+            results[-1].append(fused_attention(*given, gate, through_compile=False, whole=whole))
+    for several, one in zip(*results, strict=True):
+        torch.testing.assert_close(one, several, rtol=0, atol=1e-12)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_is_the_same():
     """With a gate, grouped heads, several spans, and a prefix for each row. test_bench measures it without these."""

@@ -24,12 +24,15 @@ def test_the_expected_time_is_told_once_and_leaves_out_the_first_step(each, tota
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress(total=total, initial=initial) as bar:
         expected = console.Expected(bar)
+        returned = []
         for step in range(total - initial):
             now[0] += 60 if step == 0 else each  # the first compiles
             bar.update()
-            expected()
+            returned.append(expected())
     lines = [line for line in re.split("[\\r\\n]", capsys.readouterr().err) if "about" in line]
     assert lines == ([said] if said else [])
+    left = total - initial - console.Expected.AFTER
+    assert [x for x in returned if x is not None] == ([pytest.approx(left * each)] if left > 0 else [])
 
 
 def test_the_expected_time_is_not_told_by_a_process_that_shows_no_bar(monkeypatch, capsys):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every measurement of bench.py that a GPU can run, in under ten minutes; nothing here was run on one yet.
+"""Every measurement of bench.py that a GPU can run; meant for ten minutes, and not run on one yet.
 
 python docs/tools/on_a_gpu.py FOLDER
 

@@ -12,9 +12,8 @@ import json
 import re
 import shlex
 import sys
-import textwrap
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -22,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from docs.tools import chinese, claims, compatibility, excerpts, processes, tree, versions, whole_jobs
+from docs.tools import chinese, claims, compatibility, excerpts, peers_tables, processes, tree, versions
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
+from docs.tools.markdown import fenced, name, paragraph, points_list, ratio, spread, table
 from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained, version
 from minipeft import METHODS, PRESETS, accounting
 from minipeft.bench import params
@@ -35,11 +35,6 @@ from minipeft.runtime.console import printable
 
 TASKS = ("reverse", "reverse+increment", "parity", "differences")
 NEW = TASKS[1:]
-NAMES = {
-    "full": "full fine-tuning", "prompt": "soft prompt", "lora": "LoRA",
-    "adapter": "bottleneck adapter"}
-NAMES |= {"hard-prompt": "hard prompt", "llama-adapter": "LLaMA-Adapter"}
-NAMES |= {"bitfit": "BitFit", "ia3": "(IA)³", "prefix-memory": "prefix memory"}
 TRAINS = {
     "full": "every weight", "prompt": "P vectors before the token embeddings",
     "prefix": "P keys and P values in every attention",
@@ -49,37 +44,6 @@ COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 5: "all five"}
 
 
 PRESET_NAMES = {"gpt2": "GPT-2", "nano": "nano"}
-
-
-def name(method: str) -> str:
-    return NAMES.get(method, method)
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns stand left, the others right."""
-    head = list(head)
-    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def paragraph(*sentences: str) -> str:
-    """Sentences as one paragraph, wrapped, but not within `code`."""
-    text = re.sub(r"`[^`]+`", lambda m: m[0].replace(" ", "\0"), " ".join(sentences))
-    return textwrap.fill(text, 116, break_long_words=False, break_on_hyphens=False).replace(
-        "\0", " "
-    )
-
-
-def points_list(*items: str) -> str:
-    """Items as a list, wrapped."""
-    wrap = textwrap.TextWrapper(
-        116, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
-        break_on_hyphens=False)
-    return "\n".join(map(wrap.fill, items))
-
-
-def fenced(text: str) -> str:
-    return f"```text\n{text}\n```"
 
 
 def size(row: dict) -> str:
@@ -208,10 +172,6 @@ def megabytes(n: float | None) -> str:
 
 def file_size(n: int) -> str:
     return f"{n / 1e6:,.0f} MB" if n >= 1e7 else f"{n / 1e3:,.0f} KB"
-
-
-def ratio(x: float | None) -> str:
-    return "-" if x is None else f"{x:.2f}"
 
 
 def cost_row(r: dict) -> list[str]:
@@ -405,10 +365,6 @@ def bench_block(result_name: str) -> str:
     return "\n\n".join([head, cost_sizes(result_name), cost_times(result_name)])
 
 
-def spread(times: dict, digits: int = 1) -> str:
-    return f"{times['median']:,.{digits}f} ({times['p10']:,.{digits}f}–{times['p90']:,.{digits}f})"
-
-
 def article() -> str:
     """The output of `python bench.py params --model t5-xxl --method prompt --num-virtual-tokens 5`."""
     settings = params.ParamsSettings("t5-xxl", "prompt", {"num_virtual_tokens": 5}, 1000, 8, 128)
@@ -471,86 +427,6 @@ def short_attention() -> str:
     return table(
         ["dtype", "B × nh × T, P, hs", "fused ×"],
         [[*key, ratio(against_sdpa(its, "fused"))] for key, its in by_shape("attention-short").items()], left=2)
-
-
-def peers_table(result_name: str) -> str:
-    result = read(result_name)
-    s, card, rows = result["settings"], result["card"], []
-    for r in result["rows"]:
-        step = [
-            spread(r["step_ms"], 0 if r["step_ms"]["median"] > 100 else 1),
-            ratio(r["against_peft"]), ratio(r["against_floor"])]
-        saved = [f"{r['saved_bytes'] / 1e6:,.1f}", ratio(r["saved_against_peft"])]
-        peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
-        rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
-    versions = ", ".join(
-        f"{library} {version(card, library)}" for library in ("torch", "peft", "transformers")
-    )
-    means = result["means"].items()
-    means = "; ".join(
-        f"{rival} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})"
-        for rival, m in means
-    )
-    return "\n".join(
-        [
-            paragraph(
-                f"*`{result['command'].split(' --out')[0]}`: batch {s['batch_size']} × "
-                f"{s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']},",
-                f"{100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU "
-                f"cores, {versions}.*",
-            ),
-            "",
-            table(
-                [
-                    "method", "run by", "step ms (p10–p90)", "× peft", "× floor", "saved MB",
-                    "× peft", "peak MB"],
-                rows,
-                left=2,
-            ),
-            "",
-            paragraph(
-                peers_losses(result),
-                "Geometric means over the methods, step (and saved for backward) against PEFT run "
-                f"eagerly: {means}.",
-            ),
-        ]
-    )
-
-
-def peers_losses(result: dict) -> str:
-    """Difference between the losses of the two programs."""
-    by: dict[str, list[float]] = {}
-    for r in result["rows"]:
-        by.setdefault(r["method"], []).append(r["loss"])
-    return f"The first losses agree to {max(max(its) - min(its) for its in by.values()):.0e}."
-
-
-def profile_table() -> str:
-    """Where the steps of the nano shape go, and how much of PEFT's whole step our matmuls alone are."""
-    rows = read("profile-nano")["rows"]
-    cells = [
-        [
-            name(r["method"]), r["rival"],
-            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest"))]
-        for r in rows
-    ]
-    shares = []
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        shares.append(
-            f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}"
-        )
-    text = paragraph(
-        f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step."
-    )
-    return "\n".join(
-        [
-            table(
-                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells,
-                left=2),
-            "",
-            text,
-        ]
-    )
 
 
 SERVED = {
@@ -739,12 +615,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bases": bases_table, "skills": skills_table, "bench-nano": lambda: bench_block("bench-nano"),
     "bench-gpt2": lambda: bench_block("bench-gpt2"), "article": article,
     "attention": attention_table, "attention-short": short_attention,
-    "peers-gpt2-float32": lambda: peers_table("peers-gpt2-float32"),
-    "peers-gpt2-bfloat16": lambda: peers_table("peers-gpt2-bfloat16"),
-    "peers-nano": lambda: peers_table("peers-nano"), "profile-nano": profile_table,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
-    **compatibility.BLOCKS, **versions.BLOCKS, **whole_jobs.BLOCKS, "job": lambda: whole_jobs.job(name),
+    **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS,
     "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}

@@ -26,6 +26,8 @@ from . import flags
 from .measure import card_line, cell, columns, time_all
 
 BOUND = {"float32": 1e-4, "bfloat16": 5e-2}  # of an entry, whose standard deviation is 1
+TAKES = {"onednn": "oneDNN for float32, and for bfloat16 with copies in generation",
+         "auto": "torch for float32, oneDNN for bfloat16 with copies in generation", "torch": "torch for all"}
 FROM_MEMORY = 2**28  # bytes of weights used in turn, more than a CPU's caches hold
 
 
@@ -110,7 +112,5 @@ def table(result: dict) -> str:
         "× torch": cell("onednn_ratio", "{:.2f}"),
         "reordered ms": cell("reordered_ms", "{:.3f}"), "× torch ": cell("reordered_ratio", "{:.2f}"),
     }
-    takes = {"onednn": "oneDNN for float32, and for bfloat16 with copies in generation",
-             "auto": "torch for float32, oneDNN for bfloat16 with copies in generation", "torch": "torch for all"}
     return "\n".join([card_line(result["card"]), f"{result['settings']['preset']}: training forward and dx", "",
-                      *columns(cells, result["rows"]), f"minipeft takes here: {takes[result['library']]}"])
+                      *columns(cells, result["rows"]), f"minipeft takes here: {TAKES[result['library']]}"])

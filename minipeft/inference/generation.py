@@ -79,8 +79,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
         if lengths is not None:  # new tokens overwrite the padding of shorter rows
             cache = cache._replace(length=lengths + cache.read - T)
         slots = slots._replace(prompt=None)  # it is in the cache now
-        weights = [part.weight for part in base.h.modules() if isinstance(part, Linear)] + [base.head]
-        with packed(weights if max_new_tokens >= WORTH_PACKING else [], B):
+        with packed(_weights(base) if max_new_tokens >= WORTH_PACKING else [], B):
             for step in range(max_new_tokens):
                 token = sample(product(x, base.head), temperature, top_k, top_p)  # (B,)
                 if stops is not None:
@@ -94,6 +93,11 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
                 cache = cache.after(1)
     finally:
         model.train(was_training)
+
+
+def _weights(base: GPT) -> list[Tensor]:
+    """The matrices that each new token meets, the head among them."""
+    return [part.weight for part in base.h.modules() if isinstance(part, Linear)] + [base.head]
 
 
 def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:

@@ -2,15 +2,15 @@
 
 torch gives float32 matrices to MKL, which on AMD's CPUs with AVX-512 takes twice the time, or more, of oneDNN, the
 library that torch itself takes for bfloat16 (`bench.py matmul`). There forward and both gradients go to oneDNN;
-everywhere else, and for products too small to pay for the call, this is F.linear. MINIPEFT_MATMUL=torch or onednn
-overrides the rule, which reads the CPU and measures nothing: a resumed run rounds as it did before.
+everywhere else, for products too small to pay for the call, and where something must see torch's own operators
+(torch.func, FlopCounterMode and other modes), this is F.linear. MINIPEFT_MATMUL=torch or onednn overrides the rule,
+which reads the CPU and measures nothing: a resumed run rounds as it did before.
 
 In inference a weight is read once for each token, so reading it is what takes the time. `packed` lays weights out
 in oneDNN's own order for that, a copy for as long as it is used.
 """
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,15 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .devices import cpu
 from .memory import available_memory
 
 LEAST = 2**21  # multiplications and additions below which the call costs more than it saves
 _packed: dict[int, tuple[int, Tensor]] = {}  # id of a weight -> its version, and the copy of it
-
-
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 OPERATOR = torch.ops.mkldnn._linear_pointwise.default if HAS_ONEDNN else None
 
@@ -58,7 +55,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     eager = not torch.compiler.is_compiling()
     if eager and (copy := _copy_of(weight, x)) is not None:
         return _multiply(x, copy, bias)
-    if _pays(x, weight) and not (eager and _transformed()):
+    if _pays(x, weight) and not (eager and _watched()):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -66,14 +63,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @contextlib.contextmanager
 def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
     """Products of these weights with few rows, without gradients, read a copy in oneDNN's order, where that
-    is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself."""
+    is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself
+    (unless through .data, which its version does not count)."""
     faster = [torch.float32] if LIBRARY == "onednn" else []
     if LIBRARY != "torch" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         faster.append(torch.bfloat16)
     weights = [w for w in weights if w.dtype in faster and _is_plain(w) and id(w) not in _packed]
     weights = [w for w in weights if not w.is_inference()]  # those have no version
-    size, left = sum(w.nbytes for w in weights), available_memory(torch.device("cpu"))
-    if left is not None and 2 * size > left:
+    left = available_memory(torch.device("cpu")) if weights else None
+    if left is not None and 2 * sum(w.nbytes for w in weights) > left:
         weights = []
     try:
         for w in weights:
@@ -98,10 +96,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        multiply = product if torch.is_grad_enabled() else _multiply  # create_graph: derivatives of derivatives
         rows = dy.flatten(0, -2)
-        dx = multiply(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dweight = multiply(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        dx = product(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dweight = product(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
         return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
@@ -129,9 +126,10 @@ def _is_plain(x: Tensor) -> bool:
     return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
 
 
-def _transformed() -> bool:
-    """True under torch.func's transforms and forward-mode derivatives, which F.linear has."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+def _watched() -> bool:
+    """True under forward-mode derivatives, torch.func's transforms and dispatch modes: they know F.linear."""
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return transformed or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
@@ -140,11 +138,3 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
         return None
     version, copy = _packed.get(id(weight), (None, None))
     return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
-
-
-if HAS_ONEDNN and OPERATOR.overloadpacket not in flop_registry:  # FlopCounterMode copies it when it is made
-
-    @register_flop_formula(OPERATOR.overloadpacket)
-    def _flops(x, weight, *others, **also) -> int:
-        """From the shapes, as torch's own counter asks for them."""
-        return 2 * math.prod(x) * weight[0]

@@ -5,14 +5,15 @@ import sys
 import torch
 from tqdm import tqdm
 
-SECONDS = 20  # to compile the blocks of a base of 135M parameters on 2 cores, once for all lengths
-GAIN = {torch.float32: 0.05, torch.bfloat16: 0.2}  # share of a step that compiled blocks save on a CPU (docs/peers.md)
+SECONDS = 20  # that compiling is counted as, once for all lengths
+GAIN = {torch.float32: 0.05, torch.bfloat16: 0.2}  # share of a step that is counted as saved: eager over compiled
+#                                                    minipeft in the tables of docs/peers.md, on a CPU
 UNDECIDED = "undecided"
 
 
 class CompileChoice:
-    """Whether a model's blocks are compiled. `made` goes into checkpoints, so that a resumed run compiles where
-    it did before: "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
+    """The choice of one run. `made` goes into checkpoints, so that a resumed run compiles where it did before:
+    "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
 
     def __init__(self, model, wanted: bool | None, recorded: str | None, dtype: torch.dtype, may_decide: bool):
         """wanted: by the user, None: no word. recorded: in a checkpoint. dtype: of the matmuls."""

@@ -256,10 +256,11 @@ class Job:
         """The choice for this run, and for its checkpoints."""
         args, weight = self.args, self.base.wte.weight
         recorded = setting_of(resume, "compile") if resume else None
+        older = resume and not recorded  # a checkpoint of an older version has no such setting
         alone = args.device.type == "cpu" and processes.world_size() == 1
         dtype = weight.dtype if args.dtype == "float32" else getattr(torch, args.dtype)
-        choice = CompileChoice(self.model, args.compile, recorded, dtype, alone and not (resume and not recorded))
-        if recorded or not resume:  # a checkpoint of an older version has no such setting
+        choice = CompileChoice(self.model, args.compile, "no" if older else recorded, dtype, alone)
+        if not older:
             self.settings["compile"] = choice.made
         return choice
 

@@ -1,0 +1,135 @@
+"""The tables of docs/peers.md: minipeft beside PEFT, transformers and torch's own products."""
+
+from docs.tools.markdown import name, paragraph, ratio, spread, table
+from docs.tools.results import read, version
+
+DTYPES = ("float32", "bfloat16")
+
+
+def steps(result_name: str) -> str:
+    result = read(result_name)
+    s, card, rows = result["settings"], result["card"], []
+    for r in result["rows"]:
+        step = [
+            spread(r["step_ms"], 0 if r["step_ms"]["median"] > 100 else 1),
+            ratio(r["against_peft"]), ratio(r["against_floor"])]
+        saved = [f"{r['saved_bytes'] / 1e6:,.1f}", ratio(r["saved_against_peft"])]
+        peak = f"{r['peak_bytes'] / 1e6:,.0f}" if r.get("peak_bytes") else "-"
+        rows.append([name(r["method"]), r["rival"], *step, *saved, peak])
+    versions = ", ".join(
+        f"{library} {version(card, library)}" for library in ("torch", "peft", "transformers")
+    )
+    means = result["means"].items()
+    means = "; ".join(
+        f"{rival} {m['against_peft']:.2f} (saved {m['saved_against_peft']:.2f})"
+        for rival, m in means
+    )
+    return "\n".join(
+        [
+            paragraph(
+                f"*`{result['command'].split(' --out')[0]}`: batch {s['batch_size']} × "
+                f"{s['seq_len']}, P {s['num_virtual_tokens']}, {s['dtype']},",
+                f"{100 * s['supervised']:.0f} % of the targets supervised; {card['cores']} CPU "
+                f"cores, {versions}.*",
+            ),
+            "",
+            table(
+                [
+                    "method", "run by", "step ms (p10–p90)", "× peft", "× floor", "saved MB",
+                    "× peft", "peak MB"],
+                rows,
+                left=2,
+            ),
+            "",
+            paragraph(
+                losses(result),
+                "Geometric means over the methods, step (and saved for backward) against PEFT run "
+                f"eagerly: {means}.",
+            ),
+        ]
+    )
+
+
+def losses(result: dict) -> str:
+    """Difference between the losses of the two programs."""
+    by: dict[str, list[float]] = {}
+    for r in result["rows"]:
+        by.setdefault(r["method"], []).append(r["loss"])
+    return f"The first losses agree to {max(max(its) - min(its) for its in by.values()):.0e}."
+
+
+def profile() -> str:
+    """Where the steps of the nano shape go, and how much of PEFT's whole step our matmuls alone are."""
+    rows = read("profile-nano")["rows"]
+    cells = [
+        [
+            name(r["method"]), r["rival"],
+            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest"))]
+        for r in rows
+    ]
+    shares = []
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        shares.append(
+            f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}"
+        )
+    text = paragraph(
+        f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step."
+    )
+    return "\n".join(
+        [
+            table(
+                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells,
+                left=2),
+            "",
+            text,
+        ]
+    )
+
+
+def machine(card: dict) -> str:
+    """The CPU of a result, and the versions."""
+    known = [library for library in ("torch", "peft", "transformers") if library in card]
+    versions = ", ".join(f"{library} {version(card, library)}" for library in known)
+    return f"{card['cores']} cores of an {card['device']} ({card['instructions']}), {versions}"
+
+
+def generation() -> str:
+    """One line for each number type, batch and program."""
+    rows = []
+    for dtype in DTYPES:
+        result = read(f"generation-{dtype}")
+        for r in result["rows"]:
+            rows.append([dtype, r["rival"], r["B"], spread(r["token_ms"]), ratio(r["against_peft"]),
+                         f"{result['floor_ms']:.1f}", f"{r['departures']} / {r['tokens']}"])
+    s, new = result["settings"], result["rows"][0]["tokens"] // result["rows"][0]["B"]
+    note = (f"*{s['base']}, a prefix of {s['num_virtual_tokens']}, {s['seq_len']} tokens read, {new} new ones;",
+            f"{machine(result['card'])}.*")
+    head = ["dtype", "run by", "B", "ms a token (p10–p90)", "× peft", "floor ms", "departures"]
+    return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
+
+
+def job() -> str:
+    """One line for each method and program."""
+    result = read("job-smollm2")
+    rows = [[name(r["method"]), r["rival"], f"{r['train_s']:.1f}", ratio(r["against_peft"]), f"{r['load_s']:.1f}",
+             f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['start_loss']:.3f}", f"{r['loss']:.3f}"] for r in result["rows"]]
+    s = result["settings"]
+    note = (f"*{s['base']}, `{s['job']}` (E2E), {s['epochs']} epochs, {result['rows'][0]['steps']} steps of",
+            f"{s['batch_size']}, P {s['num_virtual_tokens']}, {s['dtype']}; {machine(result['card'])}.*")
+    head = ["method", "run by", "train s", "× peft", "load s", "peak MB", "start", "loss"]
+    return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
+
+
+def products() -> str:
+    """One line for each number type, kind of work and weight."""
+    result = read("matmul")
+    rows = [[r["dtype"], r["work"], f"{r['rows']:,}", f"{r['K']:,} × {r['N']:,}", f"{r['torch_ms']:.3f}",
+             ratio(r["onednn_ratio"]), ratio(r.get("reordered_ratio"))]
+            for r in result["rows"] if r["K"] * r["N"] > 500_000]  # the largest kinds of weight
+    head = ["dtype", "work", "rows", "weight", "torch ms", "oneDNN ×", "reordered ×"]
+    return f"*{machine(result['card'])}.*\n\n{table(head, rows, 2)}"
+
+
+BLOCKS = {
+    **{f"peers-{name}": lambda name=name: steps(f"peers-{name}") for name in ("gpt2-float32", "gpt2-bfloat16", "nano")},
+    "profile-nano": profile, "generation": generation, "job": job, "products": products}
