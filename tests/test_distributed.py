@@ -12,7 +12,7 @@ import torch
 from conftest import SHAPES, quick, tiny
 from forked import context
 
-from minipeft import Error, GPTConfig, adapt
+from minipeft import Error, GPTConfig, adapt, generate
 from minipeft.accounting import Traffic, base_parameters, bytes_per_step
 from minipeft.runtime import processes
 from minipeft.runtime.processes import local_batches, local_rows
@@ -275,6 +275,8 @@ def sharded_base() -> dict:
             loss, tokens = loss + n * model.loss(idx, targets).item(), tokens + n
         unsharded = sum(not hasattr(p, "full_tensor") for p in model.base.parameters())
         sharding.reshard(model.base)
+        completed = generate(model, batch(0)[0][:2], 5)  # starts from shards
+        sharding.reshard(model.base)
         for p in model.base.parameters():
             p.copy_(sharding.placed(torch.zeros(p.shape), p))
         zeroed = model.base(batch(0)[0])  # its forward pass goes through `hidden`
@@ -283,6 +285,7 @@ def sharded_base() -> dict:
         "same_noise": same_noise,
         "loss": (processes.all_reduce_sum(torch.tensor(loss)) / processes.all_reduce_sum(torch.tensor(tokens))).item(),
         "unsharded": unsharded,
+        "tokens": completed,
         "sharded": all(hasattr(p, "full_tensor") for p in adapted_parameters(model)),
         "zeroed": zeroed.abs().max().item(),
     }
@@ -305,6 +308,7 @@ def test_a_sharded_base_is_copied_whole_evaluated_in_step_and_sharded_again(two)
         wanted = sum(n * model.loss(*pair).item() for n, pair in zip(tokens, pairs, strict=True)) / sum(tokens)
     for one in (leader, other):
         assert one["loss"] == pytest.approx(wanted, rel=1e-5)
+        assert torch.equal(one["tokens"], generate(model, batch(0)[0][:2], 5))
         assert one["unsharded"] > 0 and one["sharded"]
         assert one["zeroed"] == 0  # weights loaded after an evaluation are those that the next forward pass sees
     assert sharding.full_base(model.base) is model.base

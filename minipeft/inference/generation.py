@@ -110,9 +110,10 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
     if (P := prefix_length + prompt_length) + T > c.block_size:
         raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "
                     f"{c.block_size}")
-    weight = base.wte.weight
+    weight = base.wte.weight  # of a sharded base, whose new_zeros would be sharded too
     # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
-    k, v = weight.new_zeros(2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
+    shape = (2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
+    k, v = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     return KVCache(k, v), slots._replace(prefix=prefix)
 
 
