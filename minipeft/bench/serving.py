@@ -8,7 +8,9 @@ read once per row.
 
 Every way of serving decodes greedily from the same prompts with a key-value cache, on random
 weights, interleaved token by token with the others. Peak memory is measured in a new process per
-way, base and cache included.
+way, base and cache included. *floor ms* is the time that a token's matmuls take at the speed of large
+matmuls, or reading weights, keys and values at the memory bandwidth, whichever is longer, both measured
+in the same rounds.
 """
 
 import argparse
@@ -20,13 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..accounting import base_parameters
+from ..accounting import base_parameters, inference
 from ..accounting.shapes import PRESETS
 from ..attach import Adapted, adapt
 from ..attention import prefix_attention
 from ..checks import Error
 from ..inference.generation import read_slots
 from ..inference.task_bank import TaskBank
+from ..methods.full import Full
+from ..methods.lora import LoRA
+from ..methods.prefix_tuning import PrefixTuning
 from ..model import GPT
 from ..runtime.console import Parser
 from ..runtime.matmul import product
@@ -34,7 +39,7 @@ from ..runtime.memory import available_memory
 from ..runtime.profiling import card, synchronize
 from ..slots import KVCache, Prefix, Slots
 from . import flags
-from .measure import MS, cell, columns, header, milliseconds, peak_bytes, spread, time_all
+from .measure import MS, MatmulRate, ReadRate, cell, columns, header, milliseconds, peak_bytes, spread, time_all
 
 SAME = 1e-3  # relative distance of hidden states that only rounding can make
 
@@ -185,6 +190,22 @@ def bytes_needed(s: ServingSettings, row: Row) -> int:
     return 4 * 2 * c.n_layer * c.n_kv * c.head_size * row.P * prefixes
 
 
+def work(s: ServingSettings, row: Row) -> tuple[int, int]:
+    """FLOPs, and bytes read of weights, keys and values, of the middle one of the timed tokens, in float32."""
+    c, B, T = s.config, s.batch_size, s.seq_len + 1 + s.steps // 2
+    method, h = Full.name, {}
+    if row.P:
+        method, h = PrefixTuning.name, {"num_virtual_tokens": row.P}
+    elif row.kind == "lora tasks":
+        method = LoRA.name
+    i = inference(c, method, B, T, **h)
+    looked_up = (not c.tied) * c.vocab_size + (c.position == "learned") * c.block_size  # rows of embeddings
+    weights = base_parameters(c) - looked_up * c.n_embd
+    prefixes = B if row.kind == "copied" else row.n or 1
+    copies = row.n if row.kind == "full copies" else 1
+    return B * i.token_flops, 4 * copies * weights + i.cache_bytes + prefixes * i.shared_bytes
+
+
 def fits(s: ServingSettings, row: Row) -> bool:
     left = available_memory(torch.device(s.device))
     return 1.2 * bytes_needed(s, row) < (math.inf if left is None else left)
@@ -215,11 +236,13 @@ def run(s: ServingSettings) -> dict:
         check_states(states)
         bar.set_description("decoding")
         calls = [functools.partial(step_all, ds) for ds in decoders.values()]
-        (times,) = time_all([calls], s.steps, device, bar)
+        matmuls, reads = MatmulRate(torch.float32, device), ReadRate(device)
+        (times,) = time_all([calls], s.steps, device, bar, lambda: (matmuls(), reads()))
     results = []
     for row, step in zip(decoders, times, strict=True):
-        peak = peaks[row]
+        peak, (flops, read) = peaks[row], work(s, row)
         results.append({**asdict(row), "step_ms": step,
+                        "floor_ms": 1000 * max(flops / matmuls.value, read / reads.value),
                         "tokens_per_s": 1000 * s.batch_size / step["median"], "peak_bytes": peak,
                         "extra_bytes": None if peak is None else peak - peaks[rows[0]]})
     del decoders, calls
@@ -227,7 +250,8 @@ def run(s: ServingSettings) -> dict:
         r["against_base"] = r["tokens_per_s"] / results[0]["tokens_per_s"]
     alone = attention_alone(s, [r["P"] for r in results if r["kind"] == "copied"], device)
     missing = [{**asdict(row), "bytes_needed": bytes_needed(s, row)} for row in left_out]
-    return {"card": card(device), "settings": asdict(s), "rows": results, "left_out": missing,
+    return {"card": card(device), "settings": asdict(s), "flops_per_s": matmuls.value,
+            "bytes_per_s": reads.value, "rows": results, "left_out": missing,
             "attention": alone, "ratios": ratios(results, alone)}
 
 
@@ -292,6 +316,7 @@ def table(result: dict) -> str:
         "tasks": lambda r: str(r["n"] or "-"),
         "P": lambda r: f"{r['P']:,}" if r["P"] else "-",
         "ms a token (p10–p90)": cell("step_ms", MS),
+        "floor ms": cell("floor_ms", "{:,.1f}"),
         "tokens/s": cell("tokens_per_s", "{:,.0f}"),
         "× base": cell("against_base", "{:.2f}"),
         "peak MB": cell("peak_bytes", "{:,.0f}", 1e6, missing="?"),
