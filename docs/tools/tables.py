@@ -429,6 +429,18 @@ def short_attention() -> str:
         [[*key, ratio(against_sdpa(its, "fused"))] for key, its in by_shape("attention-short").items()], left=2)
 
 
+def busy_attention() -> str:
+    """What auto takes over the faster sdpa, alone and beside a busy process."""
+    result, rows = read("attention-beside"), []
+    for where, part in (("alone", result), ("beside one busy process", result["beside"])):
+        for r in part["ratios"]:
+            if r["backend"] == "auto":
+                cells = [f"{r[mean]:.2f} ({r[worst]:.2f})"
+                         for mean, worst in (("forward_mean", "forward_worst"), ("mean", "worst"))]
+                rows.append([r["dtype"], where, *cells])
+    return table(["dtype", "measured", "forward ×", "forward and backward ×"], sorted(rows, reverse=True), left=2)
+
+
 SERVED = {
     "base": "the base", "prefix tasks": "prefixes, mixed", "lora tasks": "LoRA, mixed",
     "full copies": "full copies"}
@@ -621,6 +633,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bases": bases_table, "skills": skills_table, "bench-nano": lambda: bench_block("bench-nano"),
     "bench-gpt2": lambda: bench_block("bench-gpt2"), "article": article,
     "attention": attention_table, "attention-short": short_attention,
+    "attention-beside": busy_attention,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
     **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS,
