@@ -89,9 +89,9 @@ def test_what_a_study_compares_differs_in_nothing_but_its_axes(name):
         assert replace(like, size=c.size, start=c.start, seed=c.seed) == c and studies.row(like) == studies.row(c)
         swept = studies.sweep(like)
         assert len({s.lr for s in swept}) == len(swept) == (0 if c.method == "hard-prompt" else 3)
-        for s in swept:  # on other data than any cell that is compared, and for all amounts of data once
+        for s in swept:  # on other data than any cell that is compared, in the setting of `like`
             assert s.seed not in studies.SEEDS and s.scored_on == "dev"
-            assert replace(s, lr=None, seed=0, scored_on="held-out") == replace(like, seed=0, examples=None, start=None)
+            assert replace(s, lr=None, seed=0, scored_on="held-out") == replace(like, seed=0, start=None)
 
 
 def test_sizes_within_a_study_are_those_that_its_question_names():
@@ -390,6 +390,25 @@ def test_a_rate_is_chosen_by_the_loss_on_dev_examples_or_refused():
     with pytest.raises(Error, match="the sweep of lora on parity is not run"):
         grid.chosen({swept[0].key: {"loss": 1.0}}, like)
     assert grid.chosen({}, replace(like, method="hard-prompt")) is None
+
+
+def test_a_sweep_goes_on_beyond_the_edge_where_its_best_lies_until_it_is_inside(monkeypatch, tmp_path):
+    def run(cell, folders, device):
+        return {"cell": json.loads(cell.key), "score": 0.0, "loss": loss_at(cell.lr), "card": {}}
+
+    def loss_at(lr):  # lowest at `best`
+        return abs(math.log(lr / best))
+
+    like = replace(TINY, method="lora", lr=None, examples=10)  # lora's first three: 6e-3, 2e-2, 6e-2
+    monkeypatch.setattr(grid, "done", lambda workers, cells, *rest: [run(c, *rest) for c in cells])
+    for best, rates in ((2e-2, [6e-3, 2e-2, 6e-2]), (6e-4, [2e-4, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2]),
+                        (0.2, [6e-3, 2e-2, 6e-2, 0.2, 0.6]), (1e-9, [6e-5, 2e-4, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2])):
+        path = tmp_path / f"{best}.jsonl"
+        lines = grid.fill(path, [(replace(like, seed=0), like)], 1, {}, "cpu")
+        losses = grid.sweep_losses(lines, like)
+        assert list(losses) == pytest.approx(rates) and grid.chosen(lines, like) == min(losses, key=losses.get)
+        assert len(lines) == len(rates) + 1 and grid.next_of_sweep(lines, like) == []
+        assert [c.examples for c in grid.sweep_cells(lines, like)] == [10] * len(rates)
 
 
 ENDLESS = [replace(TINY, steps=10**8, seed=seed) for seed in range(8)]  # more than the workers take at once

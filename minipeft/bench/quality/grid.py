@@ -24,7 +24,9 @@ from ...runtime.console import progress
 from ...runtime.profiling import card
 from .cell import run
 from .lines import Cell, Lines, read
-from .studies import PROMPT_RUNG, Pairs, sweep
+from .studies import PROMPT_RUNG, Pairs, sweep, swept_at
+
+BEYOND = 4  # learning rates that a sweep adds at most at one side
 
 
 @contextlib.contextmanager
@@ -61,6 +63,46 @@ def appending(path: Path) -> Iterator[tuple[Lines, Callable[[dict], None]]]:
         lock.release()
 
 
+def sweep_cells(lines: Lines, like: Cell) -> list[Cell]:
+    """A cell's sweep as far as it has been run, lowest learning rate first: the first runs, and those beyond
+    its edges."""
+    cells = sorted(sweep(like), key=lambda c: c.lr)
+    if not cells or any(c.key not in lines for c in cells):
+        return [c for c in cells if c.key in lines]
+    while (lower := swept_at(cells[0], beside(cells, 0))).key in lines:
+        cells.insert(0, lower)
+    while (higher := swept_at(cells[0], beside(cells, -1))).key in lines:
+        cells.append(higher)
+    return cells
+
+
+def beside(cells: list[Cell], edge: int) -> float:
+    """The learning rate below the lowest (edge 0) or above the highest (edge -1): 1, 3, 10, 30, …"""
+    return float(f"{cells[1].lr / 10 if edge == 0 else cells[-2].lr * 10:.0e}")
+
+
+def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
+    """The runs that a cell's sweep needs next: the first ones, then one beyond an edge with the lowest loss, at
+    most BEYOND on a side; [] when it is finished."""
+    first = sweep(like)
+    if missing := [c for c in first if c.key not in lines]:
+        return missing
+    if not (losses := sweep_losses(lines, like)):
+        return []
+    best, rates, cells = lowest(losses), [c.lr for c in first], sweep_cells(lines, like)
+    if best == cells[0].lr and sum(c.lr < min(rates) for c in cells) < BEYOND:
+        return [swept_at(first[0], beside(cells, 0))]
+    if best == cells[-1].lr and sum(c.lr > max(rates) for c in cells) < BEYOND:
+        return [swept_at(first[0], beside(cells, -1))]
+    return []
+
+
+def lowest(losses: dict[float, "float | None"]) -> float | None:
+    """The learning rate with the lowest loss; None where every training diverged."""
+    finite = {lr: loss for lr, loss in losses.items() if loss is not None}
+    return min(finite, key=finite.get, default=None)
+
+
 def chosen(lines: Lines, like: Cell) -> float | None:
     """The learning rate with the lowest validation loss in a cell's sweep; None if nothing trains.
 
@@ -69,15 +111,14 @@ def chosen(lines: Lines, like: Cell) -> float | None:
     losses = sweep_losses(lines, like)
     if len(losses) < len(sweep(like)):
         raise Error(f"the sweep of {like.method} on {like.task} is not run")
-    finite = {lr: loss for lr, loss in losses.items() if loss is not None}
-    if losses and not finite:
+    if losses and lowest(losses) is None:
         raise Error(f"no learning rate of {[*losses]} trains {like.method} on {like.task}")
-    return min(finite, key=finite.get, default=None)
+    return lowest(losses)
 
 
 def sweep_losses(lines: Lines, like: Cell) -> dict[float, "float | None"]:
     """{learning rate: validation loss} of a cell's sweep; None where training diverged."""
-    return {c.lr: lines[c.key]["loss"] for c in sweep(like) if c.key in lines}
+    return {c.lr: lines[c.key]["loss"] for c in sweep_cells(lines, like)}
 
 
 def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
@@ -92,17 +133,20 @@ def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
 
 def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str) -> Lines:
     """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines."""
-    sweeps = [c for _, like in wanted if like is not None for c in sweep(like)]
-
-    def rated() -> list[Cell]:
-        return [with_learning_rate(lines, *pair) for pair in wanted]
-
+    likes = list({like.key: like for _, like in wanted if like is not None}.values())
     with appending(path) as (lines, write), pool(processes) as workers:
-        for cells in (lambda: sweeps, rated):
-            missing = list({c.key: c for c in cells() if c.key not in lines}.values())
+
+        def run_missing(cells: Iterable[Cell]) -> bool:
+            missing = list({c.key: c for c in cells if c.key not in lines}.values())
             for line in done(workers, missing, folders, device) if missing else ():
                 write(line)
-    return {c.key: lines[c.key] for c in sweeps + rated()}
+            return bool(missing)
+
+        while run_missing(c for like in likes for c in next_of_sweep(lines, like)):
+            pass
+        cells = [with_learning_rate(lines, *pair) for pair in wanted]
+        run_missing(cells)
+    return {c.key: lines[c.key] for c in [c for like in likes for c in sweep_cells(lines, like)] + cells}
 
 
 @contextlib.contextmanager

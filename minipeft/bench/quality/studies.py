@@ -73,12 +73,18 @@ def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
 
 
 def sweep(of: Cell) -> list[Cell]:
-    """The runs that choose a cell's learning rate, whatever its start, examples and seed."""
+    """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
+    lies at an edge, the sweep goes on (grid.next_of_sweep)."""
     if of.task == "e2e":
         of, rates = replace(of, examples=REAL_EXAMPLES[1]), e2e.METHODS[of.method][1]
     else:
-        of, rates = replace(of, examples=None, start=None), ROWS[row(of)][2]
-    return [replace(of, lr=lr, seed=SWEPT_WITH, scored_on="dev") for lr in rates]
+        of, rates = replace(of, start=None), ROWS[row(of)][2]
+    return [swept_at(of, lr) for lr in rates]
+
+
+def swept_at(of: Cell, lr: float) -> Cell:
+    """The run of a sweep with this learning rate."""
+    return replace(of, lr=lr, seed=SWEPT_WITH, scored_on="dev")
 
 
 # A study returns pairs: a cell, and the cell for whose setting its learning rate is swept (None:
@@ -145,8 +151,7 @@ def projection() -> Pairs:
 
 
 def data() -> Pairs:
-    """10 to 3,000 training examples. The learning rates are swept on endless ones, which is why
-    the findings are withdrawn."""
+    """10 to 3,000 training examples. The learning rates are swept with as many."""
     sizes = {"prompt": TOKENS, "prefix": TOKENS, "lora": largest("lora", BUDGET), "full": {}}
     return swept(cell(r, t, size, examples=n)
                  for t in TEXTS for n in FEW for r, size in sizes.items())
