@@ -28,8 +28,8 @@ from .attention import prefix_attention
 from .checks import Error, check_slots
 from .config import GPTConfig, hookable_modules
 from .files import huggingface
-from .fused import Window, accumulate
-from .rotary import Rope, layer_tables, rotate
+from .fused import Window
+from .parts import Rope, gelu, layer_tables, norm, rotate
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
 from .slots import KVCache, Prefix
@@ -48,22 +48,6 @@ def linear(part: nn.Module, name: str, x: Tensor, hooks: dict | None) -> Tensor:
     return apply_hook(hooks, name, x, getattr(part, name.split(".")[1])(x))
 
 
-class RMSNorm1p(nn.RMSNorm):
-    """x / rms(x) · (1 + w), in float32 or above, w starting at zero (Gemma)."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(accumulate(x), self.normalized_shape, 1 + accumulate(self.weight), self.eps).to(x.dtype)
-
-
-def norm(config: GPTConfig, size: int | None = None) -> nn.Module:
-    """The config's norm of vectors of this size (None: C)."""
-    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "rms1p": RMSNorm1p}[config.norm]
-    return kind(size or config.n_embd, eps=config.layer_norm_epsilon)
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, window: int | None = None):
         super().__init__()
@@ -76,8 +60,7 @@ class CausalSelfAttention(nn.Module):
         else:
             self.q_proj, self.k_proj, self.v_proj = (Linear(C, width, bias=bias) for width in self.widths)
             self.o_proj = Linear(q, C, bias=config.bias == "all")
-        self.q_norm, self.k_norm = ((norm(config, self.head_size), norm(config, self.head_size))
-                                    if config.qk_norm else (nn.Identity(), nn.Identity()))
+        self.q_norm, self.k_norm = (norm(config, self.head_size) if config.qk_norm else nn.Identity() for _ in "qk")
 
     def qkv(self, x: Tensor, rope: Rope = None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); q and k already rotated."""
@@ -104,14 +87,6 @@ class CausalSelfAttention(nn.Module):
         y = apply_hook(hooks, "attn.heads", q, y)
         y = y.transpose(1, 2).reshape(B, T, -1)
         return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
-    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    return F.gelu(x, approximate="tanh")
 
 
 class MLP(nn.Module):

@@ -11,12 +11,16 @@ import torch
 
 from minipeft import GPT, METHODS, Error, GPTConfig, accounting
 from minipeft.attach import Adapted
-from minipeft.config import LLAMA, RopeScaling, linears
+from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling, linears
 
-SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head
+SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head; Qwen3, SmolLM3, Gemma 3
     "learned": {},
     "rotary": {"position": "rotary"},
     "llama": {"n_kv_head": 2, "n_inner": 40, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "tied": False, **LLAMA},
+    "qwen3": {"n_kv_head": 2, "head_dim": 16, "n_inner": 40, **QWEN3},
+    "smollm3": {"n_kv_head": 1, "n_inner": 40, "no_rope_layer_interval": 2, **LLAMA},
+    "gemma3": {"n_kv_head": 1, "head_dim": 16, "n_inner": 40, "sliding_window": 5, "sliding_window_pattern": 2,
+               "rope_local_base_freq": 100.0, **GEMMA3},
 }
 
 LLAMA_NAMES = {  # GPT-2's names of linears -> Llama's

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
-from minipeft.config import LLAMA, RopeScaling
+from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling
 from minipeft.files.huggingface import architecture
 from minipeft.files.tensors import StoredTensors
 
@@ -31,8 +31,21 @@ SHAPES = {
     "llama3": GPTConfig(**GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),  # 64 positions, from 16
     "qwen2": GPTConfig(**GROUPED | dict(bias="qkv")),
     "qwen2-untied": GPTConfig(**GROUPED | dict(bias="qkv", n_kv_head=1), tied=False),
+    "llama-heads": GPTConfig(**GROUPED, head_dim=16),
+    "mistral": GPTConfig(**GROUPED, sliding_window=6, tied=False),
+    "mistral-heads": GPTConfig(**GROUPED | dict(n_head=6), sliding_window=80, head_dim=8),  # 32 / 6 is no size
+    "qwen3": GPTConfig(**GROUPED | QWEN3, head_dim=16, rope_theta=1e6),
+    "qwen3-untied": GPTConfig(**GROUPED | QWEN3, tied=False, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "smollm3": GPTConfig(**GROUPED, no_rope_layer_interval=2),
+    "smollm3-first": GPTConfig(**GROUPED, no_rope_layer_interval=1, tied=False),  # no layer is rotated
+    "gemma3": GPTConfig(**GROUPED | GEMMA3, head_dim=16, sliding_window=6, sliding_window_pattern=2,
+                        rope_theta=1e6, rope_local_base_freq=100.0),
+    "gemma3-windows": GPTConfig(**GROUPED | GEMMA3, sliding_window=5, tied=False),  # in every layer
+    "gemma3-wide": GPTConfig(**GROUPED | GEMMA3 | dict(n_kv_head=1), sliding_window=80, sliding_window_pattern=3,
+                             rope_local_base_freq=100.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "gemma3-full": GPTConfig(**GROUPED | GEMMA3, head_dim=4),
 }
-KINDS = ["gpt2", "llama", "qwen2"]
+KINDS = ["gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma3", "mistral"]
 
 
 def random_(model, std=0.2):
@@ -61,15 +74,30 @@ def theirs_of(shape: str):
     if s := c.rope_scaling:
         rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
         rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original}
-    make, model = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }[shape[:5]]
-    config = make(
+    kind, more = kind_of(shape), {"pad_token_id": None}
+    if kind in ("llama", "mistral", "qwen3", "gemma3_text"):
+        more["head_dim"] = c.head_size
+    if kind == "mistral":
+        more["sliding_window"] = c.sliding_window
+    if kind == "smollm3":
+        more["no_rope_layers"] = [int((i + 1) % c.no_rope_layer_interval != 0) for i in range(c.n_layer)]
+    if kind == "gemma3_text":
+        every, full = c.sliding_window_pattern or (99 if c.sliding_window else 1), {"rope_type": "default"}
+        more |= {"query_pre_attn_scalar": c.head_size, "sliding_window": c.sliding_window or 7,
+                 "layer_types": ["sliding_attention" if i % every else "full_attention" for i in range(1, c.n_layer + 1)]}
+        local = {"rope_type": "default", "rope_theta": c.rope_local_base_freq or c.rope_theta}
+        rope = {"full_attention": full | rope, "sliding_attention": local}
+    name = dict(llama="Llama", mistral="Mistral", qwen2="Qwen2", qwen3="Qwen3", smollm3="SmolLM3")
+    config = getattr(transformers, name.get(kind, "Gemma3Text") + "Config")(
         max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
         num_key_value_heads=c.n_kv, hidden_size=c.n_embd, intermediate_size=c.inner,
-        rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **shared)
-    return random_(model(config))
+        rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **more, **shared)
+    return random_(getattr(transformers, name.get(kind, "Gemma3") + "ForCausalLM")(config))
+
+
+def kind_of(shape: str) -> str:
+    """The model_type of one of SHAPES."""
+    return {"llama3": "llama", "gemma3": "gemma3_text"}.get(kind := shape.partition("-")[0], kind)
 
 
 def opened_by_transformers(folder):
@@ -97,7 +125,7 @@ def same_answers(ours, theirs):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformers_opens_what_we_save(shape, tmp_path):
     ours = base_of(shape)
-    assert architecture(ours.config) == shape[:5].rstrip("-3")
+    assert architecture(ours.config) == kind_of(shape)
     ours.save_pretrained(tmp_path)
     theirs = opened_by_transformers(tmp_path)
     same_logits(ours, theirs)

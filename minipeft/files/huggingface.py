@@ -55,6 +55,8 @@ def architecture(c: GPTConfig) -> str:
             fits = fits and c.n_kv == c.n_head and c.q == c.n_embd
         if kind == "smollm3":
             fits = fits and c.q == c.n_embd  # its config has no size of a head
+        if kind == "gemma3_text" and c.rope_local_base_freq is None:  # transformers scales none of these layers
+            fits = fits and not (c.rope_scaling and c.sliding_window)
         if fits and not (kind in _DIVIDING and c.n_embd % c.n_head):
             return kind
     return "minipeft"

@@ -1,13 +1,40 @@
-"""Rotary positions: queries and keys turned by an angle that grows with their position (RoPE, 2104.09864)."""
+"""Parts of a block that hold no matrix: norms, the activation, rotary positions."""
 
 import math
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GPTConfig, RopeScaling
+from .fused import accumulate
 
 Rope = tuple[Tensor, Tensor] | None  # a layer's cosines and sines; None: it has no rotation
+
+
+class RMSNorm1p(nn.RMSNorm):
+    """x / rms(x) · (1 + w), in float32 or above, w starting at zero (Gemma)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(accumulate(x), self.normalized_shape, 1 + accumulate(self.weight), self.eps).to(x.dtype)
+
+
+def norm(config: GPTConfig, size: int | None = None) -> nn.Module:
+    """The config's norm of vectors of this size (None: C)."""
+    kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "rms1p": RMSNorm1p}[config.norm]
+    return kind(size or config.n_embd, eps=config.layer_norm_epsilon)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
+    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return F.gelu(x, approximate="tanh")
 
 
 def layer_tables(c: GPTConfig, positions: Tensor, dtype: torch.dtype) -> list[Rope]:
