@@ -143,8 +143,8 @@ def causal_part(q, k, v, scale, length=None, whole=False, window=None):
         scores = accumulate(scores).view(N, G, b - a, -1) * scale
         if length is not None or Tq > 1:  # a single query, the last, sees every key
             shift = 0 if length is None else (length - k.size(1)).repeat(N // len(length)).view(N, 1, 1, 1)
-            mask = F.pad(causal_mask((before + a, stop), (first, stop), q.device, shift, window), (virtual, 0), value=True)
-            scores = scores.masked_fill(~mask, -math.inf)
+            mask = causal_mask((before + a, stop), (first, stop), q.device, shift, window)
+            scores = scores.masked_fill(~F.pad(mask, (virtual, 0), value=True), -math.inf)
         weights, m, total = unnormalised_softmax(scores)
         o = torch.bmm(weights.to(q.dtype).flatten(1, 2), values).view(N, G, b - a, hs)
         parts.append((o, m, total))

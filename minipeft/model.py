@@ -110,7 +110,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm), with a norm behind too (sandwich)."""
+    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm), or with a norm behind it too."""
 
     def __init__(self, config: GPTConfig, window: int | None = None):
         super().__init__()

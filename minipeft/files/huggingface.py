@@ -1,90 +1,25 @@
 """A base's Hugging Face folder: config.json, and model.safetensors or pytorch_model.bin or shards.
 
-    model_type  in transformers   what it is
-    gpt2        GPT2LMHeadModel   learned positions, LayerNorm, GELU, joined q, k, v; tied head
-    llama       LlamaForCausalLM  rotary positions, RMSNorm, SwiGLU, separate q, k, v, no biases:
-                                  Llama, SmolLM2, TinyLlama …
-    mistral     MistralForCausalLM  as llama, with a window in every layer
-    qwen2       Qwen2ForCausalLM  as llama, with biases on q, k, v: Qwen2, Qwen2.5
-    qwen3       Qwen3ForCausalLM  as llama, with norms of queries and keys
-    smollm3     SmolLM3ForCausalLM  as llama, every 4th layer without rotation
-    gemma3_text Gemma3ForCausalLM  as qwen3, with windows, four norms a block, GEGLU, embeddings · √C
-    minipeft    -                 any other mixture, stored under GPT-2's tensor names
+families.py says which architectures there are, and what their files call things.
 """
 
 import hashlib
 import importlib.util
 import math
 import re
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..checks import Error, did_you_mean, shown
-from ..config import BY_LAYER, CHOICES, GEMMA3, GPT2, LLAMA, QWEN3, GPTConfig, RopeScaling, linears
+from ..checks import Error, did_you_mean
+from ..config import BY_LAYER, GPTConfig, linears
 from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
+from .families import architecture, config_from_json, config_to_json, is_transposed, stored_name, told
 from .tensors import StoredTensors, check_tensors, config_digest, digest, write_tensors
 
 SHIPPED = Path(__file__).parents[1] / "data"  # holds a folder for each base of the package itself
 MAX_LAYERS = 1000  # a module takes memory however small its weights; real models have some hundred
-
-
-FAMILIES = {  # model_type: its choices (others as in GPT-2), and the fields by layer that it may have
-    "gpt2": ({}, ()),
-    "llama": (LLAMA, ()),
-    "mistral": (LLAMA, ("sliding_window",)),
-    "qwen2": (LLAMA | {"bias": "qkv"}, ()),
-    "qwen3": (QWEN3, ()),
-    "smollm3": (LLAMA, ("no_rope_layer_interval",)),
-    "gemma3_text": (GEMMA3, ("sliding_window", "sliding_window_pattern", "rope_local_base_freq")),
-}
-_DIVIDING = ("gpt2", "llama", "gemma3_text")  # transformers wants C to divide into heads there, whatever their size
-
-
-def architecture(c: GPTConfig) -> str:
-    """The model_type of a base: the first of FAMILIES that has its choices, or "minipeft"."""
-    first = {name: choices[0] for name, choices in CHOICES.items()}
-    ours = {name: getattr(c, name) for name in CHOICES}
-    by_layer = {name for name in BY_LAYER if getattr(c.resolved(), name) is not None}
-    for kind, (choices, allowed) in FAMILIES.items():
-        tied = {} if kind == "gpt2" else {"tied": c.tied}
-        fits = ours == first | choices | tied and by_layer <= set(allowed)
-        if kind == "gpt2":
-            fits = fits and c.n_kv == c.n_head and c.q == c.n_embd
-        if kind == "smollm3":
-            fits = fits and c.q == c.n_embd  # its config has no size of a head
-        if kind == "gemma3_text" and c.rope_local_base_freq is None:  # transformers scales none of these layers
-            fits = fits and not (c.rope_scaling and c.sliding_window)
-        if fits and not (kind in _DIVIDING and c.n_embd % c.n_head):
-            return kind
-    return "minipeft"
-
-
-_LLAMA_NAMES = {  # ours: transformers'; modules of a block, then tensors outside the blocks
-    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm", "attn": "self_attn",
-    "mlp": "mlp", "wte.weight": "model.embed_tokens.weight", "ln_f.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-_GEMMA_NAMES = _LLAMA_NAMES | {"ln_1_post": "post_attention_layernorm", "ln_2": "pre_feedforward_layernorm",
-                               "ln_2_post": "post_feedforward_layernorm"}
-
-
-def stored_name(name: str, kind: str) -> str:
-    """The name that one of our tensors has in a folder of this model_type."""
-    if kind in ("gpt2", "minipeft"):
-        return name if name == "lm_head.weight" else f"transformer.{name}"
-    names = _GEMMA_NAMES if kind == "gemma3_text" else _LLAMA_NAMES
-    if name in names:
-        return names[name]
-    _, i, module, rest = name.split(".", 3)
-    return f"model.layers.{i}.{names[module]}.{rest}"
-
-
-def is_transposed(name: str) -> bool:
-    """True for GPT-2's linears: stored (in, out), where torch has (out, in)."""
-    return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
 
 def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -127,203 +62,6 @@ def count_parameters(c: GPTConfig) -> int:
     return sum(map(math.prod, outer)) + c.n_layer * sum(map(math.prod, block))
 
 
-CONFIG_FIELDS = {  # model_type: {transformers' field: ours}
-    "gpt2": {"n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer",
-             "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner",
-             "layer_norm_epsilon": "layer_norm_epsilon"},
-    "llama": {"vocab_size": "vocab_size", "max_position_embeddings": "block_size",
-              "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-              "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd",
-              "intermediate_size": "n_inner", "rms_norm_eps": "layer_norm_epsilon",
-              "rope_theta": "rope_theta"},
-}
-CONFIG_FIELDS |= {kind: CONFIG_FIELDS["llama"] for kind in FAMILIES if kind != "gpt2"}
-_HEAD_DIM = ("llama", "mistral", "qwen3", "gemma3_text")  # have a field for the size of a head
-_ROPE_FIELDS = (  # of rotary positions of type "llama3", in the order of RopeScaling
-    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_NO_BIAS = {"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None)}
-_SUPPORTED = {  # values of the settings that model.py implements; the first is written
-    "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-             "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
-             "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    "llama": _NO_BIAS,
-    "mistral": {"hidden_act": ("silu",)},
-    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False, None)},
-    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False, None), "use_sliding_window": (False, None)},
-    "smollm3": _NO_BIAS | {"use_sliding_window": (False, None)},
-    "gemma3_text": {"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False, None),
-                    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
-                    "use_bidirectional_attention": (False, None)},
-}
-_IF_ABSENT = {  # of the fields that the weights do not tell; the others must be there
-    "gpt2": {},
-    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
-    "mistral": {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6},
-    "qwen3": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "head_dim": 128},
-    "smollm3": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 2e6, "tie_word_embeddings": True,
-                "no_rope_layer_interval": 4},
-    "gemma3_text": {"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6,
-                    "rope_local_base_freq": 1e4, "sliding_window": 4096, "sliding_window_pattern": 6,
-                    "tie_word_embeddings": True, "query_pre_attn_scalar": 256},
-}
-_CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-            "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
-            "gemma3_text": "Gemma3ForCausalLM"}
-_LATER = ("head_dim", "sandwich_norm", "qk_norm", "scale_embeddings", *BY_LAYER)  # older files have none of them
-
-
-def _told(c: GPTConfig) -> dict:
-    """The fields of a config, without those that older files lack where they have GPT-2's value."""
-    return {name: value for name, value in asdict(c).items()
-            if name not in _LATER or value != getattr(GPT2, name)}
-
-
-def config_to_json(c: GPTConfig) -> dict:
-    """The config.json of a base."""
-    kind = architecture(c)
-    if kind == "minipeft":
-        return {"model_type": "minipeft", "architectures": ["GPT"], **_told(c)}
-    full = c if kind == "gpt2" else c.resolved()
-    config = {"model_type": kind, "architectures": [_CLASSES[kind]]}
-    config |= {theirs: getattr(full, ours) for theirs, ours in CONFIG_FIELDS[kind].items()}
-    if kind != "gpt2":
-        scaling = c.rope_scaling and dict(zip(_ROPE_FIELDS, c.rope_scaling, strict=True))
-        config["rope_scaling"] = scaling and {"rope_type": "llama3", **scaling}
-    config |= _by_layer_to_json(c, kind) | {name: values[0] for name, values in _SUPPORTED[kind].items()}
-    if kind in ("smollm3", "gemma3_text"):  # else an id of the published models
-        config["pad_token_id"] = None
-    return config | {"tie_word_embeddings": c.tied, "bos_token_id": None, "eos_token_id": None}
-
-
-def _by_layer_to_json(c: GPTConfig, kind: str) -> dict:
-    """The fields of config.json for the size of a head, and for what differs by layer."""
-    layers = range(c.n_layer)
-    config = {"head_dim": c.head_size} if kind in _HEAD_DIM and (c.q != c.n_embd or kind != "llama") else {}
-    if kind == "mistral":
-        config["sliding_window"] = c.sliding_window
-    if kind == "smollm3":
-        config["no_rope_layers"] = [int(c.rope(i) is not None) for i in layers]
-        config["no_rope_layer_interval"] = c.no_rope_layer_interval
-    if kind == "gemma3_text":
-        kinds = ["full_attention" if c.window(i) is None else "sliding_attention" for i in layers]
-        config |= {"query_pre_attn_scalar": c.head_size, "layer_types": kinds,
-                   "sliding_window": c.sliding_window or _IF_ABSENT[kind]["sliding_window"],
-                   "rope_local_base_freq": c.resolved().rope_local_base_freq or c.rope_theta}
-    return config
-
-
-def config_from_json(c: dict, path: Path) -> GPTConfig:
-    """The config that the config.json at `path` describes. Raises Error for what model.py lacks."""
-    try:
-        if c.get("model_type") != "minipeft":
-            return _config_from_transformers(c)
-        known = {f.name: c[f.name] for f in fields(GPTConfig) if f.name in c}
-        if isinstance(known.get("rope_scaling"), list) and len(known["rope_scaling"]) == 4:
-            known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
-        return GPTConfig(**known)
-    except Error as e:
-        raise Error(f"{path}: {e}") from None
-
-
-def _config_from_transformers(c: dict) -> GPTConfig:
-    kind = c.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_FIELDS:
-        raise Error(f"model_type {shown(kind)} is not supported, "
-                    f"only {', '.join(CONFIG_FIELDS)} and minipeft")
-    _refuse_quantised(c.get("quantization_config"))
-    given, c = c, _IF_ABSENT[kind] | c
-    for name, values in _SUPPORTED[kind].items():
-        if name in c and c[name] not in values:
-            allowed = " or ".join(repr(value) for value in values if value is not None)
-            raise Error(f"{name} {shown(c[name])} is not supported, only {allowed or 'null'}")
-    # transformers 4 writes rope_scaling, 5 rope_parameters; it prefers the former too
-    rope = {} if kind == "gpt2" else given.get("rope_scaling") or given.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise Error(f"rope_scaling must be a JSON object or null, not {shown(rope)}")
-    local = {}
-    if kind == "gemma3_text" and {"full_attention", "sliding_attention"} & set(rope):
-        rope, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
-    if not isinstance(rope, dict) or not isinstance(local, dict):
-        raise Error("rope_parameters must hold a JSON object for full_attention and for sliding_attention")
-    if _rope_scaling(local) is not None:
-        raise Error("rotary positions of layers with a window are not supported with scaling")
-    if (part := rope.get("partial_rotary_factor", c.get("partial_rotary_factor"))) not in (None, 1):
-        raise Error(f"partial_rotary_factor {shown(part)} is not supported, only 1")
-    sizes = {ours: value for theirs, ours in CONFIG_FIELDS[kind].items()
-             if (value := rope.get(theirs, c.get(theirs))) is not None}
-    if kind == "gpt2":
-        return GPTConfig(**sizes)
-    for theirs, ours in CONFIG_FIELDS[kind].items():
-        if ours not in sizes and ours not in ("n_kv_head", "rope_theta"):
-            raise Error(f"it has no {theirs}")
-    choices = FAMILIES[kind][0] | {"tied": bool(c.get("tie_word_embeddings"))}
-    config = GPTConfig(**sizes, rope_scaling=_rope_scaling(rope), **choices, head_dim=c.get("head_dim"),
-                       **_by_layer_from_json(c, kind, sizes["n_layer"], local))
-    if config.q == config.n_embd:
-        config = replace(config, head_dim=None)
-    elif kind in ("qwen2", "smollm3"):
-        raise Error(f"head_dim {shown(c['head_dim'])} is not supported, only hidden_size / num_attention_heads")
-    if kind == "gemma3_text" and c["query_pre_attn_scalar"] != config.head_size:
-        raise Error(f"query_pre_attn_scalar {shown(c['query_pre_attn_scalar'])} is not supported, "
-                    f"only head_dim ({config.head_size})")
-    return config
-
-
-def _by_layer_from_json(c: dict, kind: str, L: int, local: dict) -> dict:
-    """The fields of a config by layer; local: rotary positions of Gemma 3's layers with a window."""
-    types = c.get("layer_types") or []
-    known = ("full_attention",) if kind != "gemma3_text" else ("full_attention", "sliding_attention")
-    if not isinstance(types, list) or any(layer not in known for layer in types):
-        raise Error(f"layer_types {shown(types)} is not supported, only {' and '.join(map(repr, known))}")
-    if kind == "mistral":
-        return {"sliding_window": c["sliding_window"]}
-    if kind == "smollm3":
-        rotated = c.get("no_rope_layers")
-        every = _interval("no_rope_layers", rotated, 0, L) if rotated else c["no_rope_layer_interval"]
-        return {"no_rope_layer_interval": every}
-    if kind != "gemma3_text":
-        return {}
-    every = c.get("_sliding_window_pattern") or c["sliding_window_pattern"]
-    every = _interval("layer_types", types, "full_attention", L) if types else every
-    if every == 1:  # every layer sees all
-        return {}
-    return {"sliding_window": c["sliding_window"], "sliding_window_pattern": every,
-            "rope_local_base_freq": local.get("rope_theta", c["rope_local_base_freq"])}
-
-
-def _interval(name: str, layers: list, other, L: int) -> int | None:
-    """n where every n-th of the layers is `other`, None where none is. Raises Error for another pattern."""
-    layers = layers[:L] if isinstance(layers, list) else []
-    every = layers.index(other) + 1 if other in layers else None
-    if len(layers) < L or any((x == other) != (every is not None and i % every == 0)
-                              for i, x in enumerate(layers, start=1)):
-        raise Error(f"{name} {shown(layers)} is not supported: only {L} layers of which every n-th is {other!r}")
-    return every
-
-
-def _refuse_quantised(settings) -> None:
-    """Raise Error for weights in few bits; settings: config.json's, null for other weights."""
-    if not settings:
-        return
-    settings = settings if isinstance(settings, dict) else {}
-    four, eight = (settings.get(f"load_in_{n}bit") for n in (4, 8))
-    bits = settings.get("bits") or (4 if four else 8 if eight else None)
-    kind = settings.get("quant_method") or (bits and "bitsandbytes") or "unknown method"
-    kind = shown(kind)[1:-1] + (f", {shown(bits)} bit" if bits else "")
-    raise Error(f"the weights are quantised ({kind}): take the unquantised model")
-
-
-def _rope_scaling(rope: dict) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3" or not all(name in rope for name in _ROPE_FIELDS):
-        raise Error(f"rotary positions of type {shown(kind)} are not supported, "
-                    f"only 'default' and 'llama3' (with {', '.join(_ROPE_FIELDS)})")
-    return RopeScaling(*(rope[name] for name in _ROPE_FIELDS))
-
-
 def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                safe_serialization: bool | None = None) -> None:
     """Write a base's folder; safe_serialization: as in GPT.save_pretrained."""
@@ -333,7 +71,7 @@ def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                for name, t in tensors.items()}
     config = config_to_json(c)
     as_read = config_from_json(config, folder / "config.json")
-    notes = {"sha256": digest(tensors), "config": config_digest(_told(as_read.resolved()))}
+    notes = {"sha256": digest(tensors), "config": config_digest(told(as_read.resolved()))}
     safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
     write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
@@ -405,7 +143,7 @@ def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict
     if config.n_layer > MAX_LAYERS:
         raise Error(f"{path}: {config.n_layer} layers, but no more than {MAX_LAYERS} are read")
     weights = _read_weights(files, config, stored["model_type"], dtype)
-    files.check_config(_told(config.resolved()), path)  # after more specific errors of the tensors
+    files.check_config(told(config.resolved()), path)  # after more specific errors of the tensors
     return config, weights
 
 

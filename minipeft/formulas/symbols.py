@@ -14,7 +14,8 @@ GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "S": "positions in the blocks", "L": "layers", "n": "layers of the method", "P": "virtual tokens",
     "K": "prompts per layer", "r": "rank", "V": "vocabulary", "N": "positions", "buckets": "relative distances",
     "C": "channels", "nh": "heads", "nkv": "key-value heads", "hs": "head size",
-    "q": "channels of the queries", "kv": "channels of the keys, and of the values", "M": "width of the MLP", "m": "width of the method's layer",
+    "q": "channels of the queries", "kv": "channels of the keys, and of the values", "M": "width of the MLP",
+    "m": "width of the method's layer",
 }
 QUANTITIES = {  # that formulas are made of
     "base": "parameters of the base", "trained": "parameters trained", "stored": "elements stored for a task",
