@@ -34,6 +34,7 @@ SHAPES = {
     "llama-heads": GPTConfig(**GROUPED, head_dim=16),
     "mistral": GPTConfig(**GROUPED, sliding_window=6, tied=False),
     "mistral-heads": GPTConfig(**GROUPED | dict(n_head=6), sliding_window=80, head_dim=8),  # 32 / 6 is no size
+    "mistral-wide": GPTConfig(**GROUPED, sliding_window=80, rope_theta=500.0),
     "qwen3": GPTConfig(**GROUPED | QWEN3, head_dim=16, rope_theta=1e6),
     "qwen3-untied": GPTConfig(**GROUPED | QWEN3, tied=False, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
     "smollm3": GPTConfig(**GROUPED, no_rope_layer_interval=2),
