@@ -12,7 +12,7 @@
     minipeft     -                   any other mixture, stored under GPT-2's tensor names
 """
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..checks import Error, shown
@@ -128,8 +128,8 @@ _LATER = ("head_dim", "sandwich_norm", "qk_norm", "scale_embeddings", *BY_LAYER)
 
 def told(c: GPTConfig) -> dict:
     """The fields of a config, without those that older files lack where they have GPT-2's value."""
-    return {name: value for name, value in asdict(c).items()
-            if name not in _LATER or value != getattr(GPT2, name)}
+    every = {f.name: getattr(c, f.name) for f in fields(GPTConfig)}
+    return {name: value for name, value in every.items() if name not in _LATER or value != getattr(GPT2, name)}
 
 
 def config_to_json(c: GPTConfig) -> dict:
@@ -151,15 +151,15 @@ def config_to_json(c: GPTConfig) -> dict:
 
 def _by_layer_to_json(c: GPTConfig, kind: str) -> dict:
     """The fields of config.json for the size of a head, and for what differs by layer."""
-    layers = range(c.n_layer)
     config = {} if kind in _NO_HEAD_DIM or (kind == "llama" and c.q == c.n_embd) else {"head_dim": c.head_size}
     if kind == "mistral":
         config["sliding_window"] = c.sliding_window
     if kind == "smollm3":
-        config["no_rope_layers"] = [int(c.rope(i) is not None) for i in layers]
+        config["no_rope_layers"] = [int(c.rope(i) is not None) for i in range(c.n_layer)]
         config["no_rope_layer_interval"] = c.no_rope_layer_interval
     if kind == "gemma3_text":
-        kinds = ["full_attention" if c.window(i) is None else "sliding_attention" for i in layers]
+        windows = map(c.window, range(c.n_layer))
+        kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
         config |= {"query_pre_attn_scalar": c.head_size, "layer_types": kinds,
                    "sliding_window": c.sliding_window or _IF_ABSENT[kind]["sliding_window"],
                    "rope_local_base_freq": c.resolved().rope_local_base_freq or c.rope_theta}
