@@ -113,7 +113,7 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
             raise Error(f"{name} must be ({B},) int64, one value per row, not {described(x)}")
     if gate is not None and prefix_length is not None:
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
-    if window is not None and not (isinstance(window, tuple) and window.size >= 1 and window.virtual >= 0):
+    if window is not None and not (hasattr(window, "virtual") and window.size >= 1 and window.virtual >= 0):
         raise Error(f"window must be a Window(size, virtual) of at least one key, not {shown(window)}")
 
 
