@@ -46,7 +46,7 @@ def arguments(argv) -> argparse.Namespace:
     for command in (g, i, e, m):
         command.error = p.error
         command.add_argument("--base", default="nano", metavar="FOLDER", type=local_path,
-                             help="folder or hub id of the GPT-2 or Llama family, "
+                             help="folder or hub id (docs/architectures.md), "
                                   f"or an embedded base: {', '.join(BASES)} (default: nano)")
         command.add_argument("--device", default=default_device(), help=HELP)
     add = g.add_argument

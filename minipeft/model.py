@@ -78,10 +78,10 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: Rope = None, prefix: Prefix | None = None, cache: KVCache | None = None,
                 hooks=None, virtual: int = 0) -> Tensor:
         B, T, _ = x.shape
+        window = self.window and Window(self.window, virtual)
         q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
         prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
-        window = self.window and Window(self.window, virtual)
         # slot 2: keys and values from outside -> (B, nh, T, hs)
         y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length, window)
         y = apply_hook(hooks, "attn.heads", q, y)

@@ -1,4 +1,4 @@
-"""Adapters exchanged with PEFT, on GPT-2 and the Llama family: the same logits and the same values."""
+"""Adapters exchanged with PEFT, on each family of bases: the same logits and the same values."""
 
 import json
 import warnings
