@@ -9,7 +9,8 @@ import torch
 from conftest import tiny
 from test_files_huggingface import base_of, opened_by_transformers
 
-from minipeft import GPT, PRESETS, Error, GPTConfig, Prefix, adapt, generate, prefix_from_prompt
+from minipeft import GPT, PRESETS, Error, GPTConfig, Prefix, adapt, generate, prefix_from_prompt, prompt_from_tokens
+from minipeft.__main__ import nearest_tokens
 from minipeft.bench import params
 from minipeft.config import BY_LAYER, CHOICES, GEMMA3, LLAMA
 from minipeft.files.families import FAMILIES, architecture, config_from_json, config_to_json
@@ -196,6 +197,20 @@ def test_rows_of_different_lengths_have_the_window_of_their_own_text(shape):
         for row, n in enumerate(lengths.tolist()):
             alone = generate(model, idx[row : row + 1, :n], 8)
             assert torch.equal(together[row, : n + 8], alone[0]), (row, n)
+
+
+@torch.no_grad()
+def test_a_soft_prompt_lives_behind_the_scaling_of_embeddings():
+    base = tiny("gemma3")
+    prompt = prompt_from_tokens(base, torch.tensor([5, 6]))
+    torch.testing.assert_close(prompt[0], base.wte.weight[[5, 6]] * 32**0.5)
+    for token, (best, *_) in zip((5, 6), nearest_tokens(base, prompt[0]), strict=True):
+        assert best[0] == token and best[2] < 0.01
+    torch.manual_seed(0)
+    random = adapt(base, "prompt", num_virtual_tokens=40).method.prompt_embeddings
+    assert random.std().item() == pytest.approx(prompt_from_tokens(base, torch.arange(97)).std().item(), rel=0.1)
+    low = tiny("gemma3", torch.bfloat16)  # sqrt(32) = 5.657 is 5.65625 there, in transformers too
+    assert low.embedding_scale == 5.65625
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
         assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("shape", quick(["gpt2", "llama", "qwen3", "smollm3", "gemma3"], "gpt2", "llama"))
 @pytest.mark.parametrize("method, h", TRAINED)
 def test_a_base_in_bfloat16_saves_what_it_should(shape, method, h):
     config, _, _, h, model = adapted(shape, method, h)
