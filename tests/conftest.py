@@ -13,7 +13,8 @@ from minipeft import GPT, METHODS, Error, GPTConfig, accounting
 from minipeft.attach import Adapted
 from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling, linears
 
-SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head; Qwen3, SmolLM3, Gemma 3
+# GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head; Qwen3, SmolLM3 and Gemma 3
+SHAPES = {
     "learned": {},
     "rotary": {"position": "rotary"},
     "llama": {"n_kv_head": 2, "n_inner": 40, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "tied": False, **LLAMA},

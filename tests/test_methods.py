@@ -41,12 +41,8 @@ COMBINED = (["lora", "prefix"], dict(r=2, num_virtual_tokens=3))
 def saved_as(name, h, config):
     """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32): {name: shape}."""
     if name in ("prompt", "prefix"):
-        return {
-            "prompt_embeddings": (
-                5,
-                {"prompt": 32}.get(name, 3 * (32 if h.get("space") == "hidden" else 2 * config.n_kv * config.head_size)),
-            )
-        }
+        layer = 32 if h.get("space") == "hidden" else 2 * config.n_kv * config.head_size
+        return {"prompt_embeddings": (5, 32 if name == "prompt" else 3 * layer)}
     if name == "llama-adapter":
         n = h.get("adapter_layers", 3)
         return {"adaption_prompt": (n, h["adapter_len"], 32), "adaption_gate": (n, 4)}

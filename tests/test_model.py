@@ -228,7 +228,7 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
         (lambda n, hs: dict(prefix=torch.zeros(3, 2, 2, n, 5, hs)), "with B 3"),
         (lambda n, hs: dict(prefix=torch.zeros(3, 3, 1, n, 5, hs)), r"\(L, 2, 1\|B"),
         (lambda n, hs: dict(prefix=torch.zeros(3, 1, n, 5, hs)), r"\(L, 2, 1\|B"),
-        (lambda n, hs: dict(prefix=Prefix(torch.zeros(3, 1, n, 5, hs), torch.zeros(4, 1, n, 5, hs))), "keys and values"),
+        (lambda n, hs: dict(prefix=Prefix(*(torch.zeros(x, 1, n, 5, hs) for x in (3, 4)))), "keys and values"),
         (lambda n, hs: dict(prefix=Prefix(*torch.zeros(2, 3, 1, n, 5, hs), torch.zeros(1, 4))), "gate"),
     ],
 )
