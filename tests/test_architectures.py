@@ -14,6 +14,7 @@ from minipeft.__main__ import nearest_tokens
 from minipeft.bench import params
 from minipeft.config import BY_LAYER, CHOICES, GEMMA3, LLAMA
 from minipeft.files.families import FAMILIES, architecture, config_from_json, config_to_json
+from minipeft.inference.generation import read_slots
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["docs/architectures.md", "docs/zh-CN/architectures.md"]
@@ -183,6 +184,25 @@ def test_in_peft_virtual_tokens_slide_out_of_the_window(shape, method, tmp_path)
     window, idx = base.config.sliding_window, torch.randint(97, (2, 12))
     differs = (model(idx) - theirs(idx).logits[:, -12:]).abs().amax(dim=(0, 2))
     assert window == 6 and (differs[: window - P] < 1e-4).all() and (differs[window - P :] > 1e-3).all()
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "llama-adapter"])
+@pytest.mark.parametrize("shape", ["mistral", "gemma3"])
+@torch.no_grad()
+def test_a_cache_sees_through_the_window_what_one_pass_sees(shape, method):
+    """Token by token, far beyond the window: the states of each are those of a pass over the whole text."""
+    base, idx = base_of(shape), torch.randint(97, (2, 20))
+    model = adapt(base, method)
+    for p in model.trainable_parameters():
+        p.normal_()
+    want = base.hidden(idx, *model.slots())
+    cache, slots = read_slots(base, model.slots(), 2, 20)
+    first, found = 3, []
+    for start, stop in [(0, first), *((t, t + 1) for t in range(first, 20))]:
+        found.append(base.hidden(idx[:, start:stop], *slots, cache=cache))
+        cache = cache.after(stop - start + (0 if slots.prompt is None else slots.prompt.size(1)))
+        slots = slots._replace(prompt=None)
+    torch.testing.assert_close(torch.cat(found, dim=1), want, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", ["mistral", "gemma3"])

@@ -82,7 +82,7 @@ def test_every_backend_has_the_window(shape, window, backend, gated):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("window", [Window(1), Window(40), Window(40, 3), Window(100, 70), Window(300)])
+@pytest.mark.parametrize("window", [Window(1), Window(40), Window(40, 3), Window(98), Window(100, 70), Window(300)])
 def test_spans_of_a_long_text_have_the_window(window):
     """The kernel leaves out whole spans of keys, forward and backward, and still is the definition."""
     args = [x.requires_grad_() for x in tensors(1, 2, 1, 230, 237, 3, 4, 1)[:5]]
