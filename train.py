@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = p.add_argument_group("base").add_argument
     add("--base", default="nano", metavar="FOLDER", type=local_path,
-        help="folder or hub id of the GPT-2 or Llama family, embedded base "
+        help="folder or hub id (docs/architectures.md), embedded base "
              f"({', '.join(EMBEDDED)}), or scratch:SIZE")
     add("--base-dtype", choices=["float32", "bfloat16"], metavar="TYPE",
         help="float32 or bfloat16, for the frozen base (default: its own)")

@@ -46,7 +46,7 @@ def arguments(argv) -> argparse.Namespace:
     for command in (g, i, e, m):
         command.error = p.error
         command.add_argument("--base", default="nano", metavar="FOLDER", type=local_path,
-                             help="folder or hub id of the GPT-2 or Llama family, "
+                             help="folder or hub id (docs/architectures.md), "
                                   f"or an embedded base: {', '.join(BASES)} (default: nano)")
         command.add_argument("--device", default=default_device(), help=HELP)
     add = g.add_argument
@@ -171,7 +171,7 @@ def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
 
 def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int, float, float]]]:
     """prompt (P, C) -> (token, cosine, distance) of the k embeddings nearest to each vector."""
-    words, vectors = base.wte.weight.detach().float(), prompt.float()
+    words, vectors = base.wte.weight.detach().float() * base.embedding_scale, prompt.float()
     cosine = F.normalize(vectors, dim=1) @ F.normalize(words, dim=1).T  # (P, V)
     distance = torch.cdist(vectors, words)
     best = cosine.topk(min(k, len(words)), dim=1).indices.tolist()
@@ -181,7 +181,7 @@ def nearest_tokens(base: GPT, prompt: Tensor, k: int = 3) -> list[list[tuple[int
 
 def typical_distance(base: GPT) -> float:
     """Median distance of a token to the nearest other one, over at most 1,000 tokens."""
-    words = base.wte.weight.detach().float()
+    words = base.wte.weight.detach().float() * base.embedding_scale
     nearest = [torch.cdist(some, words).kthvalue(2, dim=1).values  # the first is the token itself
                for some in words[:1000].split(64)]
     return float(torch.cat(nearest).median())

@@ -9,6 +9,7 @@ from .attach import Adapted
 from .checks import Error, check_base, shown
 from .files import huggingface
 from .files.atomic import file_exists
+from .files.families import FAMILIES, architecture
 from .files.peft import drop_embeddings, read_adapter, read_combination
 from .files.tensors import check_tensors, digest
 from .methods import METHODS
@@ -116,9 +117,9 @@ def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
             method = method.for_peft(base)
         except Error as e:
             raise Error(f"{folder} is {method.name}: {e}") from None
-    if huggingface.architecture(base.config) == "minipeft":
+    if architecture(base.config) == "minipeft":
         raise Error("PEFT works on transformers' models, and none has this base's architecture "
-                    "(bases like GPT-2, Llama and Qwen2 can be exported)")
+                    f"(these can be exported: {', '.join(FAMILIES)})")
     if len(method.parts()) > 1:
         raise Error(f"{folder} is a combination: "
                     "export its parts, each a folder of its own, one by one")

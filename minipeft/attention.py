@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Error, check_attention, shown
-from .fused import causal_mask, fused_attention
+from .fused import Window, causal_mask, fused_attention
 from .runtime.compiling import can_compile
 
 
 def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = None, prefix_v: Tensor | None = None,
                      gate: Tensor | None = None, backend: str = "auto",
-                     prefix_length: Tensor | None = None, length: Tensor | None = None) -> Tensor:
+                     prefix_length: Tensor | None = None, length: Tensor | None = None,
+                     window: Window | None = None) -> Tensor:
     """Causal attention over [prefix ; context]; see the equations at the top of this file.
 
     q         (B, nh, Tq, hs): the queries of the last Tq positions, Tq <= Tk
@@ -37,6 +38,8 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
               "auto"       the one that measured faster; "auto-any-length": in a graph for any T
     prefix_length   (B,) int64: row b has the first prefix_length[b] of the P prefix positions. Not with a gate
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
+    window    a query sees the last window.size of the keys at or before it, of the first window.virtual
+              all, and the prefix
     returns   (B, nh, Tq, hs) in q's dtype
 
     Raises Error for shapes that do not fit together or an unknown backend.
@@ -47,14 +50,27 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
         raise Error("q, k and v must be tensors of 4 dimensions, and prefix_k and prefix_v go together")
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
-    check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
-    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+    check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
+    k, v, window = _in_window(k, v, q.size(2), length, window)
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
 
 
-def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length) -> Tensor:
+def _in_window(k: Tensor, v: Tensor, Tq: int, length: Tensor | None, window: Window | None):
+    """Keys and values without those that no query sees any more; the window, or None where it then hides none."""
+    if window is not None and length is None:
+        first = k.size(2) - Tq + 1 - window.size  # the first that the first query sees
+        if first > window.virtual:
+            k, v = (torch.cat([x[:, :, : window.virtual], x[:, :, first:]], dim=2) if window.virtual else
+                    x[:, :, first:] for x in (k, v))
+    if window is not None and k.size(2) - window.virtual <= window.size:
+        window = None
+    return k, v, window
+
+
+def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length, window) -> Tensor:
     """causal_mask over [prefix ; context]: (Tq, P + Tk), or (B, 1, Tq, P + Tk) for ragged batches."""
     shift = 0 if length is None else (length - Tk).view(-1, 1, 1, 1)
-    mask = causal_mask((Tk - Tq, Tk), (-P, Tk), device, shift)
+    mask = causal_mask((Tk - Tq, Tk), (-P, Tk), device, shift, window)
     if prefix_length is None:
         return mask
     return mask & F.pad(_prefix_mask(P, prefix_length), (0, Tk), value=True)
@@ -65,7 +81,7 @@ def _prefix_mask(P: int, prefix_length: Tensor) -> Tensor:
     return torch.arange(P, device=prefix_length.device) < prefix_length.view(-1, 1, 1, 1)
 
 
-def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     """The specification: every matmul and softmax written out, in float32 or above."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -77,7 +93,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     keys = torch.cat([per_query_head(prefix_k), per_query_head(k)], dim=2)  # (B, nh, P+Tk, hs)
     values = torch.cat([per_query_head(prefix_v), per_query_head(v)], dim=2)  # (B, nh, P+Tk, hs)
     scores = q.to(dtype) @ keys.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, Tq, P+Tk)
-    scores = scores.masked_fill(~_mask(Tq, Tk, P, q.device, prefix_length, length), -math.inf)
+    scores = scores.masked_fill(~_mask(Tq, Tk, P, q.device, prefix_length, length, window), -math.inf)
     if gate is None:
         weights = scores.softmax(dim=-1)
     else:
@@ -86,7 +102,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     return (weights @ values).to(q.dtype)
 
 
-def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     """torch's operator: the prefix is concatenated to K and V, or (gated) attended to separately."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -94,13 +110,13 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     prefix_k, prefix_v = (x.to(q.dtype).expand(B, -1, -1, -1) for x in (prefix_k, prefix_v))
     if gate is None and P:
         k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, n_kv, P+Tk, hs)
-    ragged = prefix_length is not None or length is not None
-    if not ragged and Tq == 1:  # a row or a plain square needs no mask in memory
+    masked = prefix_length is not None or length is not None or window is not None
+    if not masked and Tq == 1:  # a row or a plain square needs no mask in memory
         o = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    elif not ragged and k.size(2) == Tq:
+    elif not masked and k.size(2) == Tq:
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
-        mask = _mask(Tq, Tk, k.size(2) - Tk, q.device, prefix_length, length)
+        mask = _mask(Tq, Tk, k.size(2) - Tk, q.device, prefix_length, length, window)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     if gate is not None and P:
         on_prefix = F.scaled_dot_product_attention(q, prefix_k, prefix_v, enable_gqa=grouped)
@@ -108,21 +124,21 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
     return o
 
 
-def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole=False):
+def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, whole=False):
     """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
                     "or backend='sdpa'")
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole, window)
 
 
-def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     """fused.py's kernel run eagerly."""
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length, window=window)
 
 
-def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     """torch's flash operator for CPUs, once for each part: prefix, earlier positions, the queries' own.
 
     It returns a part's log-sum-exp too, by which the outputs are merged (fused.py). Queries of all rows
@@ -140,8 +156,8 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
         return operator(q, keys, values, 0.0, causal, attn_mask=mask)
 
     (B, nh, Tq, hs), before = q.shape, k.size(2) - q.size(2)
-    if length is not None:
-        o, lse = part(q, k, v, mask=_mask(Tq, k.size(2), 0, q.device, None, length))
+    if length is not None or window is not None:
+        o, lse = part(q, k, v, mask=_mask(Tq, k.size(2), 0, q.device, None, length, window))
     elif Tq == 1 or not before:
         o, lse = part(q, k, v, causal=Tq > 1)
     else:
@@ -172,20 +188,20 @@ def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[T
     return o.to(lse.dtype).lerp(other_o.to(lse.dtype), share).to(o.dtype), torch.logaddexp(lse, other_lse)
 
 
-def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     backend = faster(q, torch.compiler.is_compiling())
     if apart_in_inference(q, k, prefix_k):
         backend = "flash" if q.device.type == "cpu" else backend if q.dtype == torch.float16 else "split"
-    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
 
 
-def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length):
+def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     """In a graph for any T: a loop over spans would be compiled anew for each number of them, into slower code."""
     one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, torch.compiler.is_compiling()) == "fused"
     if one_span:  # all scores of a layer lie in memory for a moment
-        return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole=True)
+        return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, whole=True)
     backend = _sdpa if torch.compiler.is_compiling() else _auto
-    return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length)
+    return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
 
 
 def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:

@@ -90,7 +90,7 @@ def check_tokens(idx, at_least: int = 1) -> None:
         raise Error(f"idx {described(idx)} must be (B, T) int64{at_least * ' with at least one token to go on from'}")
 
 
-def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) -> None:
+def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window=None) -> None:
     """Raise Error unless the arguments have the shapes that `attention.prefix_attention` names."""
     for name, x in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         check_shape(name, x, ("B", "heads", "T", "hs"))
@@ -113,6 +113,8 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length) ->
             raise Error(f"{name} must be ({B},) int64, one value per row, not {described(x)}")
     if gate is not None and prefix_length is not None:
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
+    if window is not None and not (hasattr(window, "virtual") and window.size >= 1 and window.virtual >= 0):
+        raise Error(f"window must be a Window(size, virtual) of at least one key, not {shown(window)}")
 
 
 def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:

@@ -24,45 +24,60 @@ causal part's output. torch.compile makes kernels of this plain PyTorch; without
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import Error
 from .runtime.compiling import compiled
 
 
-def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, shift: "int | Tensor" = 0) -> Tensor:
+class Window(NamedTuple):
+    """Sliding window (Mistral, 2310.06825 §2): a query sees `size` keys, its own and those before it. A prefix, and
+    the first `virtual` keys of the context, which are a soft prompt's, stay visible to every query."""
+
+    size: int
+    virtual: int = 0
+
+
+def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, shift: "int | Tensor" = 0,
+                window: Window | None = None) -> Tensor:
     """Boolean attention mask (Tq, Tk): True = the query may attend to that key.
 
-    queries, keys: (first, stop) positions from the first real token; a prefix's keys are (-P, 0). shift: added to
+    queries, keys: (first, stop) positions in the context; a prefix's keys are (-P, 0). shift: added to
     the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
     """
     query = torch.arange(*queries, device=device)[:, None] + shift
-    return torch.arange(*keys, device=device) <= query
+    key = torch.arange(*keys, device=device)
+    if window is None:
+        return key <= query
+    return (key <= query) & ((key > query - window.size) | (key < window.virtual))
 
 
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
-                    prefix_length=None, length=None, whole: bool = False) -> Tensor:
+                    prefix_length=None, length=None, whole: bool = False, window: Window | None = None) -> Tensor:
     """Split attention, with its own backward; through_compile: compiled for each set of shapes; whole: in one
     span, for a graph of any T."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
     if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
         with torch.autocast(q.device.type, enabled=False):
-            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole)[0]
-    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile, whole)
+            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole, window)[0]
+    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile, whole, window)
 
 
 class _FusedAttention(torch.autograd.Function):
     # The passes choose the dtypes of their matmuls, so autocast is off.
     @staticmethod
-    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile, whole):
-        ctx.whole = whole
+    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile, whole, window):
+        ctx.whole, ctx.window = whole, window
         choose = compiled if through_compile else (lambda function: function)
         ctx.run_backward = choose(split_attention_backward)
         with torch.autocast(q.device.type, enabled=False):
-            o, lse, causal_o, lse_prefix = choose(split_attention)(q, k, v, prefix_k, prefix_v, gate, whole=whole)
+            o, lse, causal_o, lse_prefix = choose(split_attention)(
+                q, k, v, prefix_k, prefix_v, gate, whole=whole, window=window)
         o_for_D = o if causal_o is None else causal_o
         ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o_for_D, lse, lse_prefix)
         return o
@@ -73,17 +88,17 @@ class _FusedAttention(torch.autograd.Function):
             raise Error("the fused kernel has first derivatives only: for create_graph=True take backend='reference'")
         context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:6])
         with torch.autocast(do.device.type, enabled=False):
-            return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix, ctx.whole), None, None
+            return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix, ctx.whole, ctx.window), None, None, None
 
 
-def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None, whole=False):
+def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None, whole=False, window=None):
     """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the causal part of o (B, nh, Tq, hs)
     and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
     scale = 1 / math.sqrt(q.size(-1))
     qf = to_heads_first(q, n_kv)
     kf, vf = (to_heads_first(x, n_kv).squeeze(1) for x in (k, v))
-    o, m, total = causal_part(qf, kf, vf, scale, length, whole)  # unnormalised: attn(q, K, V) = o / total
+    o, m, total = causal_part(qf, kf, vf, scale, length, whole, window)  # unnormalised: attn(q, K, V) = o / total
     lse_context = m + total.log()
     if not prefix_k.size(2):
         return from_heads_first((o / total).to(q.dtype), B), lse_context, None, None
@@ -113,28 +128,32 @@ def unnormalised_softmax(scores):
     return weights, m, weights.sum(-1, keepdim=True)
 
 
-def causal_part(q, k, v, scale, length=None, whole=False):
+def causal_part(q, k, v, scale, length=None, whole=False, window=None):
     """q (N, G, Tq, hs), k, v (N, Tk, hs) -> exp(S - m) V (N, G, Tq, hs), m and sums (N, G, Tq, 1)."""
     N, G, Tq, hs = q.shape
     before = k.size(1) - Tq  # keys that every query sees
     parts = []
     for a, b in query_spans(Tq, q.dtype, whole):
-        seen = before + b
-        scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), k[:, :seen].transpose(1, 2))
-        scores = accumulate(scores).view(N, G, b - a, seen) * scale
+        first, stop, virtual = 0, before + b, 0  # the keys that the queries see
+        if window is not None and length is None and before + a + 1 - window.size > window.virtual:
+            first, virtual = before + a + 1 - window.size, window.virtual
+        keys, values = (torch.cat([x[:, :virtual], x[:, first:stop]], dim=1) if virtual else x[:, first:stop]
+                        for x in (k, v))
+        scores = torch.bmm(q[:, :, a:b].reshape(N, -1, hs), keys.transpose(1, 2))
+        scores = accumulate(scores).view(N, G, b - a, -1) * scale
         if length is not None or Tq > 1:  # a single query, the last, sees every key
             shift = 0 if length is None else (length - k.size(1)).repeat(N // len(length)).view(N, 1, 1, 1)
-            mask = causal_mask((before + a, before + b), (0, seen), q.device, shift)
-            scores = scores.masked_fill(~mask, -math.inf)
+            mask = causal_mask((before + a, stop), (first, stop), q.device, shift, window)
+            scores = scores.masked_fill(~F.pad(mask, (virtual, 0), value=True), -math.inf)
         weights, m, total = unnormalised_softmax(scores)
-        o = torch.bmm(weights.to(q.dtype).view(N, -1, seen), v[:, :seen]).view(N, G, b - a, hs)
+        o = torch.bmm(weights.to(q.dtype).flatten(1, 2), values).view(N, G, b - a, hs)
         parts.append((o, m, total))
     o, m, total = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
     return accumulate(o), m, total
 
 
 def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool,
-                             whole: bool = False):
+                             whole: bool = False, window: Window | None = None):
     """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where
     `prefix`), else None.
 
@@ -165,32 +184,36 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
             dpv = from_heads_first(torch.bmm(weights.to(q.dtype).transpose(1, 2), do_rows), prefix_k.size(0))
     if context:
         kf, vf = (to_heads_first(x, n_kv).squeeze(1) for x in (k, v))
-        twice_dq, dk, dv = causal_backward(dof, half_q, kf, vf, D, lse, scale, whole)
+        twice_dq, dk, dv = causal_backward(dof, half_q, kf, vf, D, lse, scale, whole, window)
         if P:
             twice_dq = twice_dq + torch.bmm(dscores, pk).view_as(twice_dq)
         dq, dk, dv = (from_heads_first(x.to(q.dtype), B) for x in (0.5 * twice_dq, dk, dv))
     return dq, dk, dv, dpk, dpv, dgate if prefix else None
 
 
-def causal_backward(do, half_q, k, v, D, lse, scale, whole=False):
-    """Blocks of keys against the queries at or after them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
+def causal_backward(do, half_q, k, v, D, lse, scale, whole=False, window=None):
+    """Blocks of keys against the queries that see them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
     N, G, Tq, hs = half_q.shape
     before = k.size(1) - Tq
     spans = query_spans(Tq, half_q.dtype, whole)
     dqs, dks, dvs = [[] for _ in spans], [], []
     for j, (a, b) in enumerate(spans):
         first, last = (before + a if a else 0), before + b  # block 0 also takes the keys that every query sees
-        later_q, later_do = (x[:, :, a:].reshape(N, -1, hs) for x in (half_q, do))
+        later = spans[j:]  # of queries: at or after these keys, and within the window
+        if window is not None and first >= window.virtual:
+            later = [(c, d) for c, d in later if before + c < last - 1 + window.size]
+        e = later[-1][1]
+        later_q, later_do = (x[:, :, a:e].reshape(N, -1, hs) for x in (half_q, do))
         keys, values = k[:, first:last], v[:, first:last]
-        scores = accumulate(torch.bmm(later_q, keys.transpose(1, 2))).view(N, G, Tq - a, -1) * scale
-        mask = causal_mask((before + a, before + Tq), (first, last), k.device)
-        weights = torch.where(mask, (scores - lse[:, :, a:]).exp(), 0.0)
+        scores = accumulate(torch.bmm(later_q, keys.transpose(1, 2))).view(N, G, e - a, -1) * scale
+        mask = causal_mask((before + a, before + e), (first, last), k.device, window=window)
+        weights = torch.where(mask, (scores - lse[:, :, a:e]).exp(), 0.0)
         dweights = accumulate(torch.bmm(later_do, values.transpose(1, 2))).view_as(weights)
-        dscores = (weights * (dweights - D[:, :, a:]) * scale).to(k.dtype).view(N, -1, last - first)
+        dscores = (weights * (dweights - D[:, :, a:e]) * scale).to(k.dtype).view(N, -1, last - first)
         dks.append(torch.bmm(dscores.transpose(1, 2), later_q))
         dvs.append(torch.bmm(weights.to(k.dtype).view(N, -1, last - first).transpose(1, 2), later_do))
-        later_dq = accumulate(torch.bmm(dscores, keys).view(N, G, Tq - a, hs))
-        for i, (c, d) in enumerate(spans[j:], start=j):
+        later_dq = accumulate(torch.bmm(dscores, keys).view(N, G, e - a, hs))
+        for i, (c, d) in enumerate(later, start=j):
             dqs[i].append(later_dq[:, :, c - a : d - a])
     twice_dq = torch.cat([sum(parts) for parts in dqs], dim=2)
     return twice_dq, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)

@@ -31,7 +31,7 @@ def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
     V = base.config.vocab_size
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < V:
         raise Error(f"token ids must lie in 0 … {V - 1}, but they span {int(tokens.min())} … {int(tokens.max())}")
-    return base.wte(tokens.to(base.wte.weight.device)).unsqueeze(0)
+    return base.embed(tokens.to(base.wte.weight.device)).unsqueeze(0)
 
 
 def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor:
@@ -41,11 +41,11 @@ def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
     """
     check_base(base)
     _check_virtual(base, "soft prompt", prompt, (1, "P", base.config.n_embd))
-    x, rope = base.add_positions(prompt.to(base.wte.weight.dtype))
+    x, ropes = base.add_positions(prompt.to(base.wte.weight.dtype))
     inputs = []
-    for block, block_hooks in zip(base.h, hooks or [None] * len(base.h), strict=True):
+    for block, rope, block_hooks in zip(base.h, ropes, hooks or [None] * len(base.h), strict=True):
         inputs.append(x)
-        x = block(x, rope, hooks=block_hooks)
+        x = block(x, rope, hooks=block_hooks, virtual=x.size(1))
     return torch.stack(inputs)
 
 
@@ -54,9 +54,9 @@ def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: Hooks = None) -> Tensor
     check_base(base)
     _check_virtual(base, "hidden prefix", hidden, (base.config.n_layer, 1, "P", base.config.n_embd))
     hidden = hidden.to(base.wte.weight.dtype)
-    _, rope = base.add_positions(hidden[0])
+    _, ropes = base.add_positions(hidden[0])
     layers = []
-    for block, x, block_hooks in zip(base.h, hidden, hooks or [None] * len(base.h), strict=True):
+    for block, x, rope, block_hooks in zip(base.h, hidden, ropes, hooks or [None] * len(base.h), strict=True):
         _, k, v = block.attn.qkv(block.ln_1(x), rope, block_hooks)  # (1, n_kv, P, hs)
         layers.append(torch.stack([k, v]))
     return torch.stack(layers)

@@ -10,10 +10,9 @@ LoRA (Hu et al. 2021, 2106.09685) and bottleneck adapters (Houlsby et al. 2019, 
 virtual tokens. They are *hooks*: functions `f(x, y) -> y'` that replace the output `y` of a named
 place of a block (config.hookable_modules) whose input was `x`.
 
-The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. The Llama family's
-changes (2302.13971) are choices of the config: rotary positions (RoPE, 2104.09864), RMSNorm,
-SwiGLU, grouped heads, linears without biases, an untied head. The model knows no tuning method by
-name. Read from leaf to root.
+The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. Changes of Llama
+(2302.13971), Mistral, Qwen3, SmolLM3 and Gemma 3 are choices of the config (docs/architectures.md).
+The model knows no tuning method by name. Read from leaf to root.
 """
 
 import math
@@ -27,33 +26,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
 from .checks import Error, check_slots
-from .config import GPTConfig, RopeScaling, hookable_modules
+from .config import GPTConfig, hookable_modules
 from .files import huggingface
+from .fused import Window
+from .parts import Rope, gelu, layer_tables, norm, rotate
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
 from .slots import KVCache, Prefix
-
-
-def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype,
-                  scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
-    """Cosine and sine per position (T,) or (B, T) -> two tensors (1|B, 1, T, hs) (RoPE §3.2.2)."""
-    channel = torch.arange(0, head_size, 2, device=positions.device, dtype=dtype)
-    frequency = theta ** (-channel / head_size)  # (hs/2,)
-    if scaling is not None:  # keep what turns fast, slow down what turns slowly
-        turns = scaling.original * frequency / (2 * math.pi)  # within the positions first trained on
-        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        slowed, same = torch.full_like(keep, 1 / scaling.factor), torch.ones_like(keep)
-        frequency = frequency * torch.lerp(slowed, same, keep.clamp(0, 1))
-    angle = positions.to(dtype)[..., None] * frequency  # (1|B, T, hs/2)
-    angle = torch.cat([angle, angle], dim=-1).view(-1, 1, positions.size(-1), head_size)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate channels i and i + hs/2 of x (B, nh, T, hs) by their position's angle (Llama's pairing)."""
-    cos, sin = rope
-    a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
 
 
 def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
@@ -70,57 +49,52 @@ def linear(part: nn.Module, name: str, x: Tensor, hooks: dict | None) -> Tensor:
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, window: int | None = None):
         super().__init__()
-        C, kv, bias = config.n_embd, config.kv, config.bias != "none"
-        self.head_size, self.widths, self.backend = config.head_size, (C, kv, kv), "auto"
+        C, q, kv, bias = config.n_embd, config.q, config.kv, config.bias != "none"
+        self.head_size, self.widths, self.window, self.backend = config.head_size, (q, kv, kv), window, "auto"
         self.joined = config.projections == "joined"
         if self.joined:  # one matrix makes queries, keys and values
             self.c_attn = Linear(C, sum(self.widths), bias=bias)
-            self.c_proj = Linear(C, C, bias=config.bias == "all")
+            self.c_proj = Linear(q, C, bias=config.bias == "all")
         else:
             self.q_proj, self.k_proj, self.v_proj = (Linear(C, width, bias=bias) for width in self.widths)
-            self.o_proj = Linear(C, C, bias=config.bias == "all")
+            self.o_proj = Linear(q, C, bias=config.bias == "all")
+        self.q_norm, self.k_norm = (norm(config, self.head_size) if config.qk_norm else nn.Identity() for _ in "qk")
 
-    def qkv(self, x: Tensor, rope=None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rope: Rope = None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); q and k already rotated."""
         B, T, C = x.shape
         if self.joined:
             q, k, v = linear(self, "attn.c_attn", x, hooks).split(self.widths, dim=-1)
         else:
             q, k, v = (linear(self, name, x, hooks) for name in ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
-        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in (q, k, v))  # (B, nh | n_kv, T, hs)
+        q, k, v = (y.view(B, T, -1, self.head_size) for y in (q, k, v))
+        q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (B, nh | n_kv, T, hs)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return q, k, v
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None,
-                hooks=None) -> Tensor:
-        B, T, C = x.shape
+    def forward(self, x: Tensor, rope: Rope = None, prefix: Prefix | None = None, cache: KVCache | None = None,
+                hooks=None, virtual: int = 0) -> Tensor:
+        B, T, _ = x.shape
+        window = self.window and Window(self.window, virtual)
         q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
         prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
         # slot 2: keys and values from outside -> (B, nh, T, hs)
-        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length)
+        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length, window)
         y = apply_hook(hooks, "attn.heads", q, y)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)
         return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
-    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster."""
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    return F.gelu(x, approximate="tanh")
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         C, M, bias = config.n_embd, config.inner, config.bias == "all"
-        self.gated = config.mlp == "swiglu"
-        if self.gated:  # SwiGLU (Shazeer 2020, 2002.05202, eq. 6)
+        self.gated, self.act = config.mlp != "gelu", F.silu if config.mlp == "swiglu" else gelu
+        if self.gated:  # SwiGLU or GEGLU (Shazeer 2020, 2002.05202, eq. 6)
             self.gate_proj, self.up_proj = Linear(C, M, bias), Linear(C, M, bias)
             self.down_proj = Linear(M, C, bias)
         else:
@@ -128,34 +102,31 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, hooks=None) -> Tensor:
         if self.gated:
-            y = F.silu(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)
+            y = self.act(linear(self, "mlp.gate_proj", x, hooks)) * linear(self, "mlp.up_proj", x, hooks)
         else:
-            y = gelu(linear(self, "mlp.c_fc", x, hooks))
+            y = self.act(linear(self, "mlp.c_fc", x, hooks))
         y = apply_hook(hooks, "mlp.act", x, y)  # (B, T, M), M = 4C in GPT-2
         return linear(self, "mlp.down_proj" if self.gated else "mlp.c_proj", y, hooks)
 
 
-def norm(config: GPTConfig) -> nn.Module:
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.n_embd, eps=config.layer_norm_epsilon)
-
-
 class Block(nn.Module):
-    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm)."""
+    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm), or with a norm behind it too."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, window: int | None = None):
         super().__init__()
         self.ln_1 = norm(config)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, window)
+        self.ln_1_post = norm(config) if config.sandwich_norm else nn.Identity()
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
+        self.ln_2_post = norm(config) if config.sandwich_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope=None, prefix: Prefix | None = None, cache: KVCache | None = None,
-                hooks=None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope = None, prefix: Prefix | None = None, cache: KVCache | None = None,
+                hooks=None, virtual: int = 0) -> Tensor:
         a = self.ln_1(x)
-        x = x + apply_hook(hooks, "attn", a, self.attn(a, rope, prefix, cache, hooks))
+        x = x + apply_hook(hooks, "attn", a, self.ln_1_post(self.attn(a, rope, prefix, cache, hooks, virtual)))
         m = self.ln_2(x)
-        return x + apply_hook(hooks, "mlp", m, self.mlp(m, hooks))
+        return x + apply_hook(hooks, "mlp", m, self.ln_2_post(self.mlp(m, hooks)))
 
 
 def call_block(block: Block, *inputs) -> Tensor:
@@ -171,7 +142,7 @@ class GPT(nn.Module):
         self.through_compile = self.checkpointed = False  # see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, config.window(i)) for i in range(config.n_layer))
         self.ln_f = norm(config)
         self.lm_head = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
         for name, p in self.named_parameters():  # GPT-2's initialisation; norms keep ones and zeros
@@ -186,16 +157,30 @@ class GPT(nn.Module):
         """(V, C): the matrix that turns hidden states into logits; GPT-2 ties it to the embeddings."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def add_positions(self, x: Tensor, first: "int | Tensor" = 0):
-        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and the
+    def embed(self, idx: Tensor) -> Tensor:
+        """Token embeddings (B, T, C), scaled where the config says so. Raises Error for ids outside the vocabulary."""
+        try:
+            x = self.wte(idx)
+        except IndexError:
+            raise Error(f"token ids must lie in 0 … {self.config.vocab_size - 1}, but they span "
+                        f"{int(idx.min())} … {int(idx.max())}") from None
+        return x * self.embedding_scale if self.config.scale_embeddings else x
+
+    @property
+    def embedding_scale(self) -> float:
+        """sqrt(C), rounded to the weights' dtype as Gemma rounds it; 1 where embeddings are not scaled."""
+        c, dtype = self.config, self.wte.weight.dtype
+        return torch.tensor(math.sqrt(c.n_embd), dtype=dtype, device="cpu").item() if c.scale_embeddings else 1.0
+
+    def add_positions(self, x: Tensor, first: "int | Tensor" = 0) -> tuple[Tensor, list[Rope]]:
+        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and each layer's
         rotary tables (None with learned positions)."""
         offset = first if isinstance(first, int) else first[:, None]
         positions = torch.arange(x.size(1), device=x.device) + offset  # (T,) or (B, T)
         if self.wpe is not None:
-            return x + self.wpe(positions), None
-        dtype = torch.promote_types(x.dtype, torch.float32)  # angles of far positions need the digits
-        c = self.config
-        return x, rotary_tables(positions, c.head_size, c.rope_theta, dtype, c.rope_scaling)
+            x = x + self.wpe(positions)
+        # angles of far positions need the digits
+        return x, layer_tables(self.config, positions, torch.promote_types(x.dtype, torch.float32))
 
     def forward(self, idx: Tensor, prompt=None, prefix=None, hooks=None) -> Tensor:
         """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
@@ -205,7 +190,7 @@ class GPT(nn.Module):
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) int64 -> the head's input: normalised last states of the real tokens (B, T, C).
 
-        prompt   (1|B, P, C): vectors concatenated before the token embeddings
+        prompt   (1|B, P, C): vectors concatenated before the (scaled) token embeddings
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
                  before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
         hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
@@ -226,24 +211,21 @@ class GPT(nn.Module):
         if cache is not None:
             first = first + (cache.read if cache.length is None else cache.length)
 
-        try:
-            x = self.wte(idx)  # (B, T, C)
-        except IndexError:
-            raise Error(f"token ids must lie in 0 … {self.config.vocab_size - 1}, but they span "
-                        f"{int(idx.min())} … {int(idx.max())}") from None
+        x = self.embed(idx)  # (B, T, C)
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
-        x, rope = self.add_positions(x, first)
+        x, ropes = self.add_positions(x, first)
+        virtual = cache.virtual if cache else x.size(1) - T  # positions of a prompt: no window hides them
         # slot 2: every block its own part of the prefix
         prefixes, caches = prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None]
-        for block, *inputs in zip(self.h, prefixes, caches, hooks or L * [None], strict=True):
-            x = self.run_block(block, x, rope, *inputs)
+        for block, *inputs in zip(self.h, ropes, prefixes, caches, hooks or L * [None], strict=True):
+            x = self.run_block(block, x, *inputs, virtual)
         return self.ln_f(x[:, x.size(1) - T :])  # without the virtual tokens   (B, T, C)
 
-    def run_block(self, block: Block, x: Tensor, rope, prefix: Prefix | None, cache: KVCache | None,
-                  hooks: dict | None) -> Tensor:
+    def run_block(self, block: Block, x: Tensor, rope: Rope, prefix: Prefix | None, cache: KVCache | None,
+                  hooks: dict | None, virtual: int) -> Tensor:
         """Run a block, compiled or checkpointed where that is switched on."""
-        inputs = (block, x, rope, prefix, cache, hooks)
+        inputs = (block, x, rope, prefix, cache, hooks, virtual)
         compile_it = self.through_compile and cache is None and (x.requires_grad or not torch.is_grad_enabled())
         run = compiled(call_block) if compile_it else call_block
         if compile_it and block.attn.backend == "auto-any-length":
@@ -275,6 +257,6 @@ class GPT(nn.Module):
         return base
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
-        """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.
+        """Write a Hugging Face folder; shapes of the families in huggingface.FAMILIES open in transformers.
         safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

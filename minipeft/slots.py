@@ -48,10 +48,11 @@ class KVCache(NamedTuple):
     v: Tensor  # (L, B, n_kv, S, hs)
     read: int = 0  # positions in use; where rows differ, those of the longest
     length: Tensor | None = None  # (B,) int64: positions in use in each row, where rows differ
+    virtual: int = 0  # the first so many positions are a soft prompt's
 
     def layers(self, L: int) -> "list[KVCache]":
         """One KVCache per layer, without the first dimension."""
-        return [KVCache(k, v, self.read, self.length) for k, v in zip(self.k, self.v, strict=True)]
+        return [KVCache(k, v, self.read, self.length, self.virtual) for k, v in zip(self.k, self.v, strict=True)]
 
     def after(self, T: int) -> "KVCache":
         """The same buffers, T positions later."""

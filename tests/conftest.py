@@ -11,12 +11,17 @@ import torch
 
 from minipeft import GPT, METHODS, Error, GPTConfig, accounting
 from minipeft.attach import Adapted
-from minipeft.config import LLAMA, RopeScaling, linears
+from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling, linears
 
-SHAPES = {  # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head
+# GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head; Qwen3, SmolLM3 and Gemma 3
+SHAPES = {
     "learned": {},
     "rotary": {"position": "rotary"},
     "llama": {"n_kv_head": 2, "n_inner": 40, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "tied": False, **LLAMA},
+    "qwen3": {"n_kv_head": 2, "head_dim": 16, "n_inner": 40, **QWEN3},
+    "smollm3": {"n_kv_head": 2, "n_inner": 40, "no_rope_layer_interval": 2, **LLAMA},
+    "gemma3": {"n_kv_head": 1, "head_dim": 16, "n_inner": 40, "sliding_window": 5, "sliding_window_pattern": 2,
+               "rope_local_base_freq": 100.0, **GEMMA3},
 }
 
 LLAMA_NAMES = {  # GPT-2's names of linears -> Llama's
@@ -88,6 +93,17 @@ def tiny(shape: str = "learned", dtype: torch.dtype = torch.float32, seed: int =
         for p in base.parameters():
             p.normal_(std=0.3) if p.dim() == 2 else p.add_(0.1 * torch.randn_like(p))
     return base.to(dtype)
+
+
+def read_behind(base: GPT, tokens: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
+    """Logits of idx (B, T) behind a text (P,), which a window leaves visible, as it does virtual tokens."""
+    P, read = len(tokens), torch.cat([tokens.expand(len(idx), -1), idx], dim=1)
+    if base.config.sliding_window is None:
+        return base(read)[:, P:]
+    x, ropes = base.add_positions(base.embed(read))
+    for block, rope in zip(base.h, ropes, strict=True):
+        x = block(x, rope, virtual=P)
+    return base.ln_f(x[:, P:]) @ base.head.T
 
 
 def quick(values, *chosen) -> list:

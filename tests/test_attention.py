@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minipeft import Error, prefix_attention
 from minipeft.attention import apart_in_inference, causal_mask
+from minipeft.fused import Window
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
     (2, 4, 4, 7, 7, 3, 8, 1),
@@ -26,7 +28,7 @@ def tensors(B, nh, n_kv, Tq, Tk, P, hs, Bp, dtype=torch.float64, seed=0):
     return [torch.randn(s, generator=g, dtype=dtype) for s in shapes]
 
 
-def by_hand(q, k, v, pk, pv, gate=None):
+def by_hand(q, k, v, pk, pv, gate=None, window=None):
     """The definition, one query at a time."""
     B, nh, Tq, hs = q.shape
     group, Tk = nh // k.size(1), k.size(2)
@@ -37,12 +39,13 @@ def by_hand(q, k, v, pk, pv, gate=None):
             pkeys, pvalues = (x[b if x.size(0) > 1 else 0, h // group] for x in (pk, pv))
             for t in range(Tq):
                 n = Tk - Tq + t + 1  # this query sees its own position and those before
-                s = keys[:n] @ q[b, h, t] / math.sqrt(hs)
+                seen = [i for i in range(n) if window is None or i > n - 1 - window.size or i < window.virtual]
+                s = keys[seen] @ q[b, h, t] / math.sqrt(hs)
                 sp = pkeys @ q[b, h, t] / math.sqrt(hs)
                 if gate is None:
-                    o[b, h, t] = torch.cat([sp, s]).softmax(0) @ torch.cat([pvalues, values[:n]])
+                    o[b, h, t] = torch.cat([sp, s]).softmax(0) @ torch.cat([pvalues, values[seen]])
                 else:
-                    o[b, h, t] = s.softmax(0) @ values[:n] + gate[h] * (sp.softmax(0) @ pvalues)
+                    o[b, h, t] = s.softmax(0) @ values[seen] + gate[h] * (sp.softmax(0) @ pvalues)
     return o
 
 
@@ -55,6 +58,69 @@ def test_every_backend_is_the_definition(shape, backend, gated):
     with torch.set_grad_enabled(backend != "flash"):
         got = prefix_attention(*args, gate, backend=backend)
     torch.testing.assert_close(got, by_hand(*args, gate), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flash", "split", "auto"])
+@pytest.mark.parametrize("window", [Window(1), Window(3), Window(3, 2), Window(2, 5), Window(6), Window(50, 1)])
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], SHAPES[4], SHAPES[7]])
+def test_every_backend_has_the_window(shape, window, backend, gated):
+    """Shorter and longer than the text, with and without positions that it leaves visible."""
+    *args, gate = tensors(*shape)
+    gate = gate if gated and shape[5] else None
+    exact = by_hand(*args, gate, window)
+    with torch.no_grad():
+        got = prefix_attention(*args, gate, backend=backend, window=window)
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
+    if backend != "flash":  # training takes other paths
+        args = [x.requires_grad_() for x in args if x.numel()] if not shape[5] else [x.requires_grad_() for x in args]
+        got = prefix_attention(*args, gate=gate, backend=backend, window=window)
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
+        reference = prefix_attention(*args, gate=gate, backend="reference", window=window)
+        want = torch.autograd.grad(reference.sin().sum(), args)
+        for a, b in zip(torch.autograd.grad(got.sin().sum(), args), want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [Window(1), Window(40), Window(40, 3), Window(98), Window(100, 70), Window(300)])
+def test_spans_of_a_long_text_have_the_window(window):
+    """The kernel leaves out whole spans of keys, forward and backward, and still is the definition."""
+    args = [x.requires_grad_() for x in tensors(1, 2, 1, 230, 237, 3, 4, 1)[:5]]
+    got = prefix_attention(*args, backend="split", window=window)
+    with torch.no_grad():
+        torch.testing.assert_close(got, by_hand(*args, None, window), rtol=1e-10, atol=1e-10)
+    want = torch.autograd.grad(prefix_attention(*args, backend="reference", window=window).sin().sum(), args)
+    for a, b in zip(torch.autograd.grad(got.sin().sum(), args), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_kernel_computes_less_under_a_window():
+    def operations(window):
+        args = [x.requires_grad_() for x in tensors(1, 2, 2, 1024, 1024, 0, 4, 1)[:3]]
+        with FlopCounterMode(display=False) as counted:
+            prefix_attention(*args, backend="split", window=window).sum().backward()
+        return counted.get_total_flops()
+
+    assert operations(Window(96)) < 0.4 * operations(None)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "flash", "split"])
+@pytest.mark.parametrize("Tq", [1, 3])
+@torch.no_grad()
+def test_rows_of_different_lengths_have_the_window_each(backend, Tq):
+    *args, _ = tensors(4, 4, 2, Tq, 9, 5, 8, 4)
+    length, window = torch.tensor([9, 5, 3, 7]), Window(3, 1)
+    got = prefix_attention(*args, None, backend, None, length, window)
+    for b, n in enumerate(length.tolist()):
+        q, k, v, pk, pv = (x[b : b + 1] for x in args)
+        want = by_hand(q, k[:, :, :n], v[:, :, :n], pk, pv, None, window)
+        torch.testing.assert_close(got[b : b + 1], want, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_no_window_is_refused():
+    for wrong in (3, (3, 0), Window(0), Window(2, -1)):
+        with pytest.raises(Error, match="^window must be a Window"):
+            prefix_attention(*tensors(*SHAPES[0])[:5], window=wrong)
 
 
 @pytest.mark.parametrize("gated", [False, True])

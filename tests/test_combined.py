@@ -31,7 +31,7 @@ def test_lora_bottleneck_adapter_and_prefix_are_those_applied_by_hand(shape, tmp
              | {place: bottleneck(layer[place]) for place in ("attn", "mlp")}
              for pairs, layer in zip(parts["lora"].layers, parts["adapter"].layers, strict=True)]
     rows = parts["prefix"].prompt_embeddings  # (P, L·2·n_kv·hs)
-    prefix = rows.view(4, 3, 2, base.config.n_kv, 8).permute(1, 2, 3, 0, 4)[:, :, None]
+    prefix = rows.view(4, 3, 2, base.config.n_kv, base.config.head_size).permute(1, 2, 3, 0, 4)[:, :, None]
     by_hand = base(idx, prefix=prefix, hooks=hooks)
     torch.testing.assert_close(model(idx), by_hand, rtol=0, atol=1e-12)
     for name in parts:  # every part has a say

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
-from minipeft.config import LLAMA, RopeScaling
-from minipeft.files.huggingface import architecture
+from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling
+from minipeft.files.families import FAMILIES, architecture
 from minipeft.files.tensors import StoredTensors
 
 ROOT = Path(__file__).parent.parent
@@ -31,8 +31,22 @@ SHAPES = {
     "llama3": GPTConfig(**GROUPED, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),  # 64 positions, from 16
     "qwen2": GPTConfig(**GROUPED | dict(bias="qkv")),
     "qwen2-untied": GPTConfig(**GROUPED | dict(bias="qkv", n_kv_head=1), tied=False),
+    "llama-heads": GPTConfig(**GROUPED, head_dim=16),
+    "mistral": GPTConfig(**GROUPED, sliding_window=6, tied=False),
+    "mistral-heads": GPTConfig(**GROUPED | dict(n_head=6), sliding_window=80, head_dim=8),  # 32 / 6 is no size
+    "mistral-wide": GPTConfig(**GROUPED, sliding_window=80, rope_theta=500.0),
+    "qwen3": GPTConfig(**GROUPED | QWEN3, head_dim=16, rope_theta=1e6),
+    "qwen3-untied": GPTConfig(**GROUPED | QWEN3, tied=False, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "smollm3": GPTConfig(**GROUPED, no_rope_layer_interval=2),
+    "smollm3-first": GPTConfig(**GROUPED, no_rope_layer_interval=1, tied=False),  # no layer is rotated
+    "gemma3": GPTConfig(**GROUPED | GEMMA3, head_dim=16, sliding_window=6, sliding_window_pattern=2,
+                        rope_theta=1e6, rope_local_base_freq=100.0),
+    "gemma3-windows": GPTConfig(**GROUPED | GEMMA3, sliding_window=5, tied=False),  # in every layer
+    "gemma3-wide": GPTConfig(**GROUPED | GEMMA3 | dict(n_kv_head=1), sliding_window=80, sliding_window_pattern=3,
+                             rope_local_base_freq=100.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
+    "gemma3-full": GPTConfig(**GROUPED | GEMMA3, head_dim=4),
 }
-KINDS = ["gpt2", "llama", "qwen2"]
+KINDS = ["gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma3", "mistral"]
 
 
 def random_(model, std=0.2):
@@ -61,15 +75,30 @@ def theirs_of(shape: str):
     if s := c.rope_scaling:
         rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
         rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original}
-    make, model = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }[shape[:5]]
-    config = make(
+    kind, more = kind_of(shape), {"pad_token_id": None}
+    if kind in ("llama", "mistral", "qwen3", "gemma3_text"):
+        more["head_dim"] = c.head_size
+    if kind == "mistral":
+        more["sliding_window"] = c.sliding_window
+    if kind == "smollm3":
+        more["no_rope_layers"] = [int((i + 1) % c.no_rope_layer_interval != 0) for i in range(c.n_layer)]
+    if kind == "gemma3_text":
+        every, full = c.sliding_window_pattern or (99 if c.sliding_window else 1), {"rope_type": "default"}
+        more |= {"query_pre_attn_scalar": c.head_size, "sliding_window": c.sliding_window or 7,
+                 "layer_types": ["sliding_attention" if i % every else "full_attention" for i in (1, 2, 3)]}
+        local = {"rope_type": "default", "rope_theta": c.rope_local_base_freq or c.rope_theta}
+        rope = {"full_attention": full | rope, "sliding_attention": local}
+    name = dict(llama="Llama", mistral="Mistral", qwen2="Qwen2", qwen3="Qwen3", smollm3="SmolLM3")
+    config = getattr(transformers, name.get(kind, "Gemma3Text") + "Config")(
         max_position_embeddings=c.block_size, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
         num_key_value_heads=c.n_kv, hidden_size=c.n_embd, intermediate_size=c.inner,
-        rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **shared)
-    return random_(model(config))
+        rms_norm_eps=c.layer_norm_epsilon, rope_parameters=rope, **more, **shared)
+    return random_(getattr(transformers, name.get(kind, "Gemma3") + "ForCausalLM")(config))
+
+
+def kind_of(shape: str) -> str:
+    """The model_type of one of SHAPES."""
+    return {"llama3": "llama", "gemma3": "gemma3_text"}.get(kind := shape.partition("-")[0], kind)
 
 
 def opened_by_transformers(folder):
@@ -97,7 +126,7 @@ def same_answers(ours, theirs):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformers_opens_what_we_save(shape, tmp_path):
     ours = base_of(shape)
-    assert architecture(ours.config) == shape[:5].rstrip("-3")
+    assert architecture(ours.config) == kind_of(shape)
     ours.save_pretrained(tmp_path)
     theirs = opened_by_transformers(tmp_path)
     same_logits(ours, theirs)
@@ -130,6 +159,16 @@ FIELDS = {  # shape: fields of config.json that are set, and fields that are mis
     "llama-both-spellings": ("llama3", dict(rope_scaling=dict(
         rope_type="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0,
         original_max_position_embeddings=32)), []),
+    "qwen3-absent": ("qwen3", {}, ["rms_norm_eps", "max_position_embeddings", "use_sliding_window", "layer_types"]),
+    "mistral-absent": ("mistral-heads", {}, ["sliding_window", "rope_parameters"]),
+    "mistral-null": ("mistral", dict(sliding_window=None), []),
+    "smollm3-absent": ("smollm3", {}, ["no_rope_layers", "rope_parameters", "tie_word_embeddings", "rms_norm_eps",
+                                       "max_position_embeddings"]),
+    "smollm3-interval": ("smollm3", dict(no_rope_layer_interval=2), ["no_rope_layers"]),
+    "gemma3-old": ("gemma3", dict(sliding_window_pattern=2, rope_theta=1e6, rope_local_base_freq=100.0,
+                                  rope_scaling=None), ["layer_types", "rope_parameters"]),
+    "gemma3-absent": ("gemma3-wide", {}, ["layer_types", "rope_parameters", "rms_norm_eps", "sliding_window",
+                                          "tie_word_embeddings", "max_position_embeddings"]),
     "llama-whole-rotation": ("llama", dict(partial_rotary_factor=1.0), []),
 }
 
@@ -157,7 +196,7 @@ def test_what_transformers_takes_for_false_may_be_null(tmp_path):
         assert GPT.from_pretrained(tmp_path).config.resolved() == base.config.resolved()
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "llama-tied", "qwen2"])
+@pytest.mark.parametrize("shape", ["gpt2", "llama-tied", "qwen2", "gemma3"])
 def test_a_model_saved_without_its_head_is_read(shape, tmp_path):
     theirs = theirs_of(shape)
     theirs.base_model.save_pretrained(tmp_path)  # "layers.0…" instead of "model.layers.0…"
@@ -341,9 +380,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "mistral"}, "model_type 'mistral' is not supported, only gpt2, llama, qwen2 and minipeft"),
+        ({"model_type": "gemma3"}, f"model_type 'gemma3' is not supported, only {', '.join(FAMILIES)} and minipeft$"),
         ({"model_type": None}, "model_type None is not supported"),
-        ({"model_type": ["llama"]}, "is not supported, only gpt2, llama, qwen2"),
+        ({"model_type": ["llama"]}, "is not supported, only gpt2, llama, mistral, qwen2"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary positions of type 'yarn' are not supported"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
@@ -351,7 +390,23 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
          "only 'default' and 'llama3' .with factor, low_freq_factor"),
         ({"rope_scaling": "yarn"}, "rope_scaling must be a JSON object or null, not 'yarn'"),
-        ({"head_dim": 16}, r"head_dim 16 is not supported, only hidden_size / num_attention_heads \(8\)"),
+        ({"head_dim": 16}, r"does not fit"),
+        ({"head_dim": 16, "model_type": "qwen2"}, "head_dim 16 is not supported, only hidden_size / num_att"),
+        ({"head_dim": "8"}, "head_dim must be a whole number of at least 1, not '8'"),
+        ({"model_type": "qwen3"}, "missing .*k_norm.weight"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a whole number of at least 1"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0, 0]},
+         r"no_rope_layers \[1, 0, 0\] is not supported: only 3 layers of which every n-th is 0"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "only 3 layers of which every n-th is 0"),
+        ({"model_type": "gemma3_text", "head_dim": 8, "query_pre_attn_scalar": 8,
+          "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+         "layer_types .* is not supported: only 3 layers of which every n-th is 'full_attention'"),
+        ({"model_type": "gemma3_text", "head_dim": 8}, r"query_pre_attn_scalar 256 is not supported, only head_dim"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "30.0 is not supported, only null"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": [], "sliding_attention": 3},
+          "rope_scaling": None}, "must hold a JSON object for full_attention"),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+         "rotary positions of type 'linear' are not supported"),
         ({"attention_bias": True}, "attention_bias True is not supported, only False"),
         ({"mlp_bias": True}, "mlp_bias True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only 'silu'"),

@@ -1,4 +1,4 @@
-"""Adapters exchanged with PEFT, on GPT-2 and the Llama family: the same logits and the same values."""
+"""Adapters exchanged with PEFT, on each family of bases: the same logits and the same values."""
 
 import json
 import warnings
@@ -14,12 +14,16 @@ from minipeft.data import NANO
 from minipeft.files.peft import read_adapter
 from minipeft.runtime.console import run
 
-BASES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2"}  # Llama and Qwen2 with grouped heads
+BASES = {  # kind: shape; all but GPT-2 with grouped heads; Gemma 3's and Mistral's windows are wider than the text
+    "gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "smollm3": "smollm3",
+    "gemma3": "gemma3-wide", "mistral": "mistral-wide",
+}
 LINEARS = {
     "gpt2": ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 LINEARS["qwen2"] = LINEARS["llama"]
+NEWER = ("qwen3", "smollm3", "gemma3", "mistral")
 PROJECTION = dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16)
 GPT2_LORA = dict(fan_in_fan_out=True)
 CASES = {  # kind of base, method, hyper-parameters, PEFT's config and its further arguments
@@ -42,6 +46,15 @@ CASES = {  # kind of base, method, hyper-parameters, PEFT's config and its furth
         "llama", "lora", dict(r=3, target_modules=["attn.o_proj", "mlp.up_proj"]),
         "LoraConfig", dict(target_modules=["self_attn.o_proj", "mlp.up_proj"]),
     ),
+    **{f"prompt-{kind}": (kind, "prompt", dict(num_virtual_tokens=5), "PromptTuningConfig", {}) for kind in NEWER},
+    **{f"prefix-{kind}": (kind, "prefix", dict(num_virtual_tokens=5), "PrefixTuningConfig", {}) for kind in NEWER},
+    **{f"all-linears-{kind}": (kind, "lora", dict(r=3, lora_alpha=10, target_modules=LINEARS["llama"]), "LoraConfig",
+                               dict(target_modules=LINEARS["llama"])) for kind in NEWER},
+    "lora-qwen3": ("qwen3", "lora", dict(r=3, lora_alpha=10), "LoraConfig", {}),
+    "lora-gemma3": ("gemma3", "lora", dict(r=3, lora_alpha=10), "LoraConfig", {}),
+    "projection-qwen3": ("qwen3", "prefix", PROJECTION, "PrefixTuningConfig", {}),
+    "adaption-prompt-mistral": (
+        "mistral", "llama-adapter", dict(adapter_len=4, adapter_layers=2), "AdaptionPromptConfig", {}),
     "adaption-prompt-llama": (
         "llama", "llama-adapter", dict(adapter_len=4, adapter_layers=2), "AdaptionPromptConfig", {}),
 }
@@ -53,7 +66,7 @@ def folders(tmp_path_factory):
     """{kind: folder of a base}."""
     root = tmp_path_factory.mktemp("bases")
     for kind in BASES:
-        base_of(kind).save_pretrained(root / kind)
+        base_of(BASES[kind]).save_pretrained(root / kind)
     return {kind: root / kind for kind in BASES}
 
 

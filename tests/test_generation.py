@@ -81,8 +81,8 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
     """Decoding reads the one prefix for all rows: nothing of the size of a copy for each of them is ever made."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    B, P, n_kv = 8, 32, base.config.n_kv
-    prefix = torch.randn(3, 2, 1, n_kv, P, 8)
+    B, P, n_kv, hs = 8, 40, base.config.n_kv, base.config.head_size
+    prefix = torch.randn(3, 2, 1, n_kv, P, hs)
 
     class Largest(TorchDispatchMode):
         numel = 0
@@ -112,16 +112,16 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
     idx = torch.randint(97, (B, 2))
     with Largest() as largest:
         shared = generate(model, idx, 3)
-    copies = B * P * n_kv * 8  # one layer's keys for every row
+    copies = B * P * n_kv * hs  # one layer's keys for every row
     assert largest.numel < copies
-    prefix = prefix.expand(3, 2, B, n_kv, P, 8).contiguous()  # a prefix a row gives the same answers
+    prefix = prefix.expand(3, 2, B, n_kv, P, hs).contiguous()  # a prefix a row gives the same answers
     assert torch.equal(generate(model, idx, 3), shared)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @torch.no_grad()
 def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
-    k, v = torch.randn(2, 3, 3, base.config.n_kv, 6, 8)
+    k, v = torch.randn(2, 3, 3, base.config.n_kv, 6, base.config.head_size)
     length = torch.tensor([6, 0, 2])
     mixed = base(idx, prefix=Prefix(k, v, length=length))
     for i, n in enumerate(length.tolist()):
@@ -229,7 +229,7 @@ def test_a_cache_keeps_what_it_is_given(base):
     from minipeft.slots import KVCache
 
     idx = torch.randint(97, (2, 9))
-    k, v = torch.zeros(2, 3, 2, base.config.n_kv, 12, 8)
+    k, v = torch.zeros(2, 3, 2, base.config.n_kv, 12, base.config.head_size)
     with torch.no_grad():
         first = base.hidden(idx[:, :5], cache=KVCache(k, v))
         second = base.hidden(idx[:, 5:], cache=KVCache(k, v).after(5))

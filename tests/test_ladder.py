@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import read_behind, tiny
 
 from minipeft import (
     Error,
@@ -26,8 +26,8 @@ def test_text_soft_prompt_hidden_prefix_and_prefix_give_the_same_logits(shape, d
     hidden = hidden_from_prompt(base, prompt)
     assert prompt.shape == (1, P, 32) and hidden.shape == (3, 1, P, 32)
     prefix = prefix_from_hidden(base, hidden)
-    assert prefix.shape == (3, 2, 1, base.config.n_kv, P, 8)
-    read = base(torch.cat([tokens.expand(3, -1), idx], dim=1))[:, P:]  # the text read aloud before the input
+    assert prefix.shape == (3, 2, 1, base.config.n_kv, P, base.config.head_size)
+    read = read_behind(base, tokens, idx)  # the text read aloud before the input
     close = dict(rtol=0, atol=TOLERANCE[dtype])
     torch.testing.assert_close(base(idx, prompt=prompt), read, **close)
     torch.testing.assert_close(base(idx, prefix=prefix), read, **close)
@@ -40,10 +40,10 @@ def test_a_hidden_prefix_is_what_the_article_draws(shape, dtype, idx):
     """Vectors concatenated to every block's input, their outputs dropped, are their keys and values in the slot."""
     base, P, T = tiny(shape, dtype), 5, idx.size(1)
     hidden = torch.randn(3, 1, P, 32, dtype=dtype)
-    x, _ = base.add_positions(base.wte(idx), first=P)
-    _, rope = base.add_positions(torch.zeros(1, P + T, 32, dtype=dtype))
-    for block, h in zip(base.h, hidden, strict=True):
-        x = block(torch.cat([h.expand(3, -1, -1), x], dim=1), rope)[:, P:]
+    x, _ = base.add_positions(base.embed(idx), first=P)
+    _, ropes = base.add_positions(torch.zeros(1, P + T, 32, dtype=dtype))
+    for block, rope, h in zip(base.h, ropes, hidden, strict=True):
+        x = block(torch.cat([h.expand(3, -1, -1), x], dim=1), rope, virtual=P)[:, P:]
     literal = base.ln_f(x) @ base.head.T
     torch.testing.assert_close(
         base(idx, prefix=prefix_from_hidden(base, hidden)), literal, rtol=0, atol=TOLERANCE[dtype]
@@ -81,7 +81,7 @@ def test_the_way_through_with_edits(base, idx):
 
 def test_a_zero_prefix_is_not_nothing(base, idx):
     """Keys of zeros score 0, so each takes exp(0): beside P of them a text of equal scores keeps T / (P + T)."""
-    zero = torch.zeros(3, 2, 1, base.config.n_kv, 5, 8)
+    zero = torch.zeros(3, 2, 1, base.config.n_kv, 5, base.config.head_size)
     assert (base(idx, prefix=zero) - base(idx)).abs().max() > 0.1
     v = torch.randn(1, 1, 6, 8)
     q = k = torch.zeros(1, 1, 6, 8)  # all scores 0

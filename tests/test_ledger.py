@@ -24,6 +24,11 @@ SHAPES = {  # shape, B, T; the last four are of no published model
     "joined": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, n_kv_head=1, mlp="swiglu", norm="rms",
                          bias="none", tied=False), 2, 6),
     "apart": (GPTConfig(61, 40, n_layer=1, n_head=2, n_embd=24, projections="apart", bias="qkv", tied=False), 1, 8),
+    "qwen3": (GPTConfig(97, 48, n_layer=3, n_head=4, n_embd=32, **BASES["qwen3"]), 2, 7),
+    "smollm3": (GPTConfig(97, 48, n_layer=5, n_head=4, n_embd=32, **BASES["smollm3"]), 2, 7),
+    "gemma3": (GPTConfig(97, 48, n_layer=5, n_head=4, n_embd=32, **BASES["gemma3"]), 2, 7),
+    "mistral": (GPTConfig(97, 48, n_layer=2, n_head=6, n_embd=32, head_dim=8, sliding_window=4, n_inner=40,
+                          **LLAMA), 2, 9),
     "one token": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24), 3, 1),
     "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
@@ -100,7 +105,7 @@ def test_bytes_of_training_are_what_tensors_and_autograd_hold(shape, method, h):
         assert said.optimizer == sum(t.nbytes for state in optimizer.state.values() for t in state.values())
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("shape", quick(["gpt2", "llama", "qwen3", "smollm3", "gemma3"], "gpt2", "llama"))
 @pytest.mark.parametrize("method, h", TRAINED)
 def test_a_base_in_bfloat16_saves_what_it_should(shape, method, h):
     config, _, _, h, model = adapted(shape, method, h)

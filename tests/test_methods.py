@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import FROZEN, SHAPES, TYPICAL, attached, in_shape, in_turn, moved, quick, tiny
+from conftest import FROZEN, SHAPES, TYPICAL, attached, in_shape, in_turn, moved, quick, read_behind, tiny
 
 from minipeft import METHODS, Error, adapt, hidden_from_prompt, load_adapter, prefix_from_hidden, prompt_from_tokens
 from minipeft.adapters import export_adapter
@@ -39,14 +39,10 @@ COMBINED = (["lora", "prefix"], dict(r=2, num_virtual_tokens=3))
 
 
 def saved_as(name, h, config):
-    """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32, hs 8): {name: shape}."""
+    """The tensors of an adapter file on the tiny base (L 3, nh 4, C 32): {name: shape}."""
     if name in ("prompt", "prefix"):
-        return {
-            "prompt_embeddings": (
-                5,
-                {"prompt": 32}.get(name, 3 * (32 if h.get("space") == "hidden" else 2 * config.n_kv * 8)),
-            )
-        }
+        layer = 32 if h.get("space") == "hidden" else 2 * config.n_kv * config.head_size
+        return {"prompt_embeddings": (5, 32 if name == "prompt" else 3 * layer)}
     if name == "llama-adapter":
         n = h.get("adapter_layers", 3)
         return {"adaption_prompt": (n, h["adapter_len"], 32), "adaption_gate": (n, 4)}
@@ -61,7 +57,8 @@ def saved_as(name, h, config):
         places = ["attn.c_attn"] if "target_modules" not in h else ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
         key = "base_model.model.transformer.h.{}.{}.lora_{}.weight"
     else:  # the paper's two, or what in_shape says
-        sizes = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (32, 16), "self_attn.o_proj": (32, 32)}
+        q, kv = 4 * config.head_size, config.n_kv * config.head_size
+        sizes = {"self_attn.q_proj": (32, q), "self_attn.v_proj": (32, kv), "self_attn.o_proj": (q, 32)}
         sizes |= {"mlp.gate_proj": (32, 40), "mlp.up_proj": (32, 40), "mlp.down_proj": (40, 32)}
         places = list(sizes)[:2] if "target_modules" not in h else list(sizes)[2:]
         key = "base_model.model.model.layers.{}.{}.lora_{}.weight"
@@ -146,13 +143,13 @@ def test_starting_from_a_text_answers_as_if_the_text_were_read(name, h, base, id
     text = torch.tensor([3, 1, 4])
     model = adapt(base, name, num_virtual_tokens=5, init=text, **h)
     repeated = torch.tensor([3, 1, 4, 3, 1])
-    read = base(torch.cat([repeated.expand(3, -1), idx], dim=1))[:, 5:]
+    read = read_behind(base, repeated, idx)
     torch.testing.assert_close(model(idx), read, rtol=0, atol=2e-5)
 
 
 def test_starting_from_the_vocabulary_takes_rows_of_the_embedding(base):
     rows = adapt(base, "prompt", num_virtual_tokens=4, init="vocab").method.prompt_embeddings
-    assert all((base.wte.weight == row).all(dim=1).any() for row in rows)
+    assert all((base.embed(torch.arange(97)) == row).all(dim=1).any() for row in rows)
 
 
 def test_the_hidden_space_is_the_literal_hidden_prefix(base, idx):
@@ -319,22 +316,22 @@ def test_lora_drops_out_in_training_alone(base, idx, tmp_path):
 
 def test_adapters_are_houlsbys_equation(base, idx):
     model = moved(adapt(base, "adapter", bottleneck_size=5))
-    x, rope = base.add_positions(base.wte(idx))
-    for block, layer in zip(base.h, model.method.layers, strict=True):
+    x, ropes = base.add_positions(base.embed(idx))
+    for block, rope, layer in zip(base.h, ropes, model.method.layers, strict=True):
 
         def adapter(y, a):
             return y + torch.nn.functional.gelu(y @ a.down.T + a.b_down) @ a.up.T + a.b_up
 
-        x = x + adapter(block.attn(block.ln_1(x), rope), layer["attn"])
-        x = x + adapter(block.mlp(block.ln_2(x)), layer["mlp"])
+        x = x + adapter(block.ln_1_post(block.attn(block.ln_1(x), rope)), layer["attn"])
+        x = x + adapter(block.ln_2_post(block.mlp(block.ln_2(x))), layer["mlp"])
     torch.testing.assert_close(model(idx), base.ln_f(x) @ base.head.T, rtol=0, atol=1e-5)
 
 
 def test_llama_adapter_is_its_equation(base, idx):
     """Beside every softmax over the text one over the prompts, times the head's gate; the lowest layer goes without."""
     model = moved(adapt(base, "llama-adapter", adapter_len=4, adapter_layers=2), by=0.5)
-    x, rope = base.add_positions(base.wte(idx))
-    for i, block in enumerate(base.h):
+    x, ropes = base.add_positions(base.embed(idx))
+    for i, (block, rope) in enumerate(zip(base.h, ropes, strict=True)):
         a = block.ln_1(x)
         y = block.attn(a, rope)
         if i > 0:
@@ -345,21 +342,22 @@ def test_llama_adapter_is_its_equation(base, idx):
             else:
                 k, v = prompt @ block.attn.k_proj.weight.T, prompt @ block.attn.v_proj.weight.T
                 out = block.attn.o_proj.weight
-            n_kv = base.config.n_kv  # each for nh / n_kv heads of queries
+            n_kv, hs = base.config.n_kv, base.config.head_size  # each for nh / n_kv heads of queries
+            k, v = (z.view(4, n_kv, hs) for z in (k, v))
             k, v = (
-                z.view(4, n_kv, 8).transpose(0, 1).repeat_interleave(4 // n_kv, dim=0) for z in (k, v)
+                z.transpose(0, 1).repeat_interleave(4 // n_kv, dim=0) for z in (block.attn.k_norm(k), v)
             )  # (nh, K, hs)
             q, _, _ = block.attn.qkv(a, rope)
-            o = gate.view(4, 1, 1) * ((q @ k.mT / 8**0.5).softmax(-1) @ v)
-            y = y + o.transpose(1, 2).reshape(x.shape) @ out.T
-        x = x + y
-        x = x + block.mlp(block.ln_2(x))
+            o = gate.view(4, 1, 1) * ((q @ k.mT / hs**0.5).softmax(-1) @ v)
+            y = y + o.transpose(1, 2).reshape(*x.shape[:2], -1) @ out.T
+        x = x + block.ln_1_post(y)
+        x = x + block.ln_2_post(block.mlp(block.ln_2(x)))
     torch.testing.assert_close(model(idx), base.ln_f(x) @ base.head.T, rtol=0, atol=1e-5)
 
 
 def test_a_hard_prompt_is_its_text_and_trains_nothing(base, idx, tmp_path):
     model = adapt(base, "hard-prompt", tokens=torch.tensor([5, 6, 7]))
-    read = base(torch.cat([torch.tensor([5, 6, 7]).expand(3, -1), idx], dim=1))[:, 3:]
+    read = read_behind(base, torch.tensor([5, 6, 7]), idx)
     torch.testing.assert_close(model(idx), read, rtol=0, atol=2e-5)
     assert list(model.trainable_parameters()) == [] and "trainable params: 0 ||" in model.trainable_summary()
     model.save(tmp_path)

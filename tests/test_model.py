@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import read_behind, tiny
 
 from minipeft import GPT, Error, GPTConfig, Prefix, prefix_from_prompt, prompt_from_tokens
 from minipeft.config import LLAMA, RopeScaling, hookable_modules, linears
@@ -92,7 +92,7 @@ def test_a_prefix_is_transformers_past_key_values(tmp_path):
 
 def test_rotary_equals_transformers_llama_rotation():
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    from minipeft.model import rotary_tables, rotate
+    from minipeft.parts import rotary_tables, rotate
 
     q, k = torch.randn(2, 4, 9, 16), torch.randn(2, 4, 9, 16)
     rope = rotary_tables(torch.arange(3, 12), 16, 10000.0, torch.float32)
@@ -111,7 +111,7 @@ def test_rotary_equals_transformers_llama_rotation():
 
 
 def test_far_positions_keep_their_angles_in_a_bfloat16_base():
-    _, (cos, sin) = tiny("rotary", torch.bfloat16).add_positions(torch.zeros(1, 47, 32, dtype=torch.bfloat16))
+    _, ((cos, sin), *_) = tiny("rotary", torch.bfloat16).add_positions(torch.zeros(1, 47, 32, dtype=torch.bfloat16))
     assert cos.dtype == torch.float32
     torch.testing.assert_close(sin[0, 0, 46, 0], torch.tensor(46.0).sin())
 
@@ -148,12 +148,12 @@ def test_initial_weights_are_gpt2s(shape, adds):
             )
 
 
-@pytest.mark.parametrize("shape", ["rotary", "llama"])
+@pytest.mark.parametrize("shape", ["rotary", "llama", "smollm3", "gemma3"])
 def test_rotary_logits_do_not_depend_on_where_the_text_stands(shape, idx):
     base = tiny(shape, torch.float64)
-    gated = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, 8).double(), gate=torch.zeros(3, 4))
-    x, rope = base.add_positions(base.wte(idx), first=17)
-    for block in base.h:
+    gated = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, base.config.head_size).double(), gate=torch.zeros(3, 4))
+    x, ropes = base.add_positions(base.embed(idx), first=17)
+    for block, rope in zip(base.h, ropes, strict=True):
         x = block(x, rope)
     torch.testing.assert_close(base.ln_f(x) @ base.head.T, base(idx))
     torch.testing.assert_close(base(idx, prefix=gated), base(idx))
@@ -161,7 +161,7 @@ def test_rotary_logits_do_not_depend_on_where_the_text_stands(shape, idx):
 
 def test_a_gated_prefix_takes_no_positions(base, idx):
     """With its gate at zero it is exactly absent, also where positions are a learned table."""
-    prefix = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, 8), gate=torch.zeros(3, 4))
+    prefix = Prefix(*torch.randn(2, 3, 1, base.config.n_kv, 5, base.config.head_size), gate=torch.zeros(3, 4))
     torch.testing.assert_close(base(idx, prefix=prefix), base(idx))
     outputs = [base(idx)]
     for layer in range(3):  # every layer has its own
@@ -177,7 +177,7 @@ def test_a_prefix_and_a_prompt_stand_in_this_order(base, idx):
     """The prefix of one text and the soft prompt of another: the same as both read one after the other."""
     prefix = prefix_from_prompt(base, prompt_from_tokens(base, torch.tensor([5, 6, 7])))
     prompt = prompt_from_tokens(base, torch.tensor([8, 9]))
-    read = base(torch.cat([torch.tensor([5, 6, 7, 8, 9]).expand(3, -1), idx], dim=1))[:, 5:]
+    read = read_behind(base, torch.tensor([5, 6, 7, 8, 9]), idx)
     torch.testing.assert_close(base(idx, prompt=prompt, prefix=prefix), read, rtol=0, atol=2e-5)
     with pytest.raises(Error, match="39 virtual"):
         base(idx, prompt=torch.zeros(1, 36, 32), prefix=prefix)
@@ -188,7 +188,7 @@ def test_no_real_token_no_logits(base):
 
 
 def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
-    prompt, prefix = torch.randn(3, 4, 32), torch.randn(3, 2, 3, base.config.n_kv, 5, 8)
+    prompt, prefix = torch.randn(3, 4, 32), torch.randn(3, 2, 3, base.config.n_kv, 5, base.config.head_size)
     together = base(idx, prompt=prompt, prefix=prefix)
     assert together.shape == (3, 11, 97)
     for row in range(3):
@@ -199,7 +199,7 @@ def test_one_prompt_and_prefix_for_the_batch_or_one_a_row(base, idx):
 def test_no_real_token_sees_a_later_one(base, idx):
     changed = idx.clone()
     changed[:, 7] = (idx[:, 7] + 1) % 97
-    prefix = torch.randn(3, 2, 1, base.config.n_kv, 5, 8)
+    prefix = torch.randn(3, 2, 1, base.config.n_kv, 5, base.config.head_size)
     a, b = base(idx, prefix=prefix), base(changed, prefix=prefix)
     torch.testing.assert_close(a[:, :7], b[:, :7])
     assert (a[:, 7:] - b[:, 7:]).abs().amax(dim=(0, 2)).min() > 1e-3
@@ -207,7 +207,7 @@ def test_no_real_token_sees_a_later_one(base, idx):
 
 @pytest.mark.parametrize("P", [37, 38])
 def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
-    prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, base.config.n_kv, P, 8)
+    prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, base.config.n_kv, P, base.config.head_size)
     if P + 11 <= 48:
         assert base(idx, prompt=prompt).shape == base(idx, prefix=prefix).shape == (3, 11, 97)
     else:
@@ -219,22 +219,23 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
 @pytest.mark.parametrize(
     "slot, message",  # n: heads of keys and values
     [
-        (lambda n: dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
-        (lambda n: dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
-        (lambda n: dict(prompt=torch.zeros(2, 4, 32)), "with B 3"),
-        (lambda n: dict(prefix=torch.zeros(4, 2, 1, n, 5, 8)), r"\(3, 1\|B, {n}, P, 8\)"),
-        (lambda n: dict(prefix=torch.zeros(3, 2, 1, n, 5, 7)), r"\(3, 1\|B, {n}, P, 8\)"),
-        (lambda n: dict(prefix=torch.zeros(3, 2, 1, n + 2, 5, 8)), r"\(3, 1\|B, {n}, P, 8\)"),
-        (lambda n: dict(prefix=torch.zeros(3, 2, 2, n, 5, 8)), "with B 3"),
-        (lambda n: dict(prefix=torch.zeros(3, 3, 1, n, 5, 8)), r"\(L, 2, 1\|B"),
-        (lambda n: dict(prefix=torch.zeros(3, 1, n, 5, 8)), r"\(L, 2, 1\|B"),
-        (lambda n: dict(prefix=Prefix(torch.zeros(3, 1, n, 5, 8), torch.zeros(4, 1, n, 5, 8))), "keys and values"),
-        (lambda n: dict(prefix=Prefix(*torch.zeros(2, 3, 1, n, 5, 8), torch.zeros(1, 4))), "gate"),
+        (lambda n, hs: dict(prompt=torch.zeros(1, 4, 31)), r"\(1\|B, P, 32\)"),
+        (lambda n, hs: dict(prompt=torch.zeros(4, 32)), r"prompt \(4, 32\)"),
+        (lambda n, hs: dict(prompt=torch.zeros(2, 4, 32)), "with B 3"),
+        (lambda n, hs: dict(prefix=torch.zeros(4, 2, 1, n, 5, hs)), r"\(3, 1\|B, {n}, P, {hs}\)"),
+        (lambda n, hs: dict(prefix=torch.zeros(3, 2, 1, n, 5, hs - 1)), r"\(3, 1\|B, {n}, P, {hs}\)"),
+        (lambda n, hs: dict(prefix=torch.zeros(3, 2, 1, n + 2, 5, hs)), r"\(3, 1\|B, {n}, P, {hs}\)"),
+        (lambda n, hs: dict(prefix=torch.zeros(3, 2, 2, n, 5, hs)), "with B 3"),
+        (lambda n, hs: dict(prefix=torch.zeros(3, 3, 1, n, 5, hs)), r"\(L, 2, 1\|B"),
+        (lambda n, hs: dict(prefix=torch.zeros(3, 1, n, 5, hs)), r"\(L, 2, 1\|B"),
+        (lambda n, hs: dict(prefix=Prefix(*(torch.zeros(x, 1, n, 5, hs) for x in (3, 4)))), "keys and values"),
+        (lambda n, hs: dict(prefix=Prefix(*torch.zeros(2, 3, 1, n, 5, hs), torch.zeros(1, 4))), "gate"),
     ],
 )
 def test_slots_of_another_shape_are_refused(slot, message, base, idx):
-    with pytest.raises(Error, match=message.replace("{n}", str(base.config.n_kv))):
-        base(idx, **slot(base.config.n_kv))
+    n, hs = base.config.n_kv, base.config.head_size
+    with pytest.raises(Error, match=message.replace("{n}", str(n)).replace("{hs}", str(hs))):
+        base(idx, **slot(n, hs))
     with pytest.raises(Error, match="idx"):
         base(idx[0])
 

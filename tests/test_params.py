@@ -100,7 +100,7 @@ def worked_out(text: str, known: dict) -> float:
 
 
 # sizes alone make no other formula than that of such a form of a base
-FORMS = ["gpt2", "llama-3.2-1b", "t5-xxl"]
+FORMS = ["gpt2", "llama-3.2-1b", "gemma-3-270m", "t5-xxl"]
 OTHERS = [name for name in BASES if name not in FORMS]
 
 

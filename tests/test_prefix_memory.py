@@ -18,18 +18,19 @@ FEATURE_MAPS = {
 def textbook(base, idx, memory, phi):
     """Logits with o = softmax(q Kᵀ / sqrt(hs)) V + φ(q) M in every head; memory: M (nh, hs, hs) of each block."""
     c, (B, T) = base.config, idx.shape
-    x, rope = base.add_positions(base.wte(idx))
-    for block, M in zip(base.h, memory, strict=True):
+    x, ropes = base.add_positions(base.embed(idx))
+    for i, (block, rope, M) in enumerate(zip(base.h, ropes, memory, strict=True)):
+        seen = torch.ones(T, T).tril().bool() & ~torch.ones(T, T).tril(-(c.window(i) or T)).bool()
         q, k, v = block.attn.qkv(block.ln_1(x), rope)
         o = torch.empty_like(q)
         for h in range(c.n_head):
             group = h // (c.n_head // c.n_kv)
             scores = q[:, h] @ k[:, group].mT / math.sqrt(c.head_size)
-            weights = scores.masked_fill(~torch.ones(T, T).tril().bool(), -math.inf).softmax(-1)
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
             o[:, h] = weights @ v[:, group] + phi(q[:, h]) @ M[h]
         out = block.attn.c_proj if c.projections == "joined" else block.attn.o_proj
-        x = x + out(o.transpose(1, 2).reshape(B, T, -1))
-        x = x + block.mlp(block.ln_2(x))
+        x = x + block.ln_1_post(out(o.transpose(1, 2).reshape(B, T, -1)))
+        x = x + block.ln_2_post(block.mlp(block.ln_2(x)))
     return base.ln_f(x) @ base.head.mT
 
 

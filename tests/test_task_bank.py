@@ -86,7 +86,7 @@ def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
 def test_one_task_in_all_rows_shares_its_prefix(base, idx):
     models = tasks_of(base)
     bank = TaskBank(base, models)
-    assert bank.rows(["task 5"] * 3).slots().prefix.k.shape == (3, 1, base.config.n_kv, 6, 8)
+    assert bank.rows(["task 5"] * 3).slots().prefix.k.shape == (3, 1, base.config.n_kv, 6, base.config.head_size)
     assert bank.rows([None] * 3).slots().prefix is None
     for task in models:
         alone = models[task](idx)
@@ -136,7 +136,7 @@ def test_five_prompts_for_one_task_vote(base):
     """Three tasks that say the same outvote two that do not."""
     torch.manual_seed(0)
     same = moved(adapt(base, "prompt", num_virtual_tokens=3))
-    others = [moved(adapt(base, "prompt", num_virtual_tokens=3), 1.0) for _ in range(2)]
+    others = [moved(adapt(base, "lora", r=2), 1.0) for _ in range(2)]
     bank = TaskBank(base, {"a": others[0], "b": same, "c": others[1], "d": same, "e": same})
     x = torch.randint(97, (1, 5))
     answers = [generate(m, x, 6) for m in (same, *others)]
@@ -197,7 +197,7 @@ def test_a_long_prefix_takes_no_room_from_rows_without_it(base):
     mixed = bank(idx, ["short", None, "short"])
     torch.testing.assert_close(mixed[0], short(idx)[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(mixed[1], base(idx)[1], rtol=0, atol=1e-4)
-    assert bank.rows(["short", None]).slots().prefix.k.shape == (3, 2, base.config.n_kv, 2, 8)
+    assert bank.rows(["short", None]).slots().prefix.k.shape == (3, 2, base.config.n_kv, 2, base.config.head_size)
 
 
 def test_a_merged_task_is_refused(base):

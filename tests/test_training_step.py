@@ -80,6 +80,11 @@ COMPILED = [
     ("prefix", dict(num_virtual_tokens=3, space="hidden"), torch.float32, "learned", WITHOUT_CODE),
     ("llama-adapter", dict(adapter_len=4, adapter_layers=2), torch.float32, "learned", WITHOUT_CODE),
     (*FIRST["prefix"], torch.float32, "llama", WITHOUT_CODE),
+    (*FIRST["prefix"], torch.float32, "gemma3", "inductor"),
+    (*FIRST["prompt"], torch.float32, "gemma3", WITHOUT_CODE),
+    (*FIRST["lora"], torch.float32, "gemma3", WITHOUT_CODE),
+    (*FIRST["prefix"], torch.float32, "smollm3", WITHOUT_CODE),
+    (*FIRST["prefix"], torch.float32, "qwen3", WITHOUT_CODE),
 ]
 
 

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,8 +24,9 @@ from docs.tools import drawing, forms
 from minipeft import METHODS, Error
 from minipeft.accounting.shapes import PRESETS
 from minipeft.accounting.table import OF_WHOLE, SHORT
-from minipeft.config import CHOICES, GPTConfig
+from minipeft.config import GPTConfig
 from minipeft.files.atomic import write_text
+from minipeft.files.families import told
 from minipeft.formulas.symbols import GLOSSARY, QUANTITIES
 from minipeft.runtime import console
 
@@ -39,7 +39,7 @@ PLACE = re.compile(r"(/\* data \*/\n).*?(/\* end of data \*/)", re.DOTALL)
 
 def preset(c: GPTConfig) -> dict:
     """A shape as JSON: floats as Python writes them, because the page counts the bytes of config.json."""
-    flat = asdict(c) | {"head_size": c.head_size, "rope_scaling": c.rope_scaling is not None}
+    flat = told(c) | {"head_size": c.head_size, "rope_scaling": c.rope_scaling is not None}
     if c.rope_scaling:
         flat |= {f"rope_scaling_{name}": value for name, value in c.rope_scaling._asdict().items()}
     return {name: f"float:{value!r}" if isinstance(value, float) else value for name, value in flat.items()}
@@ -51,8 +51,8 @@ def data() -> dict:
     emitted = {method: forms.method(pool, method) for method in METHODS}
     base, shape = forms.base(pool), forms.shape(pool)
     return {
-        "PRESETS": {name: preset(c) for name, c in PRESETS.items()},
-        "CHOICES": CHOICES, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base, "METHODS": emitted, "SHORT": SHORT,
+        "PRESETS": {name: preset(c) for name, c in PRESETS.items() if forms.is_on_page(c)},
+        "CHOICES": forms.ON_PAGE, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base, "METHODS": emitted, "SHORT": SHORT,
         "OF_WHOLE": OF_WHOLE, "GLOSSARY": GLOSSARY | QUANTITIES, "COLOURS": drawing.COLOURS, "TREES": pool.trees,
         "FORMULAS": pool.formulas}
 

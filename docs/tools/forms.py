@@ -19,7 +19,7 @@ from minipeft import METHODS, Error, GPTConfig
 from minipeft.accounting.parameters import Declared
 from minipeft.accounting.storage import files
 from minipeft.accounting.table import PARTS, Work, terms
-from minipeft.config import CHOICES, RopeScaling, linears
+from minipeft.config import BY_LAYER, CHOICES, RopeScaling, linears
 from minipeft.files.peft import linears_named
 from minipeft.formulas import symbols
 from minipeft.formulas.terms import Term
@@ -130,16 +130,30 @@ SIZES = {name: polynomial(symbol) for name, symbol in symbols.SYMBOLS.items()
          if hasattr(GPTConfig, name) and name != "n_kv"}
 
 
+# The page's shapes are those of GPT-2, Llama and Qwen2; the choices that only other families have are left out.
+LEFT_OUT = ("sandwich_norm", "qk_norm", "scale_embeddings", "rms1p", "geglu")
+ON_PAGE = {name: tuple(x for x in options if x not in LEFT_OUT)
+           for name, options in CHOICES.items() if name not in LEFT_OUT}
+
+
+def is_on_page(c: GPTConfig) -> bool:
+    """True for a shape that the page can show."""
+    chosen = all(getattr(c, name) in ON_PAGE.get(name, options[:1]) for name, options in CHOICES.items())
+    return chosen and c.q == c.n_embd and all(getattr(c, name) is None for name in BY_LAYER)
+
+
 class OpenShape(symbols.SymbolicShape):
     """A shape of symbols whose choices are asked for when they are read."""
 
     def __init__(self, choose: Choose, resolved: bool = False):
         self._choose, self._resolved = choose, resolved
-        self.__dict__.update(SIZES)
+        self.__dict__.update(SIZES, q=SIZES["n_embd"])
 
     def __getattr__(self, name: str) -> Any:
         if name in CHOICES:
-            return self._choose(name, CHOICES[name])
+            return self._choose(name, ON_PAGE[name]) if name in ON_PAGE else CHOICES[name][0]
+        if name in (*BY_LAYER, "head_dim"):
+            return None
         if name == "n_kv":  # where keys have as many heads as queries, that is known
             return polynomial("nkv" if self._choose("grouped", (False, True)) else "nh")
         if name == "rope_scaling":

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from ..formulas.terms import Cost, Size, Term, total
+from ..formulas.terms import Cost, Size, Term, minimum, total
 from .gradients import gradient_flow
 from .matmuls import Product, block_matmuls, pass_terms, prefix_matmuls
 from .parameters import Declared, declared
@@ -26,9 +26,10 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
         cache_bytes        4·2·L·B·n_kv·hs·S   keys and values of every row; S = P + T with a prompt
         shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L),
                                                or those of LLaMA-Adapter's n layers
-        token_flops        one more token of one row: 2·in·out of every linear, 4·C·(S + 1) of
-                           attention in each layer, the head's 2·V·C, and of the method
-                               prefix 4·n·C·P in n layers (prompt the same, as P is part of S)
+        token_flops        one more token of one row: 2·in·out of every linear, 4·nh·hs·(S + 1) of
+                           attention in each layer (with a window at most 4·nh·hs·(P + window), P of a
+                           prompt), the head's 2·V·C, and of the method
+                               prefix 4·n·nh·hs·P in n layers (prompt the same, as P is part of S)
                                hooks: their matmuls (of lora 2·r·(in + out) each; 0 once merged)
         extra_token_flops  the part of token_flops that the bare base does not have
         prefill_flops      the context of all rows: B·S positions through the blocks, attention as the
@@ -36,7 +37,8 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
                            and values of hidden vectors
 
     So a prompt and a prefix of one length cost the same per token, P / 6C of the linears' 24·L·C² in
-    GPT-2's shape, but a prompt's keys and values lie in the cache of every row.
+    GPT-2's shape, but a prompt's keys and values lie in the cache of every row. The cache holds every
+    position, in layers with a window too.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     terms = decoding_terms(c, declared(c, method, hyperparameters), batch_size, seq_len)
@@ -48,8 +50,8 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
     once = d.cost(c, 1)
     S = T + once.prompt
     head = 2 * c.vocab_size * c.n_embd
-    token = _forward(_blocks(c, once, 1, S + 1))
-    bare = _forward(_blocks(c, Cost(), 1, T + 1))
+    token = _forward(_blocks(c, once, 1, S + 1, once.prompt))
+    bare = _forward(_blocks(c, Cost(), 1, T + 1, 0))
     cost = d.cost(c, B * S)
     prefill = _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
     prefix = once.prefix and Term("keys and values, once", 4 * 2 * once.prefix.rows * c.kv, once.prefix.layers)
@@ -69,8 +71,12 @@ def difference(terms: list[Term], without: list[Term]) -> list[Term]:
     return [Term(what, formula) for what, formula in found.items()]
 
 
-def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size) -> list[Product]:
-    return block_matmuls(c, cost, gradient_flow(c, cost, False), rows, keys)
+def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size, prompt: Size | None = None) -> list[Product]:
+    """prompt: virtual tokens in the cache, before a single token; None: no cache."""
+    in_window = None
+    if c.sliding_window is not None and prompt is not None:
+        in_window = minimum(keys, prompt + c.sliding_window)
+    return block_matmuls(c, cost, gradient_flow(c, cost, False), rows, keys, in_window=in_window)
 
 
 def _forward(matmuls: list[Product]) -> list[Term]:

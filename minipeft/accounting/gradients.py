@@ -9,13 +9,13 @@ the first trained parameter and holds for everything from there to the loss:
     hooks            from the first hook of the first block
 
 So there are at most three kinds of blocks: those below the first trained parameter, the block that
-has it, and those above.
+has it, and those above; and of each two, where every so many-th layer has no window or no rotation.
 """
 
 from typing import NamedTuple
 
 from ..config import GPTConfig, hookable_modules, linears_by_role
-from ..formulas.terms import Cost, Size
+from ..formulas.terms import Cost, Size, floor
 
 
 class Needs(NamedTuple):
@@ -38,6 +38,8 @@ class BlockGradients(NamedTuple):
     m: bool  # the residual behind attention, and the output of ln_2
     at: dict[str, Needs]  # by place (config.hookable_modules)
     out: bool  # the block's output
+    windowed: bool = False  # attention has a window
+    rotated: bool = False  # queries and keys have rotary positions
 
     @property
     def qkv(self) -> bool:
@@ -49,11 +51,26 @@ def gradient_flow(c: GPTConfig, cost: Cost, trains: bool) -> list[BlockGradients
     """The kinds of blocks from the first to the last; trains: the method trains something."""
     layers = c.n_layer if cost.prefix is None else cost.prefix.layers
     x, kinds, has_prefix = trains and (cost.base or cost.prompt != 0), [], cost.prefix is not None
+    stop = 0
     for times, prefix in ((c.n_layer - layers, False), (1, has_prefix), (layers - 1, has_prefix)):
+        first, stop = stop, stop + times
         if times != 0:
-            kinds.append(_block(c, cost, times, x, prefix))
-            x = kinds[-1].out
+            block = _block(c, cost, times, x, prefix)
+            kinds += [block._replace(times=n, windowed=windowed, rotated=rotated)
+                      for n, windowed, rotated in _by_layer(c, first, stop) if n != 0]
+            x = block.out
     return kinds
+
+
+def _by_layer(c: GPTConfig, first: Size, stop: Size) -> list[tuple[Size, bool, bool]]:
+    """Of the layers first … stop-1: how many have a window or not, and rotation or not."""
+    every, windowed, rotary = c.sliding_window_pattern, c.sliding_window is not None, c.position == "rotary"
+    if not windowed:
+        every = c.no_rope_layer_interval
+    if every is None:
+        return [(stop - first, windowed, rotary)]
+    others = floor(stop, every) - floor(first, every)
+    return [(stop - first - others, windowed, rotary), (others, False, rotary and windowed)]
 
 
 def _block(c: GPTConfig, cost: Cost, times: Size, x: bool, prefix: bool) -> BlockGradients:

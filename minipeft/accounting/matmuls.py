@@ -42,19 +42,20 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
     One matmul each, with B·S positions in the blocks (S = P + T with a prompt, else T):
 
         linear       2·B·S·in·out         every linear of a block: 12·C² weights in GPT-2's shape
-        attention    2·2·B·S·keys·C       scores q kᵀ and outputs; keys = P + S with a prefix, else S.
+        attention    2·2·B·S·keys·nh·hs   scores q kᵀ and outputs; keys = P + S with a prefix, else S.
                                           The full rectangle, as torch's FlopCounterMode counts it,
-                                          masked half included. Backward, if q, k or v needs a
-                                          gradient: 5 matmuls instead of 2. Kernels save no attention
+                                          masked half included, and what a window masks. (Compiled,
+                                          the fused kernel leaves out most of either.) Backward, if
+                                          q, k or v needs a gradient: 5 matmuls instead of 2. Kernels save no attention
                                           weights: they compute scores again, then the gradients of
                                           weights, v, q and k, needed or not
         head         2·B·T·V·C
         a method     what its Cost declares: matmuls of its hooks, 2·B·S·in·out, and of what is folded
                      away when saved
-        prefix       made by the block's own projections (of hidden vectors): 2·P·C·(C + 2·n_kv·hs) in
+        prefix       made by the block's own projections (of hidden vectors): 2·P·C·(nh + 2·n_kv)·hs in
                      each block that has one, unused queries included; backward once more (with
                      separate projections, keys and values only)
-                     with a softmax of its own: 2·2·B·T·P·C; backward 5/2 of it
+                     with a softmax of its own: 2·2·B·T·P·nh·hs; backward 5/2 of it
 
     Not counted: what is not a matmul (norms, softmax, the optimizer). Adapted.loss stores no logits
     (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
@@ -70,7 +71,8 @@ def step_flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, supervi
 
     Of the matmuls of `flops` it leaves out what no result depends on:
 
-        attention    only the S·(S + 1)/2 pairs that the causal mask leaves, and T·P of a prefix.
+        attention    only the S·(S + 1)/2 pairs that the causal mask leaves, and T·P of a prefix; of D =
+                     T - window tokens that a window hides something from, D·(D + 1)/2 pairs less.
                      Backward, of those pairs: dV, dQ and dK where needed, and the gradient of the
                      scores for either of the latter; no scores a second time
         prefix       no queries of hidden vectors
@@ -105,38 +107,48 @@ def step_matmuls(c: GPTConfig, d: Declared, B: Size, T: Size, needed: bool = Fal
     head = Product("head", 2 * B * T * c.vocab_size * c.n_embd, 1, kinds[-1].out + cost.base)
     folded = [Product(m.name, 2 * m.rows * m.n_in * m.n_out, 1, 1 + m.trained)
               for m in cost.folded if isinstance(m, Matmul)]
-    return [*folded, *prefix_matmuls(c, cost, needed), *block_matmuls(c, cost, kinds, B * S, S, needed), head]
+    hidden = 0
+    if needed and c.sliding_window is not None:  # pairs that a window hides
+        D = max(0, T - c.sliding_window)
+        hidden = B * D * (D + 1) // 2
+    blocks = block_matmuls(c, cost, kinds, B * S, S, needed, hidden=hidden)
+    return [*folded, *prefix_matmuls(c, cost, needed), *blocks, head]
 
 
 def prefix_matmuls(c: GPTConfig, cost: Cost, needed: bool = False) -> list[Product]:
     """Keys and values of a prefix made by the blocks' own projections."""
     if cost.prefix is None or cost.prefix.source == "parameters":
         return []
-    n, P, C, kv = cost.prefix.layers, cost.prefix.rows, c.n_embd, c.kv
+    n, P, C, q, kv = cost.prefix.layers, cost.prefix.rows, c.n_embd, c.q, c.kv
     if c.projections == "joined" and not needed:
-        return [Product("c_attn of the prefix", 2 * P * C * (C + 2 * kv), 1, 1, n)]
-    unused = [] if needed else [Product("q_proj of the prefix", 2 * P * C * C, 1, 0, n)]
+        return [Product("c_attn of the prefix", 2 * P * C * (q + 2 * kv), 1, 1, n)]
+    unused = [] if needed else [Product("q_proj of the prefix", 2 * P * C * q, 1, 0, n)]
     return [*unused, Product("k_proj, v_proj of the prefix", 2 * P * C * kv, 2, 2, n)]
 
 
 def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: Size, keys: Size,
-                  needed: bool = False) -> list[Product]:
-    """All blocks, for `rows` positions of the whole batch, each with `keys` keys of real tokens."""
-    C, sizes, found = c.n_embd, linears(c), []
+                  needed: bool = False, in_window: Size | None = None, hidden: Size = 0) -> list[Product]:
+    """All blocks, for `rows` positions of the whole batch, each with `keys` keys of the context.
+
+    in_window: keys that blocks with a window read (None: as others); hidden: pairs that they need not.
+    """
+    q, sizes, found = c.q, linears(c), []
     P = 0 if cost.prefix is None else cost.prefix.rows
 
     def attention(block: BlockGradients, add) -> None:
         own_softmax = block.prefix and cost.prefix.own_softmax
         if needed:  # dV; the gradient of the scores; dQ; dK
             backward = block.v + (block.q or block.k) + block.q + block.k
-            add("attention", rows * (keys + 1) * C, 2, backward)  # half of 2·rows·(keys + 1)·C
+            less = 2 * hidden if block.windowed else 0
+            add("attention", (rows * (keys + 1) - less) * q, 2, backward)  # half of 2·rows·(keys + 1)·q
             if block.prefix:
-                add("attention to the prefix", 2 * rows * P * C, 2, 3 + block.q)
+                add("attention to the prefix", 2 * rows * P * q, 2, 3 + block.q)
             return
-        every = keys + P if block.prefix and not own_softmax else keys
-        add("attention", 2 * rows * every * C, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
+        every = keys if in_window is None or not block.windowed else in_window
+        every = every + P if block.prefix and not own_softmax else every
+        add("attention", 2 * rows * every * q, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
         if own_softmax:
-            add("attention to the prompts", 2 * rows * P * C, 2, 5)
+            add("attention to the prompts", 2 * rows * P * q, 2, 5)
 
     for block in kinds:
         def add(name: str, size: Size, forward: int, backward: int, times=block.times) -> None:

@@ -1,14 +1,18 @@
-"""Published shapes to count and to build: GPT-2, the Llama family, the bases that ship, and T5 (counted only)."""
+"""Published shapes to count and to build: GPT-2, Llama, Mistral, Qwen, SmolLM, Gemma, the bases that ship, and T5
+(counted only)."""
 
 from dataclasses import dataclass, fields, replace
 
 from ..checks import at_least_one
-from ..config import GPT2, LLAMA, GPTConfig, RopeScaling
+from ..config import GEMMA3, GPT2, LLAMA, QWEN3, GPTConfig, RopeScaling
 
 # Published shapes: GPT-2 (Radford et al. 2019, table 2), LLaMA (2302.13971, table 2, where "30B" is
 # 32.5B; MLP widths from the released files), and the config.json files of the models named behind them.
 LLAMA_7B = GPTConfig(32000, 2048, n_layer=32, n_head=32, n_embd=4096, n_inner=11008,
                      layer_norm_epsilon=1e-6, tied=False, **LLAMA)
+GEMMA_3_270M = GPTConfig(262144, 32768, n_layer=18, n_head=4, n_embd=640, n_kv_head=1, head_dim=256, n_inner=2048,
+                         rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, sliding_window=512,
+                         sliding_window_pattern=6, rope_local_base_freq=10_000.0, **GEMMA3)
 PRESETS = {
     "nano": GPTConfig(257, 512, n_layer=4, n_head=4, n_embd=128, position="rotary"),  # shipped: text as bytes
     "gpt2": GPT2,
@@ -31,6 +35,18 @@ PRESETS = {
     # Qwen/Qwen2.5-0.5B
     "qwen2.5-0.5b": GPTConfig(151936, 32768, n_layer=24, n_head=14, n_embd=896, n_kv_head=2, n_inner=4864,
                               rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, **LLAMA | {"bias": "qkv"}),
+    # Qwen/Qwen3-0.6B
+    "qwen3-0.6b": GPTConfig(151936, 40960, n_layer=28, n_head=16, n_embd=1024, n_kv_head=8, head_dim=128, n_inner=3072,
+                            rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, **QWEN3),
+    # HuggingFaceTB/SmolLM3-3B
+    "smollm3-3b": GPTConfig(128256, 65536, n_layer=36, n_head=16, n_embd=2048, n_kv_head=4, n_inner=11008,
+                            rope_theta=5_000_000.0, layer_norm_epsilon=1e-6, no_rope_layer_interval=4, **LLAMA),
+    # google/gemma-3-270m and gemma-3-1b-pt
+    "gemma-3-270m": GEMMA_3_270M,
+    "gemma-3-1b": replace(GEMMA_3_270M, n_layer=26, n_embd=1152, n_inner=6912),
+    # mistralai/Mistral-7B-v0.1
+    "mistral-7b": GPTConfig(32000, 32768, n_layer=32, n_head=32, n_embd=4096, n_kv_head=8, n_inner=14336,
+                            sliding_window=4096, tied=False, **LLAMA),
 }
 
 # The bases that ship with the package, pretrained alike: four sizes from 34 thousand to 1.9 million

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..checks import at_least_one
 from ..config import GPTConfig
-from ..files.huggingface import architecture, config_to_json, stored_name
+from ..files.families import architecture, config_to_json, stored_name
 from ..formulas.terms import Size, Term, round_up, total
 from ..methods import WHOLE
 from .parameters import Declared, declared, elements

@@ -108,7 +108,7 @@ class Decoder:
             shape = (2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)
             k, v = base.wte.weight.new_empty(shape)
             k[:, :, :, :P], v[:, :, :, :P] = copied.k, copied.v
-            self.cache = KVCache(k, v, read=P)
+            self.cache = KVCache(k, v, read=P, virtual=P)
 
     @torch.no_grad()
     def step(self) -> None:

@@ -1,68 +1,34 @@
 """A base's Hugging Face folder: config.json, and model.safetensors or pytorch_model.bin or shards.
 
-    model_type  in transformers   what it is
-    gpt2        GPT2LMHeadModel   learned positions, LayerNorm, GELU, joined q, k, v; tied head
-    llama       LlamaForCausalLM  rotary positions, RMSNorm, SwiGLU, separate q, k, v, no biases:
-                                  Llama, SmolLM2, TinyLlama …
-    qwen2       Qwen2ForCausalLM  as llama, with biases on q, k, v: Qwen2, Qwen2.5
-    minipeft    -                 any other mixture, stored under GPT-2's tensor names
+families.py says which architectures there are, and what their files call things.
 """
 
 import hashlib
 import importlib.util
 import math
 import re
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..checks import Error, did_you_mean, shown
-from ..config import CHOICES, LLAMA, GPTConfig, RopeScaling, linears
+from ..checks import Error, did_you_mean
+from ..config import BY_LAYER, GPTConfig, linears
 from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
+from .families import architecture, config_from_json, config_to_json, is_transposed, stored_name, told
 from .tensors import StoredTensors, check_tensors, config_digest, digest, write_tensors
 
 SHIPPED = Path(__file__).parents[1] / "data"  # holds a folder for each base of the package itself
 MAX_LAYERS = 1000  # a module takes memory however small its weights; real models have some hundred
 
 
-def architecture(c: GPTConfig) -> str:
-    """The model_type of a base: "gpt2", "llama", "qwen2" or "minipeft"."""
-    like_gpt2 = all(getattr(c, name) == choices[0] for name, choices in CHOICES.items())
-    like_llama = all(getattr(c, name) == value for name, value in LLAMA.items() if name != "bias")
-    if like_gpt2 and c.n_kv == c.n_head:
-        return "gpt2"
-    if like_llama and c.bias != "all":
-        return "llama" if c.bias == "none" else "qwen2"
-    return "minipeft"
-
-
-_LLAMA_NAMES = {  # ours: transformers'; modules of a block, then tensors outside the blocks
-    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm", "attn": "self_attn",
-    "mlp": "mlp", "wte.weight": "model.embed_tokens.weight", "ln_f.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-
-
-def stored_name(name: str, kind: str) -> str:
-    """The name that one of our tensors has in a folder of this model_type."""
-    if kind not in ("llama", "qwen2"):
-        return name if name == "lm_head.weight" else f"transformer.{name}"
-    if name in _LLAMA_NAMES:
-        return _LLAMA_NAMES[name]
-    _, i, module, rest = name.split(".", 3)
-    return f"model.layers.{i}.{_LLAMA_NAMES[module]}.{rest}"
-
-
-def is_transposed(name: str) -> bool:
-    """True for GPT-2's linears: stored (in, out), where torch has (out, in)."""
-    return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
-
-
 def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a block's tensors: linears (out, in), their biases (out,), and two norms (C,)."""
-    shapes = _norm_tensors(c, "ln_1") | _norm_tensors(c, "ln_2")
+    """Shapes of a block's tensors: linears (out, in), their biases (out,), norms (C,) or, of heads, (hs,)."""
+    shapes = {}
+    for name in ("ln_1", "ln_2", *(("ln_1_post", "ln_2_post") if c.sandwich_norm else ())):
+        shapes |= _norm_tensors(c, name)
+    for name in ("attn.q_norm", "attn.k_norm") if c.qk_norm else ():
+        shapes |= _norm_tensors(c, name, c.head_size)
     for module, (inputs, outputs) in linears(c).items():
         shapes[f"{module}.weight"] = (outputs, inputs)
         is_qkv = module in ("attn.c_attn", "attn.q_proj", "attn.k_proj", "attn.v_proj")
@@ -78,9 +44,9 @@ def outer_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
     return {"wte.weight": (c.vocab_size, c.n_embd), **positions, **_norm_tensors(c, "ln_f"), **head}
 
 
-def _norm_tensors(c: GPTConfig, name: str) -> dict[str, tuple[int, ...]]:
+def _norm_tensors(c: GPTConfig, name: str, size: int | None = None) -> dict[str, tuple[int, ...]]:
     tensors = ("weight", "bias") if c.norm == "layer" else ("weight",)
-    return {f"{name}.{tensor}": (c.n_embd,) for tensor in tensors}
+    return {f"{name}.{tensor}": (c.n_embd if size is None else size,) for tensor in tensors}
 
 
 def base_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -96,120 +62,6 @@ def count_parameters(c: GPTConfig) -> int:
     return sum(map(math.prod, outer)) + c.n_layer * sum(map(math.prod, block))
 
 
-CONFIG_FIELDS = {  # model_type: {transformers' field: ours}
-    "gpt2": {"n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer",
-             "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_inner",
-             "layer_norm_epsilon": "layer_norm_epsilon"},
-    "llama": {"vocab_size": "vocab_size", "max_position_embeddings": "block_size",
-              "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-              "num_key_value_heads": "n_kv_head", "hidden_size": "n_embd",
-              "intermediate_size": "n_inner", "rms_norm_eps": "layer_norm_epsilon",
-              "rope_theta": "rope_theta"},
-}
-CONFIG_FIELDS["qwen2"] = CONFIG_FIELDS["llama"]
-_ROPE_FIELDS = (  # of rotary positions of type "llama3", in the order of RopeScaling
-    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_SUPPORTED = {  # values of the settings that model.py implements; the first is written
-    "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-             "tie_word_embeddings": (True,), "scale_attn_weights": (True,),
-             "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    "llama": {"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None)},
-    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False, None)},
-}
-_IF_ABSENT = {  # of the fields that the weights do not tell; the others must be there
-    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
-    "qwen2": {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6},
-}
-_CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-
-
-def config_to_json(c: GPTConfig) -> dict:
-    """The config.json of a base."""
-    kind = architecture(c)
-    if kind == "minipeft":
-        return {"model_type": "minipeft", "architectures": ["GPT"],
-                **{f.name: getattr(c, f.name) for f in fields(GPTConfig)}}
-    full = c if kind == "gpt2" else c.resolved()
-    config = {"model_type": kind, "architectures": [_CLASSES[kind]]}
-    config |= {theirs: getattr(full, ours) for theirs, ours in CONFIG_FIELDS[kind].items()}
-    if kind != "gpt2":
-        scaling = c.rope_scaling and dict(zip(_ROPE_FIELDS, c.rope_scaling, strict=True))
-        config["rope_scaling"] = scaling and {"rope_type": "llama3", **scaling}
-    config |= {name: values[0] for name, values in _SUPPORTED[kind].items()}
-    return config | {"tie_word_embeddings": c.tied, "bos_token_id": None, "eos_token_id": None}
-
-
-def config_from_json(c: dict, path: Path) -> GPTConfig:
-    """The config that the config.json at `path` describes. Raises Error for what model.py lacks."""
-    try:
-        if c.get("model_type") != "minipeft":
-            return _config_from_transformers(c)
-        known = {f.name: c[f.name] for f in fields(GPTConfig) if f.name in c}
-        if isinstance(known.get("rope_scaling"), list) and len(known["rope_scaling"]) == 4:
-            known["rope_scaling"] = RopeScaling(*known["rope_scaling"])
-        return GPTConfig(**known)
-    except Error as e:
-        raise Error(f"{path}: {e}") from None
-
-
-def _config_from_transformers(c: dict) -> GPTConfig:
-    kind = c.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_FIELDS:
-        raise Error(f"model_type {shown(kind)} is not supported, "
-                    f"only {', '.join(CONFIG_FIELDS)} and minipeft")
-    _refuse_quantised(c.get("quantization_config"))
-    c = _IF_ABSENT.get(kind, {}) | c
-    for name, values in _SUPPORTED[kind].items():
-        if name in c and c[name] not in values:
-            allowed = " or ".join(repr(value) for value in values if value is not None)
-            raise Error(f"{name} {shown(c[name])} is not supported, only {allowed}")
-    layers = c.get("layer_types") or []
-    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
-        raise Error(f"layer_types {shown(layers)} is not supported, only 'full_attention'")
-    # transformers 4 writes rope_scaling, 5 rope_parameters; it prefers the former too
-    rope = {} if kind == "gpt2" else c.get("rope_scaling") or c.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise Error(f"rope_scaling must be a JSON object or null, not {shown(rope)}")
-    if (part := rope.get("partial_rotary_factor", c.get("partial_rotary_factor"))) not in (None, 1):
-        raise Error(f"partial_rotary_factor {shown(part)} is not supported, only 1")
-    sizes = {ours: value for theirs, ours in CONFIG_FIELDS[kind].items()
-             if (value := rope.get(theirs, c.get(theirs))) is not None}
-    if kind == "gpt2":
-        return GPTConfig(**sizes)
-    for theirs, ours in CONFIG_FIELDS[kind].items():
-        if ours not in sizes and ours not in ("n_kv_head", "rope_theta"):
-            raise Error(f"it has no {theirs}")
-    choices = LLAMA | {"bias": "none" if kind == "llama" else "qkv",
-                       "tied": bool(c.get("tie_word_embeddings"))}
-    config = GPTConfig(**sizes, rope_scaling=_rope_scaling(rope), **choices)
-    if c.get("head_dim") not in (None, config.head_size):
-        raise Error(f"head_dim {shown(c['head_dim'])} is not supported, "
-                    f"only hidden_size / num_attention_heads ({config.head_size})")
-    return config
-
-
-def _refuse_quantised(settings) -> None:
-    """Raise Error for weights in few bits; settings: config.json's, null for other weights."""
-    if not settings:
-        return
-    settings = settings if isinstance(settings, dict) else {}
-    four, eight = (settings.get(f"load_in_{n}bit") for n in (4, 8))
-    bits = settings.get("bits") or (4 if four else 8 if eight else None)
-    kind = settings.get("quant_method") or (bits and "bitsandbytes") or "unknown method"
-    kind = shown(kind)[1:-1] + (f", {shown(bits)} bit" if bits else "")
-    raise Error(f"the weights are quantised ({kind}): take the unquantised model")
-
-
-def _rope_scaling(rope: dict) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3" or not all(name in rope for name in _ROPE_FIELDS):
-        raise Error(f"rotary positions of type {shown(kind)} are not supported, "
-                    f"only 'default' and 'llama3' (with {', '.join(_ROPE_FIELDS)})")
-    return RopeScaling(*(rope[name] for name in _ROPE_FIELDS))
-
-
 def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                safe_serialization: bool | None = None) -> None:
     """Write a base's folder; safe_serialization: as in GPT.save_pretrained."""
@@ -219,7 +71,7 @@ def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                for name, t in tensors.items()}
     config = config_to_json(c)
     as_read = config_from_json(config, folder / "config.json")
-    notes = {"sha256": digest(tensors), "config": config_digest(asdict(as_read.resolved()))}
+    notes = {"sha256": digest(tensors), "config": config_digest(told(as_read.resolved()))}
     safe = write_tensors(folder, "model", tensors, safe_serialization, notes)
     write_json(folder / "config.json", config if safe else config | {"minipeft": notes})
 
@@ -290,15 +142,15 @@ def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict
     files.check_size(count_parameters(config), path)
     if config.n_layer > MAX_LAYERS:
         raise Error(f"{path}: {config.n_layer} layers, but no more than {MAX_LAYERS} are read")
-    weights = _read_weights(files, config, dtype)
-    files.check_config(asdict(config.resolved()), path)  # after more specific errors of the tensors
+    weights = _read_weights(files, config, stored["model_type"], dtype)
+    files.check_config(told(config.resolved()), path)  # after more specific errors of the tensors
     return config, weights
 
 
-def _read_weights(files: StoredTensors, c: GPTConfig,
+def _read_weights(files: StoredTensors, c: GPTConfig, kind: str,
                   dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors under our names. Raises Error for any that is missing, unknown or misshapen."""
-    kind, shapes = architecture(c), base_tensors(c)
+    """The tensors under our names; kind: model_type. Raises Error for any missing, unknown or misshapen."""
+    shapes = base_tensors(c)
     ours = {stored_name(name, kind): name for name in shapes}
     # GPT-2's released files, and all that a model without its head saved, lack the outer prefix
     ours |= {re.sub("^(transformer|model)[.]", "", theirs): name for theirs, name in ours.items()}
@@ -335,5 +187,8 @@ def base_fingerprint(c: GPTConfig, tensors: dict[str, Tensor]) -> str:
     sizes += [float(c.rope_theta)] if c.position == "rotary" else []
     sizes += [c.n_kv] if c.n_kv != c.n_head else []  # weights' names and shapes tell other choices
     sizes += [tuple(map(float, c.rope_scaling))] if c.rope_scaling else []
+    untold = {name: getattr(c.resolved(), name) for name in ("norm", "mlp", "scale_embeddings", *BY_LAYER)}
+    sizes += [f"{name} {value}" for name, value in untold.items()
+              if value not in (None, False, "layer", "rms", "gelu", "swiglu")]
     text = f"{sizes} {c.position} {digest(tensors, torch.bfloat16)}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -126,9 +126,10 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
 
 
 def opens_in_adaption_prompt(c: GPTConfig, gate: str) -> bool:
-    """True where PEFT's ADAPTION_PROMPT is LLaMA-Adapter: it has one gate per layer, and on GPT-2 it
-    leaves out the output projection."""
-    return gate == "layer" and c.projections == "apart" and c.bias == "none"
+    """True where PEFT's ADAPTION_PROMPT is LLaMA-Adapter: it has one gate per layer, on GPT-2 it leaves
+    out the output projection, and it takes C / nh for the size of a head."""
+    in_peft = not (c.qk_norm or c.sandwich_norm or c.no_rope_layer_interval) and c.q == c.n_embd  # Llama, Mistral
+    return gate == "layer" and c.projections == "apart" and c.bias == "none" and in_peft
 
 
 def peft_name(c: GPTConfig, module: str) -> str:

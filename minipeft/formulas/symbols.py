@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .terms import minimum, nearest, round_up
+from .terms import floor, minimum, nearest, round_up
 
 GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "tasks": "tasks", "processes": "processes", "B": "sequences of a batch", "T": "real tokens of a sequence",
     "S": "positions in the blocks", "L": "layers", "n": "layers of the method", "P": "virtual tokens",
     "K": "prompts per layer", "r": "rank", "V": "vocabulary", "N": "positions", "buckets": "relative distances",
     "C": "channels", "nh": "heads", "nkv": "key-value heads", "hs": "head size",
-    "kv": "channels of the keys, and of the values", "M": "width of the MLP", "m": "width of the method's layer",
+    "q": "channels of the queries", "kv": "channels of the keys, and of the values", "M": "width of the MLP",
+    "m": "width of the method's layer",
 }
 QUANTITIES = {  # that formulas are made of
     "base": "parameters of the base", "trained": "parameters trained", "stored": "elements stored for a task",
@@ -25,7 +26,8 @@ QUANTITIES = {  # that formulas are made of
     "header": "bytes of the header's text", "config": "bytes of the config file", "adapter": "bytes of one adapter",
     "folder": "bytes of the base's folder",
 }
-SYMBOLS = {"n_layer": "L", "n_embd": "C", "n_head": "nh", "n_kv": "nkv", "head_size": "hs", "kv": "kv", "inner": "M",
+SYMBOLS = {"n_layer": "L", "n_embd": "C", "n_head": "nh", "n_kv": "nkv", "head_size": "hs", "q": "q", "kv": "kv",
+           "inner": "M",
            "vocab_size": "V", "block_size": "N", "position_buckets": "buckets"}
 
 
@@ -37,7 +39,7 @@ class SymbolicShape:
 
     def __getattr__(self, name: str) -> Any:
         if name in SYMBOLS and hasattr(self._c, name):
-            return symbol(SYMBOLS[name])
+            return symbol("C" if name == "q" and self._c.head_dim is None else SYMBOLS[name])
         return getattr(self._c, name)
 
     def values(self) -> dict[str, int]:
@@ -87,7 +89,7 @@ def value(expression, known: dict[str, int]) -> int | float:
     import sympy
 
     expression = sympy.sympify(expression).subs({symbol(name): number for name, number in known.items()})
-    for name, function in {"min": minimum, "nearest": nearest, "roundUp": round_up}.items():
+    for name, function in {"min": minimum, "nearest": nearest, "roundUp": round_up, "floor": floor}.items():
         expression = expression.replace(
             sympy.Function(name), lambda *sizes, f=function: sympy.Integer(f(*map(int, sizes))))
     result = expression.replace(sympy.Function("log10"), lambda x: sympy.Float(math.log10(x)))

@@ -111,6 +111,11 @@ def round_up(a: Size, b: Size) -> Size:
     return -(-a // b) * b if _are_ints(a, b) else _function("roundUp", a, b)
 
 
+def floor(a: Size, b: Size) -> Size:
+    """a / b, rounded down."""
+    return a // b if _are_ints(a, b) else _function("floor", a, b)
+
+
 def _are_ints(*sizes: Size) -> bool:
     return all(isinstance(size, int) for size in sizes)
 

@@ -114,7 +114,7 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
     # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     shape = (2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
     k, v = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-    return KVCache(k, v), slots._replace(prefix=prefix)
+    return KVCache(k, v, virtual=prompt_length), slots._replace(prefix=prefix)
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

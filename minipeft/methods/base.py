@@ -130,8 +130,8 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
 
 
 def noise(base: GPT, P: int, W: int) -> Tensor:
-    """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings."""
-    return torch.randn(P, W) * base.wte.weight.float().std().cpu()
+    """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings, scaled as it scales them."""
+    return torch.randn(P, W) * base.wte.weight.float().std().cpu() * base.embedding_scale
 
 
 def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:

@@ -69,8 +69,8 @@ class PrefixMemory(Method):
 
     @staticmethod
     def cost(c, rows):
-        product = Matmul("φ(q) M", c.n_embd, c.head_size, "x")  # every head by a matrix of its own
-        return Cost(hooks={"attn.heads": Hook((product,), (Saved("φ(q)", rows * c.n_embd),))})
+        product = Matmul("φ(q) M", c.q, c.head_size, "x")  # every head by a matrix of its own
+        return Cost(hooks={"attn.heads": Hook((product,), (Saved("φ(q)", rows * c.q),))})
 
     def __init__(self, base: GPT, feature_map: Literal["elu", "gelu"] = "elu"):
         super().__init__()

@@ -56,7 +56,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], weights) -> int:
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(t: torch.Tensor) -> _Saved:
-        saved.add(holder := _Saved(t))
+        saved.add(holder := _Saved(t.detach()))  # an output that holds its own graph would never be freed
         return holder
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from minipeft.bench.measure import card_line, columns
 from minipeft.checks import Error
 from minipeft.data.tasks import Example
-from minipeft.files import huggingface
+from minipeft.files import families
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
@@ -115,7 +115,9 @@ def of_base(original: Original, folder: Path, forged: dict) -> Held:
     if "config" in notes:
         facts = original.held[0].facts
     else:
-        sizes = huggingface.CONFIG_FIELDS.get(config["model_type"], {name: name for name in original.held[0].facts})
+        sizes = families.CONFIG_FIELDS.get(config["model_type"], {name: name for name in original.held[0].facts})
+        if config["model_type"] == "gemma3_text":
+            sizes = sizes | {name: name for name in ("head_dim", "sliding_window", "rope_local_base_freq")}
         facts = {ours: config[theirs] for theirs, ours in sizes.items() if config.get(theirs) is not None}
     names, tensors = names_in_file(original.base), {}
     for file in sorted(folder.glob(f"*{path.suffix}")):

@@ -18,11 +18,11 @@ from torch import Tensor
 from minipeft.adapters import fingerprint, load_adapter
 from minipeft.attach import Adapted, adapt
 from minipeft.checks import Error
-from minipeft.config import LLAMA, GPTConfig
+from minipeft.config import GEMMA3, LLAMA, GPTConfig
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import FileTokenizer
-from minipeft.files import huggingface
+from minipeft.files import families
 from minipeft.methods import METHODS
 from minipeft.model import GPT
 from minipeft.training.checkpoints import collect, restore
@@ -33,6 +33,8 @@ BASES = {
     "gpt2": GPTConfig(**TINY),
     "llama": GPTConfig(**TINY, **LLAMA, n_kv_head=1, n_inner=12),
     "qwen2": GPTConfig(**TINY, **LLAMA | {"bias": "qkv"}, n_inner=12, tied=False),
+    "gemma3": GPTConfig(**TINY, **GEMMA3, n_kv_head=1, head_dim=6, n_inner=12, sliding_window=3,
+                        sliding_window_pattern=2, rope_local_base_freq=100.0),
     "minipeft": GPTConfig(**TINY, position="rotary"),
 }
 ADAPTERS = {
@@ -42,6 +44,8 @@ ADAPTERS = {
     "lora": ("minipeft", "lora",
              dict(r=2, lora_alpha=5, lora_dropout=0.1, target_modules=["c_attn", "mlp.c_proj"])),
     "lora-llama": ("llama", "lora", dict(r=2)),
+    "lora-gemma3": ("gemma3", "lora", dict(r=2)),
+    "prefix-gemma3": ("gemma3", "prefix", dict(num_virtual_tokens=3)),
     "adapter": ("minipeft", "adapter", dict(bottleneck_size=3)),
     "pfeiffer": ("gpt2", "adapter", dict(bottleneck_size=3, placement="pfeiffer")),
     "llama-adapter": ("minipeft", "llama-adapter", dict(adapter_len=3)),
@@ -320,7 +324,7 @@ class Readers:
 
 def names_in_file(base: str) -> dict[str, tuple[str, bool]]:
     """{name in a base's file: (model.py's name, True if stored transposed)}."""
-    kind = huggingface.architecture(BASES[base])
+    kind = families.architecture(BASES[base])
     with torch.device("meta"):
         names = GPT(BASES[base]).state_dict()
-    return {huggingface.stored_name(name, kind): (name, huggingface.is_transposed(name)) for name in names}
+    return {families.stored_name(name, kind): (name, families.is_transposed(name)) for name in names}
