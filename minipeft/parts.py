@@ -62,5 +62,6 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate channels i and i + hs/2 of x (B, nh, T, hs) by their position's angle (Llama's pairing)."""
     cos, sin = rope
-    a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+    y = x.to(cos.dtype)  # once, not in every operation below
+    a, b = y.chunk(2, dim=-1)
+    return (y * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
