@@ -31,6 +31,7 @@ from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
+from .quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 
@@ -52,6 +53,8 @@ def arguments(argv) -> argparse.Namespace:
     add = g.add_argument
     add("--adapter", action="append", default=[], metavar="FOLDER", type=local_path,
         help="may be given several times; none: the base alone")
+    add("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+        help=f"{', '.join(BASE_DTYPES)} (default: its own; the last two: quantised)")
     add("--prompt", required=True, metavar="TEXT", type=utf8_text, help="the text to complete")
     add("--template", default="{input}", metavar="TEXT", type=utf8_text,
         help='a text with {input}, the place of the prompt, or "chat"')
@@ -71,7 +74,8 @@ def arguments(argv) -> argparse.Namespace:
 
 def open_base(args) -> tuple[GPT, Path]:
     folder = find_base(args.base)
-    return GPT.from_pretrained(folder).to(device(args.device)), folder
+    dtype = dtype_named(vars(args).get("base_dtype"))
+    return GPT.from_pretrained(folder, dtype).to(device(args.device)), folder
 
 
 def complete(args) -> None:

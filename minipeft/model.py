@@ -29,6 +29,7 @@ from .attention import prefix_attention
 from .checks import Error, check_slots
 from .config import GPTConfig, RopeScaling, hookable_modules
 from .files import huggingface
+from .quantised_base import open_folder
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
 from .slots import KVCache, Prefix
@@ -265,14 +266,10 @@ class GPT(nn.Module):
         self.checkpointed = on
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`. Raises Error for a
-        folder that is no base, or an architecture this file does not have."""
-        config, tensors = huggingface.read_base(folder, dtype)
-        with torch.device("meta"):
-            base = cls(config)  # shapes only: the file's tensors become the weights
-        base.load_state_dict(tensors, assign=True)
-        return base
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | str | None = None) -> "GPT":
+        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`; "nf4" or "int8":
+        quantised (quantised.py). Raises Error for no base, or an architecture this file does not have."""
+        return open_folder(cls, folder, dtype)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
         """Write a Hugging Face folder; GPT-2, Llama and Qwen2 shapes open in transformers.

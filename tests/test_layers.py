@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
-    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "model", "loss", "ladder",
+    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "quantised",
+    "quantised_base", "model", "loss", "ladder",
     "methods", "attach", "accounting", "adapters", "data", "inference", "training", "bench", "__init__", "__main__",
 ]
 

@@ -7,9 +7,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..checks import Error, described, shown
-from ..files import huggingface, peft
+from ..files import peft
 from ..formulas.declaration import Declaration
 from ..model import GPT
+from ..quantised_base import fingerprint
 from ..slots import Slots
 
 LENGTH = 8  # virtual tokens, where nothing says how many
@@ -67,7 +68,7 @@ class Method(Declaration, nn.Module, registered=False):
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder, adapter_config.json and adapter_model.*, in PEFT's layout."""
-        base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        base_fingerprint = base_fingerprint or fingerprint(base)
         peft.write_adapter(folder, self.config(base), self.tensors(), base_fingerprint)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from ..checks import Error
-from ..files import huggingface, peft
+from ..files import peft
 from ..files.atomic import check_destination
 from ..model import GPT
+from ..quantised_base import fingerprint
 from ..slots import Slots
 from .base import Method
 
@@ -49,7 +50,7 @@ class Combined(Method, registered=False):
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_destination(folder, "a combination")
-        base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        base_fingerprint = base_fingerprint or fingerprint(base)
         for name, part in self.by_name.items():
             part.save(base, Path(folder) / name, base_fingerprint)
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})

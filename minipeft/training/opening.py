@@ -12,6 +12,8 @@ from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
 from ..methods import train_the_base
 from ..model import GPT
+from ..quantised import KINDS
+from ..quantised_base import dtype_named, quantise_base
 from ..runtime.console import line_breaks
 from .flags import LADDER, given
 
@@ -19,13 +21,17 @@ from .flags import LADDER, given
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
     dtype = "float32" if train_the_base(args.methods) else args.base_dtype  # None: as in the file
-    dtype = dtype and getattr(torch, dtype)
+    dtype = dtype_named(dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
         if size not in ("", *EMBEDDED):
             raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}"
                         f"{did_you_mean(size, EMBEDDED)}")
-        base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
+        base, folder = GPT(EMBEDDED[size or "nano"]), None
+        if dtype in KINDS:
+            quantise_base(base, dtype)
+        else:
+            base.to(dtype)
     else:
         folder = find_base(args.base)
         base = GPT.from_pretrained(folder, dtype)
