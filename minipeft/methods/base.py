@@ -132,7 +132,12 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
 
 def noise(base: GPT, P: int, W: int) -> Tensor:
     """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings."""
-    return torch.randn(P, W) * base.wte.weight.float().std().cpu()
+    x = base.wte.weight.detach()
+    if x.dtype in (torch.float16, torch.bfloat16):  # in parts: a copy in float32 may outweigh the base
+        sums = sum(torch.stack([part.sum(), part.square().sum()]) for part in map(Tensor.double, x.split(2048)))
+        mean, mean_square = (sums / x.numel()).cpu()
+        return torch.randn(P, W) * ((mean_square - mean**2) * (x.numel() / max(1, x.numel() - 1))).sqrt().float()
+    return torch.randn(P, W) * x.float().std().cpu()
 
 
 def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:
