@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-length", type=int, default=1024, metavar="T",
         help="cut longer inputs, virtual tokens included")
     add("--template", metavar="TEXT", type=utf8_text,
-        help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}")')
+        help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}"); '
+             "with {soft} virtual tokens stand there")
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
 
@@ -146,6 +147,11 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
     args.methods = args.method.split("+")
+    if args.template.has_soft:
+        takers = [name for name in METHODS if "template" in METHODS[name].arguments()]
+        if args.climb or not set(takers) & set(args.methods):
+            raise Error(f"{{soft}} in --template goes with --method {' or '.join(takers)}: "
+                        f"{'--climb' if args.climb else args.method} has no virtual tokens in the text")
     known = flags.flags_of(LADDER if args.climb else args.methods)
     find_task(args.task)
     for name in ALL_FLAGS:

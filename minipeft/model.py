@@ -32,7 +32,7 @@ from .files import huggingface
 from .quantised_base import open_folder
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
-from .slots import KVCache, Prefix
+from .slots import KVCache, Prefix, SoftTokens
 
 
 def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype,
@@ -202,11 +202,11 @@ class GPT(nn.Module):
         """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
         return product(self.hidden(idx, prompt, prefix, hooks), self.head)
 
-    def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None,
+    def hidden(self, idx: Tensor, prompt: "Tensor | SoftTokens | None" = None, prefix: "Tensor | Prefix | None" = None,
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) int64 -> the head's input: normalised last states of the real tokens (B, T, C).
 
-        prompt   (1|B, P, C): vectors concatenated before the token embeddings
+        prompt   (1|B, P, C): vectors concatenated before the token embeddings; or SoftTokens, inside the text
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
                  before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
         hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
@@ -219,7 +219,8 @@ class GPT(nn.Module):
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
         cached = cache.read if cache else 0
-        check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
+        in_text = isinstance(prompt, SoftTokens)
+        check_slots(self.config, idx, None if in_text else prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
         first = 0  # position of the first embedding
         if prefix is not None and prefix.gate is None:
@@ -228,11 +229,13 @@ class GPT(nn.Module):
             first = first + (cache.read if cache.length is None else cache.length)
 
         try:
-            x = self.wte(idx)  # (B, T, C)
+            x = self.wte(prompt.words(idx) if in_text else idx)  # (B, T, C)
         except IndexError:
             raise Error(f"token ids must lie in 0 … {self.config.vocab_size - 1}, but they span "
                         f"{int(idx.min())} … {int(idx.max())}") from None
-        if prompt is not None:  # slot 1: the soft prompt
+        if in_text:
+            x = prompt.put(x, idx)
+        elif prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, rope = self.add_positions(x, first)
         # slot 2: every block its own part of the prefix

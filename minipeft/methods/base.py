@@ -17,6 +17,7 @@ LENGTH = 8  # virtual tokens, where nothing says how many
 WIDE = 512  # bases of at least this many channels use `learning_rate_wide`
 Start = Annotated[str | Tensor, "what virtual tokens start from"]  # --init, --init-from-text, --init-from
 Tokens = Annotated[Tensor, "tokens chosen among texts"]  # --wordings, --search
+Text = Annotated[str | None, "a template with {soft} in it"]  # --template of the script
 
 
 class Method(Declaration, nn.Module, registered=False):
@@ -30,7 +31,12 @@ class Method(Declaration, nn.Module, registered=False):
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models
-    num_virtual_tokens = 0  # positions before the real tokens
+    num_virtual_tokens = 0
+
+    @property
+    def positions(self) -> int:
+        """Positions before those of idx; virtual tokens that stand in idx take none."""
+        return self.num_virtual_tokens
 
     def slots(self, base: GPT) -> Slots:
         """What it puts into the model: base(idx, *slots)."""

@@ -41,6 +41,10 @@ class Combined(Method, registered=False):
     def parts(self) -> list[Method]:
         return list(self.by_name.values())
 
+    @property
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts())
+
     def slots(self, base: GPT) -> Slots:
         prompts, prefixes, hooks = zip(*(part.slots(base) for part in self.parts()), strict=True)
         prompt = next((x for x in prompts if x is not None), None)
