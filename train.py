@@ -27,6 +27,8 @@ from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
 from minipeft.methods import train_something, train_the_base
+from minipeft.quantised import KINDS
+from minipeft.quantised_base import BASE_DTYPES
 from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed, utf8_text
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
@@ -69,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-length", type=int, default=1024, metavar="T",
         help="cut longer inputs, virtual tokens included")
     add("--template", metavar="TEXT", type=utf8_text,
-        help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}")')
+        help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}"); '
+             "with {soft} virtual tokens stand there")
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
 
@@ -77,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     add("--base", default="nano", metavar="FOLDER", type=local_path,
         help="folder or hub id (docs/architectures.md), embedded base "
              f"({', '.join(EMBEDDED)}), or scratch:SIZE")
-    add("--base-dtype", choices=["float32", "bfloat16"], metavar="TYPE",
-        help="float32 or bfloat16, for the frozen base (default: its own)")
+    add("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+        help=f"{', '.join(BASE_DTYPES)}, for the frozen base (default: its own; the last two: quantised)")
     add("--shard-base", action="store_true",
         help="under torchrun, shard the frozen base (full always does)")
 
@@ -144,6 +147,11 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
     args.methods = args.method.split("+")
+    if args.template.has_soft:
+        takers = [name for name in METHODS if "template" in METHODS[name].arguments()]
+        if args.climb or not set(takers) & set(args.methods):
+            raise Error(f"{{soft}} in --template goes with --method {' or '.join(takers)}: "
+                        f"{'--climb' if args.climb else args.method} has no virtual tokens in the text")
     known = flags.flags_of(LADDER if args.climb else args.methods)
     find_task(args.task)
     for name in ALL_FLAGS:
@@ -162,9 +170,11 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.search is not None and args.search < 1:
         raise Error(f"--search must be at least 1 token, not {args.search}")
     is_base = train_the_base(args.methods)
-    if is_base and args.base_dtype == "bfloat16":
-        raise Error(f"--base-dtype bfloat16 is for a frozen base: {args.method} trains every weight, "
+    if is_base and args.base_dtype not in (None, "float32"):
+        raise Error(f"--base-dtype {args.base_dtype} is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")
+    if args.shard_base and args.base_dtype in KINDS:
+        raise Error(f"--shard-base takes a base in float32 or bfloat16: in {args.base_dtype} it is small as it is")
     args.out = Path(args.out or f"runs/{run_name(args)}")
     if not args.eval_only:
         content = "a base" if is_base else "an adapter"

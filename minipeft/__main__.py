@@ -31,6 +31,7 @@ from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
+from .quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 
@@ -52,9 +53,12 @@ def arguments(argv) -> argparse.Namespace:
     add = g.add_argument
     add("--adapter", action="append", default=[], metavar="FOLDER", type=local_path,
         help="may be given several times; none: the base alone")
+    add("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+        help=f"{', '.join(BASE_DTYPES)} (default: its own; the last two: quantised)")
     add("--prompt", required=True, metavar="TEXT", type=utf8_text, help="the text to complete")
-    add("--template", default="{input}", metavar="TEXT", type=utf8_text,
-        help='a text with {input}, the place of the prompt, or "chat"')
+    add("--template", metavar="TEXT", type=utf8_text,
+        help='a text with {input}, the place of the prompt, or "chat" (default: {input} alone; of an adapter with '
+             "virtual tokens in the text its own)")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
     add("--temperature", type=float, default=0.0,
         help="0 (the default): the most likely token; 1: sample from the model's probabilities")
@@ -71,21 +75,36 @@ def arguments(argv) -> argparse.Namespace:
 
 def open_base(args) -> tuple[GPT, Path]:
     folder = find_base(args.base)
-    return GPT.from_pretrained(folder).to(device(args.device)), folder
+    dtype = dtype_named(vars(args).get("base_dtype"))
+    return GPT.from_pretrained(folder, dtype).to(device(args.device)), folder
+
+
+def template_for(args, methods: list[Method]) -> Template:
+    """--template, or that of an adapter with virtual tokens in the text. Raises Error where they have no place."""
+    parts = [part for method in methods for part in method.parts()]
+    own = [part for part in parts if part.positions != part.num_virtual_tokens]
+    given = None if args.template is None else line_breaks(args.template)
+    if own and len(methods) > 1:
+        raise Error("an adapter with virtual tokens in the text has a prompt of its own: give it as the only --adapter")
+    template = Template(given or (own[0].template if own else "{input}"), own[0].num_virtual_tokens if own else 0)
+    if template.has_soft != bool(own):
+        raise Error("{soft} in --template is the place of an adapter's virtual tokens in the text: " + (
+            "it must be there for this one" if own else "none is given that has some"))
+    return template
 
 
 def complete(args) -> None:
     """Stream one completion, or print those of several adapters side by side."""
     base, folder = open_base(args)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
-    template = Template(line_breaks(args.template))
+    models = [load_adapter(base, folder) for folder in args.adapter] or [base]
+    template = template_for(args, [model.method for model in models if model is not base])
     stops = template.stops(tokenizer)
     ids = prompt_ids(Example(args.prompt, ""), tokenizer, template)
     if not ids:
         raise Error("--prompt is empty: it needs at least one token to go on from")
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, stops)
-    models = [load_adapter(base, folder) for folder in args.adapter] or [base]
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""

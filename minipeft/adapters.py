@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from . import accounting
+from . import accounting, quantised_base
 from .attach import Adapted
 from .checks import Error, check_base, shown
-from .files import huggingface
 from .files.atomic import file_exists
 from .files.families import FAMILIES, architecture
 from .files.peft import drop_embeddings, read_adapter, read_combination
@@ -20,9 +19,9 @@ from .model import GPT
 
 
 def fingerprint(base: GPT) -> str:
-    """SHA-256 of a base's config and weights, the same for a copy of it in bfloat16."""
+    """SHA-256 of a base's config and weights, the same for a copy of it in bfloat16, int8 or NF4."""
     check_base(base)
-    return huggingface.base_fingerprint(base.config, base.state_dict())
+    return quantised_base.fingerprint(base)
 
 
 def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = None) -> Adapted:

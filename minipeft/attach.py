@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .checks import Error, check_base, check_shape, shown
+from .files.huggingface import count_parameters
 from .loss import linear_cross_entropy
 from .methods import METHODS, method_class
 from .methods.base import Method
@@ -50,6 +51,10 @@ class Attachment:
 
     @torch.no_grad()
     def merge(self, changes: dict[str, Tensor]) -> None:
+        there = {name for name, _ in self.base.named_parameters()}
+        if (known := vars(self.base).get("quantised")) and not changes.keys() <= there:
+            raise Error(f"this base's weights are quantised ({known.kind}), and no change can be added to them: "
+                        "load the adapter onto the unquantised base to merge it")
         self.original = {name: self.base.get_parameter(name).clone() for name in changes}
         for name, change in changes.items():
             weight = self.base.get_parameter(name)
@@ -160,7 +165,7 @@ class Adapted(nn.Module):
     def trainable_summary(self) -> str:
         """PEFT's line: trained parameters, all parameters (base and method), and the share in percent."""
         trained = sum(p.numel() for p in self.trainable_parameters())
-        total = sum(p.numel() for p in self.parameters())
+        total = count_parameters(self.base.config) + sum(p.numel() for p in self.method.parameters())
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
     def save(self, folder: str | Path, base_fingerprint: str | None = None) -> None:

@@ -30,9 +30,10 @@ from .config import GPTConfig, hookable_modules
 from .files import huggingface
 from .fused import Window
 from .parts import Rope, gelu, layer_tables, norm, rotate
+from .quantised_base import open_folder
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
-from .slots import KVCache, Prefix
+from .slots import KVCache, Prefix, SoftTokens
 
 
 def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
@@ -186,11 +187,11 @@ class GPT(nn.Module):
         """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
         return product(self.hidden(idx, prompt, prefix, hooks), self.head)
 
-    def hidden(self, idx: Tensor, prompt: Tensor | None = None, prefix: "Tensor | Prefix | None" = None,
+    def hidden(self, idx: Tensor, prompt: "Tensor | SoftTokens | None" = None, prefix: "Tensor | Prefix | None" = None,
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
         """idx (B, T) int64 -> the head's input: normalised last states of the real tokens (B, T, C).
 
-        prompt   (1|B, P, C): vectors concatenated before the (scaled) token embeddings
+        prompt   (1|B, P, C): vectors concatenated before the (scaled) token embeddings; or SoftTokens, inside the text
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
                  before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
         hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
@@ -203,7 +204,8 @@ class GPT(nn.Module):
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
         cached = cache.read if cache else 0
-        check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
+        in_text = isinstance(prompt, SoftTokens)
+        check_slots(self.config, idx, None if in_text else prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
         first = 0  # position of the first embedding
         if prefix is not None and prefix.gate is None:
@@ -211,8 +213,10 @@ class GPT(nn.Module):
         if cache is not None:
             first = first + (cache.read if cache.length is None else cache.length)
 
-        x = self.embed(idx)  # (B, T, C)
-        if prompt is not None:  # slot 1: the soft prompt
+        x = self.embed(prompt.words(idx) if in_text else idx)  # (B, T, C)
+        if in_text:
+            x = prompt.put(x, idx)
+        elif prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, ropes = self.add_positions(x, first)
         virtual = cache.virtual if cache else x.size(1) - T  # positions of a prompt: no window hides them
@@ -247,14 +251,10 @@ class GPT(nn.Module):
         self.checkpointed = on
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "GPT":
-        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`. Raises Error for a
-        folder that is no base, or an architecture this file does not have."""
-        config, tensors = huggingface.read_base(folder, dtype)
-        with torch.device("meta"):
-            base = cls(config)  # shapes only: the file's tensors become the weights
-        base.load_state_dict(tensors, assign=True)
-        return base
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | str | None = None) -> "GPT":
+        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`; "nf4" or "int8":
+        quantised (quantised.py). Raises Error for no base, or an architecture this file does not have."""
+        return open_folder(cls, folder, dtype)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
         """Write a Hugging Face folder; shapes of the families in huggingface.FAMILIES open in transformers.

@@ -33,10 +33,35 @@ class Prefix(NamedTuple):
         return [None] * (L - len(top)) + top
 
 
+class SoftTokens(NamedTuple):
+    """A prompt whose vectors stand in the text, where idx has the ids V … V+P-1, which no word has."""
+
+    vectors: Tensor  # (P, C)
+    V: int
+
+    def words(self, idx: Tensor) -> Tensor:
+        """idx with the id of some word in the places of the vectors."""
+        return idx.masked_fill(idx >= self.V, 0)
+
+    def put(self, x: Tensor, idx: Tensor) -> Tensor:
+        """The embeddings x (B, T, C) with the vectors in their places. Raises Error unless every row of idx has them
+        once, in order and one after the other."""
+        B, P, soft = len(idx), len(self.vectors), idx >= self.V
+        if (soft.sum(1) == P).all():
+            places = soft.nonzero()[:, 1].view(B, P)
+            in_order = idx[soft].view(B, P) == self.V + torch.arange(P, device=idx.device)
+            if in_order.all() and (places[:, -1] - places[:, 0] == P - 1).all():
+                vectors = self.vectors.to(x.dtype)
+                return torch.stack([torch.cat([row[:first], vectors, row[first + P :]])
+                                    for row, first in zip(x, places[:, 0].tolist(), strict=True)])
+        raise Error(f"every row of idx must hold the {P} ids {self.V} … {self.V + P - 1} of the soft tokens once, "
+                    "in order: {soft} of a template stands for them")
+
+
 class Slots(NamedTuple):
     """What a method puts into the model: base(idx, *slots)."""
 
-    prompt: Tensor | None = None  # (1|B, P, C)
+    prompt: "Tensor | SoftTokens | None" = None  # (1|B, P, C), or in the text
     prefix: "Tensor | Prefix | None" = None  # (L, 2, 1|B, n_kv, P, hs)
     hooks: list[dict] | None = None  # per layer {place: f(x, y) -> y', or several in a tuple}
 

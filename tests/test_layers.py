@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
-    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "parts", "model", "loss",
-    "ladder", "methods", "attach", "accounting", "adapters", "data", "inference", "training", "bench", "__init__",
-    "__main__",
+    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "parts", "quantised",
+    "quantised_base", "model", "loss", "ladder", "methods", "attach", "accounting", "adapters", "data", "inference",
+    "training", "bench", "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt

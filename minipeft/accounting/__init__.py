@@ -2,6 +2,7 @@
 
     count, base_parameters    parameters: trained, stored, and the base's        parameters.py
     flops, step_flops         matmuls of a training step: executed, and needed   matmuls.py
+    base_weight_bytes         the base's weights in a dtype, or quantised        base_weights.py
     train_bytes               weights, gradients, optimizer, activations         step_memory.py
     activations               every tensor saved for backward                    activations.py
     wire_bytes                communication of a step over several processes     communication.py
@@ -20,6 +21,7 @@ nh heads, n_kv key heads, hs head size, V vocabulary, M width of the MLP, r rank
 
 from ..files.huggingface import base_tensors
 from .activations import activations
+from .base_weights import base_weight_bytes
 from .communication import Traffic, bytes_per_step, wire_bytes
 from .decoding import Inference, inference
 from .matmuls import Flops, Product, flops, products, step_flops
@@ -29,5 +31,5 @@ from .storage import adapter_bytes, storage_bytes
 from .table import ledger
 
 __all__ = ["Count", "Flops", "Inference", "Product", "Traffic", "TrainBytes", "activations", "adapter_bytes",
-           "base_parameters", "base_tensors", "bytes_per_step", "count", "depends_on", "flops", "inference",
-           "ledger", "products", "step_flops", "storage_bytes", "train_bytes", "wire_bytes"]
+           "base_parameters", "base_tensors", "base_weight_bytes", "bytes_per_step", "count", "depends_on", "flops",
+           "inference", "ledger", "products", "step_flops", "storage_bytes", "train_bytes", "wire_bytes"]

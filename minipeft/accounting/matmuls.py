@@ -57,7 +57,9 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                      separate projections, keys and values only)
                      with a softmax of its own: 2·2·B·T·P·nh·hs; backward 5/2 of it
 
-    Not counted: what is not a matmul (norms, softmax, the optimizer). Adapted.loss stores no logits
+    Not counted: what is not a matmul (norms, softmax, the optimizer; to dequantise a base a look-up and
+    a multiplication for each weight of its matrices, in forward and again in backward, whatever B·S:
+    little beside 2·B·S in training, as much as the matmul itself for one new token). Adapted.loss stores no logits
     (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
     computes the logits a second time in backward.
     """

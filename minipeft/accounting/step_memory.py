@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from ..checks import at_least_one
+from ..checks import Error, at_least_one, shown
 from ..config import GPTConfig
 from ..formulas.terms import Size, Term, total
 from .activations import saved_terms
+from .base_weights import base_terms
 from .parameters import Declared, base_parameters, declared, elements, repeats
 
 
@@ -19,7 +20,7 @@ class TrainBytes(NamedTuple):
 
 
 def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False,
-                base_bytes: int = 4, **hyperparameters) -> TrainBytes:
+                base_bytes: int = 4, quantised: str | None = None, **hyperparameters) -> TrainBytes:
     """Bytes of one training process, with b = base_bytes per parameter of the base, n = trained:
 
         weights        b·base + 4·n + frozen    the base, the method's float32 parameters (full: none), and
@@ -30,20 +31,26 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
 
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
     moments). Activations shrink less.
+
+    quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all else, 2. A
+    quantised base saves for backward what one in bfloat16 does. Not counted, of some megabytes: the part of a matrix
+    that is dequantised at the time.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     d = declared(c, method, hyperparameters)
+    if quantised is not None and not d.method.freezes_base:
+        raise Error(f"{method} trains every weight: its base cannot be in {shown(quantised)}")
     trained, tensors = elements(c, d.shapes, d.shapes.trained), total(trained_tensors(c, d))
-    states = state_terms(c, d, base_parameters(c), trained, tensors, base_bytes)
+    states = state_terms(c, d, base_parameters(c), trained, tensors, base_bytes, quantised)
     saved = saved_terms(c, d, batch_size, seq_len, checkpointing, base_bytes)
     return TrainBytes(*map(total, states.values()), total(saved))
 
 
 def state_terms(c: GPTConfig, d: Declared, base: Size, trained: Size, tensors: Size,
-                b: int = 4) -> dict[str, list[Term]]:
+                b: int = 4, quantised: str | None = None) -> dict[str, list[Term]]:
     """Bytes of weights, gradients and optimizer. base, trained: parameters; tensors: trained
-    tensors; b: bytes of a parameter of the base."""
-    weights, gradients, optimizer = [Term("base", b * base)], [], []
+    tensors; b, quantised: as in base_terms."""
+    weights, gradients, optimizer = base_terms(c, base, b, quantised), [], []
     if not d.method.freezes_base:
         gradients = [Term("one for each weight", b * base)]
     elif d.shapes.trained:

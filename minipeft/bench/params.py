@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import accounting
+from ..accounting.base_weights import BYTES
 from ..accounting.parameters import Declared, declared, depends_on, possible
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..accounting.table import Work, terms
@@ -27,6 +28,7 @@ from ..files.huggingface import read_base_config
 from ..formulas import symbols
 from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
+from ..quantised import KINDS
 from ..runtime.console import Parser, local_path
 from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
 from . import flags
@@ -45,6 +47,7 @@ class ParamsSettings:
     tasks: int
     batch_size: int
     seq_len: int
+    base_dtype: str = "float32"
 
 
 def add_flags(p: Parser) -> None:
@@ -54,6 +57,8 @@ def add_flags(p: Parser) -> None:
     add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
     flags.add_batch_flags(p, 8, 128)
+    add("--base-dtype", default="float32", choices=list(BYTES), metavar="TYPE",
+        help=f"of a frozen base in the memory to train: {', '.join(BYTES)}")
     groups: dict[str, dict[str, Flag]] = {}
     for name, methods in SIZE_FLAGS.items():
         helps = dict.fromkeys(METHOD_FLAGS[method][name].settings["help"] for method in methods
@@ -69,7 +74,7 @@ def settings(args: argparse.Namespace) -> ParamsSettings:
         raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}"
                     f"{did_you_mean(args.method, METHODS)}")
     sizes = {name: value for name in SIZE_FLAGS if (value := getattr(args, name)) is not None}
-    return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len)
+    return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len, args.base_dtype)
 
 
 def shape_of(model: str) -> AnyShape:
@@ -137,9 +142,16 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
 
 def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict[str, int]:
     """Bytes and FLOPs of a training step by the ledger's names, and their sums: memory and step."""
-    held = accounting.train_bytes(c, method, s.batch_size, s.seq_len, **h)
+    held = memory_to_train(s, c, method, h)
     work = accounting.flops(c, method, s.batch_size, s.seq_len, **h)
     return held._asdict() | work._asdict() | {"memory": sum(held), "step": sum(work)}
+
+
+def memory_to_train(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> accounting.TrainBytes:
+    """accounting.train_bytes with a frozen base in s.base_dtype; full fine-tuning has one in float32."""
+    dtype = s.base_dtype if METHODS[method].freezes_base else "float32"
+    quantised = dtype if dtype in KINDS else None
+    return accounting.train_bytes(c, method, s.batch_size, s.seq_len, base_bytes=BYTES[dtype], quantised=quantised, **h)
 
 
 def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
@@ -151,6 +163,7 @@ def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
         row |= accounting.count(c, method, **h)._asdict()
         if isinstance(c, GPTConfig):
             row |= accounting.ledger(c, method, s.batch_size, s.seq_len, **h)
+            row |= {f"train_{part}": n for part, n in memory_to_train(s, c, method, h)._asdict().items()}
             row["tasks_bytes"] = accounting.storage_bytes(c, method, s.tasks, **h)
         rows.append(row | {"percent": 100 * row["stored"] / base})
     return rows
@@ -161,13 +174,16 @@ def run(s: ParamsSettings) -> dict:
     c = shape_of(s.model)
     for name in ("tasks", "batch_size", "seq_len"):
         at_least_one(name, getattr(s, name))
+    if s.base_dtype != "float32" and not isinstance(c, GPTConfig):
+        raise Error(f"--base-dtype {s.base_dtype} needs a GPT's blocks: of {s.model} only parameters are counted")
     h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
     if isinstance(c, GPTConfig):
         flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
     left_out = [method for method in METHODS if method not in possible(c)]
     answer = derivation(s, c) if s.method else {"rows": rows_of(s, c), "left_out": left_out}
-    return {"settings": asdict(s), "shape": asdict(c),
-            "base_parameters": accounting.base_parameters(c), **answer}
+    weights = accounting.base_weight_bytes(c, s.base_dtype) if isinstance(c, GPTConfig) else None
+    return {"settings": asdict(s), "shape": asdict(c), "base_parameters": accounting.base_parameters(c),
+            "base_weight_bytes": weights, **answer}
 
 
 def in_units(n: float) -> str:
@@ -195,7 +211,7 @@ def lines(result: dict) -> list[str]:
     legend = (line.replace("\0", " ") for line in textwrap.wrap("; ".join(entries), 110))
     is_trained = any(x["unit"] == "FLOPs" for x in steps)
     batch = f"; B {s['batch_size']}, T {s['seq_len']}" if is_trained else ""
-    text = [f"{s['method']} on {s['model']}, float32{batch}", *legend, ""]
+    text = [f"{s['method']} on {s['model']}, {s['base_dtype']}{batch}", *legend, ""]
     for x in steps:
         number = f"{x['value']:,}" if isinstance(x["value"], int) else rounded(x["value"])
         value = f"{number} {x['unit']}".rstrip()
@@ -229,7 +245,8 @@ def table(result: dict) -> str:
     }
     about = f"{s['model']}: {result['base_parameters']:,} parameters"
     if "adapter_bytes" in full:
-        about += f"; B {s['batch_size']}, T {s['seq_len']}, float32"
+        about += f"; B {s['batch_size']}, T {s['seq_len']}, {s['base_dtype']}"
+        about += "" if s["base_dtype"] == "float32" else f" (the base {in_units(result['base_weight_bytes'])})"
         cells |= {
             "on disk": lambda r: in_units(r["adapter_bytes"]),
             f"{s['tasks']:,} tasks": lambda r: in_units(r["tasks_bytes"]),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import Error
 from .tasks import Example
 from .template import ARROW, Template
 from .tokenizer import Tokenizer, with_begin
@@ -44,10 +45,15 @@ def question(example: Example, tokenizer: Tokenizer, template: Template = ARROW)
 def prompt_ids(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> list[int]:
     """Token ids of the filled template, or only of the begin mark for a text."""
     if example.input is None:
+        if template.has_soft:
+            raise Error("a template with {soft} needs inputs to stand beside: a text alone has none")
         return tokenizer.begin
     chat = template.chat(tokenizer)
-    text = template.fill(example, chat)  # a folder's chat template writes its begin mark itself
-    return with_begin(tokenizer, text) if chat is None else tokenizer.encode(text)
+    first, *behind = template.pieces(example, chat)  # a folder's chat template writes its begin mark itself
+    ids = with_begin(tokenizer, first) if chat is None else tokenizer.encode(first)
+    for text in behind:  # the ids that slots.SoftTokens replaces by vectors
+        ids = [*ids, *range(tokenizer.vocab_size, tokenizer.vocab_size + template.num_soft), *tokenizer.encode(text)]
+    return ids
 
 
 def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> Encoded:
@@ -65,6 +71,12 @@ def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW)
     completion = tokenizer.encode(target) + (stops[:1] if example.ends else [])
     prompt = question(example, tokenizer, template)
     return Encoded(example, array("i", prompt), array("i", completion))
+
+
+def without_soft(record: Encoded, tokenizer: Tokenizer) -> Encoded:
+    """The record without soft tokens in its text, for the bare base."""
+    words = [i for i in record.prompt if i < tokenizer.vocab_size] or [tokenizer.end]
+    return record._replace(prompt=array("i", words))
 
 
 def mark_texts(tokenizer: Tokenizer, stops: list[int]) -> tuple[str, tuple[str, ...]]:

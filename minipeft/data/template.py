@@ -12,17 +12,20 @@ CHAT_MARKS = {"<|im_start|>", "<|im_end|>"}
 
 
 class Template:
-    """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} are plain text.
+    """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} and {soft} are plain text.
 
     Earlier turns of a conversation come first: as the folder's chat template, or else ChatML, has
-    them in a chat, else as `role: content` lines. Raises Error unless {input} occurs exactly once.
+    them in a chat, else as `role: content` lines. {soft}, once at most and in no chat, stands for
+    num_soft virtual tokens in the text. Raises Error unless {input} occurs exactly once.
     """
 
-    def __init__(self, text: str = DEFAULT):
-        self.text = text
+    def __init__(self, text: str = DEFAULT, num_soft: int = 0):
+        self.text, self.num_soft, self.has_soft = text, num_soft, "{soft}" in text
         if text != "chat" and text.count("{input}") != 1:
             raise Error('a template is "chat" or a text with {input} in it once, '
                         f"not {text.count('{input}')} times: {ascii(text[:80])}")
+        if text.count("{soft}") > 1:
+            raise Error(f"a template has {{soft}} in it once at most: {ascii(text[:80])}")
         self.turn = CHAT_TURN if text == "chat" else "{role}: {content}\n"
         self.before, _, self.after = (CHAT if text == "chat" else text).partition("{input}")
 
@@ -32,10 +35,18 @@ class Template:
 
     def fill(self, example: Example, chat: ChatTemplate | None = None) -> str:
         """The text of the prompt: earlier turns, then the input in its frame."""
+        return "".join(self.pieces(example, chat))
+
+    def pieces(self, example: Example, chat: ChatTemplate | None = None) -> list[str]:
+        """The text of the prompt: whole, or the two pieces before and behind {soft}."""
         if chat is not None:
-            return chat.prompt([*example.turns, ("user", example.input)])
-        turns = [self.turn.format(role=role, content=content) for role, content in example.turns]
-        return "".join(turns) + self.before + example.input + self.after
+            return [chat.prompt([*example.turns, ("user", example.input)])]
+        turns = "".join(self.turn.format(role=role, content=content) for role, content in example.turns)
+        if "{soft}" in self.before:
+            first, _, second = self.before.partition("{soft}")
+            return [turns + first, second + example.input + self.after]
+        first, *second = self.after.split("{soft}")
+        return [turns + self.before + example.input + first, *second]
 
     def stops(self, tokenizer: Tokenizer) -> list[int]:
         """All ids that end an answer; the first is learnt, in a chat the mark that ends a turn.

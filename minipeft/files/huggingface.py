@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ..checks import Error, did_you_mean
 from ..config import BY_LAYER, GPTConfig, linears
 from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
 from .families import architecture, config_from_json, config_to_json, is_transposed, stored_name, told
-from .tensors import StoredTensors, check_tensors, config_digest, digest, write_tensors
+from .tensors import Lazily, StoredTensors, check_tensors, config_digest, digest, write_tensors
 
 SHIPPED = Path(__file__).parents[1] / "data"  # holds a folder for each base of the package itself
 MAX_LAYERS = 1000  # a module takes memory however small its weights; real models have some hundred
@@ -65,6 +66,8 @@ def count_parameters(c: GPTConfig) -> int:
 def write_base(c: GPTConfig, tensors: dict[str, Tensor], folder,
                safe_serialization: bool | None = None) -> None:
     """Write a base's folder; safe_serialization: as in GPT.save_pretrained."""
+    if tensors.keys() != base_tensors(c).keys():
+        raise Error("a quantised base is not saved: keep the folder it was read from, which adapters open on too")
     check_destination(folder, "a base")
     folder, kind = Path(folder), architecture(c)
     tensors = {stored_name(name, kind): t.t() if is_transposed(name) else t
@@ -130,8 +133,10 @@ def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
 
 
 @torch.no_grad()
-def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and weights of the base that find_base finds, in `dtype` or the file's own.
+def read_base(folder, dtype: torch.dtype | None = None, convert: Callable[[str, Tensor], Tensor] | None = None,
+              ) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Config and weights of the base that find_base finds, in `dtype` or the file's own; `convert`
+    replaces tensors as they are read, from (name, tensor).
 
     Raises Error for a folder that is no base, an architecture that model.py does not have, or files
     that are torn or changed.
@@ -142,18 +147,36 @@ def read_base(folder, dtype: torch.dtype | None = None) -> tuple[GPTConfig, dict
     files.check_size(count_parameters(config), path)
     if config.n_layer > MAX_LAYERS:
         raise Error(f"{path}: {config.n_layer} layers, but no more than {MAX_LAYERS} are read")
-    weights = _read_weights(files, config, stored["model_type"], dtype)
+    kind = stored["model_type"]
+    weights = _read_weights(files, config, kind, dtype, convert)
     files.check_config(told(config.resolved()), path)  # after more specific errors of the tensors
     return config, weights
 
 
-def _read_weights(files: StoredTensors, c: GPTConfig, kind: str,
-                  dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors under our names; kind: model_type. Raises Error for any missing, unknown or misshapen."""
-    shapes = base_tensors(c)
-    ours = {stored_name(name, kind): name for name in shapes}
+def _our_names(c: GPTConfig, kind: str) -> dict[str, str]:
+    """{name in a folder of this model_type: ours} of every tensor of a base."""
+    ours = {stored_name(name, kind): name for name in base_tensors(c)}
     # GPT-2's released files, and all that a model without its head saved, lack the outer prefix
-    ours |= {re.sub("^(transformer|model)[.]", "", theirs): name for theirs, name in ours.items()}
+    return ours | {re.sub("^(transformer|model)[.]", "", theirs): name for theirs, name in ours.items()}
+
+
+def _turned(name: str, t: Tensor) -> Tensor:
+    """The tensor of a folder as torch has it, (out, in)."""
+    return t.t().contiguous() if is_transposed(name) and t.dim() == 2 else t
+
+
+def read_lazily(folder: Path, c: GPTConfig) -> Lazily:
+    """{name: tensor} of a base that read_base has read; see StoredTensors.lazily."""
+    kind = read_json(folder / "config.json")["model_type"]
+    stored, ours = StoredTensors(folder, "model", {}).lazily(), _our_names(c, kind)
+    return Lazily({ours[theirs]: lambda theirs=theirs: _turned(ours[theirs], stored[theirs])
+                   for theirs in stored if theirs in ours})
+
+
+def _read_weights(files: StoredTensors, c: GPTConfig, kind: str, dtype: torch.dtype | None,
+                  convert: Callable[[str, Tensor], Tensor] | None) -> dict[str, Tensor]:
+    """The tensors under our names; kind: model_type. Raises Error for any missing, unknown or misshapen."""
+    ours, shapes = _our_names(c, kind), base_tensors(c)
     weights, head, unknown = {}, None, []  # head: of a file that has tied weights under both names
     for theirs, t in files:
         if theirs.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
@@ -167,7 +190,8 @@ def _read_weights(files: StoredTensors, c: GPTConfig, kind: str,
         elif name in weights:
             raise Error(f"{files.path} holds {name} under two names")
         else:
-            weights[name] = t.t().contiguous() if is_transposed(name) and t.dim() == 2 else t
+            t = _turned(name, t)
+            weights[name] = t if convert is None else convert(name, t)
     if head is not None:  # safetensors' save_model writes one name of the two
         weights.setdefault("wte.weight", head)
     expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -23,9 +23,12 @@ def _prompt_learning_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
             "num_layers": c.n_layer}
 
 
-def prompt_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
-    """A soft prompt's fields of adapter_config.json: PEFT's PromptTuningConfig."""
+def prompt_config(c: GPTConfig, num_virtual_tokens: int, template: str | None) -> dict:
+    """A soft prompt's fields of adapter_config.json: PEFT's PromptTuningConfig; PEFT has no soft
+    tokens inside a text, so those get a peft_type of their own."""
     config = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}  # it is trained
+    if template is not None:
+        config |= {"peft_type": "PROMPT_TUNING_IN_TEXT", "template": template}
     return config | _prompt_learning_config(c, num_virtual_tokens)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,6 +67,13 @@ def save_torch(to: Path, value: dict) -> str:
     return file_sha256(to)
 
 
+class Lazily(dict):
+    """{name: function}, read as {name: what the function returns}."""
+
+    def __getitem__(self, name):
+        return super().__getitem__(name)()
+
+
 class StoredTensors:
     """Iterator over the (name, tensor) pairs of a folder; no file is ever in memory twice.
 
@@ -108,6 +116,16 @@ class StoredTensors:
             return [name for name, _ in self]
         return [name for path in self.files
                 for name in _from_safetensors(path, lambda f: sorted(f.keys()))]
+
+    def lazily(self) -> Lazily:
+        """{name: tensor}; from a safetensors file each is read alone, when it is asked for."""
+        if self.path.suffix != ".safetensors":
+            tensors = dict(self)
+            return Lazily({name: partial(tensors.get, name) for name in tensors})
+        places = {name: path for path in self.files
+                  for name in _from_safetensors(path, lambda f: list(f.keys()))}
+        return Lazily({name: partial(_from_safetensors, path, lambda f, name=name: f.get_tensor(name))
+                       for name, path in places.items()})
 
     def check_size(self, parameters: int, where) -> None:
         """Raise Error when the config at `where` describes more parameters than the files can hold,
@@ -242,8 +260,8 @@ def config_digest(config: dict) -> str:
 def digest(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes, types and bytes; with dtype, over the values rounded to it."""
     sha256 = hashlib.sha256()
-    for name, t in sorted(tensors.items()):
-        _update_hash(sha256, name, t, dtype)
+    for name in sorted(tensors):
+        _update_hash(sha256, name, tensors[name], dtype)
     return sha256.hexdigest()
 
 

@@ -75,7 +75,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
         hidden = base.hidden(idx, *slots, cache=cache)  # (B, T, C)
         rows = torch.arange(B, device=idx.device)
         x = hidden[:, -1] if lengths is None else hidden[rows, lengths - 1]  # (B, C)
-        cache = cache.after(T + (0 if slots.prompt is None else slots.prompt.size(1)))
+        cache = cache.after(T + (slots.prompt.size(1) if isinstance(slots.prompt, Tensor) else 0))
         if lengths is not None:  # new tokens overwrite the padding of shorter rows
             cache = cache._replace(length=lengths + cache.read - T)
         slots = slots._replace(prompt=None)  # it is in the cache now
@@ -106,7 +106,7 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
     if isinstance(prefix, Tensor):
         prefix = Prefix.of(prefix)
     prefix_length = prefix.k.size(3) if prefix is not None and prefix.gate is None else 0
-    prompt_length = 0 if prompt is None else prompt.size(1)
+    prompt_length = prompt.size(1) if isinstance(prompt, Tensor) else 0  # soft tokens in the text are part of T
     if (P := prefix_length + prompt_length) + T > c.block_size:
         raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "
                     f"{c.block_size}")

@@ -7,15 +7,17 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..checks import Error, described, shown
-from ..files import huggingface, peft
+from ..files import peft
 from ..formulas.declaration import Declaration
 from ..model import GPT
+from ..quantised_base import fingerprint
 from ..slots import Slots
 
 LENGTH = 8  # virtual tokens, where nothing says how many
 WIDE = 512  # bases of at least this many channels use `learning_rate_wide`
 Start = Annotated[str | Tensor, "what virtual tokens start from"]  # --init, --init-from-text, --init-from
 Tokens = Annotated[Tensor, "tokens chosen among texts"]  # --wordings, --search
+Text = Annotated[str | None, "a template with {soft} in it"]  # --template of the script
 
 
 class Method(Declaration, nn.Module, registered=False):
@@ -29,7 +31,12 @@ class Method(Declaration, nn.Module, registered=False):
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models
-    num_virtual_tokens = 0  # positions before the real tokens
+    num_virtual_tokens = 0
+
+    @property
+    def positions(self) -> int:
+        """Positions before those of idx; virtual tokens that stand in idx take none."""
+        return self.num_virtual_tokens
 
     def slots(self, base: GPT) -> Slots:
         """What it puts into the model: base(idx, *slots)."""
@@ -67,7 +74,7 @@ class Method(Declaration, nn.Module, registered=False):
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         """Write the adapter folder, adapter_config.json and adapter_model.*, in PEFT's layout."""
-        base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        base_fingerprint = base_fingerprint or fingerprint(base)
         peft.write_adapter(folder, self.config(base), self.tensors(), base_fingerprint)
 
 
@@ -131,7 +138,14 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
 
 def noise(base: GPT, P: int, W: int) -> Tensor:
     """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings, scaled as it scales them."""
-    return torch.randn(P, W) * base.wte.weight.float().std().cpu() * base.embedding_scale
+    x = base.wte.weight.detach()
+    if x.dtype in (torch.float16, torch.bfloat16):  # in parts: a copy in float32 may outweigh the base
+        sums = sum(torch.stack([part.sum(), part.square().sum()]) for part in map(Tensor.double, x.split(2048)))
+        mean, mean_square = (sums / x.numel()).cpu()
+        std = ((mean_square - mean**2) * (x.numel() / max(1, x.numel() - 1))).sqrt().float()
+    else:
+        std = x.float().std().cpu()
+    return torch.randn(P, W) * std * base.embedding_scale
 
 
 def new_parameter(base: GPT, value: Tensor) -> nn.Parameter:

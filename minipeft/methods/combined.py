@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from ..checks import Error
-from ..files import huggingface, peft
+from ..files import peft
 from ..files.atomic import check_destination
 from ..model import GPT
+from ..quantised_base import fingerprint
 from ..slots import Slots
 from .base import Method
 
@@ -40,6 +41,10 @@ class Combined(Method, registered=False):
     def parts(self) -> list[Method]:
         return list(self.by_name.values())
 
+    @property
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts())
+
     def slots(self, base: GPT) -> Slots:
         prompts, prefixes, hooks = zip(*(part.slots(base) for part in self.parts()), strict=True)
         prompt = next((x for x in prompts if x is not None), None)
@@ -49,7 +54,7 @@ class Combined(Method, registered=False):
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_destination(folder, "a combination")
-        base_fingerprint = base_fingerprint or huggingface.base_fingerprint(base.config, base.state_dict())
+        base_fingerprint = base_fingerprint or fingerprint(base)
         for name, part in self.by_name.items():
             part.save(base, Path(folder) / name, base_fingerprint)
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})

@@ -9,6 +9,7 @@ be rounded away.
 
 import torch
 
+from ..checks import Error
 from ..files.huggingface import block_tensors, outer_tensors
 from ..formulas.terms import Cost, Shapes
 from ..model import GPT
@@ -37,6 +38,9 @@ class Full(Method):
 
     def __init__(self, base: GPT):
         super().__init__()
+        if known := vars(base).get("quantised"):
+            raise Error(f"full fine-tuning changes every weight, and this base's are frozen in {known.kind}: "
+                        "open it unquantised, or take another method")
         base.to(torch.promote_types(base.wte.weight.dtype, torch.float32))
 
     def slots(self, base: GPT) -> Slots:

@@ -116,10 +116,10 @@ class LoRA(Method):
         self.linears = linears_named(base.config, target_modules)
         self.target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
         self.layers = nn.ModuleList()
-        for block in base.h:
+        for _ in base.h:
             pairs = nn.ModuleList()
             for name in self.linears:
-                out, into = block.get_submodule(name).weight.shape
+                into, out = linears(base.config)[name]
                 A = torch.empty(r, into)
                 nn.init.kaiming_uniform_(A, a=math.sqrt(5))
                 A, B = new_parameter(base, A), new_parameter(base, torch.zeros(out, r))

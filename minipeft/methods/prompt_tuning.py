@@ -10,33 +10,40 @@ Departs from the paper: decoder-only GPT instead of T5, AdamW instead of Adafact
 from N(0, σ²), σ the standard deviation of the base's embeddings, where the paper draws uniformly
 from [-0.5, 0.5]; "vocab" samples the whole vocabulary, where the paper samples its 5,000 most
 common tokens. For class labels as a start give their token ids.
+
+With a template such as "{input} {soft} -> " the P vectors stand in the text instead of before it, where idx has the
+ids V … V+P-1: x = wte(idx) but for them. That is another function than a prompt's in front, at the same cost, and no
+level of the ladder: what comes before the vectors does not attend to them, and their keys and values differ with it.
 """
 
 import torch
 from torch import Tensor
 
+from ..checks import Error, shown
 from ..files.peft import prompt_config
 from ..formulas.terms import Cost, Hyperparameter, Shapes
 from ..ladder import convert_up
 from ..model import GPT
-from ..slots import Slots
-from .base import LENGTH, Method, Start, initial_value, new_parameter, noise, virtual_tokens
+from ..slots import Slots, SoftTokens
+from .base import LENGTH, Method, Start, Text, initial_value, new_parameter, noise, virtual_tokens
 
 
 class PromptTuning(Method):
-    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab").
+    """adapt(base, "prompt", num_virtual_tokens=P, init="vocab", template=None).
 
     init: "vocab", "random", token ids (n,) int64 of a text, or a prompt (1, P, C).
-    Unless given, P is the length of `init`, or 8 if it has none.
+    Unless given, P is the length of `init`, or 8 if it has none. template: a text with {input} and
+    {soft} in it, where the vectors stand in the text; it is saved with the adapter.
     """
 
     name = "prompt"
     learning_rate = 0.1
     learning_rate_wide = 3e-2
     hyperparameters = {"num_virtual_tokens": Hyperparameter("virtual tokens (default: those of the start, or 8)", "P"),
-                       "init": Hyperparameter("start from noise, or from tokens of the vocabulary")}
+                       "init": Hyperparameter("start from noise, or from tokens of the vocabulary"),
+                       "template": Hyperparameter("text with {soft} where they stand (default: before the text)")}
     typical = ({"num_virtual_tokens": 5},)
-    peft_types = ("PROMPT_TUNING",)
+    peft_types = ("PROMPT_TUNING", "PROMPT_TUNING_IN_TEXT")
     peft = mixing = None
 
     @staticmethod
@@ -52,8 +59,14 @@ class PromptTuning(Method):
     def defaults(c):
         return {"num_virtual_tokens": LENGTH}
 
-    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: Start = "vocab"):
+    def __init__(self, base: GPT, num_virtual_tokens: int | None = None, init: Start = "vocab", template: Text = None):
         super().__init__()
+        if template is not None:
+            if not isinstance(template, str) or template.count("{soft}") != 1 or template.count("{input}") != 1:
+                raise Error("template must be a text with {input} and {soft} in it, each once, "
+                            f"not {shown(template)}")
+            self.peft = self.mixing = "its virtual tokens stand in the text, not before it"
+        self.template = template
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         with torch.no_grad():
             x = initial_value(base, P, init)
@@ -61,14 +74,20 @@ class PromptTuning(Method):
         self.prompt_embeddings = new_parameter(base, x)  # (P, C), PEFT's name
 
     def ladder_value(self) -> Tensor:
-        """The prompt, as the ladder has it: (1, P, C)."""
+        """The prompt, as the ladder has it: (1, P, C). (With a template a level of it no longer.)"""
         return self.prompt_embeddings.unsqueeze(0)
 
     def slots(self, base: GPT) -> Slots:
-        return Slots(prompt=self.ladder_value())
+        prompt = self.ladder_value()
+        return Slots(prompt if self.template is None else SoftTokens(prompt[0], base.config.vocab_size))
+
+    @property
+    def positions(self) -> int:
+        return self.num_virtual_tokens if self.template is None else 0
 
     adapter_config = staticmethod(prompt_config)
 
     @classmethod
     def from_config(cls, config: dict) -> dict:
-        return {"num_virtual_tokens": config.get("num_virtual_tokens"), "init": "random"}
+        names = ("num_virtual_tokens", "template")
+        return {name: config.get(name) for name in names} | {"init": "random"}

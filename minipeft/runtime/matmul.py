@@ -137,4 +137,6 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
     if not _packed or torch.is_grad_enabled() or x.dtype != weight.dtype:
         return None
     version, copy = _packed.get(id(weight), (None, None))
+    if copy is None:  # an inference tensor, say, which has no version
+        return None
     return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None

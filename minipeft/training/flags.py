@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..checks import Error
 from ..methods import METHODS, method_class
-from ..methods.base import WIDE, Method, Start, Tokens
+from ..methods.base import WIDE, Method, Start, Text, Tokens
 from ..runtime.console import Parser, local_path, utf8_text
 
 
@@ -39,6 +39,8 @@ def flags_from(method: type[Method]) -> dict[str, Flag]:
         hint, spec = hints.get(name), method.hyperparameters[name]
         if hint in (Tokens, Tokens | None):  # Python 3.10 adds None to the type where it is the default
             found |= {flag: Flag(name, settings) for flag, settings in CHOSEN.items()}
+            continue
+        if hint in (Text, Text | None):  # the script's own --template
             continue
         if hint == Start:
             found |= {flag: Flag(name, settings) for flag, settings in STARTS.items()}

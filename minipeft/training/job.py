@@ -11,7 +11,7 @@ from ..adapters import fingerprint, load_adapter
 from ..attach import adapt
 from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
-from ..data.encoding import Batch, Encoded, collate
+from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, KINDS
 from ..files.atomic import write_json, write_text
 from ..methods import train_something, train_the_base
@@ -91,7 +91,12 @@ class Job:
         else:
             self.model = adapt(self.base, args.methods, **self._tokens(),
                                **hyperparameters(args, self.base, self.tokenizer))
-        self._fit_data(self.model.method.num_virtual_tokens)
+        method = self.model.method
+        if method.positions != method.num_virtual_tokens and not args.template.has_soft:
+            raise Error(f"the adapter in {args.out} has its virtual tokens in the text: give its --template")
+        if method.positions == method.num_virtual_tokens and args.template.has_soft:
+            raise Error(f"{{soft}} in --template, but {args.out} has no virtual tokens in the text")
+        self._fit_data(method.positions, method.num_virtual_tokens - method.positions)
         processes.seed_this_rank(args.seed)
 
     def _tokens(self) -> dict:
@@ -115,10 +120,10 @@ class Job:
         self.wordings, tokens = choose_wording(base, candidates, validation, self.tokenizer)
         return {ALL_FLAGS["search"].argument: tokens}
 
-    def _fit_data(self, num_virtual_tokens: int) -> None:
-        """Open the data, or fit it to another number of virtual tokens."""
+    def _fit_data(self, num_virtual_tokens: int, num_soft: int = 0) -> None:
+        """Open the data, or fit it to another number of virtual tokens before the text (and in it)."""
         if self.data is None:
-            self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens)
+            self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens, num_soft)
         elif isinstance(self.data, FileData):
             self.data.fit(num_virtual_tokens)
 
@@ -168,7 +173,9 @@ class Job:
         trains = folder is not None and any(True for _ in model.trainable_parameters())
         if trains:
             self._prepare()
-        before, base_answers = evaluate(base, held_out), self._answers(base, shown)
+        bare = [without_soft(r, self.tokenizer) for r in reported]  # the base has none in its text
+        bare_shown = [[without_soft(r, self.tokenizer) for r in records] for records in shown]
+        before, base_answers = evaluate(base, batches(bare, self.tokenizer)), self._answers(base, bare_shown)
         start_loss = evaluate(model, held_out)[0] if args.init_from else None
         seconds = self._train() if trains else None
         if folder:

@@ -8,10 +8,13 @@ from ..adapters import load_adapter
 from ..checks import Error, did_you_mean
 from ..data.batches import FileData, TaskData
 from ..data.tasks import find_task
+from ..data.template import Template
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
 from ..methods import train_the_base
 from ..model import GPT
+from ..quantised import KINDS
+from ..quantised_base import dtype_named, quantise_base
 from ..runtime.console import line_breaks
 from .flags import LADDER, given
 
@@ -19,13 +22,17 @@ from .flags import LADDER, given
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
     dtype = "float32" if train_the_base(args.methods) else args.base_dtype  # None: as in the file
-    dtype = dtype and getattr(torch, dtype)
+    dtype = dtype_named(dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
         if size not in ("", *EMBEDDED):
             raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}"
                         f"{did_you_mean(size, EMBEDDED)}")
-        base, folder = GPT(EMBEDDED[size or "nano"]).to(dtype), None
+        base, folder = GPT(EMBEDDED[size or "nano"]), None
+        if dtype in KINDS:
+            quantise_base(base, dtype)
+        else:
+            base.to(dtype)
     else:
         folder = find_base(args.base)
         base = GPT.from_pretrained(folder, dtype)
@@ -35,10 +42,12 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
 
 
 def open_data(args, tokenizer: Tokenizer, max_length: int,
-              num_virtual_tokens: int) -> FileData | TaskData:
+              num_virtual_tokens: int, num_soft: int) -> FileData | TaskData:
+    """The data of --data or --task; num_soft: virtual tokens that stand in the text."""
     if args.data is None:
         return TaskData(find_task(args.task), tokenizer, args.seed, args.batch_size)
-    return FileData(args.data, tokenizer, args.template, args.seed, args.batch_size, max_length,
+    template = Template(args.template.text, num_soft)
+    return FileData(args.data, tokenizer, template, args.seed, args.batch_size, max_length,
                     num_virtual_tokens, dev=args.dev, test=args.test, limit=args.limit,
                     columns=args.columns and tuple(args.columns))
 
@@ -51,6 +60,8 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
 def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
     """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
     h = given(args, args.methods)
+    if args.template.has_soft:
+        h["template"] = args.template.text
     if args.init_from_text is not None:
         h["init"] = token_ids(tokenizer, args.init_from_text)
     if args.init_from is not None:
@@ -58,6 +69,9 @@ def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
         method, P = lower.method, lower.method.num_virtual_tokens
         if not hasattr(method, "ladder_value"):
             raise Error(f"--init-from {args.init_from} is {method.name}, not {' or '.join(LADDER)}")
+        if method.positions != P:
+            raise Error(f"--init-from {args.init_from} has its virtual tokens in the text: the ladder starts from a "
+                        "prompt before it")
         h["init"] = method.ladder_value().detach().clone()
         lower.detach()
         if args.num_virtual_tokens not in (None, P):

@@ -1,0 +1,128 @@
+"""A frozen base in 8 or 4 bits: only the matrices of the blocks' linears, as in QLoRA (Dettmers et al.
+2023, 2305.14314 §3). Embeddings, head, norms and biases stay in bfloat16, in which the base computes.
+
+    int8   w = s q / 127            s = max |w| of its row (2208.07339 §3.1)           8 + 32 / K bits a weight
+    nf4    w = s NF4[q]             s = max |w| of its block of 64, itself in 8 bits:
+           s = t DYNAMIC[c] + m     t = max |s - m| of 256 blocks, m = mean of all s    4 + 8 / 64 + 32 / (64 · 256)
+
+NF4 has 16 quantiles of a normal distribution, so that each stands for about as many weights. A product takes the
+matrix in pieces: dequantise some rows, multiply, drop them. Backward (dx = dy W) does the same again, so a
+quantised linear saves nothing for it, as any frozen one. Tables and codes are those of bitsandbytes. Activations
+are never quantised.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .runtime.matmul import product
+
+KINDS = ("int8", "nf4")
+BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one of their own
+PIECE = 2**19  # weights dequantised at a time: few enough to stay in the CPU's cache
+TINY = 1e-38  # instead of the scale of zeros alone
+NF4 = torch.tensor([  # QLoRA, appendix E
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+PAIRS = torch.cartesian_prod(NF4, NF4).view(torch.int64).flatten()  # by byte: the values of both its codes
+EDGES = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]  # 8-bit floats of 1511.04561 §2.2, a fraction's bits for
+POSITIVE = torch.cat([10.0 ** (e - 6) * ((x[:-1] + x[1:]) / 2) for e, x in enumerate(EDGES)])  # each exponent e - 6
+DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0])]).sort().values
+
+
+def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, block) -> uint8 indices of the entries of `table` nearest to x / scale; scales max |x| (n,)."""
+    scale = x.abs().amax(1)
+    middles = ((table[1:] + table[:-1]) / 2).to(x.device)
+    return torch.bucketize(x * (1 / scale.clamp(min=TINY))[:, None], middles, out_int32=True).to(torch.uint8), scale
+
+
+@torch.no_grad()
+def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
+    """weight (N, K) -> integer tensors; float32 scales as their bits, so that .to(dtype) leaves them as they are.
+
+    int8: codes (N, K), scales (N,). nf4, of n blocks, the last filled up with zeros: codes (n, 32) uint8, two in a
+    byte; scales (n,) uint8; own_scales, one for 256 of them, and mean (1,)."""
+    if kind == "int8":
+        scales = weight.abs().amax(1).float()
+        steps = (127 / scales.clamp(min=TINY))[:, None]
+        codes = [(w * s).round().to(torch.int8) for w, s in zip(weight.split(1024), steps.split(1024), strict=True)]
+        return {"codes": torch.cat(codes), "scales": scales.view(torch.int32)}
+    blocks = F.pad(weight.flatten(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
+    codes, scales = zip(*(nearest(x.float(), NF4) for x in blocks.split(PIECE // BLOCK)), strict=True)
+    codes, scales = torch.cat([x[:, 0::2] << 4 | x[:, 1::2] for x in codes]), torch.cat(scales)
+    mean, n = scales.mean().view(1), len(scales)
+    of_scales, own = nearest(F.pad(scales - mean, (0, -n % SCALES)).view(-1, SCALES), DYNAMIC)
+    return {"codes": codes, "scales": of_scales.flatten()[:n].clone(), "own_scales": own.view(torch.int32),
+            "mean": mean.view(torch.int32)}
+
+
+def pieces(tensors: list[Tensor], shape: list[int], dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index of the first row, some rows of the dequantised weight in `dtype`)."""
+    (codes, scales, *double), (N, K) = tensors, shape
+    if double:
+        own, mean = (x.view(torch.float32) for x in double)
+        scales = DYNAMIC.to(codes.device)[scales.int()] * own.repeat_interleave(SCALES)[: len(scales)] + mean
+    else:
+        scales = scales.view(torch.float32) / 127
+    step = max(1, PIECE // K // BLOCK) * BLOCK  # so many rows are whole blocks
+    for a in range(0, N, step):
+        b = min(a + step, N)
+        if double:
+            these = slice(a * K // BLOCK, -(-b * K // BLOCK))
+            values = PAIRS.to(codes.device).index_select(0, codes[these].flatten().int()).view(torch.float32)
+            rows = values.view(-1, BLOCK).mul_(scales[these, None]).flatten()[: (b - a) * K].view(b - a, K)
+        else:
+            rows = codes[a:b] * scales[a:b, None]
+        yield a, rows.to(dtype)
+
+
+@torch.library.custom_op("minipeft::quantised_product", mutates_args=())
+def quantised_product(x: Tensor, tensors: list[Tensor], shape: list[int], transposed: bool) -> Tensor:
+    """x (…, K) -> x Wᵀ (…, N); transposed: x (…, N) -> x W (…, K); W (N, K) in x's dtype. torch.compile does not look
+    into it, so that there, too, nothing dequantised is kept."""
+    rows, wide = x.flatten(0, -2), torch.promote_types(x.dtype, torch.float32)
+    y = rows.new_zeros(len(rows), shape[int(transposed)], dtype=wide if transposed else x.dtype)
+    for first, w in pieces(tensors, shape, x.dtype):
+        if transposed:
+            y += product(rows[:, first : first + len(w)], w.t())
+        else:
+            y[:, first : first + len(w)] = product(rows, w)
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+@quantised_product.register_fake
+def _(x, tensors, shape, transposed):
+    return x.new_empty(*x.shape[:-1], shape[int(transposed)])
+
+
+def _save_for_backward(ctx, inputs, output):
+    _, tensors, ctx.shape, ctx.transposed = inputs
+    ctx.save_for_backward(*tensors)  # the base's own
+
+
+def _backward(ctx, dy):
+    tensors = ctx.saved_tensors
+    return quantised_product(dy, tensors, ctx.shape, not ctx.transposed), [None] * len(tensors), None, None
+
+
+quantised_product.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+class QuantisedLinear(nn.Module):
+    """y = x Wᵀ + b. Its parameters are b and the tensors of `quantise`, which nothing trains."""
+
+    def __init__(self, tensors: dict[str, Tensor], shape: tuple[int, int], bias: Tensor | None):
+        super().__init__()
+        self.shape, self.names, self.bias = list(shape), list(tensors), bias
+        for name, t in tensors.items():
+            self.register_parameter(name, nn.Parameter(t, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = quantised_product(x, [getattr(self, name) for name in self.names], self.shape, False)
+        return y if self.bias is None else y + self.bias.to(y.dtype)

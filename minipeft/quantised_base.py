@@ -1,0 +1,80 @@
+"""Quantised bases: opened from a folder tensor by tensor, or made of a base in memory (quantised.py)."""
+
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .checks import one_of
+from .config import linears
+from .files import huggingface
+from .files.tensors import Lazily
+from .quantised import KINDS, QuantisedLinear, quantise
+
+Model = TypeVar("Model", bound=nn.Module)
+BASE_DTYPES = ("float32", "bfloat16", *KINDS)  # --base-dtype
+
+
+class Quantised(NamedTuple):
+    """base.quantised, of a quantised base."""
+
+    kind: str  # of KINDS
+    fingerprint: str  # of the base it was made of
+
+
+def dtype_named(name: str | None) -> "torch.dtype | str | None":
+    """One of BASE_DTYPES, or None, as GPT.from_pretrained takes it."""
+    return name if name is None or name in KINDS else getattr(torch, name)
+
+
+def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | str | None" = None) -> Model:
+    """A base's folder as model(config), in its own dtype or in `dtype`; with "int8" or "nf4" quantised.
+
+    Each matrix is rounded to bfloat16 and quantised as soon as it is read, so that a float32 base and its copy in
+    bfloat16 give the same, and there is never a whole copy in memory (of a .safetensors; a .bin is read at once).
+    Then the matrices are read again, for the fingerprint. Raises Error as huggingface.read_base does, and for other
+    texts.
+    """
+    kind = None if dtype is None or isinstance(dtype, torch.dtype) else one_of("dtype", dtype, KINDS)
+    made = {}  # name of a matrix: its quantised tensors
+
+    def convert(name: str, t: Tensor) -> Tensor:
+        if not name.startswith("h.") or t.dim() != 2:  # norms and biases
+            return t
+        made[name] = quantise(t, kind)
+        return t.to("meta")  # in its place, until all tensors have been checked
+
+    folder = huggingface.find_base(folder)
+    config, tensors = huggingface.read_base(folder, torch.bfloat16 if kind else dtype, convert if kind else None)
+    with torch.device("meta"):
+        base = model(config)  # shapes only: the file's tensors become the weights
+    base.load_state_dict(tensors, assign=True)
+    if kind:
+        again = huggingface.read_lazily(folder, config)
+        every = Lazily({name: lambda name=name: again[name] if name in made else tensors[name] for name in tensors})
+        _replace(base, made, Quantised(kind, huggingface.base_fingerprint(config, every)))
+    return base
+
+
+def quantise_base(base: nn.Module, kind: str) -> None:
+    """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
+    one_of("kind", kind, KINDS)
+    known = Quantised(kind, fingerprint(base))
+    base.to(torch.bfloat16)
+    names = [f"h.{i}.{name}.weight" for i in range(base.config.n_layer) for name in linears(base.config)]
+    _replace(base, {name: quantise(base.get_parameter(name), kind) for name in names}, known)
+
+
+def fingerprint(base: nn.Module) -> str:
+    """SHA-256 of a base's config and weights; of a quantised base those it was made of."""
+    known = vars(base).get("quantised")
+    return known.fingerprint if known else huggingface.base_fingerprint(base.config, base.state_dict())
+
+
+def _replace(base: nn.Module, made: dict[str, dict[str, Tensor]], known: Quantised) -> None:
+    for name, tensors in made.items():
+        part, _, last = name.removesuffix(".weight").rpartition(".")
+        linear = base.get_submodule(f"{part}.{last}")
+        setattr(base.get_submodule(part), last, QuantisedLinear(tensors, linear.weight.shape, linear.bias))
+    base.quantised = known
