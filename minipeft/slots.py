@@ -34,7 +34,10 @@ class Prefix(NamedTuple):
 
 
 class SoftTokens(NamedTuple):
-    """A prompt whose vectors stand in the text, where idx has the ids V … V+P-1, which no word has."""
+    """A prompt whose vectors stand in the text, where idx has the ids V … V+P-1, which no word has.
+
+    A sliding window hides them as it hides words, unlike a prompt in front of the text.
+    """
 
     vectors: Tensor  # (P, C)
     V: int
