@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import quick
 
 from minipeft import GPT, Error, GPTConfig, adapt, generate, load_adapter
 from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling
@@ -46,7 +47,8 @@ SHAPES = {
                              rope_local_base_freq=100.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16)),
     "gemma3-full": GPTConfig(**GROUPED | GEMMA3, head_dim=4),
 }
-KINDS = ["gpt2", "llama", "qwen2", "qwen3", "smollm3", "gemma3", "mistral"]
+KINDS = quick(["gpt2", "llama", "qwen2", "gemma3", "qwen3", "smollm3", "mistral"],
+              "gpt2", "llama", "qwen2", "gemma3")
 
 
 def random_(model, std=0.2):

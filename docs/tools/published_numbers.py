@@ -288,6 +288,7 @@ SOURCES: dict[str, list[Row]] = {
         Row(
             "Qwen/Qwen2.5-0.5B", "0.49B / 0.36B", "parameters / without embeddings", "qwen2.5-0.5b"
         ),
+        Row("Qwen/Qwen3-0.6B", "0.6B / 0.44B", "parameters / without embeddings", "qwen3-0.6b"),
         Row("Qwen/Qwen2.5-3B", "3.09B / 2.77B", "parameters / without embeddings", "qwen2.5-3b"),
     ],
     "Prompt tuning (Lester et al. 2021, 2104.08691)": [

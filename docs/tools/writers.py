@@ -33,6 +33,8 @@ LLAMA_SIZES = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=64)
 GROUPED = dict(num_key_value_heads=2)
+SIZES["SmolLM3Config"] = LLAMA_SIZES | dict(pad_token_id=None)
+SIZES["Gemma3TextConfig"] = LLAMA_SIZES | dict(head_dim=8, query_pre_attn_scalar=8)
 BASES = {
     "GPT-2": "GPT2Config()", "Llama": "LlamaConfig()",
     "Qwen2": "Qwen2Config(tie_word_embeddings=True)"}
@@ -62,7 +64,14 @@ CONFIGS = [
     'LlamaConfig(hidden_act="gelu")', "LlamaConfig(pretraining_tp=2, vocab_size=98)",
     "Qwen2Config()", "Qwen2Config(rope_theta=1e6)",
     "Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=1)",
-    "MistralConfig()", "Qwen3Config()", "GemmaConfig()", "MixtralConfig()", "PhiConfig()",
+    "MistralConfig()", "MistralConfig(sliding_window=8)", "MistralConfig(sliding_window=None, head_dim=16)",
+    "Qwen3Config()", "Qwen3Config(head_dim=16, tie_word_embeddings=True, rope_theta=1e6)",
+    "Qwen3Config(use_sliding_window=True, sliding_window=8, max_window_layers=1)",
+    "SmolLM3Config()", "SmolLM3Config(no_rope_layer_interval=2, rope_theta=5e6)",
+    "SmolLM3Config(no_rope_layers=[0, 1])", "Gemma3TextConfig()",
+    "Gemma3TextConfig(sliding_window=8, sliding_window_pattern=2, rope_local_base_freq=100.0)",
+    'Gemma3TextConfig(rope_scaling={"rope_type": "linear", "factor": 8.0})',
+    "Gemma3TextConfig(final_logit_softcapping=30.0)", "Gemma3TextConfig(query_pre_attn_scalar=16)", "GemmaConfig()", "MixtralConfig()", "PhiConfig()",
     "GPTNeoXConfig()", "OPTConfig()", "BloomConfig()"]
 MODELS = [(config, save) for config in BASES.values() for save in SAVES] + [
     (config, SAVE) for config in CONFIGS]
@@ -264,7 +273,8 @@ def config_of(text: str):
 
     name = text.partition("(")[0]
     sizes = dict(vocab_size=97) | SIZES.get(name, LLAMA_SIZES)
-    if name in ("LlamaConfig", "Qwen2Config", "MistralConfig", "Qwen3Config", "MixtralConfig"):
+    if name in ("LlamaConfig", "Qwen2Config", "MistralConfig", "Qwen3Config", "SmolLM3Config", "Gemma3TextConfig",
+                "MixtralConfig"):
         sizes |= GROUPED
     given = eval(text, {name: dict})  # what the line gives goes before the sizes
     return getattr(transformers, name)(**sizes | given)
