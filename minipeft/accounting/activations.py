@@ -21,7 +21,8 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                            q, k and v are slices of one output (B, S, C + 2·n_kv·hs), and one saved
                            slice holds all of it; rotated q and k, and k and v behind a prefix, are
                            new tensors beside it
-                           prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block
+                           prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block;
+                           with a bias on its keys neither: the two parts are merged (fused.py)
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each
         loss               the gradient of the last hidden state (B·T, C), computed in forward
@@ -140,8 +141,9 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size) 
         save("ln_1: output", residual)
 
     own_softmax = block.prefix and cost.prefix.own_softmax
-    concatenated = block.prefix and not own_softmax
-    attends = block.qkv or concatenated  # attention to the real tokens saves its tensors
+    split = block.prefix and cost.prefix.bias
+    concatenated = block.prefix and not own_softmax and not split
+    attends = block.qkv or concatenated or split  # attention to the real tokens saves its tensors
     slices = c.projections == "joined"  # q, k, v share one tensor, unless rotated or concatenated
     rotated = c.position == "rotary"
     if attends or own_softmax:  # q

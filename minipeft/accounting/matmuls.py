@@ -55,6 +55,8 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                      each block that has one, unused queries included; backward once more (with
                      separate projections, keys and values only)
                      with a softmax of its own: 2·2·B·T·P·C; backward 5/2 of it
+                     with a bias on its keys: the same, less the gradient of q where none needs one,
+                     and attention to the real tokens has no backward there
 
     Not counted: what is not a matmul (norms, softmax, the optimizer). Adapted.loss stores no logits
     (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
@@ -134,6 +136,10 @@ def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: S
                 add("attention to the prefix", 2 * rows * P * C, 2, 3 + block.q)
             return
         every = keys + P if block.prefix and not own_softmax else keys
+        if block.prefix and cost.prefix.bias:
+            add("attention", 2 * rows * keys * C, 2, 5 * block.qkv)
+            add("attention to the prefix", 2 * rows * P * C, 2, 4 + block.qkv)
+            return
         add("attention", 2 * rows * every * C, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
         if own_softmax:
             add("attention to the prompts", 2 * rows * P * C, 2, 5)

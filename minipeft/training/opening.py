@@ -58,7 +58,8 @@ def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
         method, P = lower.method, lower.method.num_virtual_tokens
         if not hasattr(method, "ladder_value"):
             raise Error(f"--init-from {args.init_from} is {method.name}, not {' or '.join(LADDER)}")
-        h["init"] = method.ladder_value().detach().clone()
+        with torch.no_grad():
+            h["init"] = method.ladder_value()
         lower.detach()
         if args.num_virtual_tokens not in (None, P):
             raise Error(f"--init-from {args.init_from} has {P} virtual tokens, "
