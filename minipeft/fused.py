@@ -18,7 +18,8 @@ size T × (P + T) is saved:
     dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
 With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and in D, O is the
-causal part's output. A bias β is added to the prefix part's scores; dβ is the sum of W ∘ (dO Vᵀ - D) over queries. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
+causal part's output. A bias β adds to the prefix part's scores; dβ sums W ∘ (dO Vᵀ - D) over the queries.
+torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads per key head
 """

@@ -99,8 +99,8 @@ class TaskBank:
             return None
         c, weight = self.base.config, self.base.wte.weight
         k, v = weight.new_zeros(2, c.n_layer, len(lengths), c.n_kv, max(lengths), c.head_size)
-        bias = k.new_zeros(k.shape[:4], dtype=torch.float32) if any(p is not None and p.bias is not None
-                                                                    for p in prefixes) else None
+        has_bias = any(p is not None and p.bias is not None for p in prefixes)
+        bias = k.new_zeros(k.shape[:4], dtype=torch.promote_types(k.dtype, torch.float32)) if has_bias else None
         for i, p in enumerate(prefixes, start=1):
             if p is not None:
                 k[:, i, :, : lengths[i]], v[:, i, :, : lengths[i]] = p.k[:, 0], p.v[:, 0]

@@ -42,7 +42,6 @@ from ..model import GPT
 from ..slots import Prefix, Slots
 from .base import LENGTH, Method, Start, initial_value, new_parameter, noise, virtual_tokens
 
-
 START_BIAS = -8.0  # of rows that mean nothing yet: exp(-8) of a key's weight
 
 
@@ -176,9 +175,9 @@ class PrefixTuning(Method):
 
     def for_peft(self, base: GPT) -> Method:
         if isinstance(self.ladder_value(), Prefix):
-            what = "a bias on its keys" if self.key_bias else f"{self.num_virtual_tokens} rows in the place of others"
-            raise Error(f"it has {what} and takes {self.positions} positions: PEFT's prefixes have no bias, and as many "
-                        "positions as rows")
+            bias = "a bias on its keys" if self.key_bias else "no bias"
+            raise Error(f"{self.num_virtual_tokens} rows that take {self.positions} positions, with {bias}: "
+                        "PEFT's prefixes have no bias, and as many positions as rows")
         return self if self.space == "kv" else PrefixTuning(base, init=convert_up(base, self.ladder_value(), "kv"))
 
     @classmethod
