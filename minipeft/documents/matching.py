@@ -6,18 +6,19 @@ A query q takes two things from the text's part of attention, and no more (fused
     m(q) = Σ_j exp(q·k_j / sqrt(hs)),      o(q) = Σ_j exp(q·k_j / sqrt(hs)) v_j / m(q)
 
 Whatever stands behind the text, attention is the mix of o(q) and of attention to the rest by their masses. So P keys
-with these two values for the queries that will come are as good as the text. For every key head, from reference queries
-Q, layer by layer, each with the queries that have already seen the layers below as they will be:
+with these two values for the queries that will come are as good as the text. For every key head, from N reference
+queries, layer by layer, each with the queries that have already seen the layers below as they will be:
 
-    keys     P of the n, by orthogonal matching pursuit (1993) on the masses, or those with most attention
-    bias     w = exp β ≥ 0 minimises  Σ_q λ² (Σ_S w_j exp(q·k_j) / m(q) - 1)²                non-negative least squares
-    values   V minimises              Σ_q λ² |Σ_S p_j(q) V_j - o(q)|² + ε |V - V_S|²       ridge, towards the text's own
+    a_j(q)   = exp(q·k_j / sqrt(hs)) / m(q)        the share of key j, in the text's part of attention
+    keys     P of the n whose sum Σ w_j a_j (1, v_j / σ) is nearest to (1, o / σ): orthogonal matching pursuit
+    bias     w = exp β ≥ 0 minimises  Σ_q (Σ_j w_j a_j(q) - 1)²                     non-negative least squares
+    values   V minimises              Σ_q |Σ_j p_j(q) V_j - o(q)|² + ε |V - V_S|²   ridge, towards the text's own
 
-p(q) is softmax over the P keys with their bias; λ the share of q's attention that the text gets, by which its error
-reaches the output. Reference queries are those of the text read a second time, behind itself, or of other texts.
+p(q) is softmax over the P keys with their bias. Reference queries are those of the text read a second time, behind
+itself, or of other texts.
 
-Departs from the paper: masses in relative terms and weighted by λ; values drawn to their own instead of to 0; every
-head has P rows, since a slot holds as many for each.
+Departs from the paper: masses in relative terms; the pursuit sees outputs beside masses, σ² being the mean |v_j|²;
+values are drawn to their own instead of to 0; every head has P rows, since the slot holds as many for each.
 """
 
 import math
@@ -33,8 +34,9 @@ from ..slots import Prefix
 from .text import prefill, rows
 
 CHOICES = ("pursuit", "attention")
-MOST_QUERIES = 1024  # reference queries of a key head
-RIDGE = 1e-3  # ε, in units of the mean square of a column of weights
+MOST_QUERIES = 4096  # reference queries of a key head
+MOST_KEYS = 8  # times P: the keys that a pursuit chooses from, those with most attention
+RIDGE = 0.03  # ε, in units of the mean square of a column of weights
 LEAST = 1e-6  # the weight w of a key that non-negative least squares leaves out
 
 
@@ -43,7 +45,6 @@ class Seen(NamedTuple):
 
     weights: Tensor  # (n_kv, N, n): softmax over the text's keys
     output: Tensor  # (n_kv, N, hs)
-    share: Tensor  # (n_kv, N): λ, of all that the query attends to
     q: Tensor  # (n_kv, N, hs)
 
 
@@ -82,46 +83,37 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
 def attention_to_text(attention, inputs: list, whole: Prefix) -> Seen:
     """The reference queries of a block, at most MOST_QUERIES for each key head, evenly over the texts, and what they
     see of the text. inputs: (x (1, T, C) behind ln_1, rotary tables) of each reference text."""
-    n_kv, total = whole.k.size(1), sum(x.size(1) for x, _ in inputs)
-    queries, contexts, at = [], [], 0
-    for x, rope in inputs:
-        q, k, _ = (y[0].float() for y in attention.qkv(x, rope))  # (nh | n_kv, T, hs)
-        G, T, hs = len(q) // n_kv, q.size(1), q.size(2)
-        every = -(-total * G // MOST_QUERIES)  # one query of so many
-        kept = torch.arange(-at % every, T, every, device=q.device)
-        at += T
-        q = q[:, kept].reshape(n_kv, -1, hs)  # (n_kv, G·kept, hs)
-        scores = q @ k.mT / math.sqrt(hs)
-        ahead = torch.arange(T, device=q.device) > kept[:, None]
-        contexts.append(scores.masked_fill(ahead.repeat(G, 1), -math.inf).logsumexp(-1))
-        queries.append(q)
-    q, context = torch.cat(queries, dim=1), torch.cat(contexts, dim=1)
-    scores = q @ whole.k[0].float().mT / math.sqrt(q.size(-1))  # (n_kv, N, n)
-    share = torch.sigmoid(scores.logsumexp(-1) - context)
-    weights = scores.softmax(-1)
-    return Seen(weights, weights @ whole.v[0].float(), share, q)
+    n_kv = whole.k.size(1)
+    every = torch.cat([attention.qkv(x, rope)[0][0] for x, rope in inputs], dim=1).float()  # (nh, T of all, hs)
+    step = -(-every[..., 0].numel() // (n_kv * MOST_QUERIES))
+    q = every[:, ::step].reshape(n_kv, -1, every.size(-1))  # (n_kv, N, hs)
+    weights = (q @ whole.k[0].float().mT / math.sqrt(q.size(-1))).softmax(-1)  # (n_kv, N, n)
+    return Seen(weights, weights @ whole.v[0].float(), q)
 
 
 def fitted(seen: Seen, k: Tensor, v: Tensor, P: int, choose: str, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """k, v (n_kv, n, hs) of the text -> keys and values (n_kv, P, hs) and bias (n_kv, P) of a prefix."""
-    atoms = (seen.weights * seen.share[..., None]).double()  # (n_kv, N, n): a key's share of the query's attention
-    gram, target = atoms.mT @ atoms, (atoms.mT @ seen.share[..., None].double())[..., 0]
+
+    def take(x: Tensor, keep: Tensor) -> Tensor:  # rows of (n_kv, n, hs)
+        return x.gather(1, keep[..., None].expand(-1, -1, x.size(-1)))
+
+    most = P if choose == "attention" else min(k.size(1), MOST_KEYS * P)
+    keep = seen.weights.square().sum(1).topk(most, dim=-1).indices.sort(dim=-1).values  # (n_kv, most)
+    atoms = take(seen.weights.mT, keep).double()  # (n_kv, most, N)
+    gram, target = atoms @ atoms.mT, atoms.sum(-1)
     if choose == "pursuit":
-        keep = pursuit(gram, target, P)
-    else:
-        keep = atoms.square().sum(1).topk(P, dim=-1).indices
-    keep = keep.sort(dim=-1).values
-    of = keep[..., None].expand(-1, -1, P)
-    w = nonnegative(gram.gather(1, keep[..., None].expand(-1, -1, gram.size(2))).gather(2, of.mT), target.gather(1, keep))
-    bias = w.clamp_min(LEAST).log().float()
-    rows_of = keep[..., None].expand(-1, -1, k.size(-1))
-    k, own = k.gather(1, rows_of), v.gather(1, rows_of)
-    p = ((seen.q @ k.float().mT / math.sqrt(k.size(-1))) + bias[:, None]).softmax(-1)
-    p, wanted = (p * seen.share[..., None]).double(), (seen.output * seen.share[..., None]).double()
-    normal = p.mT @ p  # (n_kv, P, P)
+        values, wanted = take(v, keep).double(), seen.output.double()
+        scale = values.square().sum(-1).mean()
+        chosen = pursuit(gram * (1 + values @ values.mT / scale),
+                         target + (atoms @ wanted * values).sum(-1) / scale, P).sort(dim=-1).values  # (n_kv, P)
+        keep, target, gram = keep.gather(1, chosen), target.gather(1, chosen), take(take(gram, chosen).mT, chosen)
+    bias = nonnegative(gram, target).clamp_min(LEAST).log().float()
+    k, own = take(k, keep), take(v, keep).double()
+    p = (seen.q @ k.float().mT / math.sqrt(k.size(-1)) + bias[:, None]).softmax(-1).double()  # (n_kv, N, P)
+    normal = p.mT @ p
     drawn = ridge * normal.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] * torch.eye(P, dtype=p.dtype, device=p.device)
-    change = torch.linalg.solve(normal + drawn, p.mT @ (wanted - p @ own.double()))
-    return k, (own.double() + change).to(v.dtype), bias
+    change = torch.linalg.solve(normal + drawn, p.mT @ (seen.output.double() - p @ own))
+    return k, (own + change).to(v.dtype), bias
 
 
 def pursuit(gram: Tensor, target: Tensor, P: int, rounds: int = 16) -> Tensor:
