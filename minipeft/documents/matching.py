@@ -31,7 +31,7 @@ from ..checks import Error, one_of
 from ..model import GPT
 from ..runtime.console import progress
 from ..slots import Prefix
-from .text import prefill, rows
+from .text import prefill
 
 CHOICES = ("pursuit", "attention")
 MOST_QUERIES = 4096  # reference queries of a key head

@@ -29,7 +29,7 @@ class Method(Declaration, nn.Module, registered=False):
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models
-    num_virtual_tokens = 0  # positions before the real tokens
+    num_virtual_tokens = 0  # vectors before the real tokens
 
     def slots(self, base: GPT) -> Slots:
         """What it puts into the model: base(idx, *slots)."""
@@ -43,6 +43,11 @@ class Method(Declaration, nn.Module, registered=False):
     def default_learning_rate(self, base: GPT) -> float:
         """The default peak learning rate on this base."""
         return self.learning_rate if base.config.n_embd < WIDE else self.learning_rate_wide
+
+    @property
+    def positions_taken(self) -> int:
+        """Positions that the model gives it, before those of the real tokens."""
+        return self.num_virtual_tokens
 
     def parts(self) -> "list[Method]":
         """The methods of a combination; otherwise the method itself."""

@@ -37,6 +37,10 @@ class Combined(Method, registered=False):
                     raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
                 filled[slot] = part.name
 
+    @property
+    def positions_taken(self) -> int:
+        return sum(part.positions_taken for part in self.parts())
+
     def parts(self) -> list[Method]:
         return list(self.by_name.values())
 

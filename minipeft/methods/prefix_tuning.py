@@ -144,6 +144,10 @@ class PrefixTuning(Method):
         x = x[:, 0].transpose(0, 1) if self.space == "hidden" else x[:, :, 0].permute(3, 0, 1, 2, 4)
         return x.reshape(P, W)
 
+    @property
+    def positions_taken(self) -> int:
+        return self.positions
+
     def rows(self) -> Tensor:
         """(P, W): one row per virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
