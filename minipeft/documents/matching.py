@@ -111,8 +111,9 @@ def fitted(seen: Seen, k: Tensor, v: Tensor, P: int, choose: str, ridge: float) 
     k, own = take(k, keep), take(v, keep).double()
     p = (seen.q @ k.float().mT / math.sqrt(k.size(-1)) + bias[:, None]).softmax(-1).double()  # (n_kv, N, P)
     normal = p.mT @ p
-    drawn = ridge * normal.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] * torch.eye(P, dtype=p.dtype, device=p.device)
-    change = torch.linalg.solve(normal + drawn, p.mT @ (seen.output.double() - p @ own))
+    drawn = ridge * normal.diagonal(dim1=1, dim2=2).mean(-1)
+    normal = normal + torch.diag_embed(drawn[:, None].expand(-1, P))
+    change = torch.linalg.solve(normal, p.mT @ (seen.output.double() - p @ own))
     return k, (own + change).to(v.dtype), bias
 
 

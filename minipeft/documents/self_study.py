@@ -4,7 +4,7 @@ Three kinds in turn, all of them examples {"input": …, "target": …} that any
 
     a question       the input is a line of SEEDS about a passage of the document; the target what the base, with the
                      document before it, writes behind it
-    a continuation   the input is the begin of a passage; the target what the base writes on, with the document before it
+    a continuation   the input is the begin of a passage; the target what the base, likewise, writes on
     a passage        the input is its begin, the target the rest, as the document has it
 
 Distilled on these, a prefix learns to answer like the document, and not to recite it. Targets of the teacher are whole

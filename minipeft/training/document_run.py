@@ -25,7 +25,7 @@ from .scores import size_kb
 
 HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
-EPOCHS, LEARNING_RATE = 8, 5e-3  # of a distillation
+EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 5e-3, 8  # of a distillation
 PLAIN = "{input}"  # what is asked stands right behind the document
 
 
@@ -50,7 +50,7 @@ def check_document(args: argparse.Namespace) -> None:
         raise Error(f"--temperature must be 0 … 100, not {args.temperature:g}")
     args.template = PLAIN if args.template is None else args.template
     args.epochs = args.epochs or (EPOCHS if args.steps is None else None)
-    args.lr = args.lr or LEARNING_RATE
+    args.lr, args.batch_size = args.lr or LEARNING_RATE, args.batch_size or BATCH_SIZE
 
 
 def run_document(args: argparse.Namespace) -> dict:
