@@ -13,6 +13,7 @@ small GPT with random weights.
     python bench.py peers --job FILE.jsonl --base FOLDER         a whole job, here and there
     python bench.py matmul           torch's products against oneDNN's
     python bench.py serving          many tasks in one batch, and long prefixes shared by it
+    python bench.py document         a text as a prefix of fewer rows: what is kept, at what cost
     python bench.py params           the same costs by closed forms, on a shape of any size
     python bench.py quality          the quality of every method, on equal terms (--quick: short)
     python bench.py report           tables, figures and a page of it
@@ -31,13 +32,25 @@ import sys
 from pathlib import Path
 
 from docs.tools import bases, comparison
-from minipeft.bench import attention, cost, flags, matmul, params, peers, peers_generation, peers_job, quality, serving
+from minipeft.bench import (
+    attention,
+    cost,
+    document,
+    flags,
+    matmul,
+    params,
+    peers,
+    peers_generation,
+    peers_job,
+    quality,
+    serving,
+)
 from minipeft.checks import Error, did_you_mean
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run
 
-MEASUREMENTS = {"attention": attention, "bases": bases, "matmul": matmul, "params": params, "peers": peers,
-                "serving": serving}
+MEASUREMENTS = {"attention": attention, "bases": bases, "document": document, "matmul": matmul, "params": params,
+                "peers": peers, "serving": serving}
 PEERS = {"--generate": peers_generation, "--job": peers_job}  # flags that make another measurement of `peers`
 STUDIES = {"quality": lambda argv: quality.run(argv, comparison.tables_of), "report": comparison.run}
 

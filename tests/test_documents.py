@@ -271,7 +271,8 @@ def test_flags_that_do_not_go_with_a_document_are_refused(words, message, tmp_pa
     ("", "is empty"), (" \n", "is empty"), ("x" * 512, "512 tokens, and the base's block size is 512")])
 def test_documents_that_are_no_prefix_are_refused(content, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "doc.txt").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--document", str(tmp_path / "doc.txt"), "--out", str(tmp_path / "out")])
+    words = ["--document", str(tmp_path / "doc.txt"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
     assert console.run("train.py", train.main) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ from ..checks import Error, one_of
 from ..model import GPT
 from ..runtime.console import progress
 from ..slots import Prefix
-from .text import prefill
+from .text import prefill, rows
 
 CHOICES = ("pursuit", "attention")
 MOST_QUERIES = 4096  # reference queries of a key head
@@ -78,6 +78,19 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
         states = [(block(x, rope, one), rope) for x, rope in states]
     k, v, bias = (torch.stack(x)[:, None] for x in zip(*layers, strict=True))
     return Prefix(k, v, bias=bias, positions=n)
+
+
+@torch.no_grad()
+def attended(base: GPT, tokens: Tensor, P: int) -> Prefix:
+    """The P rows of each key head with most attention when the text is read again, as they are: nothing is fitted."""
+    text, keep = prefill(base, tokens), []
+    states = [base.add_positions(base.wte(piece)[None], len(tokens))
+              for piece in tokens.split(base.config.block_size - len(tokens))]
+    for block, whole in zip(base.h, text.layers(len(base.h)), strict=True):
+        seen = attention_to_text(block.attn, [(block.ln_1(x), rope) for x, rope in states], whole)
+        keep.append(seen.weights.square().sum(1).topk(P, dim=-1).indices.sort(dim=-1).values)
+        states = [(block(x, rope, whole), rope) for x, rope in states]
+    return rows(text, torch.stack(keep))
 
 
 def attention_to_text(attention, inputs: list, whole: Prefix) -> Seen:
