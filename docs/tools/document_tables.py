@@ -61,8 +61,9 @@ def costs() -> str:
     lines = []
     for (document, way, P), rows in found().items():
         if way in ("text", "match", "distil"):
-            lines.append([f"`{document}`", WAYS.get(way, "the text"), f"{P:,}", f"{mean(r['seconds'] for r in rows):,.1f}",
-                          f"{rows[0]['bytes'] / 1000:,.0f}", f"{mean(r['decode_ms'] for r in rows):.1f}"])
+            seconds, decode = (mean(r[key] for r in rows) for key in ("seconds", "decode_ms"))
+            lines.append([f"`{document}`", WAYS.get(way, "the text"), f"{P:,}", f"{seconds:,.1f}",
+                          f"{rows[0]['bytes'] / 1000:,.0f}", f"{decode:.1f}"])
     result = read("document")
     study = ", ".join(f"{mean(x):.0f}" for x in result["study_seconds"].values())
     note = paragraph(f"*Seconds of building it; self-study took {study} s beside. Decode: ms a token, one row. Peak",
@@ -80,11 +81,12 @@ def findings() -> str:
     distilled = [(d, P) for d, way, P in rows if way == "distil"]
     nearer = sum(value[d, "distil", P] < value[d, "match", P] for d, P in distilled)
     hard = sum(value[d, "match", P] < value[d, "summary", P] for d, P in places)
-    lines = [f"- Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
-             f"{nearest} of {len(places)} places; their KL is {min(ratios):.2f} to {max(ratios):.2f} of that of the best.",
-             f"- Distillation from there comes nearer at {nearer} of {len(distilled)}.",
-             f"- A summary of as many tokens, which this base writes itself, is further away at {hard} of {len(places)}."]
-    return "\n".join(lines)
+    best = f"their KL is {min(ratios):.2f} to {max(ratios):.2f} of that of the best"
+    return "\n".join([
+        "- Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
+        f"{nearest} of {len(places)} places; {best}.",
+        f"- Distillation from there comes nearer at {nearer} of {len(distilled)}.",
+        f"- A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)}."])
 
 
 def draw() -> None:

@@ -21,7 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from docs.tools import chinese, claims, compatibility, document_tables, excerpts, peers_tables, processes, tree, versions
+from docs.tools import (
+    chinese,
+    claims,
+    compatibility,
+    document_tables,
+    excerpts,
+    peers_tables,
+    processes,
+    tree,
+    versions,
+)
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
 from docs.tools.markdown import fenced, name, paragraph, points_list, ratio, spread, table
