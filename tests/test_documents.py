@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny
 
+import bench
 import train
 from minipeft import GPT, Error, __main__, adapt, generate, load_adapter
 from minipeft.data import NANO
@@ -276,6 +277,24 @@ def test_documents_that_are_no_prefix_are_refused(content, message, tmp_path, mo
     assert console.run("train.py", train.main) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
+    words = "--documents LICENSE --tokens 64 --held-out 32 --compression 1 8 --distil 8 --self-study 8 --epochs 1 --seeds 2"
+    bench.main(["document", *words.split(), "--out", str(tmp_path / "d.json")])
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    ways = [row["way"] for row in result["rows"]]
+    assert ways == ["none", "text", "match", "first", "last", "attended", "summary", "match", "distil", "distil"]
+    by_way = {(row["way"], row["rows"]): row for row in result["rows"]}
+    assert abs(by_way["text", 64]["kl"]) < 1e-6 > abs(by_way["match", 64]["kl"])
+    assert by_way["match", 8]["bytes"] == 8 * 4 * 4 * (2 * 32 + 1) * 4  # rows, layers, heads, key and value and bias
+    assert len({row["kl"] for row in result["rows"] if row["way"] == "distil"}) == 2
+    assert "LICENSE" in printed and "decode ms" in printed
+    with pytest.raises(Error, match="too few for --compression 64"):
+        bench.main(["document", "--documents", "LICENSE", "--tokens", "40", "--compression", "64"])
+    with pytest.raises(Error, match="--held-out must be at least 2, not 1"):
+        bench.main(["document", "--held-out", "1"])
 
 
 def test_teacher_context_trains_any_method(tmp_path, capsys):

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
     "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "model", "loss", "ladder",
-    "methods", "attach", "accounting", "adapters", "data", "inference", "documents", "training", "bench", "__init__", "__main__",
+    "methods", "attach", "accounting", "adapters", "data", "inference", "documents", "training", "bench",
+    "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt

@@ -170,6 +170,9 @@ def test_a_start_brings_its_bias_and_positions(base, idx):
     again = adapt(base, "prefix", init=source.method.ladder_value())
     assert again.method.key_bias and again.method.positions == 9
     assert torch.equal(again(idx), source(idx))
+    for bad in (dict(gate=torch.zeros(3, 4)), dict(length=torch.tensor([5])), dict(k=torch.zeros(2, 1, 4, 5, 8))):
+        with pytest.raises(Error, match="without a gate or lengths|init's keys"):
+            adapt(base, "prefix", init=source.method.ladder_value()._replace(**bad))
     text = torch.tensor([3, 1, 4])
     exact = adapt(base, "prefix", init=text, key_bias=True)
     torch.testing.assert_close(exact(idx), base(torch.cat([text.expand(3, -1), idx], 1))[:, 3:], rtol=0, atol=2e-5)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import Error, one_of
+from ..checks import Error, one_of, shown
 from ..model import GPT
 from ..runtime.console import progress
 from ..slots import Prefix
@@ -61,7 +61,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     text = prefill(base, tokens)
     n, c = len(tokens), base.config
     if type(P) is not int or not 1 <= P <= n:
-        raise Error(f"a document of {n} tokens has 1 … {n} rows, not {P}")
+        raise Error(f"a document of {n} tokens has 1 … {n} rows, not {shown(P)}")
     device, room = tokens.device, c.block_size - n
     pieces = [piece for t in (reference or [tokens]) for piece in t.to(device).split(room) if len(piece)]
     if not pieces:

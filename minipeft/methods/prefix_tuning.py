@@ -34,7 +34,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..checks import Error, at_least_one, one_of, shown
+from ..checks import Error, at_least_one, check_shape, one_of, shown
 from ..files.peft import prefix_config
 from ..formulas.terms import Cost, Hyperparameter, Matmul, PrefixCost, Saved, Shapes
 from ..ladder import convert_up, prefix_from_hidden
@@ -104,20 +104,24 @@ class PrefixTuning(Method):
                  key_bias: bool = False, positions: int | None = None):
         super().__init__()
         one_of("space of a prefix", space, ("kv", "hidden"))
-        one_of("key_bias", key_bias, (False, True))
+        if not isinstance(key_bias, bool):
+            raise Error(f"key_bias must be False or True, not {shown(key_bias)}")
         bias = START_BIAS if isinstance(init, str) else 0.0  # that keys start from
         if isinstance(init, Prefix):
+            if init.gate is not None or init.length is not None:
+                raise Error("a prefix starts from a Prefix without a gate or lengths by row")
+            check_shape("init's keys", init.k, (base.config.n_layer, 1, base.config.n_kv, "P", base.config.head_size))
             positions = init.most_taken if positions is None else positions
             key_bias, bias = key_bias or init.bias is not None, 0.0 if init.bias is None else init.bias
             init = torch.stack([init.k, init.v], dim=1)
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)
         c = base.config
         self.key_bias, self.positions = key_bias, P if positions is None else positions
-        if (key_bias or self.positions != P) and space == "hidden":
-            raise Error("key_bias and positions go with space='kv': hidden vectors are no keys yet")
         if type(self.positions) is not int or not 0 <= self.positions < c.block_size:
             raise Error(f"positions of a prefix must be 0 … {c.block_size - 1} with a block size of {c.block_size}, "
                         f"not {shown(self.positions)}")
+        if (key_bias or self.positions != P) and space == "hidden":
+            raise Error("key_bias and positions go with space='kv': hidden vectors are no keys yet")
         self.space = space
         self.row_shape = (c.n_layer, 2, c.n_kv, c.head_size) if space == "kv" else (c.n_layer, c.n_embd)
         C, W = c.n_embd, math.prod(self.row_shape)
