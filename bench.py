@@ -14,6 +14,7 @@ small GPT with random weights.
     python bench.py matmul           torch's products against oneDNN's
     python bench.py quantised        a training step on a base in int8 and NF4: its bytes and its time
     python bench.py serving          many tasks in one batch, and long prefixes shared by it
+    python bench.py document         a text as a prefix of fewer rows: what is kept, at what cost
     python bench.py params           the same costs by closed forms, on a shape of any size
     python bench.py quality          the quality of every method, on equal terms (--quick: short)
     python bench.py report           tables, figures and a page of it
@@ -35,6 +36,7 @@ from docs.tools import bases, comparison
 from minipeft.bench import (
     attention,
     cost,
+    document,
     flags,
     matmul,
     params,
@@ -49,8 +51,8 @@ from minipeft.checks import Error, did_you_mean
 from minipeft.files.atomic import write_json
 from minipeft.runtime.console import Parser, run
 
-MEASUREMENTS = {"attention": attention, "bases": bases, "matmul": matmul, "params": params, "peers": peers,
-                "quantised": quantised, "serving": serving}
+MEASUREMENTS = {"attention": attention, "bases": bases, "document": document, "matmul": matmul, "params": params,
+                "peers": peers, "quantised": quantised, "serving": serving}
 PEERS = {"--generate": peers_generation, "--job": peers_job}  # flags that make another measurement of `peers`
 STUDIES = {"quality": lambda argv: quality.run(argv, comparison.tables_of), "report": comparison.run}
 

@@ -8,6 +8,7 @@
   python train.py --method hard-prompt                      choose the best wording, train nothing
   python train.py --climb                                   hard prompt, soft prompt, prefix in turn
   python train.py --base SmolLM2-135M --data train.csv --test test.csv --method lora --answers 100
+  python train.py --document FILE.txt --base SmolLM2-135M --num-virtual-tokens 64    a text as a short prefix
   python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3    pretraining
   torchrun --nproc-per-node 2 train.py                      two processes: docs/processes.md
 """
@@ -33,6 +34,7 @@ from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed,
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training import flags
+from minipeft.training.document_run import HOW, SELF_STUDY, check_document, document_report, run_document
 from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import ALL_FLAGS, LADDER
 from minipeft.training.job import REPORTED, VALIDATION, has_checkpoints, run_job
@@ -75,6 +77,22 @@ def parser() -> argparse.ArgumentParser:
              "with {soft} virtual tokens stand there")
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
+
+    add = p.add_argument_group("document").add_argument
+    add("--document", metavar="FILE", type=local_path,
+        help="a text to turn into a prefix of --num-virtual-tokens rows (default: an eighth of its tokens)")
+    add("--how", choices=HOW, metavar="WAY",
+        help="match (attention matching, seconds, no training), distil (trained on, from there) or text "
+             "(all rows, exact) (default: match)")
+    add("--self-study", type=int, metavar="N",
+        help=f"texts about it that the base writes, to distil on (default: {SELF_STUDY}), or --data: any file")
+    add("--seeds", metavar="FILE", type=local_path,
+        help="what it is asked there, one prompt a line (default: minipeft/documents/seeds.txt)")
+    add("--temperature", type=float, help="of its writing (default: 0.8)")
+    add("--teacher-context", metavar="FILE", type=local_path,
+        help="distil: a text that only the teacher, the frozen base, has before every input")
+    add("--teacher-top-k", type=int, metavar="K",
+        help="distil the teacher's K most likely tokens (default: the whole distribution)")
 
     add = p.add_argument_group("base").add_argument
     add("--base", default="nano", metavar="FOLDER", type=local_path,
@@ -134,12 +152,20 @@ def arguments(argv) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in the defaults. Raises Error for wrong flags, before anything is loaded."""
-    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length"):
+    args.start = None  # a prefix that a document's is distilled from
+    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length", "self_study", "teacher_top_k"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise Error(f"{flags.as_flag(name)} must be at least 1, not {value}")
     for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
-        if args.data is None and getattr(args, name) is not None:
+        if args.data is None and args.document is None and getattr(args, name) is not None:
             raise Error(f"--{name} goes with --data: a task makes its own examples")
+    if args.document is not None:
+        check_document(args)
+    for name in ("how", "self_study", "seeds", "temperature"):
+        if args.document is None and getattr(args, name) is not None:
+            raise Error(f"{flags.as_flag(name)} goes with --document")
+    if args.teacher_top_k is not None and args.document is None and args.teacher_context is None:
+        raise Error("--teacher-top-k goes with --teacher-context, or --document with --how distil")
     args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
     args.batch_size = args.batch_size or (64 if args.data is None else 8)
     if args.answers and importlib.util.find_spec("sacrebleu") is None:
@@ -170,6 +196,10 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.search is not None and args.search < 1:
         raise Error(f"--search must be at least 1 token, not {args.search}")
     is_base = train_the_base(args.methods)
+    if args.teacher_context is not None and (is_base or args.climb or args.shard_base
+                                             or not train_something(args.methods)):
+        raise Error("--teacher-context trains one method beside a frozen base, which is the teacher: it does not go "
+                    "with --climb, --shard-base, or a method that trains the base or nothing")
     if is_base and args.base_dtype not in (None, "float32"):
         raise Error(f"--base-dtype {args.base_dtype} is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")
@@ -188,7 +218,8 @@ def run_name(args: argparse.Namespace) -> str:
     """BASE-METHOD-TASK, a file name on every system: nano-prefix-reverse."""
     base = Path(os.path.abspath(args.base)).name  # "." has no name of its own
     method = "climb" if args.climb else args.method
-    name = f"{base}-{method}-{Path(args.data or args.task).stem}"
+    method = args.how if args.document is not None else method
+    name = f"{base}-{method}-{Path(args.document or args.data or args.task).stem}"
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", name).rstrip(". ")
 
 
@@ -209,7 +240,10 @@ def main(argv=None) -> None:
         if not is_main_process():  # the main process prints for all
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
-        print(climb_table(run_ladder(args)) if args.climb else report(run_job(args)))
+        if args.document is not None:
+            print(document_report(run_document(args)))
+        else:
+            print(climb_table(run_ladder(args)) if args.climb else report(run_job(args)))
     leave_processes()
 
 

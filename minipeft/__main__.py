@@ -24,6 +24,7 @@ from .data.encoding import prompt_ids
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
+from .files.atomic import read_json
 from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
@@ -34,6 +35,7 @@ from .model import GPT
 from .quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
+from .slots import Prefix
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -82,7 +84,7 @@ def open_base(args) -> tuple[GPT, Path]:
 def template_for(args, methods: list[Method]) -> Template:
     """--template, or that of an adapter with virtual tokens in the text. Raises Error where they have no place."""
     parts = [part for method in methods for part in method.parts()]
-    own = [part for part in parts if part.positions != part.num_virtual_tokens]
+    own = [part for part in parts if part.tokens_in_text]
     given = None if args.template is None else line_breaks(args.template)
     if own and len(methods) > 1:
         raise Error("an adapter with virtual tokens in the text has a prompt of its own: give it as the only --adapter")
@@ -164,9 +166,27 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
         print(f"    {printable(str(name))[:200]} {tuple(t.shape)} {dtype}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
+    if is_ours and method and hasattr(method, "ladder_value"):
+        print("".join(f"{line}\n" for line in stands_for(folder, base)), end="")
     fits = config.get("token_dim") == base.config.n_embd and is_ours
     if fits and method and is_prompt(method, base.config):
         print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
+
+
+def stands_for(folder: Path, base: GPT) -> list[str]:
+    """The text that a prefix stands for, and how many keys its own weigh as; none for other adapters."""
+    lines, note = [], folder / "document.json"
+    if note.exists():
+        found = read_json(note)
+        name, tokens, how = (printable(str(found.get(key)))[:80] for key in ("document", "tokens", "how"))
+        lines.append(f"  {'document':<20}{name}, {tokens} tokens, by {how}")
+    prefix = load_adapter(base, folder).method.ladder_value()
+    if isinstance(prefix, Prefix):
+        lines.append(f"  {'stands for':<20}{prefix.most_taken} positions, in {prefix.k.size(3)} rows")
+        if prefix.bias is not None:
+            mass = prefix.bias.detach().exp().sum(-1).mean((1, 2)).tolist()  # a plain key's is 1
+            lines.append("  mass of the keys, by layer, of a plain key's: " + " ".join(f"{x:.0f}" for x in mass))
+    return lines
 
 
 def is_prompt(method: type[Method], c: GPTConfig) -> bool:

@@ -8,14 +8,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .checks import Error, check_base, check_shape, shown
+from .checks import Error, at_least_one, check_base, check_shape, shown
 from .files.huggingface import count_parameters
-from .loss import linear_cross_entropy
+from .loss import distillation_loss, linear_cross_entropy
 from .methods import METHODS, method_class
 from .methods.base import Method
 from .methods.combined import Combined
 from .model import GPT
-from .slots import Slots
+from .slots import Prefix, Slots
 
 
 class Attachments(WeakSet):
@@ -88,6 +88,9 @@ class Adapted(nn.Module):
     Any number of methods may share a frozen base; `full`, which changes it, raises Error there.
     """
 
+    teacher: Prefix | None = None  # see distil_from
+    teacher_top_k: int | None = None
+
     def __init__(self, base: GPT, method: Method):
         super().__init__()
         self.base = base
@@ -110,7 +113,25 @@ class Adapted(nn.Module):
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, *self.slots())  # (B, T, C)
         check_shape("targets", targets, idx.shape)
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = self.base.hidden(idx, prefix=self.teacher)
+            return distillation_loss(x.flatten(0, 1), wanted.flatten(0, 1), self.base.head,
+                                     targets.flatten() != -100, self.teacher_top_k)
         return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
+
+    def distil_from(self, teacher: Prefix | None, top_k: int | None = None) -> None:
+        """Context distillation (Snell et al. 2022, 2209.15189): from now on `loss` is the mean KL from the base behind
+        this prefix, the teacher, to the model, over supervised positions. A text as a prefix: documents.prefill.
+
+        top_k: of the teacher's k most likely tokens alone. None: the loss of the targets again. Raises Error for a
+        method that trains the base, and without the teacher.
+        """
+        if teacher is not None and not self.method.freezes_base:
+            raise Error(f"{self.method.name} changes the base, which is the teacher: distillation needs a frozen one")
+        if top_k is not None:
+            at_least_one("top_k", top_k)
+        self.teacher, self.teacher_top_k = teacher, top_k
 
     @property
     def merged(self) -> bool:

@@ -4,6 +4,10 @@ Each query sees all P prefix positions of its row and every real position up to 
 
     o = softmax(q [Pk ; K]ᵀ / sqrt(hs) + mask) [Pv ; V]             prefix tuning (Li & Liang 2021, 2101.00190)
 
+A bias β on each prefix key lets one stand for many, as exp β keys, or for none, at β = -inf:
+
+    o = softmax([q Pkᵀ / sqrt(hs) + β ; q Kᵀ / sqrt(hs) + mask]) [Pv ; V]    attention matching (2602.16284, eq. 2)
+
 With a gate g per head the prefix has a softmax of its own:
 
     o = softmax(q Kᵀ / sqrt(hs) + mask) V + g · softmax(q Pkᵀ / sqrt(hs)) Pv     LLaMA-Adapter (2303.16199, eq. 4–6)
@@ -23,7 +27,7 @@ from .runtime.compiling import can_compile
 def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = None, prefix_v: Tensor | None = None,
                      gate: Tensor | None = None, backend: str = "auto",
                      prefix_length: Tensor | None = None, length: Tensor | None = None,
-                     window: Window | None = None) -> Tensor:
+                     window: Window | None = None, prefix_bias: Tensor | None = None) -> Tensor:
     """Causal attention over [prefix ; context]; see the equations at the top of this file.
 
     q         (B, nh, Tq, hs): the queries of the last Tq positions, Tq <= Tk
@@ -40,6 +44,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     length    (B,) int64: row b has the first length[b] of the Tk positions, and its queries are the last Tq of those
     window    a query sees the last window.size of the keys at or before it, of the first window.virtual
               all, and the prefix
+    prefix_bias     (1|B, n_kv, P) as the prefix, β; -inf: that key is not there. Not with a gate
     returns   (B, nh, Tq, hs) in q's dtype
 
     Raises Error for shapes that do not fit together or an unknown backend.
@@ -50,9 +55,12 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
         raise Error("q, k and v must be tensors of 4 dimensions, and prefix_k and prefix_v go together")
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
-    check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
+    check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
     k, v, window = _in_window(k, v, q.size(2), length, window)
-    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
+    if (prefix_bias is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            and bool((prefix_bias == -math.inf).all())):  # the base, bit for bit
+        prefix_k, prefix_v, prefix_bias, prefix_length = prefix_k[:, :, :0], prefix_v[:, :, :0], None, None
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
 
 def _in_window(k: Tensor, v: Tensor, Tq: int, length: Tensor | None, window: Window | None):
@@ -81,7 +89,14 @@ def _prefix_mask(P: int, prefix_length: Tensor) -> Tensor:
     return torch.arange(P, device=prefix_length.device) < prefix_length.view(-1, 1, 1, 1)
 
 
-def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _bias_mask(mask: Tensor, prefix_bias: Tensor, nh: int, dtype: torch.dtype) -> Tensor:
+    """The mask (…, Tq, P + Tk) with β in the prefix's columns, as numbers to add: (1|B, nh, Tq, P + Tk)."""
+    bias = prefix_bias.to(dtype).repeat_interleave(nh // prefix_bias.size(1), dim=1).unsqueeze(2)
+    bias = F.pad(bias, (0, mask.size(-1) - bias.size(-1)))  # (1|B, nh, 1, P + Tk)
+    return torch.where(mask, bias, -math.inf)
+
+
+def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """The specification: every matmul and softmax written out, in float32 or above."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -93,6 +108,8 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
     keys = torch.cat([per_query_head(prefix_k), per_query_head(k)], dim=2)  # (B, nh, P+Tk, hs)
     values = torch.cat([per_query_head(prefix_v), per_query_head(v)], dim=2)  # (B, nh, P+Tk, hs)
     scores = q.to(dtype) @ keys.transpose(-2, -1) / math.sqrt(hs)  # (B, nh, Tq, P+Tk)
+    if prefix_bias is not None:
+        scores = scores + F.pad(per_query_head(prefix_bias.unsqueeze(-1)).transpose(-2, -1), (0, Tk))
     scores = scores.masked_fill(~_mask(Tq, Tk, P, q.device, prefix_length, length, window), -math.inf)
     if gate is None:
         weights = scores.softmax(dim=-1)
@@ -102,7 +119,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
     return (weights @ values).to(q.dtype)
 
 
-def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """torch's operator: the prefix is concatenated to K and V, or (gated) attended to separately."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
@@ -111,7 +128,10 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     if gate is None and P:
         k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, n_kv, P+Tk, hs)
     masked = prefix_length is not None or length is not None or window is not None
-    if not masked and Tq == 1:  # a row or a plain square needs no mask in memory
+    if prefix_bias is not None and P:
+        mask = _bias_mask(_mask(Tq, Tk, P, q.device, prefix_length, length, window), prefix_bias, nh, q.dtype)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    elif not masked and Tq == 1:  # a row or a plain square needs no mask in memory
         o = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
     elif not masked and k.size(2) == Tq:
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
@@ -124,21 +144,22 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     return o
 
 
-def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, whole=False):
+def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias, whole=False):
     """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
                     "or backend='sdpa'")
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole, window)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole, window,
+                           prefix_bias)
 
 
-def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """fused.py's kernel run eagerly."""
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length, window=window)
+    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length, False, window, prefix_bias)
 
 
-def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """torch's flash operator for CPUs, once for each part: prefix, earlier positions, the queries' own.
 
     It returns a part's log-sum-exp too, by which the outputs are merged (fused.py). Queries of all rows
@@ -150,7 +171,7 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
     prefix_k, prefix_v, k, v = (x.to(q.dtype) for x in (prefix_k, prefix_v, k, v))
 
     def part(q, keys, values, causal=False, mask=None):  # -> o (B, nh, Tq, hs), lse (B, nh, Tq)
-        if mask is not None:
+        if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         return operator(q, keys, values, 0.0, causal, attn_mask=mask)
@@ -165,17 +186,24 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
         o, lse = _merged(part(q, k[:, :, :before], v[:, :, :before]), own)
     if not prefix_k.size(2):
         return o
+    mask = empty = None
     if prefix_length is not None:
         mask = _prefix_mask(prefix_k.size(2), prefix_length)
-        prefix_o, prefix_lse = part(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), mask=mask)
         empty = (prefix_length == 0).view(-1, 1, 1)  # rows without a prefix give it no attention
-        prefix_o, prefix_lse = prefix_o.nan_to_num(), prefix_lse.masked_fill(empty, -math.inf)
+    if prefix_bias is not None:
+        everywhere = torch.ones(1, prefix_k.size(2), dtype=torch.bool, device=q.device)
+        mask = _bias_mask(everywhere if mask is None else mask, prefix_bias, nh, q.dtype)  # (1|B, nh, 1, P)
+        empty = (mask == -math.inf).all(-1)  # (1|B, nh, 1)
+    if prefix_length is not None:
+        prefix_o, prefix_lse = part(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), mask=mask)
     elif len(prefix_k) == 1:
-        prefix_o, prefix_lse = part(q.transpose(0, 1).reshape(1, nh, B * Tq, hs), prefix_k, prefix_v)
+        prefix_o, prefix_lse = part(q.transpose(0, 1).reshape(1, nh, B * Tq, hs), prefix_k, prefix_v, mask=mask)
         prefix_o = prefix_o.view(nh, B, Tq, hs).transpose(0, 1)
         prefix_lse = prefix_lse.view(nh, B, Tq).transpose(0, 1)
     else:
-        prefix_o, prefix_lse = part(q, prefix_k, prefix_v)
+        prefix_o, prefix_lse = part(q, prefix_k, prefix_v, mask=mask)
+    if empty is not None:
+        prefix_o, prefix_lse = prefix_o.nan_to_num(), prefix_lse.masked_fill(empty, -math.inf)
     if gate is not None:
         return o + gate.to(o.dtype).view(-1, 1, 1) * prefix_o
     return _merged((o, lse), (prefix_o, prefix_lse))[0]
@@ -188,20 +216,22 @@ def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[T
     return o.to(lse.dtype).lerp(other_o.to(lse.dtype), share).to(o.dtype), torch.logaddexp(lse, other_lse)
 
 
-def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     backend = faster(q, torch.compiler.is_compiling())
+    if prefix_bias is not None and backend == "sdpa" and q.dtype != torch.float16:
+        backend = "split"  # for a mask of floats that needs a gradient sdpa would keep all weights
     if apart_in_inference(q, k, prefix_k):
         backend = "flash" if q.device.type == "cpu" else backend if q.dtype == torch.float16 else "split"
-    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
+    return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
 
-def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window):
+def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """In a graph for any T: a loop over spans would be compiled anew for each number of them, into slower code."""
     one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, torch.compiler.is_compiling()) == "fused"
     if one_span:  # all scores of a layer lie in memory for a moment
-        return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, whole=True)
+        return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias, whole=True)
     backend = _sdpa if torch.compiler.is_compiling() else _auto
-    return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window)
+    return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
 
 def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:

@@ -90,7 +90,7 @@ def check_tokens(idx, at_least: int = 1) -> None:
         raise Error(f"idx {described(idx)} must be (B, T) int64{at_least * ' with at least one token to go on from'}")
 
 
-def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window=None) -> None:
+def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window=None, prefix_bias=None) -> None:
     """Raise Error unless the arguments have the shapes that `attention.prefix_attention` names."""
     for name, x in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         check_shape(name, x, ("B", "heads", "T", "hs"))
@@ -115,6 +115,26 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
     if window is not None and not (hasattr(window, "virtual") and window.size >= 1 and window.virtual >= 0):
         raise Error(f"window must be a Window(size, virtual) of at least one key, not {shown(window)}")
+    if prefix_bias is not None:
+        if gate is not None:
+            raise Error("a gated prefix takes no bias: its softmax needs at least one key")
+        if not isinstance(prefix_bias, torch.Tensor) or prefix_bias.shape != prefix_k.shape[:3]:
+            raise Error(f"prefix_bias {described(prefix_bias)} must be (1|B, n_kv, P) as prefix_k has them, "
+                        f"{tuple(prefix_k.shape[:3])}")
+        if not prefix_bias.is_floating_point():
+            raise Error(f"prefix_bias {described(prefix_bias)} must be of floats")
+
+
+def _positions(prefix, B: int) -> int:
+    """The most positions that a Prefix takes in a row. Raises Error for `positions` that are no such number."""
+    p = prefix.positions
+    fits = p is None or (type(p) is int and p >= 0)
+    if isinstance(p, torch.Tensor):
+        fits = p.shape == (B,) and p.dtype == torch.int64 and int(p.min()) >= 0
+    if not fits or (p is not None and prefix.gate is not None):
+        raise Error(f"a prefix's positions {described(p)} must be a whole number of at least 0, or ({B},) int64, "
+                    "and a gated prefix takes none")
+    return prefix.most_taken
 
 
 def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
@@ -130,16 +150,19 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
             raise Error(f"prompt {tuple(prompt.shape)} must be (1|B, P, {c.n_embd}) with B {B}")
         P += prompt.size(1)
     if prefix is not None:
-        if not isinstance(prefix, tuple) or len(prefix) != 4:
+        if not isinstance(prefix, tuple) or not hasattr(prefix, "taken"):
             raise Error(f"prefix must be a tensor or a Prefix, not {described(prefix)}")
-        k, v, gate, _ = prefix
+        k, v, gate, bias = prefix.k, prefix.v, prefix.gate, prefix.bias
         fits = k.dim() == 5 and k.shape == v.shape and k.size(1) in (1, B) and len(k) <= c.n_layer
         if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
             raise Error(f"a prefix's keys and values must each be ({c.n_layer}, 1|B, {c.n_kv}, P, "
                         f"{c.head_size}) with B {B}, not {tuple(k.shape)} and {tuple(v.shape)}")
         if gate is not None and gate.shape != (len(k), c.n_head):
             raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({len(k)}, {c.n_head})")
-        P += k.size(3) if gate is None else 0
+        if bias is not None and (gate is not None or bias.shape != k.shape[:4]):
+            raise Error(f"a prefix's bias {tuple(bias.shape)} must be as its keys, {tuple(k.shape[:4])}, "
+                        "and without a gate")
+        P += _positions(prefix, B)
     listed = isinstance(hooks, (list, tuple)) and all(isinstance(of, dict) for of in hooks)
     if hooks is not None and not (listed and len(hooks) == c.n_layer and set().union(*hooks) <= set(hookable)):
         raise Error(f"hooks must be one {{module name: function}} for each of {c.n_layer} layers, "

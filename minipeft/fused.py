@@ -18,7 +18,8 @@ size T × (P + T) is saved:
     dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
 With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and in D, O is the
-causal part's output. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
+causal part's output. A bias β adds to the prefix part's scores; dβ sums W ∘ (dO Vᵀ - D) over the queries.
+torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads per key head
 """
@@ -57,41 +58,43 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
 
 
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
-                    prefix_length=None, length=None, whole: bool = False, window: Window | None = None) -> Tensor:
+                    prefix_length=None, length=None, whole: bool = False, window: Window | None = None,
+                    prefix_bias=None) -> Tensor:
     """Split attention, with its own backward; through_compile: compiled for each set of shapes; whole: in one
     span, for a graph of any T."""
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
     if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
         with torch.autocast(q.device.type, enabled=False):
-            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole, window)[0]
-    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, through_compile, whole, window)
+            return run(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, whole, window, prefix_bias)[0]
+    return _FusedAttention.apply(q, k, v, prefix_k, prefix_v, gate, prefix_bias, through_compile, whole, window)
 
 
 class _FusedAttention(torch.autograd.Function):
     # The passes choose the dtypes of their matmuls, so autocast is off.
     @staticmethod
-    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, through_compile, whole, window):
+    def forward(ctx, q, k, v, prefix_k, prefix_v, gate, prefix_bias, through_compile, whole, window):
         ctx.whole, ctx.window = whole, window
         choose = compiled if through_compile else (lambda function: function)
         ctx.run_backward = choose(split_attention_backward)
         with torch.autocast(q.device.type, enabled=False):
             o, lse, causal_o, lse_prefix = choose(split_attention)(
-                q, k, v, prefix_k, prefix_v, gate, whole=whole, window=window)
+                q, k, v, prefix_k, prefix_v, gate, whole=whole, window=window, prefix_bias=prefix_bias)
         o_for_D = o if causal_o is None else causal_o
-        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, o_for_D, lse, lse_prefix)
+        ctx.save_for_backward(q, k, v, prefix_k, prefix_v, gate, prefix_bias, o_for_D, lse, lse_prefix)
         return o
 
     @staticmethod
     def backward(ctx, do):
         if torch.is_grad_enabled():  # create_graph: what follows has no derivatives of its own
             raise Error("the fused kernel has first derivatives only: for create_graph=True take backend='reference'")
-        context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:6])
+        context, prefix = any(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[3:7])
         with torch.autocast(do.device.type, enabled=False):
             return *ctx.run_backward(do, *ctx.saved_tensors, context, prefix, ctx.whole, ctx.window), None, None, None
 
 
-def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None, whole=False, window=None):
+def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None, whole=False, window=None,
+                    prefix_bias=None):
     """-> o (B, nh, Tq, hs), lse (N, G, Tq, 1), and with a gate the causal part of o (B, nh, Tq, hs)
     and the prefix's own lse (N, G, Tq, 1), else None and None."""
     B, n_kv = q.size(0), k.size(1)
@@ -104,6 +107,8 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
         return from_heads_first((o / total).to(q.dtype), B), lse_context, None, None
     pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))  # (n_kv·Bp, P, hs)
     scores = accumulate(torch.bmm(rows_per_prefix(qf, prefix_k), pk.transpose(1, 2))) * scale
+    if prefix_bias is not None:
+        scores = scores + bias_per_prefix(prefix_bias)
     if prefix_length is not None:  # scores: (n_kv·Bp, rows, P)
         missing = torch.arange(prefix_k.size(2), device=q.device) >= prefix_length.view(B, 1, 1)
         scores = scores.view(n_kv, B, -1, prefix_k.size(2)).masked_fill(missing, -math.inf).view_as(scores)
@@ -152,10 +157,10 @@ def causal_part(q, k, v, scale, length=None, whole=False, window=None):
     return accumulate(o), m, total
 
 
-def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_prefix, context: bool, prefix: bool,
-                             whole: bool = False, window: Window | None = None):
-    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate (where
-    `prefix`), else None.
+def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, prefix_bias, o, lse, lse_prefix, context: bool,
+                             prefix: bool, whole: bool = False, window: Window | None = None):
+    """-> the gradients of q, k, v (where `context`) and of prefix_k, prefix_v, gate, prefix_bias
+    (where `prefix`), else None.
 
     o: the output, or with a gate its causal part. Half of q (exact) and twice the scale keep
     torch.compile, which sees both passes, from finding equal matmuls and saving the scores.
@@ -164,11 +169,13 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
     scale = 2 / math.sqrt(q.size(-1))
     half_q, dof = to_heads_first(q, n_kv) * 0.5, to_heads_first(do, n_kv)
     D = (accumulate(dof) * accumulate(to_heads_first(o, n_kv))).sum(-1, keepdim=True)  # (N, G, Tq, 1)
-    dq = dk = dv = dpk = dpv = dgate = None
+    dq = dk = dv = dpk = dpv = dgate = dbias = None
     if P:
         q_rows, do_rows = rows_per_prefix(half_q, prefix_k), rows_per_prefix(dof, prefix_k)
         pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))
         scores = accumulate(torch.bmm(q_rows, pk.transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
+        if prefix_bias is not None:
+            scores = scores + bias_per_prefix(prefix_bias)
         weights = (scores - rows_per_prefix(lse if gate is None else lse_prefix, prefix_k)).exp()
         dweights = accumulate(torch.bmm(do_rows, pv.transpose(1, 2)))
         if gate is None:
@@ -178,6 +185,8 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
             weights = weights * rows_per_prefix(gate_per_row(gate, lse), prefix_k)
             dscores = weights * (dweights - row)
             dgate = row.view(n_kv, B, -1, q.size(2)).sum((1, 3)).view_as(gate).to(gate.dtype)
+        if prefix_bias is not None:
+            dbias = dscores.sum(1).view(n_kv, -1, P).transpose(0, 1).to(prefix_bias.dtype)
         dscores = (dscores * scale).to(q.dtype)
         if prefix:
             dpk = from_heads_first(torch.bmm(dscores.transpose(1, 2), q_rows), prefix_k.size(0))
@@ -188,7 +197,7 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, o, lse, lse_
         if P:
             twice_dq = twice_dq + torch.bmm(dscores, pk).view_as(twice_dq)
         dq, dk, dv = (from_heads_first(x.to(q.dtype), B) for x in (0.5 * twice_dq, dk, dv))
-    return dq, dk, dv, dpk, dpv, dgate if prefix else None
+    return dq, dk, dv, dpk, dpv, *((dgate, dbias) if prefix else (None, None))
 
 
 def causal_backward(do, half_q, k, v, D, lse, scale, whole=False, window=None):
@@ -247,6 +256,11 @@ def from_heads_first(x: Tensor, B: int) -> Tensor:
 def rows_per_prefix(x: Tensor, prefix: Tensor) -> Tensor:
     """(N, G, T, W) -> (n_kv·Bp, rows, W): rows that attend to one prefix; all of them if Bp is 1."""
     return x.reshape(prefix.size(1) * prefix.size(0), -1, x.size(-1))
+
+
+def bias_per_prefix(bias: Tensor) -> Tensor:
+    """bias (Bp, n_kv, P) -> (n_kv·Bp, 1, P), in the accumulation dtype: one row for all queries of a prefix."""
+    return accumulate(bias).transpose(0, 1).reshape(-1, 1, bias.size(2))
 
 
 def gate_per_row(gate: Tensor, lse: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch.autograd.forward_ad import unpack_dual
 from .checks import Error, described
 from .runtime.matmul import product
 
+ROWS = 128  # positions whose distributions over the vocabulary are in memory at once, in distillation
 CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
 
@@ -43,6 +44,55 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     loss, _, _ = _head_loss(x, weight, targets, low, x.requires_grad)
     return loss
+
+
+def distillation_loss(x: Tensor, teacher: Tensor, weight: Tensor, chosen: Tensor,
+                      top_k: int | None = None) -> Tensor:
+    """Mean KL(p ‖ q) over the chosen positions, a scalar: p the teacher's distribution, q the student's.
+
+    x, teacher (N, C): last states of both on the same tokens, weight (V, C) frozen, chosen (N,) bool. top_k: p is the
+    teacher's k most likely tokens alone, scaled to 1. As above no (N, V) matrix exists: d/dx_i = Wᵀ(q_i - p_i) / n is
+    computed with the loss, ROWS positions at a time. Raises Error for a trained head.
+    """
+    if weight.requires_grad:
+        raise Error("distillation needs a frozen base: its head is the teacher's too")
+    return _Distillation.apply(x, teacher, weight, chosen, top_k)
+
+
+class _Distillation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, teacher, weight, chosen, top_k):
+        n, found, dx = int(chosen.sum()), [], torch.zeros_like(x)
+        device = x.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        with torch.autocast(device, enabled=False):
+            for rows in chosen.nonzero()[:, 0].split(ROWS):
+                log_p, log_q = (accumulated(product(y[rows].to(low), weight.to(low))).log_softmax(-1)
+                                for y in (teacher, x))
+                difference = log_q.exp()
+                if top_k is None:
+                    p = log_p.exp()
+                    found.append((p * (log_p - log_q)).sum())
+                    difference -= p
+                else:
+                    kept, ids = log_p.topk(min(top_k, log_p.size(-1)), dim=-1)
+                    kept = kept.log_softmax(-1)
+                    found.append((kept.exp() * (kept - log_q.gather(1, ids))).sum())
+                    difference.scatter_add_(1, ids, -kept.exp())
+                dx[rows] = (product(difference.to(low), weight.to(low).T) / n).to(x.dtype)
+        ctx.save_for_backward(dx)
+        return torch.stack(found).sum() / n if found else x.new_full((), math.nan)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if torch.is_grad_enabled():
+            raise _refused()
+        return ctx.saved_tensors[0] * upstream, None, None, None, None
+
+
+def accumulated(x: Tensor) -> Tensor:
+    """x in float32 or above."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.library.custom_op("minipeft::head_loss", mutates_args=())

@@ -82,9 +82,9 @@ class CausalSelfAttention(nn.Module):
         window = self.window and Window(self.window, virtual)
         q, k, v = self.qkv(x, rope, hooks)
         k, v, length = (k, v, None) if cache is None else cache.extended(k, v)
-        prefix_k, prefix_v, gate, prefix_length = prefix or (None, None, None, None)
+        prefix_k, prefix_v, gate, prefix_length, bias, _ = prefix or 6 * (None,)
         # slot 2: keys and values from outside -> (B, nh, T, hs)
-        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length, window)
+        y = prefix_attention(q, k, v, prefix_k, prefix_v, gate, self.backend, prefix_length, length, window, bias)
         y = apply_hook(hooks, "attn.heads", q, y)
         y = y.transpose(1, 2).reshape(B, T, -1)
         return linear(self, "attn.c_proj" if self.joined else "attn.o_proj", y, hooks)  # (B, T, C)
@@ -193,12 +193,12 @@ class GPT(nn.Module):
 
         prompt   (1|B, P, C): vectors concatenated before the (scaled) token embeddings; or SoftTokens, inside the text
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
-                 before each block's own; or a Prefix: with a gate, lengths, or fewer than L layers
+                 before each block's own; or a Prefix: with a gate, a bias, lengths, positions, or fewer than L layers
         hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
                  of config.hookable_modules whose input was x
         cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1 (a gated prefix takes none), real tokens follow. Raises
+        Virtual tokens take positions 0 … P-1 (a Prefix those it says, gated none), real tokens follow. Raises
         Error when P + T exceeds block_size, or for a prompt or prefix of another shape.
         """
         if isinstance(prefix, Tensor):
@@ -207,9 +207,7 @@ class GPT(nn.Module):
         in_text = isinstance(prompt, SoftTokens)
         check_slots(self.config, idx, None if in_text else prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
-        first = 0  # position of the first embedding
-        if prefix is not None and prefix.gate is None:
-            first = prefix.k.size(3) if prefix.length is None else prefix.length
+        first = 0 if prefix is None else prefix.taken  # position of the first embedding
         if cache is not None:
             first = first + (cache.read if cache.length is None else cache.length)
 

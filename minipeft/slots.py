@@ -9,15 +9,18 @@ from .checks import Error
 
 
 class Prefix(NamedTuple):
-    """Prefix keys and values for the top n layers, with an optional gate and per-row lengths.
+    """Prefix keys and values for the top n layers, with an optional gate, bias and per-row lengths.
 
-    A gated prefix has its own softmax: it stands beside the sequence and takes no positions.
+    A gated prefix has its own softmax: it stands beside the sequence and takes no positions. Any other
+    takes as many as it has rows, unless it stands for a longer text, or for none: `positions`.
     """
 
     k: Tensor  # (n, 1|B, n_kv, P, hs), n <= L
     v: Tensor  # (n, 1|B, n_kv, P, hs)
     gate: Tensor | None = None  # (n, nh)
-    length: Tensor | None = None  # (B,) int64: how many of the P positions each row has; None: all
+    length: Tensor | None = None  # (B,) int64: how many of the P keys each row has; None: all
+    bias: Tensor | None = None  # (n, 1|B, n_kv, P): β, added to the scores of each key (2602.16284)
+    positions: "int | Tensor | None" = None  # that the prefix takes, (B,) int64 where rows differ; None: `length`, or P
 
     @classmethod
     def of(cls, prefix: Tensor) -> "Prefix":
@@ -28,9 +31,26 @@ class Prefix(NamedTuple):
 
     def layers(self, L: int) -> "list[Prefix | None]":
         """One Prefix per layer, without the first dimension; None for the layers below the top n."""
-        gates = self.gate if self.gate is not None else [None] * len(self.k)
-        top = [Prefix(k, v, gate, self.length) for k, v, gate in zip(self.k, self.v, gates, strict=True)]
+        gates, biases = ([None] * len(self.k) if x is None else x for x in (self.gate, self.bias))
+        top = [Prefix(k, v, gate, self.length, bias)
+               for k, v, gate, bias in zip(self.k, self.v, gates, biases, strict=True)]
         return [None] * (L - len(top)) + top
+
+    @property
+    def taken(self) -> "int | Tensor":
+        """Positions before the first real token: an int, or (B,) int64 where rows differ."""
+        if self.gate is not None:
+            return 0
+        if self.positions is not None:
+            return self.positions
+        return self.k.size(3) if self.length is None else self.length
+
+    @property
+    def most_taken(self) -> int:
+        """`taken`, of the row that has most; of a prefix with lengths alone, P."""
+        if self.positions is None:
+            return self.k.size(3) if self.gate is None else 0
+        return self.taken if isinstance(self.taken, int) else int(self.taken.max())
 
 
 class SoftTokens(NamedTuple):

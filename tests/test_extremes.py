@@ -11,6 +11,7 @@ from minipeft import (
     Error,
     TaskBank,
     adapt,
+    documents,
     fingerprint,
     generate,
     hidden_from_prompt,
@@ -79,7 +80,11 @@ CALLS = {  # a function of one argument: the values of EXTREMES that it takes
     **{f"{f.__name__}(value)": (lambda x, f=f: f(base, x), []) for f in LADDER},
     **{f"attention({key})": (lambda x, key=key: attention(**{key: x}), takes)
        for key, takes in {"q": [], "k": [], "v": [], "prefix_k": [], "prefix_v": [], "gate": ["None"], "backend": [],
-                          "prefix_length": ["None"], "length": ["None"]}.items()},
+                          "prefix_length": ["None"], "length": ["None"], "prefix_bias": ["None"]}.items()},
+    "document": (lambda x: documents.match(base, x, 3), []),
+    "rows of a document": (lambda x: documents.match(base, torch.arange(9), x), []),
+    **{f"prefix({key})": (lambda x, key=key: on_copy("prefix", num_virtual_tokens=2, **{key: x}), takes)
+       for key, takes in {"key_bias": ["True"], "positions": ["None", "0"]}.items()},
 }  # fmt: skip
 
 

@@ -69,8 +69,8 @@ def textbook(given, upstream):
     )
 
 
-def eager(q, k, v, pk, pv, gate=None):
-    return fused_attention(q, k, v, pk, pv, gate, through_compile=False)
+def eager(q, k, v, pk, pv, gate=None, prefix_bias=None):
+    return fused_attention(q, k, v, pk, pv, gate, through_compile=False, prefix_bias=prefix_bias)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -119,6 +119,12 @@ def test_gradcheck(gated):
     given, _ = tensors((2, 4, 2, 5, 7, 3, 4, 2))
     given = [x.requires_grad_() for x in (given if gated else given[:5])]
     assert torch.autograd.gradcheck(eager, given)
+
+
+@pytest.mark.parametrize("Bp", [1, 2])
+def test_gradcheck_with_a_bias(Bp):
+    given = [x.requires_grad_() for x in (*tensors((2, 4, 2, 5, 7, 3, 4, Bp))[0][:5], torch.randn(Bp, 2, 3).double())]
+    assert torch.autograd.gradcheck(lambda *x: eager(*x[:5], prefix_bias=x[5]), given)
 
 
 def test_only_what_backward_needs_is_kept():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
     "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "parts", "quantised",
     "quantised_base", "model", "loss", "ladder", "methods", "attach", "accounting", "adapters", "data", "inference",
-    "training", "bench", "__init__", "__main__",
+    "documents", "training", "bench", "__init__", "__main__",
 ]
 
 REQUIRED = {"torch", "numpy", "tqdm"}  # requirements.txt

@@ -139,7 +139,8 @@ def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h
     with counter() as prefill:
         cache, slots = read_slots(model.base, model.slots(), B, T)
         F.linear(model.base.hidden(idx, *slots, cache=cache)[:, -1], model.base.head)
-    shared = (slots.prefix.k, slots.prefix.v) if slots.prefix is not None else ()
+    prefix = slots.prefix
+    shared = [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None] if prefix is not None else []
     said = accounting.inference(config, method, B, T, **h)
     assert (said.cache_bytes, said.shared_bytes) == (cache.k.nbytes + cache.v.nbytes, sum(t.nbytes for t in shared))
     assert said.prefill_flops == prefill.get_total_flops()

@@ -163,7 +163,7 @@ def test_an_adapter_keeps_its_template(tmp_path, idx):
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["template"]) == ("PROMPT_TUNING_IN_TEXT", TEMPLATE)
     loaded = load_adapter(tiny(), tmp_path / "a")
-    assert loaded.method.template == TEMPLATE and loaded.method.positions == 0
+    assert loaded.method.template == TEMPLATE and loaded.method.positions_taken == 0
     x = with_soft(idx, [2, 5, 7])
     assert loaded(x).equal(model(x))
     with pytest.raises(Error, match="^task 'a': prompt cannot be mixed in one batch: its virtual tokens stand in th"):
@@ -179,7 +179,7 @@ def test_an_adapter_keeps_its_template(tmp_path, idx):
 
 def test_in_a_combination(idx):
     model = moved(adapt(tiny(), ["lora", "prompt"], num_virtual_tokens=P, template=TEMPLATE))
-    assert model.method.positions == 0 and model.method.num_virtual_tokens == P
+    assert model.method.positions_taken == 0 and model.method.num_virtual_tokens == P
     x = with_soft(idx, [2, 5, 7])
     model.loss(x, x.masked_fill(x >= V, -100)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.trainable_parameters())

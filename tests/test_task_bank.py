@@ -20,6 +20,8 @@ KINDS = [
     ("prefix", dict(num_virtual_tokens=6)),
     ("prefix", dict(num_virtual_tokens=4, space="hidden")),
     ("prefix", dict(num_virtual_tokens=2, prefix_projection=True)),
+    ("prefix", dict(num_virtual_tokens=3, key_bias=True, positions=9)),
+    ("prefix", dict(num_virtual_tokens=5, positions=0)),
     ("lora", dict(r=2)),
     ("lora", dict(r=5, lora_alpha=3, target_modules=["c_proj", "c_attn"])),
     ("lora", dict(r=3, target_modules=["mlp.c_fc"])),

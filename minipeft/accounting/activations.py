@@ -22,7 +22,8 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                            q, k and v are slices of one output (B, S, (nh + 2·n_kv)·hs), and one saved
                            slice holds all of it; rotated q and k, and k and v behind a prefix, are
                            new tensors beside it
-                           prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block
+                           prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block;
+                           with a bias on its keys neither: the two parts are merged (fused.py)
                            window: the mask (S, S) where T is more than the window
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each; gelu the same
@@ -167,8 +168,9 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size, 
         save("ln_1: output", residual)
 
     own_softmax = block.prefix and cost.prefix.own_softmax
-    concatenated = block.prefix and not own_softmax
-    attends = block.qkv or concatenated  # attention to the real tokens saves its tensors
+    split = block.prefix and cost.prefix.bias
+    concatenated = block.prefix and not own_softmax and not split
+    attends = block.qkv or concatenated or split  # attention to the real tokens saves its tensors
     slices = c.projections == "joined"  # q, k, v share one tensor, unless rotated or concatenated
     rotated = block.rotated or c.qk_norm  # q and k are new tensors
     for name, needs, heads in (("q_norm", block.q, c.n_head), ("k_norm", block.k, c.n_kv)):

@@ -25,7 +25,7 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
 
         cache_bytes        4·2·L·B·n_kv·hs·S   keys and values of every row; S = P + T with a prompt
         shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L),
-                                               or those of LLaMA-Adapter's n layers
+                                               or those of LLaMA-Adapter's n layers; a bias: 4·L·n_kv·P more
         token_flops        one more token of one row: 2·in·out of every linear, 4·nh·hs·(S + 1) of
                            attention in each layer (with a window at most 4·nh·hs·(P + window), P of a
                            prompt), the head's 2·V·C, and of the method
@@ -54,9 +54,13 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
     bare = _forward(_blocks(c, Cost(), 1, T + 1, 0))
     cost = d.cost(c, B * S)
     prefill = _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
-    prefix = once.prefix and Term("keys and values, once", 4 * 2 * once.prefix.rows * c.kv, once.prefix.layers)
+    prefix = []
+    if once.prefix:
+        prefix = [Term("keys and values, once", 4 * 2 * once.prefix.rows * c.kv, once.prefix.layers)]
+        if once.prefix.bias:
+            prefix.append(Term("bias of the keys, once", 4 * once.prefix.rows * c.n_kv, once.prefix.layers))
     return {"cache_bytes": [Term("keys and values of every row", 4 * 2 * B * c.kv * S, c.n_layer)],
-            "shared_bytes": [prefix] if prefix else [],
+            "shared_bytes": prefix,
             "token_flops": [*token, Term("head", head)],
             "extra_token_flops": difference(token, bare),
             "prefill_flops": [*prefill, Term("head", B * head)]}

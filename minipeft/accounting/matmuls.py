@@ -56,6 +56,8 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                      each block that has one, unused queries included; backward once more (with
                      separate projections, keys and values only)
                      with a softmax of its own: 2·2·B·T·P·nh·hs; backward 5/2 of it
+                     with a bias on its keys: the same, less the gradient of q where none needs one,
+                     and attention to the real tokens has no backward there
 
     Not counted: what is not a matmul (norms, softmax, the optimizer; to dequantise a base a look-up and
     a multiplication for each weight of its matrices, in forward and again in backward, whatever B·S:
@@ -147,6 +149,10 @@ def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: S
                 add("attention to the prefix", 2 * rows * P * q, 2, 3 + block.q)
             return
         every = keys if in_window is None or not block.windowed else in_window
+        if block.prefix and cost.prefix.bias:
+            add("attention", 2 * rows * every * q, 2, 5 * block.qkv)
+            add("attention to the prefix", 2 * rows * P * q, 2, 4 + block.qkv)
+            return
         every = every + P if block.prefix and not own_softmax else every
         add("attention", 2 * rows * every * q, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
         if own_softmax:

@@ -32,14 +32,18 @@ def prompt_config(c: GPTConfig, num_virtual_tokens: int, template: str | None) -
     return config | _prompt_learning_config(c, num_virtual_tokens)
 
 
-def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str) -> dict:
+def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str, key_bias: bool,
+                  positions: int | None) -> dict:
     """A prefix's fields of adapter_config.json: PEFT's PrefixTuningConfig if space is "kv"; PEFT
-    has no hidden prefixes, so "hidden" gets a peft_type of its own."""
+    has no hidden prefixes, and no bias or positions of a prefix, so these get a peft_type of their own."""
     config = {"peft_type": "PREFIX_TUNING" if space == "kv" else "HIDDEN_PREFIX_TUNING",
               "prefix_projection": False, "encoder_hidden_size": c.n_embd}
     config |= _prompt_learning_config(c, num_virtual_tokens)
     if space == "kv":  # with grouped heads PEFT counts the heads of keys and values
         config |= {"token_dim": c.kv, "num_attention_heads": c.n_kv}
+    positions = num_virtual_tokens if positions is None else positions
+    if key_bias or positions != num_virtual_tokens:
+        config |= {"peft_type": "BIASED_PREFIX_TUNING", "key_bias": key_bias, "positions": positions}
     return config
 
 

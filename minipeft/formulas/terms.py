@@ -76,6 +76,7 @@ class PrefixCost(NamedTuple):
     layers: Size
     own_softmax: bool = False  # beside the context's, with a gate
     source: str = "parameters"  # or the block's own projections, of "vectors", or of "states" behind ln_1
+    bias: bool = False  # on each key
 
 
 class Cost(NamedTuple):

@@ -105,7 +105,7 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
     (prompt, prefix, _), c = slots, base.config
     if isinstance(prefix, Tensor):
         prefix = Prefix.of(prefix)
-    prefix_length = prefix.k.size(3) if prefix is not None and prefix.gate is None else 0
+    prefix_length = 0 if prefix is None else prefix.most_taken
     prompt_length = prompt.size(1) if isinstance(prompt, Tensor) else 0  # soft tokens in the text are part of T
     if (P := prefix_length + prompt_length) + T > c.block_size:
         raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "

@@ -71,7 +71,8 @@ class TaskBank:
                 if not isinstance(task, Adapted):
                     loaded.append(task := load_adapter(base, task, base_fingerprint))
                 slots.append(self._slots_of(name, task))
-            self.prefix = self._prefix_table([s.prefix for s in slots])
+            self.prefix = self._prefix_table([Prefix.of(s.prefix) if isinstance(s.prefix, Tensor) else s.prefix
+                                              for s in slots])
             self.hooks = self._hook_table([s.hooks for s in slots])
         finally:
             for model in loaded:
@@ -90,17 +91,24 @@ class TaskBank:
         model.train(was_training)
         return slots
 
-    def _prefix_table(self, prefixes: list[Tensor | None]) -> "tuple[Tensor, Tensor] | None":
-        """Keys and values (2, L, n + 1, n_kv, P, hs), P the longest, and lengths; 0 is the base."""
-        lengths = [0] + [0 if p is None else p.size(4) for p in prefixes]
+    def _prefix_table(self, prefixes: list[Prefix | None]) -> Prefix | None:
+        """All prefixes as rows of one (L, n + 1, n_kv, P, hs), P the longest; row 0 is the base. A bias where one has
+        a bias; positions where one takes others than its rows."""
+        lengths = [0] + [0 if p is None else p.k.size(3) for p in prefixes]
         if not max(lengths):
             return None
         c, weight = self.base.config, self.base.wte.weight
-        table = weight.new_zeros(2, c.n_layer, len(lengths), c.n_kv, max(lengths), c.head_size)
+        k, v = weight.new_zeros(2, c.n_layer, len(lengths), c.n_kv, max(lengths), c.head_size)
+        has_bias = any(p is not None and p.bias is not None for p in prefixes)
+        bias = k.new_zeros(k.shape[:4], dtype=torch.promote_types(k.dtype, torch.float32)) if has_bias else None
         for i, p in enumerate(prefixes, start=1):
             if p is not None:
-                table[:, :, i, :, : p.size(4)] = p[:, :, 0].transpose(0, 1)
-        return table, torch.tensor(lengths, device=weight.device)
+                k[:, i, :, : lengths[i]], v[:, i, :, : lengths[i]] = p.k[:, 0], p.v[:, 0]
+                if p.bias is not None:
+                    bias[:, i, :, : lengths[i]] = p.bias[:, 0]
+        positions = [0] + [0 if p is None else p.most_taken for p in prefixes]
+        length, taken = torch.tensor([lengths, positions], device=weight.device)
+        return Prefix(k, v, None, length, bias, None if positions == lengths else taken)
 
     def _hook_table(self, hooks: list[list[dict] | None]) -> "list[dict] | None":
         """By layer {place: the hooks of all tasks in a stack}; 0 is the base."""
@@ -134,11 +142,14 @@ class TaskBank:
         shared = len(set(tasks)) == 1 and not compiled  # compiled: one shape for every mixture
         slots = Slots()
         if self.prefix is not None:
-            table, lengths = self.prefix
-            P = table.size(4) if compiled else int(lengths[ids].max())  # the longest of the batch
+            k, v, _, lengths, bias, positions = self.prefix
+            P = k.size(3) if compiled else int(lengths[ids].max())  # the longest of the batch
             if P:
-                k, v = table[:, :, ids[:1] if shared else ids, :, :P]
-                slots = slots._replace(prefix=Prefix(k, v, length=None if shared else lengths[ids]))
+                of = ids[:1] if shared else ids
+                k, v, bias = (None if x is None else x[:, of, :, :P] for x in (k, v, bias))
+                if positions is not None:
+                    positions = int(positions[of]) if shared else positions[ids]
+                slots = slots._replace(prefix=Prefix(k, v, None, None if shared else lengths[ids], bias, positions))
         if self.hooks is not None and not (shared and tasks[0] is None):
             i = ids[0] if shared else ids
             hooks = [{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks]

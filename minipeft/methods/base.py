@@ -31,12 +31,7 @@ class Method(Declaration, nn.Module, registered=False):
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on pretrained models
-    num_virtual_tokens = 0
-
-    @property
-    def positions(self) -> int:
-        """Positions before those of idx; virtual tokens that stand in idx take none."""
-        return self.num_virtual_tokens
+    num_virtual_tokens = 0  # vectors before the real tokens, or among them
 
     def slots(self, base: GPT) -> Slots:
         """What it puts into the model: base(idx, *slots)."""
@@ -50,6 +45,16 @@ class Method(Declaration, nn.Module, registered=False):
     def default_learning_rate(self, base: GPT) -> float:
         """The default peak learning rate on this base."""
         return self.learning_rate if base.config.n_embd < WIDE else self.learning_rate_wide
+
+    @property
+    def positions_taken(self) -> int:
+        """Positions that the model gives it, before those of idx."""
+        return self.num_virtual_tokens - self.tokens_in_text
+
+    @property
+    def tokens_in_text(self) -> int:
+        """Virtual tokens that stand in idx."""
+        return 0
 
     def parts(self) -> "list[Method]":
         """The methods of a combination; otherwise the method itself."""

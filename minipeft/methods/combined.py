@@ -38,12 +38,16 @@ class Combined(Method, registered=False):
                     raise Error(f"{filled[slot]} and {part.name} cannot be combined: both fill the model's {slot} slot")
                 filled[slot] = part.name
 
+    @property
+    def positions_taken(self) -> int:
+        return sum(part.positions_taken for part in self.parts())
+
     def parts(self) -> list[Method]:
         return list(self.by_name.values())
 
     @property
-    def positions(self) -> int:
-        return sum(part.positions for part in self.parts())
+    def tokens_in_text(self) -> int:
+        return sum(part.tokens_in_text for part in self.parts())
 
     def slots(self, base: GPT) -> Slots:
         prompts, prefixes, hooks = zip(*(part.slots(base) for part in self.parts()), strict=True)

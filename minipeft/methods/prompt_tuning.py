@@ -82,8 +82,8 @@ class PromptTuning(Method):
         return Slots(prompt if self.template is None else SoftTokens(prompt[0], base.config.vocab_size))
 
     @property
-    def positions(self) -> int:
-        return self.num_virtual_tokens if self.template is None else 0
+    def tokens_in_text(self) -> int:
+        return 0 if self.template is None else self.num_virtual_tokens
 
     adapter_config = staticmethod(prompt_config)
 

@@ -87,7 +87,7 @@ def complete(model, prompts: list, tokenizer: Tokenizer, max_new_tokens: int = 6
     less room.
     """
     base, stops = model if isinstance(model, GPT) else model.base, stops or tokenizer.stops
-    size = base.config.block_size - (0 if base is model else model.method.positions)
+    size = base.config.block_size - (0 if base is model else model.method.positions_taken)
     device, texts = base.wte.weight.device, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with progress(total=len(prompts), desc="answering", unit="answer", leave=False, delay=1) as bar:

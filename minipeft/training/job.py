@@ -13,6 +13,7 @@ from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, KINDS
+from ..documents import prefill
 from ..files.atomic import write_json, write_text
 from ..methods import train_something, train_the_base
 from ..methods.hard_prompt import HardPrompt
@@ -27,7 +28,7 @@ from .evaluation import batches, complete, evaluate
 from .flags import ALL_FLAGS, flags_of
 from .loop import train
 from .memory_check import check_memory
-from .opening import hyperparameters, open_base, open_data, token_ids
+from .opening import hyperparameters, open_base, open_data, read_document, token_ids
 from .prompt_search import choose_wording, search
 from .run_folder import SEARCH, RunFolder
 from .scores import size_kb, skill_scores, text_scores
@@ -38,7 +39,7 @@ VALIDATION = 200  # examples of the validation set, at most
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
 SETTINGS = (  # flags that a resumed run must share
     "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
-    "seed", "dtype", "base_dtype", "lr", "keep_best")
+    "seed", "dtype", "base_dtype", "lr", "keep_best", "document", "how", "teacher_context", "teacher_top_k")
 
 
 def run_job(args) -> dict:
@@ -92,11 +93,15 @@ class Job:
             self.model = adapt(self.base, args.methods, **self._tokens(),
                                **hyperparameters(args, self.base, self.tokenizer))
         method = self.model.method
-        if method.positions != method.num_virtual_tokens and not args.template.has_soft:
+        if method.tokens_in_text and not args.template.has_soft:
             raise Error(f"the adapter in {args.out} has its virtual tokens in the text: give its --template")
-        if method.positions == method.num_virtual_tokens and args.template.has_soft:
+        if not method.tokens_in_text and args.template.has_soft:
             raise Error(f"{{soft}} in --template, but {args.out} has no virtual tokens in the text")
-        self._fit_data(method.positions, method.num_virtual_tokens - method.positions)
+        if args.teacher_context is not None:
+            context = read_document(args.teacher_context, self.tokenizer).to(self.base.wte.weight.device)
+            self.model.distil_from(prefill(self.base, context), args.teacher_top_k)
+        self._fit_data(max(method.positions_taken, 0 if self.model.teacher is None else self.model.teacher.most_taken),
+                       method.tokens_in_text)
         processes.seed_this_rank(args.seed)
 
     def _tokens(self) -> dict:

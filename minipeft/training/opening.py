@@ -1,5 +1,7 @@
 """The base, the data and the hyper-parameters that the flags of train.py name."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -57,8 +59,21 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
     return torch.tensor(with_begin(tokenizer, line_breaks(text)), dtype=torch.int64)
 
 
+def read_document(path, tokenizer: Tokenizer) -> Tensor:
+    """Ids (n,) of a text file, behind the tokenizer's begin mark. Raises Error for one that is empty or not UTF-8."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Error(f"{path} is not UTF-8 text") from None
+    if not text.strip():
+        raise Error(f"the document {path} is empty: it needs at least one token")
+    return torch.tensor(with_begin(tokenizer, text), dtype=torch.int64)
+
+
 def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
     """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
+    if args.start is not None:
+        return {"init": args.start}
     h = given(args, args.methods)
     if args.template.has_soft:
         h["template"] = args.template.text
@@ -69,10 +84,11 @@ def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
         method, P = lower.method, lower.method.num_virtual_tokens
         if not hasattr(method, "ladder_value"):
             raise Error(f"--init-from {args.init_from} is {method.name}, not {' or '.join(LADDER)}")
-        if method.positions != P:
+        if method.tokens_in_text:
             raise Error(f"--init-from {args.init_from} has its virtual tokens in the text: the ladder starts from a "
                         "prompt before it")
-        h["init"] = method.ladder_value().detach().clone()
+        with torch.no_grad():
+            h["init"] = method.ladder_value()
         lower.detach()
         if args.num_virtual_tokens not in (None, P):
             raise Error(f"--init-from {args.init_from} has {P} virtual tokens, "

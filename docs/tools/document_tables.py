@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Tables and findings of docs/documents.md, from docs/results/document.json, and its figure.
+
+python docs/tools/document_tables.py      draw docs/figures/document.svg (needs matplotlib)
+
+tables.py fills the tables.
+"""
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from docs.tools import drawing
+from docs.tools.markdown import paragraph, table
+from docs.tools.results import read, version
+
+WAYS = {"first": "first rows", "last": "last rows", "attended": "most attended rows", "summary": "a summary",
+        "match": "matched", "distil": "distilled"}
+PLAIN = ("first", "last", "attended")  # rows of the text as they are
+STYLES = {"first": "C7:", "last": "C7-.", "attended": "C2--", "summary": "C4:", "match": "C0-o", "distil": "C3s"}
+FIGURE = ROOT / "docs" / "figures"
+
+
+def found() -> dict[tuple[str, str, int], list[dict]]:
+    """{(document, way, rows): the rows of the result, one a seed}."""
+    rows: dict[tuple[str, str, int], list[dict]] = {}
+    for r in read("document")["rows"]:
+        rows.setdefault((r["document"], r["way"], r["rows"]), []).append(r)
+    return rows
+
+
+def kl(rows: list[dict] | None) -> str:
+    """A cell: the mean over the seeds."""
+    return f"{mean(r['kl'] for r in rows):.3f}" if rows else "-"
+
+
+def divergences() -> str:
+    """One line for each document and number of rows."""
+    rows, s = found(), read("document")["settings"]
+    lines = []
+    for document, _, P in dict.fromkeys((d, "", P) for d, way, P in rows if way == "match"):
+        n = rows[document, "text", max(P for d, way, P in rows if d == document and way == "text")][0]["tokens"]
+        if P < n:
+            lines.append([f"`{document}`", f"{P:,}", f"{n // P}", *(kl(rows.get((document, way, P))) for way in WAYS)])
+    whole = max(abs(r["kl"]) for r in read("document")["rows"] if r["way"] == "text")
+    equal = max(abs(r["kl"]) for r in read("document")["rows"] if r["way"] == "match" and r["rows"] == r["tokens"])
+    none = ", ".join(f"{r['kl']:.3f}" for r in read("document")["rows"] if r["way"] == "none")
+    card = read("document")["card"]
+    head = ["document", "P", "tokens a row", *WAYS.values()]
+    return "\n\n".join([paragraph(
+        f"*{s['base']}, the first {s['tokens']} tokens of each document, KL on the {s['held_out']} tokens behind them;",
+        f"without the document {none}, all rows {max(whole, equal):.0e}; torch {version(card, 'torch')}.*"),
+        table(head, lines, left=1)])
+
+
+def costs() -> str:
+    """Seconds, bytes and decode time of the text, of matched and of distilled rows."""
+    lines = []
+    for (document, way, P), rows in found().items():
+        if way in ("text", "match", "distil"):
+            seconds, decode = (mean(r[key] for r in rows) for key in ("seconds", "decode_ms"))
+            lines.append([f"`{document}`", WAYS.get(way, "the text"), f"{P:,}", f"{seconds:,.1f}",
+                          f"{rows[0]['bytes'] / 1000:,.0f}", f"{decode:.1f}"])
+    result = read("document")
+    study = ", ".join(f"{mean(x):.0f}" for x in result["study_seconds"].values())
+    note = paragraph(f"*Seconds of building it; self-study took {study} s beside. Decode: ms a token, one row. Peak",
+                     f"memory of the whole run {result['peak_bytes'] / 1e9:.1f} GB.*")
+    return f"{note}\n\n{table(['document', 'way', 'P', 'seconds', 'KB', 'decode ms'], lines, left=2)}"
+
+
+def findings() -> str:
+    """Counts of the comparisons that the table holds."""
+    rows = found()
+    value = {key: mean(r["kl"] for r in its) for key, its in rows.items()}
+    places = [(d, P) for d, way, P in rows if way == "match" and 4 * P <= rows[d, way, P][0]["tokens"]]
+    nearest = sum(value[d, "match", P] < min(value[d, way, P] for way in PLAIN) for d, P in places)
+    ratios = [value[d, "match", P] / min(value[d, way, P] for way in PLAIN) for d, P in places]
+    distilled = [(d, P) for d, way, P in rows if way == "distil"]
+    nearer = sum(value[d, "distil", P] < value[d, "match", P] for d, P in distilled)
+    hard = sum(value[d, "match", P] < value[d, "summary", P] for d, P in places)
+    best = f"their KL is {min(ratios):.2f} to {max(ratios):.2f} of that of the best"
+    return "\n".join([
+        "- Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
+        f"{nearest} of {len(places)} places; {best}.",
+        f"- Distillation from there comes nearer at {nearer} of {len(distilled)}.",
+        f"- A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)}."])
+
+
+def draw() -> None:
+    """docs/figures/document.svg: KL against tokens a row, one line a way, one panel a document."""
+    rows = found()
+    documents = list(dict.fromkeys(d for d, _, _ in rows))
+    fig, axes = drawing.figure(1, len(documents), height=3.8, sharey=True, squeeze=False)
+    for axis, document in zip(axes[0], documents, strict=True):
+        for way, label in WAYS.items():
+            points = sorted((r[0]["tokens"] / P, mean(x["kl"] for x in r)) for (d, w, P), r in rows.items()
+                            if (d, w) == (document, way) and P < r[0]["tokens"])
+            if points and way != "summary":
+                axis.plot(*zip(*points, strict=True), STYLES[way], label=label)
+        axis.axhline(rows[document, "none", 0][0]["kl"], color=drawing.BASE, label="no document")
+        axis.set(xscale="log", xlabel="tokens a row", title=document)
+        axis.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
+        axis.minorticks_off()
+    axes[0][0].set(ylabel="KL to the whole text")
+    axes[0][0].legend(fontsize=9)
+    (FIGURE / "document.svg").write_bytes(drawing.picture(fig, "svg"))
+
+
+BLOCKS = {"document": divergences, "document-costs": costs, "document-findings": findings}
+
+if __name__ == "__main__":
+    draw()

@@ -1,0 +1,211 @@
+"""A document as a prefix: how much of it P rows keep, by every way, and what that costs.
+
+Of every document the first --tokens are the text, and the --held-out tokens right behind it the test: KL from the base
+behind the whole text to the base behind P rows, in nats a token, and the loss there. Ways:
+
+    none        no document at all
+    first, last the P rows at the text's begin, or its first and the P - 1 at its end, in their places
+    attended    the P rows of every key head with most attention when the text is read again, as they are
+    summary     P tokens that the base writes behind the text, in the text's place
+    match       attention matching (2602.16284): keys chosen, bias and values fitted, no training
+    distil      the prefix of `match`, trained on self-study (2506.06266); its seeds draw other texts
+    text        all n rows: the reference
+
+Seconds are those of building the prefix; of `distil` with its matching, and self-study beside. Decode: milliseconds of
+a token behind the prefix, one row.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from ..attach import adapt
+from ..checks import Error
+from ..data.encoding import collate, tokenize
+from ..data.tasks import Example
+from ..data.template import Template
+from ..data.tokenizer import tokenizer_for
+from ..documents import divergence, match, prefill, rows, write_self_study
+from ..documents.matching import attended
+from ..documents.self_study import Behind
+from ..files.huggingface import find_base
+from ..inference.generation import generate
+from ..methods.prefix_tuning import PrefixTuning
+from ..model import GPT
+from ..runtime.console import Parser, local_path, note
+from ..runtime.memory import resident_peak
+from ..runtime.profiling import card
+from ..slots import Prefix
+from ..training.document_run import BATCH_SIZE, EPOCHS, LEARNING_RATE, PLAIN, SELF_STUDY
+from ..training.loop import train
+from . import flags
+from .measure import card_line, cell, columns
+
+DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
+DECODED = 16  # tokens whose time is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSettings:
+    base: str
+    documents: tuple[str, ...]
+    tokens: int
+    held_out: int
+    compression: tuple[int, ...]
+    distil: tuple[int, ...]
+    self_study: int
+    epochs: int
+    seeds: int
+    device: str
+
+
+def add_flags(p: Parser) -> None:
+    add = p.add_argument_group("base").add_argument
+    add("--base", default="nano", metavar="FOLDER", type=local_path, help="a base; SmolLM2-135M for real text")
+    add = p.add_argument_group("document").add_argument
+    add("--documents", nargs="+", default=list(DOCUMENTS), metavar="FILE", type=local_path, help="texts")
+    add("--tokens", type=int, default=1024, metavar="N", help="of each text that are the document")
+    add("--held-out", type=int, default=256, metavar="T", help="tokens behind them, the test")
+    add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X", help="P = N / X")
+    add("--distil", type=int, nargs="*", default=[4, 16, 64], metavar="X", help="those at which to distil, too")
+    add("--self-study", type=int, default=SELF_STUDY, metavar="N", help="texts to distil on")
+    add("--epochs", type=int, default=EPOCHS, metavar="E", help="over them")
+    add("--seeds", type=int, default=1, metavar="S", help="runs of each distillation")
+    flags.add_machine_flags(p)
+
+
+def settings(args: argparse.Namespace) -> DocumentSettings:
+    """Raises Error for sizes that are none."""
+    least = {"held_out": 2} | dict.fromkeys(("tokens", "self_study", "epochs", "seeds", "compression", "distil"), 1)
+    for name, bound in least.items():
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value < bound:
+                raise Error(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
+    return flags.from_flags(DocumentSettings, args)
+
+
+def run(s: DocumentSettings) -> dict:
+    """{"card", "settings", "rows", "study_seconds", "peak_bytes"}, ready for JSON."""
+    folder = find_base(s.base)
+    base = GPT.from_pretrained(folder, torch.float32).to(s.device).requires_grad_(False)
+    tokenizer = tokenizer_for(base.config.vocab_size, folder)
+    found, studies = [], {}
+    for name in s.documents:
+        ids = torch.tensor(tokenizer.encode(Path(name).read_text(encoding="utf-8")), device=s.device)
+        n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
+        if n < max(s.compression):
+            raise Error(f"{name} has {len(ids):,} tokens, and {s.held_out} are held out: too few for "
+                        f"--compression {max(s.compression)}")
+        ways = Ways(s, base, tokenizer, ids[:n], [ids[n : n + s.held_out]])
+        for row in ways.rows():
+            found.append({"document": Path(name).name, "tokens": n, **row})
+            note("{document} {way} {rows}: KL {kl:.4f}".format(**found[-1]))
+        studies |= {Path(name).name: ways.study_seconds}
+    return {"card": card(torch.device(s.device)), "settings": asdict(s), "rows": found, "study_seconds": studies,
+            "peak_bytes": resident_peak()}
+
+
+class Ways:
+    """The rows of one document."""
+
+    def __init__(self, s: DocumentSettings, base: GPT, tokenizer, tokens: Tensor, held: list[Tensor]):
+        self.s, self.base, self.tokenizer, self.tokens, self.held = s, base, tokenizer, tokens, held
+        self.whole, self.study_seconds = prefill(base, tokens), []
+        self.studies: list[list] = []
+
+    def rows(self):
+        n, s = len(self.tokens), self.s
+        yield self.row("none", 0, lambda: None)
+        for x in s.compression:
+            P = n // x
+            if x == 1:
+                yield self.row("text", n, lambda: prefill(self.base, self.tokens))
+                yield self.row("match", n, lambda: match(self.base, self.tokens, n))
+                continue
+            first = torch.arange(P, device=self.tokens.device)
+            last = torch.cat([first[:1], torch.arange(n - P + 1, n, device=self.tokens.device)])
+            yield self.row("first", P, lambda keep=first: rows(self.whole, keep))
+            yield self.row("last", P, lambda keep=last: rows(self.whole, keep))
+            yield self.row("attended", P, lambda P=P: attended(self.base, self.tokens, P))
+            yield self.row("summary", P, lambda P=P: self.summary(P))
+            yield self.row("match", P, lambda P=P: match(self.base, self.tokens, P))
+            for seed in range(s.seeds if x in s.distil else 0):
+                study = self.study(seed)
+                yield self.row("distil", P, lambda P=P, study=study, seed=seed: self.distilled(
+                    match(self.base, self.tokens, P), study, seed), seed)
+
+    def row(self, way: str, P: int, build, seed: int = 0) -> dict:
+        began = time.perf_counter()
+        prefix = build()
+        seconds = time.perf_counter() - began
+        kl, loss = divergence(self.base, self.whole, prefix, self.held)
+        held = [] if prefix is None else [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None]
+        return {"way": way, "rows": P, "seed": seed, "kl": kl, "loss": loss, "seconds": seconds,
+                "bytes": sum(t.nbytes for t in held), "decode_ms": self.decode(prefix)}
+
+    def decode(self, prefix: Prefix | None) -> float:
+        """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
+        model, idx = Behind(self.base, prefix), self.held[0][None, :8]
+
+        def seconds(new: int) -> float:
+            began = time.perf_counter()
+            generate(model, idx, new)
+            return time.perf_counter() - began
+
+        return 1000 * min(seconds(1 + DECODED) - seconds(1) for _ in range(3)) / DECODED
+
+    def summary(self, P: int) -> Prefix:
+        """The P tokens that the base writes, asked for the text in short; they take the text's positions."""
+        ask = torch.tensor(self.tokenizer.encode("\n\nIn short, the text above says that"), device=self.tokens.device)
+        room = self.base.config.block_size - len(self.tokens) - len(ask)
+        written = generate(Behind(self.base, self.whole), ask[None], min(P, room))[0, len(ask) :]
+        return prefill(self.base, written)._replace(positions=len(self.tokens))
+
+    def study(self, seed: int) -> list:
+        """Self-study of a seed, tokenised; written once for all P."""
+        if seed == len(self.studies):
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                texts = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl",
+                                         self.s.self_study, seed=1000 * seed)
+            examples = [Example(text["input"], text["target"]) for text in texts]
+            self.studies.append([tokenize(e, self.tokenizer, Template(PLAIN)) for e in examples])
+            self.study_seconds.append(time.perf_counter() - began)
+        return self.studies[seed]
+
+    def distilled(self, start: Prefix, study: list, seed: int) -> Prefix:
+        """The prefix trained on the study, as train.py --how distil does."""
+        per_epoch = max(1, len(study) // BATCH_SIZE)
+
+        def batch(step: int):
+            order = Random(f"{seed}/{step // per_epoch}").sample(study, len(study))
+            at = step % per_epoch * BATCH_SIZE
+            return collate(order[at : at + BATCH_SIZE], self.tokenizer.end)
+
+        torch.manual_seed(seed)
+        model = adapt(self.base, PrefixTuning.name, init=start)
+        model.distil_from(self.whole)
+        train(model, batch, self.s.epochs * per_epoch, LEARNING_RATE)
+        with torch.no_grad():
+            prefix = model.method.ladder_value()
+        prefix = prefix._replace(**{x: getattr(prefix, x).clone() for x in ("k", "v", "bias")})
+        model.detach()
+        self.base.requires_grad_(False)
+        return prefix
+
+
+def table(result: dict) -> str:
+    """The result as aligned text."""
+    s = result["settings"]
+    cells = {"document": cell("document", "{}"), "way": cell("way", "{}"), "rows": cell("rows", "{:,}"),
+             "KL": cell("kl", "{:.4f}"), "loss": cell("loss", "{:.3f}"), "seconds": cell("seconds", "{:.1f}"),
+             "KB": lambda row: f"{row['bytes'] / 1000:,.0f}", "decode ms": cell("decode_ms", "{:.1f}")}
+    return "\n".join([card_line(result["card"]), f"{s['base']}: the {s['held_out']} tokens behind each document", "",
+                      *columns(cells, result["rows"])])

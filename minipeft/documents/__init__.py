@@ -1,0 +1,16 @@
+"""A document as a prefix: the text itself, a shorter one fitted to it, or one trained to answer like it.
+
+    prefill            the text itself, n rows                         text.py
+    match              P rows by attention matching, no training       matching.py
+    write_self_study   texts about it to distil on                     self_study.py
+    divergence         KL to the base behind the whole text            divergence.py
+
+The loss of distillation is Adapted.distil_from, for any method; its loop is that of training.
+"""
+
+from .divergence import Divergence, divergence
+from .matching import match
+from .self_study import write_self_study
+from .text import prefill, rows
+
+__all__ = ["Divergence", "divergence", "match", "prefill", "rows", "write_self_study"]

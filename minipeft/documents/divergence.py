@@ -1,0 +1,30 @@
+"""How far a base behind one prefix is from the base behind another: KL, in nats a token, and the loss on the text."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..loss import distillation_loss, linear_cross_entropy
+from ..model import GPT
+from ..slots import Prefix
+
+
+class Divergence(NamedTuple):
+    kl: float  # KL(behind the whole text ‖ behind the prefix), mean over tokens
+    loss: float  # cross-entropy of the next tokens, behind the prefix
+
+
+@torch.no_grad()
+def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None, texts: list[Tensor]) -> Divergence:
+    """`Divergence` on texts (T,) int64 that stand behind a document: whole, the document (documents.prefill)."""
+    kl, loss, tokens = 0.0, 0.0, 0
+    for text in texts:
+        idx = text[None].to(base.wte.weight.device)
+        states = [base.hidden(idx, prefix=p)[0, :-1] for p in (whole, prefix)]
+        every = torch.ones(len(text) - 1, dtype=torch.bool, device=idx.device)
+        head = base.head.detach()
+        kl += float(distillation_loss(states[1], states[0], head, every)) * len(every)
+        loss += float(linear_cross_entropy(states[1], head, idx[0, 1:])) * len(every)
+        tokens += len(every)
+    return Divergence(kl / tokens, loss / tokens)

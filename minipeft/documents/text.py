@@ -1,0 +1,43 @@
+"""The text itself as a prefix: n tokens are n keys and values in every layer, exactly (ladder.py).
+
+    prefill(base, tokens)   one forward pass through the blocks; nothing is trained and nothing is lost
+
+It is the reference of the other ways: KL(base behind the text ‖ base behind a prefix) is 0 for it, to rounding. And
+it is what they start from: `rows` keeps P of the n keys and values, which still take the text's n positions.
+"""
+
+import torch
+from torch import Tensor
+
+from ..checks import Error, described
+from ..model import GPT
+from ..slots import KVCache, Prefix
+
+
+@torch.no_grad()
+def prefill(base: GPT, tokens: Tensor) -> Prefix:
+    """tokens (n,) int64 -> keys and values (L, 1, n_kv, n, hs). Raises Error for an empty text, or one that leaves no
+    room for a token behind it."""
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
+        raise Error(f"a document must be token ids (n,) int64, not {described(tokens)}")
+    c, n = base.config, len(tokens)
+    if not n:
+        raise Error("the document is empty: it needs at least one token")
+    if n >= c.block_size:
+        raise Error(f"the document has {n:,} tokens, and the base's block size is {c.block_size:,}: "
+                    f"at most {c.block_size - 1:,} leave room for a question (shorten it, or divide it into several)")
+    weight = base.wte.weight
+    k, v = weight.new_zeros(2, c.n_layer, 1, c.n_kv, n, c.head_size)
+    base.hidden(tokens[None].to(weight.device), cache=KVCache(k, v))
+    return Prefix(k, v)
+
+
+def rows(prefix: Prefix, keep: Tensor) -> Prefix:
+    """The prefix with some of its rows alone, in the positions of all of them.
+
+    keep: (P,) int64, the same in every head; or (L, n_kv, P), each head's own.
+    """
+    L, _, n_kv, n, hs = prefix.k.shape
+    index = keep.expand(L, n_kv, -1)[:, None, :, :, None].expand(-1, -1, -1, -1, hs)
+    bias = None if prefix.bias is None else prefix.bias.gather(3, index[..., 0])
+    return Prefix(prefix.k.gather(3, index), prefix.v.gather(3, index), bias=bias, positions=prefix.most_taken)

@@ -1,0 +1,104 @@
+"""python train.py --document: a text as a prefix, by matching, by distillation from there, or the text itself.
+
+Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has become, how, and the
+seconds that took. A distillation leaves its texts (self-study.jsonl) and scores.json as any run does.
+"""
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+
+from ..attach import adapt
+from ..checks import Error
+from ..documents import match, prefill, write_self_study
+from ..documents.self_study import read_seeds
+from ..files.atomic import write_json
+from ..methods.prefix_tuning import PrefixTuning
+from ..runtime.memory import resident_peak
+from ..slots import Prefix
+from .flags import METHOD_FLAGS, as_flag
+from .job import run_job
+from .opening import open_base, read_document
+from .run_folder import RunFolder
+from .scores import size_kb
+
+HOW = ("match", "distil", "text")
+SELF_STUDY = 128  # texts
+EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 5e-3, 8  # of a distillation
+PLAIN = "{input}"  # what is asked stands right behind the document
+
+
+def check_document(args: argparse.Namespace) -> None:
+    """Fill in the defaults of --document. Raises Error for flags that do not go with it."""
+    args.how = args.how or HOW[0]
+    for name in METHOD_FLAGS[PrefixTuning.name]:
+        if name != "num_virtual_tokens" and getattr(args, name) is not None:
+            raise Error(f"{as_flag(name)} does not go with --document, which is what the prefix starts from")
+    if args.method != PrefixTuning.name or args.climb or args.eval_only or args.teacher_context is not None:
+        raise Error(f"--document makes a {PrefixTuning.name}: it goes with no other --method, and not with --climb, "
+                    "--eval-only or --teacher-context")
+    training = ("data", "self_study", "seeds", "temperature", "teacher_top_k", "steps", "epochs", "lr", "batch_size")
+    for name in training if args.how != "distil" else ():
+        if getattr(args, name) is not None:
+            raise Error(f"{as_flag(name)} goes with --how distil: {args.how} trains nothing")
+    if args.how != "distil" and args.resume:
+        raise Error(f"nothing to resume: --how {args.how} trains nothing")
+    if args.data is not None and (args.self_study, args.seeds, args.temperature) != (None, None, None):
+        raise Error("--data takes the place of self-study: no --self-study, --seeds or --temperature beside it")
+    if args.temperature is not None and not 0 <= args.temperature <= 100:
+        raise Error(f"--temperature must be 0 … 100, not {args.temperature:g}")
+    args.template = PLAIN if args.template is None else args.template
+    args.epochs = args.epochs or (EPOCHS if args.steps is None else None)
+    args.lr, args.batch_size = args.lr or LEARNING_RATE, args.batch_size or BATCH_SIZE
+
+
+def run_document(args: argparse.Namespace) -> dict:
+    """Write the adapter of --document to --out. Returns the content of its document.json."""
+    with RunFolder(args.out, args.resume, args.overwrite) as folder:  # refuses a finished run before any work
+        base, tokenizer = open_base(args)
+        base.requires_grad_(False)
+        tokens = read_document(args.document, tokenizer).to(base.wte.weight.device)
+        n, began = len(tokens), time.perf_counter()
+        whole = prefill(base, tokens)
+        P = args.num_virtual_tokens or (n if args.how == "text" else max(1, n // 8))
+        if P > n or (args.how == "text" and n != P):
+            raise Error(f"--num-virtual-tokens {P} of a document of {n:,} tokens: --how text keeps all {n:,}, "
+                        f"the others have 1 … {n:,}")
+        prefix = whole if args.how == "text" else match(base, tokens, P)
+        digest = hashlib.sha256(Path(args.document).read_bytes()).hexdigest()
+        result = {"command": args.command, "document": Path(args.document).name, "sha256": digest, "how": args.how,
+                  "tokens": n, "rows": P, "seconds": round(time.perf_counter() - began, 1)}
+        if args.how != "distil":
+            adapt(base, PrefixTuning.name, init=prefix).save(args.out)
+            folder.finish()
+    if args.how == "distil":
+        result |= distilled(args, base, tokenizer, tokens, prefix)
+    result |= {"out": str(args.out), "kb": size_kb(args.out), "peak_bytes": resident_peak()}
+    write_json(args.out / "document.json", result)
+    return result
+
+
+def distilled(args: argparse.Namespace, base, tokenizer, tokens, prefix: Prefix) -> dict:
+    """Self-study, then a run of train.py on it that starts from the matched prefix."""
+    began, result = time.perf_counter(), {}
+    if args.data is None:
+        args.data = str(args.out / "self-study.jsonl")
+        args.out.mkdir(parents=True, exist_ok=True)
+        seeds = None if args.seeds is None else read_seeds(args.seeds)
+        rows = write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
+                                0.8 if args.temperature is None else args.temperature, seeds, args.seed)
+        result = {"self_study": len(rows), "self_study_seconds": round(time.perf_counter() - began, 1)}
+    args.start, args.teacher_context = prefix, args.document
+    scores = run_job(args)
+    return result | {"train_seconds": scores["seconds"], "loss": scores["loss"]}
+
+
+def document_report(r: dict) -> str:
+    """The result as printed, from its document.json."""
+    lines = ["{document}: {tokens:,} tokens as {rows:,} rows, by {how}, in {seconds:.1f} s".format(**r)]
+    if "self_study" in r:
+        lines.append("{self_study} texts of self-study in {self_study_seconds:.0f} s".format(**r))
+    if "train_seconds" in r:
+        lines.append("distilled in {train_seconds:.0f} s".format(**r))
+    return "\n".join([*lines, f"{r['out']}: {r['kb']:,.1f} KB"])

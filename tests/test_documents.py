@@ -1,0 +1,312 @@
+"""A document as a prefix: the text itself, attention matching, distillation, self-study, and the command."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny
+
+import bench
+import train
+from minipeft import GPT, Error, __main__, adapt, generate, load_adapter
+from minipeft.data import NANO
+from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.documents import divergence, match, matching, prefill, rows, write_self_study
+from minipeft.documents.self_study import read_seeds
+from minipeft.loss import distillation_loss
+from minipeft.runtime import console
+
+TEXT = "sort 3142 -> 1234, sort 9871 -> 1789, reverse 123 -> 321, reverse 907 -> 709. " * 3
+
+
+def ids(text: str) -> torch.Tensor:
+    return torch.tensor(ByteTokenizer().encode(text))
+
+
+@pytest.fixture(scope="module")
+def nano() -> GPT:
+    return GPT.from_pretrained(NANO).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["learned", "rotary", "llama"])
+def test_the_text_itself_is_exact(kind, idx):
+    base, document = tiny(kind, torch.float64), torch.randint(97, (13,))
+    with torch.no_grad():
+        behind = base(torch.cat([document.expand(3, -1), idx], dim=1))[:, 13:]
+        torch.testing.assert_close(base(idx, prefix=prefill(base, document)), behind, rtol=0, atol=1e-10)
+        same = match(base, document, 13)
+        assert same.positions == 13 and not same.bias.any()
+        torch.testing.assert_close(base(idx, prefix=same), behind, rtol=0, atol=1e-10)
+    kl, _ = divergence(base.requires_grad_(False), prefill(base, document), match(base, document, 13), list(idx))
+    assert abs(kl) < 1e-6
+
+
+def test_some_rows_alone_stand_where_they_stood(idx):
+    base, document, keep = tiny("rotary"), torch.randint(97, (9,)), torch.tensor([0, 3, 8])
+    few = rows(prefill(base, document), keep)
+    assert few.positions == 9 and torch.equal(few.k, prefill(base, document).k[:, :, :, keep])
+    own = rows(prefill(base, document), keep.expand(3, base.config.n_kv, 3))
+    assert torch.equal(own.v, few.v)
+
+
+def test_weights_are_those_of_scipys_nonnegative_least_squares():
+    optimize = pytest.importorskip("scipy.optimize")
+    g = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 60, 12, generator=g, dtype=torch.float64) ** 4
+    y = torch.rand(2, 60, generator=g, dtype=torch.float64)
+    got = matching.nonnegative(a.mT @ a, (a.mT @ y[..., None])[..., 0])
+    for one, of, target in zip(got, a, y, strict=True):
+        want, left = optimize.nnls(of.numpy(), target.numpy())
+        assert (one >= 0).all() and (one == 0).any()
+        assert float((of @ one - target).norm()) == pytest.approx(left, rel=1e-6)
+        assert one.numpy() == pytest.approx(want, abs=1e-3)
+
+
+def test_a_pursuit_finds_the_columns_that_a_target_is_made_of():
+    g = torch.Generator().manual_seed(1)
+    a = torch.randn(2, 200, 40, generator=g, dtype=torch.float64)
+    w = torch.zeros(2, 40, dtype=torch.float64)
+    w[0, [3, 17, 30]], w[1, [0, 1, 39]] = torch.tensor([1.0, 2, 3]).double(), torch.tensor([3.0, 1, 2]).double()
+    keep = matching.pursuit(a.mT @ a, (a.mT @ (a @ w[..., None]))[..., 0], 3)
+    assert [sorted(x) for x in keep.tolist()] == [[3, 17, 30], [0, 1, 39]]
+
+
+def test_keys_that_a_text_repeats_become_one_with_a_bias():
+    """Mass and output of r equal keys are those of one with β = log r: what is left is exact, for every query."""
+    g = torch.Generator().manual_seed(2)
+    k, v, q = (torch.randn(2, n, 8, generator=g) for n in (5, 5, 300))
+    times = torch.tensor([1, 4, 2, 7, 3])
+    many_k, many_v = (x.repeat_interleave(times, dim=1) for x in (k, v))
+    weights = (q @ many_k.mT / math.sqrt(8)).softmax(-1)
+    seen = matching.Seen(weights, weights @ many_v, q)
+    got_k, got_v, bias = matching.fitted(seen, many_k, many_v, 5, "pursuit", matching.RIDGE)
+    fresh = torch.randn(2, 50, 8, generator=g)
+    wanted = (fresh @ k.mT / math.sqrt(8) + times.log()).softmax(-1) @ v
+    got = (fresh @ got_k.mT / math.sqrt(8) + bias[:, None]).softmax(-1) @ got_v
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-3)
+
+
+def test_values_are_those_of_ridge_least_squares():
+    g = torch.Generator().manual_seed(3)
+    k, v, q = (torch.randn(1, n, 4, generator=g) for n in (20, 20, 100))
+    weights = (q @ k.mT / 2).softmax(-1)
+    got_k, got_v, bias = matching.fitted(matching.Seen(weights, weights @ v, q), k, v, 6, "pursuit", 0.5)
+    p = (q @ got_k.mT / 2 + bias[:, None]).softmax(-1)[0].double()
+    own = v[0][[int((k[0] == row).all(-1).nonzero()) for row in got_k[0]]].double()
+    ridge = 0.5 * float((p.mT @ p).diagonal().mean())
+    a = torch.cat([p, math.sqrt(ridge) * torch.eye(6).double()])  # as one least-squares problem
+    y = torch.cat([(weights @ v)[0].double(), math.sqrt(ridge) * own])
+    torch.testing.assert_close(got_v[0].double(), torch.linalg.lstsq(a, y).solution, rtol=0, atol=1e-5)
+
+
+def test_matching_is_nearer_to_the_text_than_as_many_of_its_rows(nano):
+    document, held = ids(TEXT), [ids("sort 5217 -> 1257, reverse 41 -> 14"), ids("reverse 307 -> 703, sort 21 -> 12")]
+    whole, n = prefill(nano, document), len(document)
+
+    def kl(prefix) -> float:
+        return divergence(nano, whole, prefix, held).kl
+
+    for P in (n // 4, n // 16):
+        matched = match(nano, document, P)
+        assert matched.positions == n and matched.k.shape[3] == P
+        first, last = torch.arange(P), torch.cat([torch.tensor([0]), torch.arange(n - P + 1, n)])
+        assert kl(matched) < min(kl(rows(whole, keep)) for keep in (first, last))
+        assert kl(matched) < kl(None)
+    other = match(nano, document, n // 8, reference=held)
+    assert kl(other) < kl(match(nano, document, n // 8))  # the very queries that are asked
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda base: prefill(base, torch.tensor([], dtype=torch.int64)), "the document is empty"),
+    (lambda base: prefill(base, torch.zeros(48, dtype=torch.int64)), "48 tokens, and the base's block size is 48"),
+    (lambda base: prefill(base, torch.zeros(3)), "token ids"),
+    (lambda base: match(base, torch.arange(9), 10), "a document of 9 tokens has 1 … 9 rows, not 10"),
+    (lambda base: match(base, torch.arange(9), 0), "has 1 … 9 rows, not 0"),
+    (lambda base: match(base, torch.arange(9), 3, choose="best"), "choose must be 'pursuit' or 'attention'"),
+    (lambda base: match(base, torch.arange(9), 3, [torch.tensor([], dtype=torch.int64)]), "at least one token"),
+])
+def test_what_cannot_be_matched_is_refused_in_one_line(call, message):
+    with pytest.raises(Error, match=message) as e:
+        call(tiny())
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("top_k", [None, 4, 1000])
+def test_the_loss_of_distillation_is_the_divergence_and_its_gradient(top_k):
+    g = torch.Generator().manual_seed(0)
+    x, teacher, weight = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (300, 300, 11))
+    chosen = torch.rand(300, generator=g) < 0.7
+    x.requires_grad_()
+
+    def textbook(x):
+        p = (teacher @ weight.T).softmax(-1)
+        if top_k is not None:
+            p = torch.where(p >= p.topk(min(top_k, 11), dim=-1).values[:, -1:], p, 0)
+            p = p / p.sum(-1, keepdim=True)
+        kl = F.kl_div((x @ weight.T).log_softmax(-1), p, reduction="none").sum(-1)
+        return kl[chosen].mean()
+
+    pairs = [(loss, *torch.autograd.grad(loss, x)) for loss in (
+        distillation_loss(x, teacher, weight, chosen, top_k), textbook(x))]
+    torch.testing.assert_close(*pairs, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda y: distillation_loss(y, teacher[:5], weight, chosen[:5], top_k),
+                                    x.detach()[:5].requires_grad_())
+    with pytest.raises(Error, match="frozen base"):
+        distillation_loss(x, teacher, weight.clone().requires_grad_(), chosen)
+
+
+@pytest.mark.parametrize("name, h", [("prefix", dict(init=torch.arange(6), key_bias=True, positions=13)),
+                                     ("prompt", dict(num_virtual_tokens=6)), ("lora", dict(r=2))])
+def test_every_method_learns_from_a_context_that_only_its_teacher_has(name, h, idx):
+    base, document = tiny("llama", torch.float64), torch.randint(97, (13,))
+    model = adapt(base, name, **h)
+    targets = idx.roll(-1, 1)
+    targets[:, -1] = -100
+    model.distil_from(prefill(base, document))
+    with torch.no_grad():
+        log_p = base(torch.cat([document.expand(3, -1), idx], 1))[:, 13:].log_softmax(-1)
+        log_q = model(idx).log_softmax(-1)
+        wanted = (log_p.exp() * (log_p - log_q)).sum(-1)[targets != -100].mean()
+    torch.testing.assert_close(model.loss(idx, targets).detach(), wanted)
+    optimizer, losses = torch.optim.Adam(model.trainable_parameters(), 0.02), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses.append(model.loss(idx, targets))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    model.distil_from(None)
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss(idx, targets), F.cross_entropy(model(idx).flatten(0, 1),
+                                                                             targets.flatten()))
+
+
+def test_a_teacher_that_is_trained_is_refused():
+    base = tiny()
+    prefix = prefill(base, torch.arange(5))
+    with pytest.raises(Error, match="needs a frozen one"):
+        adapt(base, "full").distil_from(prefix)
+
+
+def test_self_study_is_resumed_and_completed_where_it_was_edited(nano, tmp_path):
+    document, path = ids(TEXT[:200]), tmp_path / "study.jsonl"
+    whole = write_self_study(nano, ByteTokenizer(), document, tmp_path / "whole.jsonl", 20)
+    assert len(whole) == 20 == len({(row["input"], row["target"]) for row in whole})
+    assert any(row["input"] + row["target"] in TEXT for row in whole)  # a passage, word for word
+    write_self_study(nano, ByteTokenizer(), document, path, 9)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(['{"input": "mine", "target": "own"}', *lines[1:]]) + '\n{"input": "cut sh',
+                    encoding="utf-8")
+    rows_ = write_self_study(nano, ByteTokenizer(), document, path, 20)
+    assert len(rows_) == 20 and rows_[0] == {"input": "mine", "target": "own"}
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows_
+    assert {row["target"] for row in whole} & {row["target"] for row in rows_[9:]}
+    path.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(Error, match="on every line"):
+        write_self_study(nano, ByteTokenizer(), document, path, 20)
+    with pytest.raises(Error, match="self-study needs 14"):
+        write_self_study(nano, ByteTokenizer(), torch.zeros(500, dtype=torch.int64), tmp_path / "x.jsonl", 3)
+    (tmp_path / "seeds").write_text("# nothing\n\n", encoding="utf-8")
+    with pytest.raises(Error, match="no seed prompt"):
+        read_seeds(tmp_path / "seeds")
+
+
+def run_train(*words) -> None:
+    train.main([str(word) for word in words])
+
+
+def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(nano, tmp_path, capsys, monkeypatch):
+    (tmp_path / "doc.txt").write_text(TEXT[:230], encoding="utf-8")
+    common = ["--document", tmp_path / "doc.txt"]
+    run_train(*common, "--num-virtual-tokens", 24, "--out", tmp_path / "match")
+    assert "doc.txt: 230 tokens as 24 rows, by match" in capsys.readouterr().out
+    run_train(*common, "--how", "text", "--out", tmp_path / "text")
+    run_train(*common, "--how", "distil", "--num-virtual-tokens", 24, "--self-study", 24, "--steps", 6, "--out",
+              tmp_path / "distil")
+    exact = load_adapter(nano, tmp_path / "text")
+    held, kl = [ids("sort 5217 -> 1257, reverse 41 -> 14")], {}
+    for how in ("match", "distil"):
+        model = load_adapter(nano, tmp_path / how)
+        assert (model.method.positions, model.method.num_virtual_tokens) == (230, 24) and model.method.key_bias
+        kl[how] = divergence(nano, prefill(nano, ids(TEXT[:230])), model.slots().prefix, held).kl
+        note = json.loads((tmp_path / how / "document.json").read_text(encoding="utf-8"))
+        assert (note["tokens"], note["rows"], note["how"], note["document"]) == (230, 24, how, "doc.txt")
+    assert kl["match"] != kl["distil"]
+    assert exact.method.num_virtual_tokens == 230 and not exact.method.key_bias
+    with pytest.raises(Error, match="holds a finished run"):
+        run_train(*common, "--out", tmp_path / "match")
+    names = ["text", "match", "distil"]
+    __main__.main(["generate", *(word for how in names for word in ("--adapter", str(tmp_path / how))),
+                   "--prompt", "sort 31 ->", "--max-new-tokens", "4"])
+    printed = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in printed] == names
+    alone = generate(exact, ids("sort 31 ->")[None], 4, stop_token=ByteTokenizer().stops)[0, 10:]
+    assert printed[0][8:].strip() == ByteTokenizer().decode(alone.tolist()).strip()
+    __main__.main(["inspect", str(tmp_path / "match")])
+    shown = capsys.readouterr().out
+    assert "doc.txt, 230 tokens, by match" in shown and "230 positions, in 24 rows" in shown
+    assert "mass of the keys, by layer" in shown
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--num-virtual-tokens", 31], "--num-virtual-tokens 31 of a document of 30 tokens"),
+    (["--how", "text", "--num-virtual-tokens", 7], "--how text keeps all 30"),
+    (["--method", "lora"], "goes with no other --method"),
+    (["--climb"], "not with --climb"),
+    (["--space", "hidden"], "--space does not go with --document"),
+    (["--lr", 0.1], "--lr goes with --how distil"),
+    (["--resume"], "nothing to resume: --how match trains nothing"),
+    (["--how", "distil", "--data", "x.jsonl", "--self-study", 3], "--data takes the place of self-study"),
+])
+def test_flags_that_do_not_go_with_a_document_are_refused(words, message, tmp_path):
+    (tmp_path / "doc.txt").write_text(TEXT[:30], encoding="utf-8")
+    with pytest.raises(Error, match=message) as e:
+        run_train("--document", tmp_path / "doc.txt", "--out", tmp_path / "out", *words)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "is empty"), (" \n", "is empty"), ("x" * 512, "512 tokens, and the base's block size is 512")])
+def test_documents_that_are_no_prefix_are_refused(content, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "doc.txt").write_text(content, encoding="utf-8")
+    words = ["--document", str(tmp_path / "doc.txt"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert console.run("train.py", train.main) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
+    words = "--documents LICENSE --tokens 64 --held-out 32 --compression 1 8 --distil 8 --self-study 8 --epochs 1 --seeds 2"
+    bench.main(["document", *words.split(), "--out", str(tmp_path / "d.json")])
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    ways = [row["way"] for row in result["rows"]]
+    assert ways == ["none", "text", "match", "first", "last", "attended", "summary", "match", "distil", "distil"]
+    by_way = {(row["way"], row["rows"]): row for row in result["rows"]}
+    assert abs(by_way["text", 64]["kl"]) < 1e-6 > abs(by_way["match", 64]["kl"])
+    assert by_way["match", 8]["bytes"] == 8 * 4 * 4 * (2 * 32 + 1) * 4  # rows, layers, heads, key and value and bias
+    assert len({row["kl"] for row in result["rows"] if row["way"] == "distil"}) == 2
+    assert "LICENSE" in printed and "decode ms" in printed
+    with pytest.raises(Error, match="too few for --compression 64"):
+        bench.main(["document", "--documents", "LICENSE", "--tokens", "40", "--compression", "64"])
+    with pytest.raises(Error, match="--held-out must be at least 2, not 1"):
+        bench.main(["document", "--held-out", "1"])
+
+
+def test_teacher_context_trains_any_method(tmp_path, capsys):
+    (tmp_path / "doc.txt").write_text(TEXT[:200], encoding="utf-8")
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"input": f"sort {n}", "target": f"{n}"}) + "\n"
+                                                 for n in range(100, 112)), encoding="utf-8")
+    for name, h in (("prompt", ["--num-virtual-tokens", 3]), ("lora", ["--r", 2])):
+        run_train("--method", name, *h, "--data", tmp_path / "data.jsonl", "--teacher-context", tmp_path / "doc.txt",
+                  "--teacher-top-k", 20, "--steps", 2, "--out", tmp_path / name)
+        assert (tmp_path / name / "adapter_config.json").exists()
+    for words in (["--method", "full"], ["--method", "hard-prompt"], ["--climb"]):
+        with pytest.raises(Error, match="--teacher-context trains one method beside a frozen base"):
+            run_train(*words, "--teacher-context", tmp_path / "doc.txt", "--out", tmp_path / "x")
+    with pytest.raises(Error, match="--teacher-top-k goes with"):
+        run_train("--teacher-top-k", 3, "--out", tmp_path / "x")
