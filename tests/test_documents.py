@@ -280,7 +280,8 @@ def test_documents_that_are_no_prefix_are_refused(content, message, tmp_path, mo
 
 
 def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
-    words = "--documents LICENSE --tokens 64 --held-out 32 --compression 1 8 --distil 8 --self-study 8 --epochs 1 --seeds 2"
+    words = ("--documents LICENSE --tokens 64 --held-out 32 --compression 1 8 --distil 8 --self-study 8 --epochs 1 "
+             "--seeds 2")
     bench.main(["document", *words.split(), "--out", str(tmp_path / "d.json")])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))

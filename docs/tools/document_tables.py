@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.tools import drawing
-from docs.tools.markdown import paragraph, table
+from docs.tools.markdown import paragraph, points_list, table
 from docs.tools.results import read, version
 
 WAYS = {"first": "first rows", "last": "last rows", "attended": "most attended rows", "summary": "a summary",
@@ -82,11 +82,11 @@ def findings() -> str:
     nearer = sum(value[d, "distil", P] < value[d, "match", P] for d, P in distilled)
     hard = sum(value[d, "match", P] < value[d, "summary", P] for d, P in places)
     best = f"their KL is {min(ratios):.2f} to {max(ratios):.2f} of that of the best"
-    return "\n".join([
-        "- Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
+    return points_list(
+        "Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
         f"{nearest} of {len(places)} places; {best}.",
-        f"- Distillation from there comes nearer at {nearer} of {len(distilled)}.",
-        f"- A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)}."])
+        f"Distillation from there comes nearer at {nearer} of {len(distilled)}.",
+        f"A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)} places.")
 
 
 def draw() -> None:
