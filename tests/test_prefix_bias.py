@@ -98,7 +98,7 @@ def test_a_bias_counts_a_key_as_often_as_its_exponential():
 def test_rows_of_different_lengths_and_biases(backend):
     q, k, v, pk, pv, _ = tensors(4, 4, 2, 3, 9, 5, 8, 4)
     bias, prefix_length, length = torch.randn(4, 2, 5).double(), torch.tensor([5, 3, 1, 0]), torch.tensor([9, 7, 6, 3])
-    got = prefix_attention(q, k, v, pk, pv, None, backend, prefix_length, length, bias)
+    got = prefix_attention(q, k, v, pk, pv, None, backend, prefix_length, length, prefix_bias=bias)
     for i, (p, n) in enumerate(zip(prefix_length, length, strict=True)):
         want = prefix_attention(*(x[i : i + 1, :, :n] if j else x[i : i + 1] for j, x in enumerate((q, k, v))),
                                 *(x[i : i + 1, :, :p] for x in (pk, pv)), backend="reference",

@@ -71,7 +71,8 @@ CONFIGS = [
     "SmolLM3Config(no_rope_layers=[0, 1])", "Gemma3TextConfig()",
     "Gemma3TextConfig(sliding_window=8, sliding_window_pattern=2, rope_local_base_freq=100.0)",
     'Gemma3TextConfig(rope_scaling={"rope_type": "linear", "factor": 8.0})',
-    "Gemma3TextConfig(final_logit_softcapping=30.0)", "Gemma3TextConfig(query_pre_attn_scalar=16)", "GemmaConfig()", "MixtralConfig()", "PhiConfig()",
+    "Gemma3TextConfig(final_logit_softcapping=30.0)", "Gemma3TextConfig(query_pre_attn_scalar=16)",
+    "GemmaConfig()", "MixtralConfig()", "PhiConfig()",
     "GPTNeoXConfig()", "OPTConfig()", "BloomConfig()"]
 MODELS = [(config, save) for config in BASES.values() for save in SAVES] + [
     (config, SAVE) for config in CONFIGS]
