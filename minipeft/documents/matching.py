@@ -22,6 +22,7 @@ values are drawn to their own instead of to 0; every head has P rows, since the 
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -68,14 +69,15 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
         raise Error("matching needs at least one token of a reference text")
     if P == n:
         return text._replace(bias=text.k.new_zeros(text.k.shape[:4]), positions=n)
-    states = [base.add_positions(base.wte(piece)[None], n) for piece in pieces]
+    states, ropes = states_of(base, pieces, n)
     layers: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block, whole in zip(progress(base.h, desc="matching", unit="layer"), text.layers(c.n_layer), strict=True):
-        seen = attention_to_text(block.attn, [(block.ln_1(x), rope) for x, rope in states], whole)
+    blocks = progress(base.h, desc="matching", unit="layer")
+    for block, rope, whole in zip(blocks, ropes, text.layers(c.n_layer), strict=True):
+        seen = attention_to_text(block.attn, [(block.ln_1(x), t) for x, t in zip(states, rope, strict=True)], whole)
         k, v, bias = fitted(seen, whole.k[0], whole.v[0], P, choose, ridge)
         layers.append((k, v, bias))
         one = Prefix(k[None], v[None], bias=bias[None])
-        states = [(block(x, rope, one), rope) for x, rope in states]
+        states = [block(x, t, one) for x, t in zip(states, rope, strict=True)]
     k, v, bias = (torch.stack(x)[:, None] for x in zip(*layers, strict=True))
     return Prefix(k, v, bias=bias, positions=n)
 
@@ -84,13 +86,19 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
 def attended(base: GPT, tokens: Tensor, P: int) -> Prefix:
     """The P rows of each key head with most attention when the text is read again, as they are: nothing is fitted."""
     text, keep = prefill(base, tokens), []
-    states = [base.add_positions(base.wte(piece)[None], len(tokens))
-              for piece in tokens.split(base.config.block_size - len(tokens))]
-    for block, whole in zip(base.h, text.layers(len(base.h)), strict=True):
-        seen = attention_to_text(block.attn, [(block.ln_1(x), rope) for x, rope in states], whole)
+    states, ropes = states_of(base, tokens.split(base.config.block_size - len(tokens)), len(tokens))
+    for block, rope, whole in zip(base.h, ropes, text.layers(len(base.h)), strict=True):
+        seen = attention_to_text(block.attn, [(block.ln_1(x), t) for x, t in zip(states, rope, strict=True)], whole)
         keep.append(seen.weights.square().sum(1).topk(P, dim=-1).indices.sort(dim=-1).values)
-        states = [(block(x, rope, whole), rope) for x, rope in states]
+        states = [block(x, t, whole) for x, t in zip(states, rope, strict=True)]
     return rows(text, torch.stack(keep))
+
+
+def states_of(base: GPT, pieces: Iterable[Tensor], first: int) -> tuple[list[Tensor], list[tuple]]:
+    """Input of the first block (1, T, C) for each text (T,) at positions first …, and for each layer their
+    rotary tables."""
+    placed = [base.add_positions(base.embed(piece[None]), first) for piece in pieces]
+    return [x for x, _ in placed], list(zip(*(tables for _, tables in placed), strict=True))
 
 
 def attention_to_text(attention, inputs: list, whole: Prefix) -> Seen:

@@ -26,6 +26,9 @@ def prefill(base: GPT, tokens: Tensor) -> Prefix:
     if n >= c.block_size:
         raise Error(f"the document has {n:,} tokens, and the base's block size is {c.block_size:,}: "
                     f"at most {c.block_size - 1:,} leave room for a question (shorten it, or divide it into several)")
+    if c.sliding_window is not None and n >= c.sliding_window:
+        raise Error(f"the document has {n:,} tokens, but layers of this base see {c.sliding_window:,} back: a prefix, "
+                    "which every token sees, would be more than the document")
     weight = base.wte.weight
     k, v = weight.new_zeros(2, c.n_layer, 1, c.n_kv, n, c.head_size)
     base.hidden(tokens[None].to(weight.device), cache=KVCache(k, v))
