@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from two_languages import assert_in_step, links, read
 
 from docs.exercises import harness
 
@@ -70,6 +71,13 @@ def test_the_stub_is_the_solution_with_gaps(path):
             other = getattr(answered, n)
             assert inspect.signature(function) == inspect.signature(other)
             assert function.__doc__ == other.__doc__
+
+
+def test_the_list_names_every_exercise_and_both_languages_are_in_step():
+    page = harness.EXERCISES / "README.md"
+    listed = {target for _, target in links(read(page), page) if target.startswith("docs/exercises/")}
+    assert {str(stub_of(tests).relative_to(ROOT)) for tests in TESTS} <= listed
+    assert_in_step(page, harness.EXERCISES / "README.zh-CN.md")
 
 
 def test_what_a_learner_sees():
