@@ -182,8 +182,8 @@ def parameter_math() -> str:
     rows = []
     for (label, method), (formula, sizes) in PARAMETER_MATH.items():
         counts = [accounting.count(c, method, **sizes).trained for c in shapes.values()]
-        shares = [f"{100 * n / accounting.base_parameters(c):.3f}" for n, c in zip(counts, shapes.values(), strict=True)]
-        cells = [cell for n, share in zip(counts, shares, strict=True) for cell in (f"{n:,}", share)]
+        totals = [accounting.base_parameters(c) for c in shapes.values()]
+        cells = [cell for n, total in zip(counts, totals, strict=True) for cell in (f"{n:,}", f"{100 * n / total:.3f}")]
         rows.append([label, formula, *cells])
     head = ["method", "trained parameters", "GPT-2", "%", "Llama-3.2-1B", "%"]
     return table(head, rows, left=2)

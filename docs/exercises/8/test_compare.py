@@ -26,7 +26,7 @@ def test_the_best_at_an_edge_wants_one_more(answer):
 
 def test_a_run_that_diverged_is_no_best(answer):
     best, further = answer.choose({0.3: math.nan, 0.1: 1.40, 0.03: 1.52})
-    check(best == 0.1, f"{best} was chosen, but nan is no loss: comparisons with nan are all False, so leave it out")
+    check(best == 0.1, f"{best} was chosen, but nan is no loss: comparisons with nan are False, so leave it out")
     check(not further, "0.3 was tried and diverged, so the edge is known: nothing further is needed")
 
 

@@ -1,17 +1,17 @@
 # they share the prefix, so sum over N
-"""Custom backward of the prefix half: only the merged output and log-sum-exp are saved."""
+"""Custom backward of the prefix part: only the merged output and log-sum-exp are saved."""
 
 from torch import Tensor
 
 
 def prefix_gradients(do: Tensor, q: Tensor, pk: Tensor, pv: Tensor, o: Tensor,
                      lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The prefix half's part of the gradients of attention over [prefix ; text].
+    """The prefix part's share of the gradients of attention over [prefix ; text].
 
     do, q, o    (N, T, hs): N heads of the batch that share a prefix; o is the *merged* output
     lse         (N, T, 1): the *merged* log-sum-exp, over prefix and text
     pk, pv      (P, hs)
-    returns     dq (N, T, hs): the text's half is added to it elsewhere;  dpk, dpv (P, hs): summed over N
+    returns     dq (N, T, hs): the text's part is added to it elsewhere;  dpk, dpv (P, hs): summed over N
 
         S = q pkᵀ / √hs      W = exp(S - lse)      D = rowsum(do ∘ o)      dS = W ∘ (do pvᵀ - D)
         (N, T, P)            (N, T, P)             (N, T, 1)               (N, T, P)
