@@ -3,7 +3,7 @@
 
 python docs/tools/notebooks.py 2                 lesson 2 in both languages; with no number all of them
 python docs/tools/notebooks.py 2 --lang en       in one language
-python docs/tools/notebooks.py --check           list the notebooks that are not in step with their pages; exit code 1 if any
+python docs/tools/notebooks.py --check           list notebooks that differ from their pages; exit code 1 if any
 
 Needs: pip install nbclient ipykernel (--check does not). Text of a page becomes Markdown cells, a block that is
 run a code cell, and a block that draws shows its figure. Outputs come from the run: progress bars are dropped.

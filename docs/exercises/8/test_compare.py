@@ -37,8 +37,8 @@ def test_seed_by_seed(answer):
           "seed 9 was run by one method only: differences are of equal seeds")
     check(math.isclose(mean, 2.25), f"the mean of a - b is {mean:.3f} and should be 2.25, over seeds 0 to 3")
     pooled = math.hypot(*(statistics.stdev([x[i] for i in range(4)]) for x in (A, B)))
-    check(not math.isclose(half, 3.18 * pooled / 2, rel_tol=1e-6), "the two spreads were added: take differences first. "
-          "What a seed does to both methods cancels, and the interval is much narrower")
+    check(not math.isclose(half, 3.18 * pooled / 2, rel_tol=1e-6), "the two spreads were added: take differences "
+          "first. What a seed does to both methods cancels, and the interval is much narrower")
     check(not math.isclose(half, 3.18 * s), "the interval is that of one difference: the mean of n has s / √n")
     check(not math.isclose(half, 3.18 * statistics.pstdev(DIFFERENCES) / 2), "s has the divisor n: with few seeds "
           "that is too narrow, so take n - 1")
