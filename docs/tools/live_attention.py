@@ -28,13 +28,15 @@ from minipeft.data.encoding import collate
 from minipeft.data.tasks import find_task
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.files.atomic import write_text
+from minipeft.methods.prefix_tuning import PrefixTuning
+from minipeft.methods.prompt_tuning import PromptTuning
 from minipeft.runtime import console
 from minipeft.training.loop import train
 
 PAGE = ROOT / "docs" / "live-attention.html"
 PICTURE = ROOT / "docs" / "live-attention.png"
 PLACE = re.compile(r"(/\* data \*/\n).*?(/\* end of data \*/)", re.DOTALL)
-ADAPTERS = {"prompt": {"num_virtual_tokens": 8}, "prefix": {"num_virtual_tokens": 8}}
+ADAPTERS = {method.name: {"num_virtual_tokens": 8} for method in (PromptTuning, PrefixTuning)}
 STEPS = 150
 
 
