@@ -181,6 +181,9 @@ NOT_RUN = {  # commands of the other pages
     "pip install torch==VERSION --index-url https://download.pytorch.org/whl/cpu": "downloads",
     "pip install -r requirements.txt && python bench.py": "minutes: test_bench.py",
     "pip install -r requirements.txt && python -m pytest": "minutes: it would run itself",
+    "python docs/ladder_from_scratch.py": "two minutes: test_ladder_from_scratch.py",
+    "python -m pytest docs/exercises/0": "test_exercises.py",
+    "python bench.py": "minutes: test_bench.py",
     "pip install .": "test_package.py: the wheel, installed alone",
     "python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3 --seed 1 "
     "--out minipeft/data/nano": "ten minutes: test_embedded_base.py",

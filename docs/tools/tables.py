@@ -176,6 +176,29 @@ def costs() -> str:
     )
 
 
+PARAMETER_MATH = {  # method: formula of its trained parameters, and sizes
+    ("soft prompt", "prompt"): ("P·C", dict(num_virtual_tokens=8)),
+    ("hidden prefix", "prefix"): ("L·P·C", dict(num_virtual_tokens=8, space="hidden")),
+    ("prefix", "prefix"): ("2·L·P·n_kv·hs", dict(num_virtual_tokens=8)),
+    ("LLaMA-Adapter", "llama-adapter"): ("n·(P·C + nh)", dict(adapter_len=8)),
+    ("LoRA", "lora"): ("r·(in + out)", dict(r=8)),
+    ("bottleneck adapter", "adapter"): ("2·L·(2·C·m + m + C)", dict(bottleneck_size=8)),
+    ("full fine-tuning", "full"): ("all", {})}
+
+
+def parameter_math() -> str:
+    """Formulas of trained parameters and their values on two shapes, in the sizes of PARAMETER_MATH."""
+    shapes = {name: PRESETS[name] for name in ("gpt2", "llama-3.2-1b")}
+    rows = []
+    for (label, method), (formula, sizes) in PARAMETER_MATH.items():
+        counts = [accounting.count(c, method, **sizes).trained for c in shapes.values()]
+        totals = [accounting.base_parameters(c) for c in shapes.values()]
+        cells = [cell for n, total in zip(counts, totals, strict=True) for cell in (f"{n:,}", f"{100 * n / total:.3f}")]
+        rows.append([label, formula, *cells])
+    head = ["method", "trained parameters", "GPT-2", "%", "Llama-3.2-1B", "%"]
+    return table(head, rows, left=2)
+
+
 def megabytes(n: float | None) -> str:
     return "-" if n is None else f"{n / 1e6:,.0f} MB"
 
@@ -638,7 +661,7 @@ def sent_by_two() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "summary": summary, "findings": findings,
     "train-prefix-reverse": lambda: run_block("train-prefix-reverse"), "costs": costs,
-    "results": results, "two-tables": two_tables, "side-by-side": side_by_side,
+    "parameter-math": parameter_math, "results": results, "two-tables": two_tables, "side-by-side": side_by_side,
     "claims": claims.table, "scores": scores_table, "wordings": wordings, "climb": climb,
     "bases": bases_table, "skills": skills_table, "bench-nano": lambda: bench_block("bench-nano"),
     "bench-gpt2": lambda: bench_block("bench-gpt2"), "article": article,

@@ -1,0 +1,19 @@
+# real tokens start at position 0
+"""Positions: P virtual tokens take positions 0 … P-1, by convention, so real tokens start at P."""
+
+import torch
+from torch import Tensor
+
+
+def embed(wte: Tensor, wpe: Tensor, idx: Tensor, P: int, cached: int = 0) -> Tensor:
+    """Embeddings of real tokens behind a prefix: wte (V, C), wpe (positions, C), idx (B, T) -> x (B, T, C).
+
+    P        virtual tokens before the text. They are keys and values only, so they are no rows of x
+    cached   real tokens before idx, whose keys and values lie in a cache already (generation)
+
+    Raises ValueError, with both numbers, if P + cached + T exceeds the rows of wpe.
+    """
+    first, T = cached, idx.size(1)
+    if first + T > len(wpe):
+        raise ValueError(f"{first + T} positions are needed, and the table has {len(wpe)}")
+    return wte[idx] + wpe[torch.arange(first, first + T)]

@@ -1,0 +1,1 @@
+"""Exercises of the lessons: a stub to fill in, and tests whose messages say which mistake an answer shows."""
