@@ -1,7 +1,7 @@
 """A GPT from scratch, with two slots through which it can be tuned while its weights stay frozen.
 
     B  batch            T   real tokens              C   channels, n_embd (d_model in the papers)
-    L  layers, n_layer  P   virtual tokens           nh  heads      hs  head size, C / nh      V  vocabulary
+    L  layers, n_layer  P   virtual tokens           nh  heads      hs  size of a head        V  vocabulary
 
     slot 1   the input layer concatenates `prompt` before the token embeddings       soft prompts (2104.08691)
     slot 2   every attention block takes `prefix` keys and values beside its own     prefix tuning (2101.00190)
