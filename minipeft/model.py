@@ -204,17 +204,15 @@ class GPT(nn.Module):
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
         cached = cache.read if cache else 0
-        in_text = isinstance(prompt, SoftTokens)
-        check_slots(self.config, idx, None if in_text else prompt, prefix, hooks, cached, hookable_modules(self.config))
+        soft, prompt = (prompt, None) if isinstance(prompt, SoftTokens) else (None, prompt)
+        check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
         first = 0 if prefix is None else prefix.taken  # position of the first embedding
         if cache is not None:
             first = first + (cache.read if cache.length is None else cache.length)
 
-        x = self.embed(prompt.words(idx) if in_text else idx)  # (B, T, C)
-        if in_text:
-            x = prompt.put(x, idx)
-        elif prompt is not None:  # slot 1: the soft prompt
+        x = self.embed(idx) if soft is None else soft.put(self.embed(soft.words(idx)), idx)  # (B, T, C)
+        if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, ropes = self.add_positions(x, first)
         virtual = cache.virtual if cache else x.size(1) - T  # positions of a prompt: no window hides them

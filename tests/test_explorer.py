@@ -150,7 +150,7 @@ def test_the_scripts_hold_no_formula_of_their_own(tmp_path):
     linear = "|".join({name.partition(".")[2] for c in PRESETS.values() for name in linears(c)})
     named = "|".join([*METHODS, *(name for method in METHODS.values() for name in method.hyperparameters)])
     for name in ("ledger", "page"):
-        code = re.sub(r"//.*", "", script(name))
+        code = re.sub(r"//.*|createElement\(\"template\"\)", "", script(name))  # the element has a field's name
         assert "·" not in code
         assert not re.findall(rf"\b(?:{linear})\b", code)
         assert not re.findall(rf"[\"'`](?:{named})[\"'`]|\.(?:{named})\b", code)
