@@ -12,7 +12,7 @@ from docs.tools import explorer, forms
 from minipeft import METHODS, Error, accounting
 from minipeft.accounting.shapes import PRESETS
 from minipeft.bench import params
-from minipeft.config import CHOICES, LLAMA, GPTConfig, RopeScaling, linears
+from minipeft.config import LLAMA, GPTConfig, RopeScaling, linears
 from minipeft.formulas.terms import Cost, Hyperparameter, Shapes, minimum
 from minipeft.methods import WHOLE
 from minipeft.methods.bottleneck_adapter import BottleneckAdapter
@@ -32,7 +32,7 @@ def script(name: str) -> str:
 def some_shape(draw: random.Random) -> GPTConfig:
     """A published shape, or any mixture of what a base may be made of; sizes from small to larger than any model's."""
     if draw.random() < 0.15:
-        return draw.choice(list(PRESETS.values()))
+        return draw.choice([c for c in PRESETS.values() if forms.is_on_page(c)])
     heads = draw.randint(1, 64)
     like = draw.choice([{}, LLAMA, LLAMA | {"bias": "qkv"}])  # kinds that mixtures seldom are
     return GPTConfig(
@@ -46,7 +46,7 @@ def some_shape(draw: random.Random) -> GPTConfig:
         rope_theta=draw.choice([10000.0, 1e6]),
         rope_scaling=draw.choice([None, RopeScaling(8.0, 1.0, 4.0, 16)]),
         layer_norm_epsilon=draw.choice([1e-5, 1e-6, 0.001]),
-        **{name: like.get(name, draw.choice(choices)) for name, choices in CHOICES.items()},
+        **{name: like.get(name, draw.choice(choices)) for name, choices in forms.ON_PAGE.items()},
     )
 
 
