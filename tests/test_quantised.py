@@ -373,8 +373,10 @@ def test_a_bank_mixes_tasks_on_it(tmp_path, idx):
 
 def test_merging_is_refused_where_it_would_change_a_quantised_weight(idx):
     lora = moved(adapt(quantised("learned", "nf4"), "lora"))
-    with pytest.raises(Error, match=r"^this base's weights are quantised \(nf4\), and no change can be added to them"):
+    with pytest.raises(Error, match="^a quantised weight cannot be changed: load the adapter onto the unquantised"):
         lora.merge()
+    with pytest.raises(Error, match="^a quantised weight cannot be changed"):
+        moved(adapt(quantised("learned", "nf4"), "ia3")).merge()
     base = quantised("learned", "nf4").float()
     before = digest(base.state_dict())
     model = moved(adapt(base, "bitfit"))  # biases are not quantised

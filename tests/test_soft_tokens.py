@@ -115,7 +115,8 @@ def test_they_cost_what_a_prompt_before_the_text_costs(base, idx):
 # ---- the template
 
 
-def test_the_tokens_of_a_template(pairs=Example("ab", "c")):
+def test_the_tokens_of_a_template():
+    pairs = Example("ab", "c")
     soft = list(range(257, 257 + P))
     for text, wanted in {"{input} {soft} -> ": [*b"ab ", *soft, *b" -> "], "{soft}{input}:": [*soft, *b"ab:"],
                          "say {soft}: {input}{x}": [*b"say ", *soft, *b": ab{x}"],
@@ -219,7 +220,7 @@ def test_train_evaluate_and_generate(capsys, tmp_path, data):
         ("--eval-only", "--out", tmp_path / "a"): "has its virtual tokens in the text: give its --template",
         ("--method", "prefix", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: prefix has",
         ("--climb", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: --climb has no",
-        ("--method", "prefix", "--init-from", tmp_path / "a", "--out", tmp_path / "c"): "in the text: the ladder starts",
+        ("--method", "prefix", "--init-from", tmp_path / "a", "--out", tmp_path / "c"): "in the text: the ladder",
         ("--method", "prompt", "--template", TEMPLATE, "--eval-only", "--out", tmp_path / "b"):
             "has no virtual tokens in the text",
     }.items():
