@@ -21,7 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from docs.tools import chinese, claims, compatibility, excerpts, peers_tables, processes, tree, versions
+from docs.tools import (
+    chinese,
+    claims,
+    compatibility,
+    excerpts,
+    peers_tables,
+    processes,
+    quantised_tables,
+    tree,
+    versions,
+)
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
 from docs.tools.markdown import fenced, name, paragraph, points_list, ratio, spread, table
@@ -617,7 +627,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attention": attention_table, "attention-short": short_attention,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
-    **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS,
+    **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS, **quantised_tables.BLOCKS,
     "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The core, in the order in which to read it, then what serves it; what is not named follows by name.
-ORDER = ["config", "attention", "fused", "slots", "model", "loss", "ladder", "methods", "attach", "checks", "adapters"]
+ORDER = ["config", "attention", "fused", "slots", "quantised", "quantised_base", "model", "loss", "ladder", "methods"]
+ORDER += ["attach", "checks", "adapters"]
 ORDER += ["accounting", "files", "data", "inference", "training", "runtime", "bench"]
 WIDTH = 120
 
