@@ -141,8 +141,8 @@ def linear_of(kind: str, shape=(96, 48), dtype=torch.float64) -> tuple[q.Quantis
 @pytest.mark.parametrize("piece", [64, 2**19])
 def test_output_and_gradient_are_those_of_the_dequantised_weight(kind, piece, monkeypatch):
     """In pieces of 64 rows as in one: y = x Wᵀ + b and dx = dy W, in float64."""
-    monkeypatch.setattr(q, "PIECE", piece)
     linear, weight = linear_of(kind)
+    monkeypatch.setattr(q, "PIECE", piece)
     assert len(list(q.pieces([linear.get_parameter(n) for n in linear.names], [96, 48], torch.float64))) == (
         1 if piece == 2**19 else 2)
     x = torch.randn(2, 5, 48, dtype=torch.float64, requires_grad=True)

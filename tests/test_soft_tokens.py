@@ -71,7 +71,7 @@ def test_what_stands_before_them_does_not_change_with_them(base, idx, prompt):
     lambda x: x[:, :5],  # none
     lambda x: torch.cat([x, x[:, -P:]], 1),  # twice
     lambda x: torch.cat([x[:, : -P], x[:, -P:].flip(1)], 1),  # in another order
-    lambda x: torch.cat([x[:, -1:], x[:, :-1]], 1),  # not together
+    lambda x: torch.cat([x[:, -P:-1], x[:, :-P], x[:, -1:]], 1),  # not together
     lambda x: torch.cat([x[:, :-1], x[:, -1:] + 1], 1),  # an unknown id
 ])
 def test_every_row_must_hold_them_once_in_order(bad, idx, prompt):
