@@ -51,10 +51,6 @@ class Attachment:
 
     @torch.no_grad()
     def merge(self, changes: dict[str, Tensor]) -> None:
-        there = {name for name, _ in self.base.named_parameters()}
-        if (known := vars(self.base).get("quantised")) and not changes.keys() <= there:
-            raise Error(f"this base's weights are quantised ({known.kind}), and no change can be added to them: "
-                        "load the adapter onto the unquantised base to merge it")
         self.original = {name: self.base.get_parameter(name).clone() for name in changes}
         for name, change in changes.items():
             weight = self.base.get_parameter(name)

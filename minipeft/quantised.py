@@ -7,8 +7,7 @@
 
 NF4 has 16 quantiles of a normal distribution, so that each stands for about as many weights. A product takes the
 matrix in pieces: dequantise some rows, multiply, drop them. Backward (dx = dy W) does the same again, so a
-quantised linear saves nothing for it, as any frozen one. Tables and codes are those of bitsandbytes. Activations
-are never quantised.
+quantised linear saves nothing for it, as any frozen one. Codes are those of bitsandbytes; activations have none.
 """
 
 from collections.abc import Iterator
@@ -17,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import Error
 from .runtime.matmul import product
 
 KINDS = ("int8", "nf4")
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one of their own
 PIECE = 2**19  # weights dequantised at a time: few enough to stay in the CPU's cache
-TINY = 1e-38  # instead of the scale of zeros alone
 NF4 = torch.tensor([  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -37,18 +36,17 @@ def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """x (n, block) -> uint8 indices of the entries of `table` nearest to x / scale; scales max |x| (n,)."""
     scale = x.abs().amax(1)
     middles = ((table[1:] + table[:-1]) / 2).to(x.device)
-    return torch.bucketize(x * (1 / scale.clamp(min=TINY))[:, None], middles, out_int32=True).to(torch.uint8), scale
+    return torch.bucketize(x * (1 / scale.clamp(min=1e-38))[:, None], middles, out_int32=True).to(torch.uint8), scale
 
 
 @torch.no_grad()
 def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
     """weight (N, K) -> integer tensors; float32 scales as their bits, so that .to(dtype) leaves them as they are.
 
-    int8: codes (N, K), scales (N,). nf4, of n blocks, the last filled up with zeros: codes (n, 32) uint8, two in a
-    byte; scales (n,) uint8; own_scales, one for 256 of them, and mean (1,)."""
+    int8: codes (N, K), scales (N,). nf4, n blocks: codes (n, 32), scales (n,), own_scales (⌈n / 256⌉,), mean (1,)."""
     if kind == "int8":
         scales = weight.abs().amax(1).float()
-        steps = (127 / scales.clamp(min=TINY))[:, None]
+        steps = (127 / scales.clamp(min=1e-38))[:, None]
         codes = [(w * s).round().to(torch.int8) for w, s in zip(weight.split(1024), steps.split(1024), strict=True)]
         return {"codes": torch.cat(codes), "scales": scales.view(torch.int32)}
     blocks = F.pad(weight.flatten(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
@@ -120,6 +118,10 @@ class QuantisedLinear(nn.Module):
         self.shape, self.names, self.bias = list(shape), list(tensors), bias
         for name, t in tensors.items():
             self.register_parameter(name, nn.Parameter(t, requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:
+        raise Error("a quantised weight cannot be changed: load the adapter onto the unquantised base to merge it")
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):

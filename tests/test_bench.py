@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import sys
 
@@ -399,6 +400,26 @@ def test_products_are_checked_and_timed_by_both_libraries(monkeypatch, capsys):
     monkeypatch.setattr(matmul_bench.matmul, "onednn", lambda x, w: 1.001 * onednn(x, w))
     with pytest.raises(Error, match=r"^a product \(16, 128\) by \(\d+, 128\) is wrong by"):
         bench.main(argv)
+
+
+def test_a_step_on_every_base(capsys, tmp_path):
+    """Bytes are the ledger's; the peak is above them; times have their ratios to bfloat16."""
+    pytest.importorskip("safetensors")
+    argv = "quantised --preset nano --batch-size 2 --seq-len 16 --num-virtual-tokens 3 --steps 1"  # in new processes
+    bench.main([*argv.split(), "--base-dtypes", "bfloat16", "nf4", "--out", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    plain, nf4 = result["rows"]
+    for r in result["rows"]:
+        assert r["weight_bytes"] == r["ledger_weight_bytes"] and r["compiled_ms"] is None
+        assert r["peak_bytes"] is None or r["peak_bytes"] > 0
+        assert r["eager_ratio"] == pytest.approx(r["eager_ms"]["median"] / plain["eager_ms"]["median"])
+    assert plain["saved_bytes"] == nf4["saved_bytes"] == pytest.approx(nf4["ledger_saved_bytes"], rel=0.02)
+    assert plain["bits"] == 16 and 4.12 < nf4["bits"] < 4.2
+    assert "bits a weight" in capsys.readouterr().out
+    for bad, message in (("--base-dtypes fp4", "invalid choice: 'fp4'"), ("--method lora", "--method must be 'prompt'"),
+                         ("--num-virtual-tokens 0", "--num-virtual-tokens must be at least 1, not 0")):
+        with pytest.raises(Error, match=re.escape(message)):
+            bench.main(["quantised", *bad.split()])
 
 
 def test_departures_are_tokens_below_the_largest_logit():

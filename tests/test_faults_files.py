@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from minipeft import Error, adapters
-from minipeft.files import peft, torch_format
+from minipeft import Error, adapters, quantised_base
+from minipeft.files import huggingface, peft, torch_format
 from minipeft.files import tensors as stored_tensors
 from minipeft.runtime.console import run
 from tests.faults import files, pickles
@@ -45,6 +45,29 @@ def test_every_original_is_read_as_it_was_made(made):
     for o in originals:
         read = readers.read(o, o.folder)
         assert any(files.is_right(read, want) for want in o.held), (o.kind, o.name)
+
+
+def test_a_base_that_quantised_is_another_is_found(made, tmp_path, monkeypatch):
+    """Codes that are wrong in one place, and a checksum that is not looked at."""
+    assert failures(made, 6, "llama-safe", tmp_path / "right") == []
+    quantise = quantised_base.quantise
+
+    def wrong(weight, kind):
+        found = quantise(weight, kind)
+        return found if weight.dim() == 2 and len(weight) != 8 else found | {"codes": found["codes"] * 0}
+
+    reading = huggingface.read_base
+
+    def read(folder, dtype=None, convert=None):
+        if convert is not None:
+            monkeypatch.setattr(quantised_base, "quantise", wrong)
+        try:
+            return reading(folder, dtype, convert)
+        finally:
+            monkeypatch.setattr(quantised_base, "quantise", quantise)
+
+    monkeypatch.setattr(huggingface, "read_base", read)
+    assert any("in int8 it is another base" in line for line in failures(made, 6, "llama-safe", tmp_path / "wrong"))
 
 
 @pytest.mark.slow

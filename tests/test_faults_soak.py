@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minipeft import GPT, METHODS, Error, GPTConfig
+from minipeft.quantised_base import quantise_base
 from minipeft.runtime import console
 from tests.faults import soak
 
@@ -41,6 +42,16 @@ def leaking(monkeypatch, name: str, leak) -> None:
 def test_every_method_has_its_turn():
     assert {method.name for kind in KINDS for method in soak.methods_of(kind)} == set(METHODS)
     assert len({kind.name for kind in KINDS}) == len(KINDS) == len(METHODS) + 3
+
+
+def test_a_short_soak_on_a_quantised_base_is_flat():
+    torch.manual_seed(0)
+    base = GPT(TINY)
+    quantise_base(base, "nf4")
+    kinds = soak.kinds_of(TINY, quantised=True)
+    trained = sum(any(method.trains() for method in soak.methods_of(kind)) for kind in kinds)
+    result = soak.run(soak.Settings(4 * trained, seed=0, steps_per_round=1, batch_size=2, new_tokens=3), base)
+    assert result["leaks"] == [] and len(kinds) == len(KINDS) - 1  # all but full
 
 
 def test_a_short_soak_is_flat():

@@ -47,6 +47,16 @@ def test_what_is_stopped_and_resumed_ends_bit_for_bit_like_the_uninterrupted_run
         assert result["identical"] == 1 and result["failed"] == {} and sum(result["stopped"].values()) == 1
 
 
+@pytest.mark.parametrize("number, base_dtype", [(signal.SIGKILL, "nf4"), (signal.SIGTERM, "int8")])
+def test_a_run_on_a_quantised_base_is_resumed_as_exactly(number, base_dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(stops, "Running", Forked)
+    (tmp_path / "stopped").mkdir()
+    whole = stops.uninterrupted(tmp_path, base_dtype)
+    result = stops.count(tmp_path / "stopped", number, 1, 4, 1, whole, base_dtype)
+    assert result["identical"] == 1 and result["failed"] == {}
+    assert f"--base-dtype {base_dtype}" in result["run"]
+
+
 def test_a_disk_that_fills_up_is_one_line_and_costs_nothing(disturbed):
     assert disturbed[2]["line"].startswith("train.py: OUT/training_state/000000") and disk.as_promised(disturbed[2])
     for broken in ({"exit_code": 1}, {"line": ""}, {"states_untouched": False}, {"resumed_identical": False}):

@@ -1,6 +1,7 @@
 """Flags of hyper-parameters: made from what the methods declare, each in its method's group."""
 
 import re
+import typing
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,7 @@ import train
 from minipeft import METHODS, Error
 from minipeft.bench.params import SIZE_FLAGS
 from minipeft.formulas.terms import Hyperparameter
-from minipeft.methods.base import Method, Start, Tokens
+from minipeft.methods.base import Method, Start, Text, Tokens
 from minipeft.runtime.console import Parser
 from minipeft.training import flags
 
@@ -35,7 +36,8 @@ def test_a_methods_help_page_has_a_group_with_every_hyperparameter(name, capsys)
     expected = {flags.as_flag(flag) for flag in flags.METHOD_FLAGS[name]}
     assert set(re.findall(r"^  (--[a-z-]+)", page.get(name, ""), re.MULTILINE)) == expected
     named = {flag.argument for flag in flags.METHOD_FLAGS[name].values()}
-    assert named == set(METHODS[name].arguments())
+    hints = typing.get_type_hints(METHODS[name].__init__, include_extras=True)
+    assert named == {key for key in METHODS[name].arguments() if hints[key] not in (Text, Text | None)}
     for key, flag in flags.METHOD_FLAGS[name].items():
         if key == flag.argument:
             assert METHODS[name].hyperparameters[key].help.split(" (")[0] in " ".join(page[name].split())

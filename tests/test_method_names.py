@@ -19,6 +19,8 @@ ALLOWED = {  # file: which names, and why
     "docs/tools/tables.py": (EVERY, "the story of a page, told of some methods"),
     "docs/tools/hero.py": (EVERY, "a drawing of some methods, each at its place"),
     "docs/tools/e2e.py": (EVERY, "a published run of some methods"),
+    "docs/tools/quantised.py": (EVERY, "a published run of some methods"),
+    "minipeft/bench/quantised.py": ({"prefix"}, "the default of --method"),
     "docs/tools/processes.py": (EVERY, "the rows of one page"),
     # the same word for something else
     "minipeft/checks.py": ({"prompt"}, "slot 1"),

@@ -19,13 +19,14 @@ from conftest import WITHOUT_CODE, compiling_by, quick, tiny
 import bench
 import minipeft.model
 import train
-from minipeft import GPT, PRESETS, Error, GPTConfig, adapt, generate, load_adapter
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, adapt, generate, load_adapter
 from minipeft.attach import Adapted
 from minipeft.bench.quality import grid
 from minipeft.config import LLAMA
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData
 from minipeft.data.tokenizer import tokenizer_for
+from minipeft.files.tensors import StoredTensors
 from minipeft.runtime import console
 from minipeft.training import job, memory_check, scores
 from minipeft.training.job import Job
@@ -486,6 +487,34 @@ def test_what_makes_training_small_or_fast_reaches_the_same(capsys, tmp_path, mo
         assert held_out_loss("--compile") == pytest.approx(plain, abs=0.02) and count
 
 
+@pytest.mark.parametrize("base", ["nano", "scratch"])
+def test_a_run_on_a_quantised_base_is_resumed_bit_for_bit(capsys, tmp_path, monkeypatch, pairs, base):
+    flags = ["--base", base, "--base-dtype", "nf4", "--data", pairs, "--steps", 6, "--batch-size", 8]
+    code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "whole")
+    assert code == 0, err
+    kb = float(re.search(r"beside the base's ([\d.,]+) KB", printed)[1])
+    assert kb == round(accounting.base_weight_bytes(PRESETS["nano"], "nf4") / 1000, 1)
+    batch = FileData.batch
+
+    def stopping(self, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return batch(self, step)
+
+    monkeypatch.setattr(FileData, "batch", stopping)
+    assert call(capsys, train, *flags, "--out", tmp_path / "out")[0] == 130
+    monkeypatch.setattr(FileData, "batch", batch)
+    other = [*flags[:3], "int8", *flags[4:], "--out", tmp_path / "out", "--resume"]
+    code, _, err = call(capsys, train, *other)
+    assert code == 2 and "is of another run: its 'base_dtype' is 'nf4'" in err
+    code, printed, err = call(capsys, train, *flags, "--out", tmp_path / "out", "--resume")
+    assert code == 0 and "resuming from" in printed, err
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("whole", "out"))
+    assert one["loss"] == two["loss"]
+    tensors = [dict(StoredTensors(tmp_path / name, "adapter_model", {})) for name in ("whole", "out")]
+    assert all(t.equal(tensors[1][name]) for name, t in tensors[0].items())
+
+
 def test_a_base_from_scratch_is_saved_as_a_base(capsys, tmp_path, monkeypatch):
     drawn = scores.draw  # 16 examples of every skill instead of 500
     monkeypatch.setattr(scores, "draw", lambda example, name, n: drawn(example, name, 16))
@@ -576,6 +605,8 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "prompt", "--space", "hidden"): "--space does not go with --method prompt",
         ("--method", "full", "--num-virtual-tokens", "8"): "--num-virtual-tokens does not go with --method full",
         ("--method", "full", "--base-dtype", "bfloat16"): "--base-dtype bfloat16 is for a frozen base",
+        ("--method", "full", "--base-dtype", "nf4"): "--base-dtype nf4 is for a frozen base",
+        ("--shard-base", "--base-dtype", "int8"): "--shard-base takes a base in float32 or bfloat16: in int8",
         ("--init", "random", "--init-from-text", "x"): "not allowed with",
         ("--method", "lora", "--r", "0"): "r must be a whole number of at least 1, not 0",
         (

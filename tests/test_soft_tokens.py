@@ -73,7 +73,7 @@ def test_what_stands_before_them_does_not_change_with_them(base, idx, prompt):
     lambda x: x[:, :5],  # none
     lambda x: torch.cat([x, x[:, -P:]], 1),  # twice
     lambda x: torch.cat([x[:, : -P], x[:, -P:].flip(1)], 1),  # in another order
-    lambda x: torch.cat([x[:, -1:], x[:, :-1]], 1),  # not together
+    lambda x: torch.cat([x[:, -P:-1], x[:, :-P], x[:, -1:]], 1),  # not together
     lambda x: torch.cat([x[:, :-1], x[:, -1:] + 1], 1),  # an unknown id
 ])
 def test_every_row_must_hold_them_once_in_order(bad, idx, prompt):
@@ -222,8 +222,7 @@ def test_train_evaluate_and_generate(capsys, tmp_path, data):
         ("--eval-only", "--out", tmp_path / "a"): "has its virtual tokens in the text: give its --template",
         ("--method", "prefix", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: prefix has",
         ("--climb", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: --climb has no",
-        ("--method", "prefix", "--init-from", tmp_path / "a", "--out", tmp_path / "c"):
-            "in the text: the ladder starts",
+        ("--method", "prefix", "--init-from", tmp_path / "a", "--out", tmp_path / "c"): "in the text: the ladder",
         ("--method", "prompt", "--template", TEMPLATE, "--eval-only", "--out", tmp_path / "b"):
             "has no virtual tokens in the text",
     }.items():

@@ -29,6 +29,7 @@ from docs.tools import (
     excerpts,
     peers_tables,
     processes,
+    quantised_tables,
     tree,
     versions,
 )
@@ -670,6 +671,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
     **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS, **document_tables.BLOCKS,
+    **quantised_tables.BLOCKS,
     "traffic-gpt2": lambda: processes.table("gpt2"),
     "traffic-llama-3.2-1b": lambda: processes.table("llama-3.2-1b"),
     **{block: lambda block=block: excerpts.excerpt(block) for block in excerpts.EXCERPTS}}

@@ -35,6 +35,7 @@ from . import flags
 from .measure import MS, cell, columns, header, in_new_process, milliseconds, restart_peak, time_all
 
 FIRST = GPTConfig(vocab_size=64, block_size=64, n_layer=1, n_head=2, n_embd=64)  # loads the libraries' code
+KNOWN = [name for name, method in METHODS.items() if method.trains() and "num_virtual_tokens" in method.sizes()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def add_flags(p: Parser) -> None:
     add = p.add_argument_group("what is compared").add_argument
     add("--base-dtypes", nargs="+", default=list(BASE_DTYPES), choices=BASE_DTYPES, metavar="TYPE",
         help=f"of the frozen base: {', '.join(BASE_DTYPES)} (default: all)")
-    add("--method", default="prefix", help="one that freezes its base and has virtual tokens")
+    add("--method", default="prefix", help=f"one of {', '.join(KNOWN)}")
     add("--num-virtual-tokens", type=int, default=20, metavar="P", help="its length")
     flags.add_batch_flags(p, 4, 128)
     add = flags.add_machine_flags(p, 5, "timed steps of each").add_argument
@@ -59,8 +60,7 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> QuantisedSettings:
     config, P = PRESETS[args.preset], args.num_virtual_tokens
-    one_of("--method", args.method, [name for name, method in METHODS.items()
-                                     if method.trains() and "num_virtual_tokens" in method.sizes()])
+    one_of("--method", args.method, KNOWN)
     if P < 1:
         raise Error(f"--num-virtual-tokens must be at least 1, not {P}")
     flags.check_fits(P, args.seq_len, config)

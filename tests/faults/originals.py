@@ -23,8 +23,11 @@ from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import FileTokenizer
 from minipeft.files import families
+from minipeft.files.tensors import digest
 from minipeft.methods import METHODS
 from minipeft.model import GPT
+from minipeft.quantised import KINDS as KINDS_OF_BASE
+from minipeft.quantised_base import quantise_base
 from minipeft.training.checkpoints import collect, restore
 from minipeft.training.run_folder import RunFolder
 
@@ -284,6 +287,32 @@ def library_tokenizer(folder: Path) -> Held:
     return Held({}, [bpe.encode(TEXT, add_special_tokens=False).ids, bpe.decode(list(range(300)))])
 
 
+def read_base(folder: Path) -> GPT:
+    """The base of a folder, which int8 and NF4 must read, or refuse with an Error, as the folder's own dtype does.
+
+    Raises RuntimeError where they differ.
+    """
+    def quantised(kind: str) -> GPT | None:
+        try:
+            return GPT.from_pretrained(folder, kind)
+        except Error:
+            return None
+
+    try:
+        base = GPT.from_pretrained(folder)
+    except Error:
+        if any(quantised(kind) for kind in KINDS_OF_BASE):
+            raise RuntimeError("read quantised, and refused otherwise") from None
+        raise
+    for kind in KINDS_OF_BASE:
+        plain, found = GPT.from_pretrained(folder, torch.bfloat16), quantised(kind)
+        quantise_base(plain, kind)
+        same = found is not None and digest(found.state_dict()) == digest(plain.state_dict())
+        if not same or found.quantised != plain.quantised:
+            raise RuntimeError(f"in {kind} it is {'refused' if found is None else 'another base'}")
+    return base
+
+
 class Readers:
     """The readers under test, on the bases that the originals belong to."""
 
@@ -303,7 +332,7 @@ class Readers:
             finally:
                 model.detach()
         if kind in ("base", "shards"):
-            return of_base(GPT.from_pretrained(folder))
+            return of_base(read_base(folder))
         if kind == "tokenizer":
             tokenizer = FileTokenizer(folder, 300)
             tokenizer.encode("a" * 50)

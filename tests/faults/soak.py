@@ -60,6 +60,7 @@ from minipeft.inference.task_bank import TaskBank
 from minipeft.methods import METHODS
 from minipeft.methods.base import Method
 from minipeft.model import GPT
+from minipeft.quantised_base import BASE_DTYPES, dtype_named
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
 from minipeft.training.loop import train
@@ -77,10 +78,12 @@ class Kind(NamedTuple):
     hyperparameters: dict
 
 
-def kinds_of(c: GPTConfig) -> list[Kind]:
+def kinds_of(c: GPTConfig, quantised: bool = False) -> list[Kind]:
     """Every method with its defaults that this base can have, forms of a prefix, and a combination."""
     found = []
     for name, method in METHODS.items():
+        if quantised and not method.freezes_base:
+            continue
         h = {"tokens": torch.tensor(list(b"reverse:"))} if "tokens" in method.arguments() else {}
         with contextlib.suppress(Error):  # a method may refuse a base
             method.shapes(c, **method.with_defaults(c, {}))
@@ -88,6 +91,10 @@ def kinds_of(c: GPTConfig) -> list[Kind]:
     return [*found, Kind("prefix-hidden", "prefix", {"space": "hidden"}),
             Kind("prefix-projection", "prefix", {"prefix_projection": True}),
             Kind("lora+prefix", ["lora", "prefix"], {})]
+
+
+def is_quantised(base: GPT) -> bool:
+    return "quantised" in vars(base)
 
 
 def methods_of(kind: Kind) -> list[type[Method]]:
@@ -165,7 +172,7 @@ class Rounds:
         self.inputs = torch.tensor([list(record.prompt) for record in self.data.held_out])  # (2, T)
         self.before = self.state()
         self.step, self.files = 0, None
-        self.kinds = kinds_of(base.config)
+        self.kinds = kinds_of(base.config, is_quantised(base))
         self.mixed = mixtures(base.config, self.kinds)
 
     def state(self) -> tuple[str, list[bool]]:
@@ -178,9 +185,10 @@ class Rounds:
         if any(True for _ in model.trainable_parameters()):
             self.train(model)
         if hasattr(model.method, "weight_changes"):
-            model.merge()
-            self.generate(model)
-            model.unmerge()
+            with contextlib.suppress(Error) if is_quantised(base) else contextlib.nullcontext():
+                model.merge()
+                self.generate(model)
+                model.unmerge()
         generated = self.generate(model)
         model.save(self.folder / kind.name)
         model.detach()
@@ -232,7 +240,8 @@ class Rounds:
 
 def run(s: Settings, base: GPT) -> dict:
     """All rounds, then the comparison of quarters. Raises Error at the first round that fails."""
-    trained = sum(any(method.trains() for method in methods_of(kind)) for kind in kinds_of(base.config))
+    kinds = kinds_of(base.config, is_quantised(base))
+    trained = sum(any(method.trains() for method in methods_of(kind)) for kind in kinds)
     if s.steps < (least := 4 * trained * s.steps_per_round):
         raise Error(f"a soak needs at least {least:,} steps, so that all methods run in every quarter, "
                     f"not {s.steps:,}")
@@ -337,6 +346,8 @@ def arguments(argv) -> argparse.Namespace:
     p = Parser(__doc__, prog="python -m tests.faults soak")
     p.add_argument("--steps", type=int, default=10_000, metavar="N", help="optimizer steps of all rounds")
     p.add_argument("--seed", type=seed, default=0, help="of data and initial values")
+    p.add_argument("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+                   help=f"of the base: {', '.join(BASE_DTYPES)} (default: its own)")
     p.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     args = p.parse_args(argv)
     if args.out and args.out.is_dir():
@@ -349,7 +360,7 @@ def main(argv=None) -> None:
     args = arguments(argv)
     machine = card(torch.device("cpu"))
     print(card_line(machine), flush=True)
-    result = run(Settings(args.steps, args.seed), GPT.from_pretrained(NANO))
+    result = run(Settings(args.steps, args.seed), GPT.from_pretrained(NANO, dtype_named(args.base_dtype)))
     print(table(result))
     if args.out:
         command = shlex.join(["python", "-m", "tests.faults", "soak", *argv])

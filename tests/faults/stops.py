@@ -22,6 +22,7 @@ from minipeft.checks import Error
 from minipeft.data.batches import draw
 from minipeft.data.tasks import find_task
 from minipeft.files.atomic import write_json, write_text
+from minipeft.quantised_base import BASE_DTYPES
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
 from minipeft.training.run_folder import LEFTOVER, RunFolder
@@ -32,14 +33,18 @@ from tests.faults.running import Running, list_files, result_of
 RUN = shlex.split("--prefix-projection --encoder-hidden-size 1024 --steps 40 --batch-size 4 --keep-best")
 
 
-def flags(folder: Path) -> tuple[str, ...]:
+def flags(folder: Path, base_dtype: str | None = None) -> tuple[str, ...]:
     """The run's flags, with examples in a file in this folder."""
     path = folder / "sort.jsonl"
     if not path.exists():
         examples = draw(find_task("sort").example, "faults", 60)
         rows = [dict(zip(("input", "target"), e, strict=False)) for e in examples]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return *RUN, "--data", str(path)
+    return *RUN, *of_base(base_dtype), "--data", str(path)
+
+
+def of_base(base_dtype: str | None) -> tuple[str, ...]:
+    return () if base_dtype is None else ("--base-dtype", base_dtype)
 
 
 def kill(argv) -> None:
@@ -56,13 +61,16 @@ def stop_runs(argv, number: signal.Signals, times: int) -> None:
     p.add_argument("--times", type=int, default=times, help="runs to stop")
     p.add_argument("--seed", type=seed, default=0, help="of the moments")
     p.add_argument("--workers", type=int, default=2, metavar="N", help="runs at the same time")
+    p.add_argument("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+                   help=f"of the run's base: {', '.join(BASE_DTYPES)} (default: its own)")
     p.add_argument("--out", metavar="FILE", help="write the counts as JSON")
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        whole = uninterrupted(Path(folder))
-        result = count(Path(folder), number, args.times, args.seed, args.workers, whole)
+        whole = uninterrupted(Path(folder), args.base_dtype)
+        result = count(Path(folder), number, args.times, args.seed, args.workers, whole, args.base_dtype)
     name = "kill" if number == signal.SIGKILL else "terminate"
-    command = f"python -m tests.faults {name} --times {args.times} --seed {args.seed} --workers {args.workers}"
+    command = shlex.join(["python", "-m", "tests.faults", name, "--times", str(args.times), "--seed", str(args.seed),
+                          "--workers", str(args.workers), *of_base(args.base_dtype)])
     result = {"command": command, "card": card(torch.device("cpu")), **result}
     if args.out:
         write_json(Path(args.out), result)
@@ -78,9 +86,9 @@ def table(r: dict) -> str:
     return "\n".join([*lines, f"{r['identical']} of {r['times']} ended bit for bit like the uninterrupted run"])
 
 
-def uninterrupted(folder: Path) -> tuple[float, tuple]:
+def uninterrupted(folder: Path, base_dtype: str | None = None) -> tuple[float, tuple]:
     """Run to the end in `folder`. Returns the seconds since the run had its folder, and its result."""
-    whole = Running(folder / "whole", *flags(folder))
+    whole = Running(folder / "whole", *flags(folder, base_dtype))
     whole.wait_for("lock")
     start = time.monotonic()
     whole.wait()
@@ -88,13 +96,13 @@ def uninterrupted(folder: Path) -> tuple[float, tuple]:
 
 
 def count(folder: Path, number: signal.Signals, times: int, seed: int, workers: int,
-          whole: tuple[float, tuple]) -> dict:
+          whole: tuple[float, tuple], base_dtype: str | None = None) -> dict:
     """Stop `times` runs in `folder`; count where they were stopped and how many then end like `whole`."""
     start, (seconds, wanted) = time.monotonic(), whole
     stopped, failed = Counter(), Counter()
 
     def stop(i: int) -> tuple[str, list[str]]:
-        return stop_one(folder / str(i), number, f"{seed}/{i}", seconds, wanted)
+        return stop_one(folder / str(i), number, f"{seed}/{i}", seconds, wanted, base_dtype)
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=times, unit="run", dynamic_ncols=True) as bar:
         for where, failures in pool.map(stop, range(times)):
@@ -103,7 +111,7 @@ def count(folder: Path, number: signal.Signals, times: int, seed: int, workers: 
             bar.update()
     return {
         "signal": number.name,
-        "run": shlex.join(["python", "train.py", *RUN, "--data", "sort.jsonl"]),
+        "run": shlex.join(["python", "train.py", *RUN, *of_base(base_dtype), "--data", "sort.jsonl"]),
         "times": times,
         "stopped": dict(sorted(stopped.items())),
         "failed": dict(failed),
@@ -113,11 +121,11 @@ def count(folder: Path, number: signal.Signals, times: int, seed: int, workers: 
 
 
 def stop_one(out: Path, number: signal.Signals, seed: str, seconds: float,
-             wanted: tuple) -> tuple[str, list[str]]:
+             wanted: tuple, base_dtype: str | None = None) -> tuple[str, list[str]]:
     """Start, stop and resume one run. Returns where it was stopped, and its failures (usually none)."""
     rng = random.Random(seed)
     while True:  # until a run is stopped before it ends
-        run = Running(out, *flags(out.parent), "--overwrite")
+        run = Running(out, *flags(out.parent, base_dtype), "--overwrite")
         run.wait_for("lock")
         if rng.random() < 0.5:
             time.sleep(rng.uniform(0, seconds))
@@ -138,10 +146,10 @@ def stop_one(out: Path, number: signal.Signals, seed: str, seconds: float,
         return where, [f"left with exit code {code}"]
     if RunFolder(out).is_finished:
         return where, [] if result_of(out) == wanted else ["finished differently"]
-    resume = shlex.join(["python", "train.py", *flags(out.parent), "--out", str(out), "--resume"])
+    resume = shlex.join(["python", "train.py", *flags(out.parent, base_dtype), "--out", str(out), "--resume"])
     if number != signal.SIGKILL and f"go on with: {resume}" not in printed[-1]:
         return where, ["did not print the command that resumes it"]
-    code, printed = Running(out, *flags(out.parent), "--resume").wait()
+    code, printed = Running(out, *flags(out.parent, base_dtype), "--resume").wait()
     if code:
         return where, [f"not resumed: {printed[-1]}"]
     return where, [] if result_of(out) == wanted else ["resumed, and ended differently"]
