@@ -14,11 +14,12 @@ queries, layer by layer, each with the queries that have already seen the layers
     bias     w = exp β ≥ 0 minimises  Σ_q (Σ_j w_j a_j(q) - 1)²                     non-negative least squares
     values   V minimises              Σ_q |Σ_j p_j(q) V_j - o(q)|² + ε |V - V_S|²   ridge, towards the text's own
 
-p(q) is softmax over the P keys with their bias. Reference queries are those of the text read a second time, behind
-itself, or of other texts.
+p(q) is softmax over the P keys with their bias. Reference queries are those of the text read a second time, in pieces
+that each stand right behind it, or of other texts.
 
 Departs from the paper: masses in relative terms; the pursuit sees outputs beside masses, σ² being the mean |v_j|²;
-values are drawn to their own instead of to 0; every head has P rows, since the slot holds as many for each.
+values are drawn to their own instead of to 0; the text is read again in pieces, not in one go; every head has P
+rows, since the slot holds as many for each.
 """
 
 import math
@@ -36,6 +37,7 @@ from .text import prefill, rows
 
 CHOICES = ("pursuit", "attention")
 MOST_QUERIES = 4096  # reference queries of a key head
+PIECE = 64  # tokens of the text that are read again at once: behind more, queries look at the text less
 MOST_KEYS = 8  # times P: the keys that a pursuit chooses from, those with most attention
 RIDGE = 0.03  # ε, in units of the mean square of a column of weights
 LEAST = 1e-6  # the weight w of a key that non-negative least squares leaves out
@@ -55,8 +57,8 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     """tokens (n,) int64 -> a prefix of P <= n rows, its bias (L, 1, n_kv, P), and n positions.
 
     reference: texts (T,) int64 whose queries are to be matched, each as if it stood behind the document; None: the
-    document itself. choose: "pursuit" or "attention". Raises Error as `prefill` does, for P above n, and where no
-    reference text has a token.
+    document itself, PIECE tokens each. choose: "pursuit" or "attention". Raises Error as `prefill` does, for P above n,
+    and where no reference text has a token.
     """
     one_of("choose", choose, CHOICES)
     text = prefill(base, tokens)
@@ -64,7 +66,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     if type(P) is not int or not 1 <= P <= n:
         raise Error(f"a document of {n} tokens has 1 … {n} rows, not {shown(P)}")
     device, room = tokens.device, c.block_size - n
-    pieces = [piece for t in (reference or [tokens]) for piece in t.to(device).split(room) if len(piece)]
+    pieces = [piece for t in (reference or tokens.split(PIECE)) for piece in t.to(device).split(room) if len(piece)]
     if not pieces:
         raise Error("matching needs at least one token of a reference text")
     if P == n:
@@ -86,7 +88,8 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
 def attended(base: GPT, tokens: Tensor, P: int) -> Prefix:
     """The P rows of each key head with most attention when the text is read again, as they are: nothing is fitted."""
     text, keep = prefill(base, tokens), []
-    states, ropes = states_of(base, tokens.split(base.config.block_size - len(tokens)), len(tokens))
+    pieces = tokens.split(min(PIECE, base.config.block_size - len(tokens)))
+    states, ropes = states_of(base, pieces, len(tokens))
     for block, rope, whole in zip(base.h, ropes, text.layers(len(base.h)), strict=True):
         seen = attention_to_text(block.attn, [(block.ln_1(x), t) for x, t in zip(states, rope, strict=True)], whole)
         keep.append(seen.weights.square().sum(1).topk(P, dim=-1).indices.sort(dim=-1).values)
