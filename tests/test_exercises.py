@@ -1,6 +1,7 @@
 """Exercises: every stub fails its tests, every solution passes, every wrong answer is told its mistake."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_the_list_names_every_exercise_and_both_languages_are_in_step():
     listed = {target for _, target in links(read(page), page) if target.startswith("docs/exercises/")}
     assert {str(stub_of(tests).relative_to(ROOT)) for tests in TESTS} <= listed
     assert_in_step(page, harness.EXERCISES / "README.zh-CN.md")
+
+
+def test_the_course_assigns_every_exercise_and_its_classes_have_90_minutes():
+    page = ROOT / "docs" / "course.md"
+    assigned = [target for _, target in links(read(page), page) if target.endswith(".py") and "/exercises/" in target]
+    assert sorted(assigned) == sorted(str(stub_of(tests).relative_to(ROOT)) for tests in TESTS)
+    teaching = read(ROOT / "docs" / "lessons" / "teaching.md")
+    minutes = re.findall(r"^\| .*? \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", teaching, re.MULTILINE)
+    assert [sum(map(int, one)) for one in zip(*minutes, strict=True)] == 4 * [90]
+    each, measured = (int(re.search(f"{what}, (\\d+)", teaching)[1]) for what in ("Exercises", "measurement"))
+    assert each * len(TESTS) + measured == 100
 
 
 def test_what_a_learner_sees():

@@ -26,7 +26,7 @@ def nano() -> GPT:
 
 
 def prefix_of(base: GPT, choice: str) -> torch.Tensor | None:
-    """What the page puts before the text, by the package: (L, 2, 1, nh, P, hs)."""
+    """The virtual tokens of the page, by the package: (L, 2, 1, nh, P, hs)."""
     c = base.config
     if choice == "none":
         return None
@@ -69,7 +69,7 @@ def expected(base: GPT, text: str, choice: str) -> tuple[torch.Tensor, str]:
 
 
 def seen(tmp_path, person: str, address: str = "", size: str = "500,800") -> tuple:
-    """What `person`, a script, reports of the page, and the page behind it."""
+    """The report of `person`, a script in the page, and the page behind it."""
     report = "const report = (seen) => (document.body.dataset.seen = JSON.stringify(seen));"
     (tmp_path / "page.html").write_text(f"{PAGE}<script>{{{report}{person}}}</script>", encoding="utf-8")
     url = (tmp_path / "page.html").as_uri() + address
