@@ -33,7 +33,7 @@ def failures(made, count, name, work):
     Pipes are left out: a broken reader would open them and block.
     """
     originals, readers, _ = made
-    (original,) = [o for o in originals if o.name == name]
+    original = next(o for o in originals if o.name == name)
     cases = [files.Case(n, [original], original.kind, work / str(n)) for n in range(count)]
     outcomes = [case.judge(readers) for case in cases if case.mutation != "no_file"]
     return [outcome for outcome in outcomes if outcome not in ("right", "refused")]
