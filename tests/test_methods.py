@@ -508,7 +508,7 @@ def test_several_methods_share_a_frozen_base(base, idx):
     "name, h, message",
     [
         ("magic", {}, ", ".join(METHODS)),
-        ("prompt", dict(length=3), "takes num_virtual_tokens, init, not 'length'"),
+        ("prompt", dict(length=3), "takes num_virtual_tokens, init, template, not 'length'"),
         ("full", dict(r=3), "no hyper-parameters"),
         ("prompt", dict(num_virtual_tokens=0), "1 … 47"),
         ("prefix", dict(num_virtual_tokens=48), "block size of 48, not 48"),
