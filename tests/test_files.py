@@ -166,7 +166,7 @@ def test_missing_parts_are_named(base, folder):
 
 def test_configs_that_say_something_else_are_refused(base, folder):
     edit(folder, lambda c: c.update(peft_type="MAGIC"))
-    refused(base, folder, "PROMPT_TUNING, PREFIX_TUNING")
+    refused(base, folder, "PROMPT_TUNING, PROMPT_TUNING_IN_TEXT, PREFIX_TUNING")
     edit(folder, lambda c: c.update(peft_type="PREFIX_TUNING", num_virtual_tokens="many"))
     refused(base, folder, "num_virtual_tokens must be")
     (folder / "adapter_config.json").write_text("{")

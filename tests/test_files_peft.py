@@ -309,7 +309,7 @@ def test_a_method_of_peft_that_we_lack_is_refused(folders, tmp_path, capsys):
     config = peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"])
     peft.get_peft_model(opened_by_transformers(folders["llama"]), config).save_pretrained(tmp_path / "theirs")
     import_refused(capsys, tmp_path, folders["llama"],
-                   "peft_type must be one of HARD_PROMPT, PROMPT_TUNING, PREFIX_TUNING")
+                   "peft_type must be one of HARD_PROMPT, PROMPT_TUNING, PROMPT_TUNING_IN_TEXT")
 
 
 @pytest.mark.parametrize("case", ["prompt-llama", "prefix-llama", "lora-llama", "adaption-prompt-llama", "prefix-gpt2"])
