@@ -56,8 +56,8 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     """tokens (n,) int64 -> a prefix of P <= n rows, its bias (L, 1, n_kv, P), and n positions.
 
     reference: texts (T,) int64 whose queries are to be matched, each as if it stood behind the document; None: the
-    document itself, PIECE tokens each. choose: "pursuit" or "attention". Raises Error as `prefill` does, for P above n, and where no
-    reference text has a token.
+    document itself, PIECE tokens each. choose: "pursuit" or "attention". Raises Error as `prefill` does, for P above n,
+    and where no reference text has a token.
     """
     one_of("choose", choose, CHOICES)
     text = prefill(base, tokens)
