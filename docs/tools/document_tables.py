@@ -66,8 +66,9 @@ def costs() -> str:
                           f"{rows[0]['bytes'] / 1000:,.0f}", f"{decode:.1f}"])
     result = read("document")
     study = ", ".join(f"{mean(x):.0f}" for x in result["study_seconds"].values() if x)
-    note = paragraph(f"*Seconds of building it{f'; self-study took {study} s beside' * bool(study)}. Decode: ms a token,",
-                     f"one row. Peak memory of the whole run {result['peak_bytes'] / 1e9:.1f} GB.*")
+    beside = f"; self-study took {study} s beside" if study else ""
+    note = paragraph(f"*Seconds of building it{beside}. Decode: ms a token, one row. Peak memory of the whole run",
+                     f"{result['peak_bytes'] / 1e9:.1f} GB.*")
     return f"{note}\n\n{table(['document', 'way', 'P', 'seconds', 'KB', 'decode ms'], lines, left=2)}"
 
 
