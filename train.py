@@ -8,7 +8,6 @@
   python train.py --method hard-prompt                      choose the best wording, train nothing
   python train.py --climb                                   hard prompt, soft prompt, prefix in turn
   python train.py --base SmolLM2-135M --data train.csv --test test.csv --method lora --answers 100
-  python train.py --document FILE.txt --base SmolLM2-135M --num-virtual-tokens 64    a text as a short prefix
   python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3    pretraining
   torchrun --nproc-per-node 2 train.py                      two processes: docs/processes.md
 """
@@ -34,7 +33,13 @@ from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed,
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size
 from minipeft.training import flags
-from minipeft.training.document_run import HOW, SELF_STUDY, check_document, document_report, run_document
+from minipeft.training.document_run import (
+    add_document_flags,
+    check_document,
+    document_help,
+    document_report,
+    run_document,
+)
 from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import ALL_FLAGS, LADDER
 from minipeft.training.job import REPORTED, VALIDATION, has_checkpoints, run_job
@@ -43,12 +48,12 @@ from minipeft.training.memory_check import LOWER
 
 
 def parser() -> argparse.ArgumentParser:
-    usage = "python train.py [--method NAME | --climb] [--task NAME | --data FILE] [flags]"
+    usage = "python train.py [--method NAME | --climb | --document FILE] [--task NAME | --data FILE] …"
     p = Parser(__doc__, usage=usage, add_help=False)
 
     group = p.add_argument_group("method")
     group.add_argument("-h", "--help", nargs="?", const="", metavar="NAME",
-                       help="this page, or the flags of a method")
+                       help="this page, the flags of a method, or those of document")
     one = group.add_mutually_exclusive_group()
     one.add_argument("--method", metavar="NAME",
                      help=f"{', '.join(METHODS)}, or several joined by '+' (default: prefix)")
@@ -77,22 +82,6 @@ def parser() -> argparse.ArgumentParser:
              "with {soft} virtual tokens stand there")
     add("--answers", type=int, metavar="N",
         help="complete N held-out inputs and score them by BLEU and chrF")
-
-    add = p.add_argument_group("document").add_argument
-    add("--document", metavar="FILE", type=local_path,
-        help="a text to turn into a prefix of --num-virtual-tokens rows (default: an eighth of its tokens)")
-    add("--how", choices=HOW, metavar="WAY",
-        help="match (attention matching, seconds, no training), distil (trained on, from there) or text "
-             "(all rows, exact) (default: match)")
-    add("--self-study", type=int, metavar="N",
-        help=f"texts about it that the base writes, to distil on (default: {SELF_STUDY}), or --data: any file")
-    add("--seeds", metavar="FILE", type=local_path,
-        help="what it is asked there, one prompt a line (default: minipeft/documents/seeds.txt)")
-    add("--temperature", type=float, help="of its writing (default: 0.8)")
-    add("--teacher-context", metavar="FILE", type=local_path,
-        help="distil: a text that only the teacher, the frozen base, has before every input")
-    add("--teacher-top-k", type=int, metavar="K",
-        help="distil the teacher's K most likely tokens (default: the whole distribution)")
 
     add = p.add_argument_group("base").add_argument
     add("--base", default="nano", metavar="FOLDER", type=local_path,
@@ -135,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--eval-only", action="store_true",
                       help="evaluate the adapter in --out, train nothing")
     flags.add_method_flags(of_methods, ALL_FLAGS, help=argparse.SUPPRESS)
+    add_document_flags(p, help=argparse.SUPPRESS)
     return p
 
 
@@ -144,7 +134,8 @@ def arguments(argv) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.help is not None:
         method = args.help or args.method
-        print(flags.method_help(method) if method else p.format_help(), end="")
+        page = document_help if method == "document" else lambda: flags.method_help(method)
+        print(page() if method else p.format_help(), end="")
         raise SystemExit(0)
     args.method = args.method or "prefix"
     return check(args)

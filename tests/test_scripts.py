@@ -883,7 +883,7 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["quality", "--study", "real", "--smollm2", "."], "cells on SmolLM2 and E2E need --e2e FOLDER"),
         (["quality", "--study", "real", "--smollm2", "nowhere"], "--smollm2 nowhere: no such folder"),
         (["bases", "--sizes", "huge"], "invalid choice: 'huge'"),
-        (["magic"], "there is no measurement 'magic': there are attention, bases, matmul, params, peers, serving"),
+        (["magic"], "there is no measurement 'magic': there are attention, bases, document, matmul, params, peers"),
         (["atention"], "(did you mean 'attention'?)"),
         (["--presett", "nano"], "unrecognized arguments: --presett nano (did you mean '--preset'?)"),
         (["--preset", "gpt-2"], "not 'gpt-2' (did you mean 'gpt2'?)"),
@@ -923,7 +923,7 @@ def test_help_is_one_page_by_subject_and_one_page_a_method(capsys):
     assert len(page.splitlines()) <= 60 and max(map(len, page.splitlines())) <= 100
     for subject in ("method", "data", "base", "optimisation", "precision and memory", "run folder"):
         assert f"\n{subject}:\n" in page
-    pages = {name: help_of("--help", name) for name in train.METHODS}
+    pages = {name: help_of("--help", name) for name in [*train.METHODS, "document"]}
     assert pages["prefix"] == help_of("--method", "prefix", "--help") and "--prefix-projection" in pages["prefix"]
     flags = re.findall(r"^  (?:-h(?: \[NAME\])?, )?(--[a-z-]+)", "\n".join([page, *pages.values()]), re.MULTILINE)
     assert set(flags) == {next(o for o in action.option_strings if o[:2] == "--") for action in train.parser()._actions}

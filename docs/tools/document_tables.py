@@ -65,9 +65,10 @@ def costs() -> str:
             lines.append([f"`{document}`", WAYS.get(way, "the text"), f"{P:,}", f"{seconds:,.1f}",
                           f"{rows[0]['bytes'] / 1000:,.0f}", f"{decode:.1f}"])
     result = read("document")
-    study = ", ".join(f"{mean(x):.0f}" for x in result["study_seconds"].values())
-    note = paragraph(f"*Seconds of building it; self-study took {study} s beside. Decode: ms a token, one row. Peak",
-                     f"memory of the whole run {result['peak_bytes'] / 1e9:.1f} GB.*")
+    study = ", ".join(f"{mean(x):.0f}" for x in result["study_seconds"].values() if x)
+    beside = f"; self-study took {study} s beside" if study else ""
+    note = paragraph(f"*Seconds of building it{beside}. Decode: ms a token, one row. Peak memory of the whole run",
+                     f"{result['peak_bytes'] / 1e9:.1f} GB.*")
     return f"{note}\n\n{table(['document', 'way', 'P', 'seconds', 'KB', 'decode ms'], lines, left=2)}"
 
 
@@ -85,7 +86,7 @@ def findings() -> str:
     return points_list(
         "Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
         f"{nearest} of {len(places)} places; {best}.",
-        f"Distillation from there comes nearer at {nearer} of {len(distilled)}.",
+        *[f"Distillation from there comes nearer at {nearer} of {len(distilled)}."] * bool(distilled),
         f"A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)} places.")
 
 

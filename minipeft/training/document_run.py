@@ -15,6 +15,7 @@ from ..documents import match, prefill, write_self_study
 from ..documents.self_study import read_seeds
 from ..files.atomic import write_json
 from ..methods.prefix_tuning import PrefixTuning
+from ..runtime.console import Parser, local_path
 from ..runtime.memory import resident_peak
 from ..slots import Prefix
 from .flags import METHOD_FLAGS, as_flag
@@ -27,6 +28,37 @@ HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 2e-3, 8  # of a distillation
 PLAIN = "{input}"  # what is asked stands right behind the document
+
+
+FLAGS = {  # as argparse takes them
+    "--document": {"metavar": "FILE", "type": local_path, "help": "a text to turn into a prefix of "
+                   "--num-virtual-tokens rows (default: an eighth of its tokens)"},
+    "--how": {"choices": HOW, "metavar": "WAY", "help": "match (attention matching: seconds, no training), distil "
+              "(trained from there on self-study) or text (all rows: exact) (default: match)"},
+    "--self-study": {"type": int, "metavar": "N", "help": "texts about it that the base writes, to distil on "
+                     f"(default: {SELF_STUDY}); --data FILE takes their place"},
+    "--seeds": {"metavar": "FILE", "type": local_path, "help": "what it is asked there, one prompt a line "
+                "(default: minipeft/documents/seeds.txt)"},
+    "--temperature": {"type": float, "metavar": "X", "help": "of its writing (default: 0.8)"},
+    "--teacher-context": {"metavar": "FILE", "type": local_path, "help": "of a run with any --method: a text that only "
+                          "the teacher, the frozen base, has before every input"},
+    "--teacher-top-k": {"type": int, "metavar": "K", "help": "distil the teacher's K most likely tokens (default: the "
+                        "whole distribution)"}}
+
+
+def add_document_flags(parser: argparse.ArgumentParser, **settings) -> None:
+    """Add FLAGS to a parser or group; settings override a flag's own."""
+    for flag, its in FLAGS.items():
+        parser.add_argument(flag, **its | settings)
+
+
+def document_help() -> str:
+    """The help page of --document and --teacher-context."""
+    p = Parser("A text as a prefix, and distillation from a text that only the teacher has: docs/documents.md.\n"
+               "Flags beside those of python train.py --help.", add_help=False,
+               usage="python train.py --document FILE [--how WAY] [--num-virtual-tokens P] [--base FOLDER] [flags]")
+    add_document_flags(p.add_argument_group("document"))
+    return p.format_help()
 
 
 def check_document(args: argparse.Namespace) -> None:
