@@ -51,7 +51,7 @@ def expected(base: GPT, text: str, choice: str) -> tuple[torch.Tensor, str]:
     idx, prefix = torch.tensor([list(text.encode())]), prefix_of(base, choice)
     if prefix is None:
         prefix = torch.zeros(4, 2, 1, 4, 0, 32)
-    x, rope = base.add_positions(base.wte(idx), first=prefix.size(4))
+    x, (rope, *_) = base.add_positions(base.wte(idx), first=prefix.size(4))
     found, T = [], idx.size(1)
     for block, own in zip(base.h, Prefix.of(prefix).layers(4), strict=True):
         q, k, _ = block.attn.qkv(block.ln_1(x), rope)
