@@ -75,4 +75,5 @@ def verdict() -> str:
 BLOCKS = {
     "quantised-gpt2": lambda: steps("quantised-gpt2"),
     "quantised-llama-3.2-1b": lambda: steps("quantised-llama-3.2-1b"),
+    "quantised-qwen3-0.6b": lambda: steps("quantised-qwen3-0.6b"),
     "quantised-logits": logits, "quantised-tuned": tuned, "quantised-verdict": verdict}
