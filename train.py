@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder or hub id (docs/architectures.md), embedded base "
              f"({', '.join(EMBEDDED)}), or scratch:SIZE")
     add("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
-        help=f"{', '.join(BASE_DTYPES)}, for the frozen base (default: its own; the last two: quantised)")
+        help=f"{', '.join(BASE_DTYPES)} (default: its own)")
     add("--shard-base", action="store_true",
         help="under torchrun, shard the frozen base (full always does)")
 
