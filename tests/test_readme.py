@@ -425,7 +425,7 @@ def test_the_tree_has_every_file():
 def test_every_result_file_has_the_command_that_made_it():
     results = DOCS / "results"
     named = re.findall(
-        r"^\| `([\w+-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"),
+        r"^\| `([\w+.-]+)\.json` \|", (results / "README.md").read_text(encoding="utf-8"),
         re.MULTILINE)
     patterns = [re.sub("[A-Z]{2,}", "[^.]+", name) for name in named]
     files = [path.stem for path in results.glob("*.json")]
