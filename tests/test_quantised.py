@@ -245,15 +245,15 @@ def test_every_method_but_full_trains_on_it_and_leaves_it_as_it_is(shape, kind, 
     base = quantised(shape, kind)
     before = digest(base.state_dict())
     model = attached(base, method, h)
-    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=0.01)
+    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=0.03)
     start = [p.detach().clone() for p in model.trainable_parameters()]
     losses = []
-    for _ in range(2):
+    for _ in range(12):
         optimizer.zero_grad()
         (loss := model.loss(idx, idx)).backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[1] < losses[0]
+    assert losses[-1] < losses[0]
     assert not all(a.equal(b) for a, b in zip(start, model.trainable_parameters(), strict=True))
     assert digest(model.detach().state_dict()) == before
 
