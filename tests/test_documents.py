@@ -13,6 +13,8 @@ import bench
 import train
 from minipeft import GPT, Error, __main__, adapt, generate, load_adapter
 from minipeft.data import NANO
+from minipeft.data.files import read_examples
+from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.documents import divergence, match, matching, prefill, rows, write_self_study
 from minipeft.documents.self_study import read_seeds
@@ -194,18 +196,20 @@ def test_a_teacher_that_is_trained_is_refused():
 def test_self_study_is_resumed_and_completed_where_it_was_edited(nano, tmp_path):
     document, path = ids(TEXT[:200]), tmp_path / "study.jsonl"
     whole = write_self_study(nano, ByteTokenizer(), document, tmp_path / "whole.jsonl", 20)
-    assert len(whole) == 20 == len({(row["input"], row["target"]) for row in whole})
-    assert any(row["input"] + row["target"] in TEXT for row in whole)  # a passage, word for word
+    assert len(whole) == 20 == len({(e.input, e.target) for e in whole})
+    assert any(e.input + e.target in TEXT for e in whole)  # a passage, word for word
     write_self_study(nano, ByteTokenizer(), document, path, 9)
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(['{"input": "mine", "target": "own"}', *lines[1:]]) + '\n{"input": "cut sh',
                     encoding="utf-8")
     rows_ = write_self_study(nano, ByteTokenizer(), document, path, 20)
-    assert len(rows_) == 20 and rows_[0] == {"input": "mine", "target": "own"}
-    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows_
-    assert {row["target"] for row in whole} & {row["target"] for row in rows_[9:]}
+    assert len(rows_) == 20 and rows_[0] == Example("mine", "own")
+    assert read_examples(path) == rows_
+    assert {e.target for e in whole} & {e.target for e in rows_[9:]}
+    path.write_text(path.read_text(encoding="utf-8").rstrip(), encoding="utf-8")  # as some editors leave it
+    assert write_self_study(nano, ByteTokenizer(), document, path, 20) == rows_ == read_examples(path)
     path.write_text("{}\n", encoding="utf-8")
-    with pytest.raises(Error, match="on every line"):
+    with pytest.raises(Error, match="study.jsonl line 1 has neither \"input\", \"target\""):
         write_self_study(nano, ByteTokenizer(), document, path, 20)
     with pytest.raises(Error, match="self-study needs 14"):
         write_self_study(nano, ByteTokenizer(), torch.zeros(500, dtype=torch.int64), tmp_path / "x.jsonl", 3)

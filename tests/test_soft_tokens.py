@@ -39,7 +39,11 @@ def test_in_front_of_the_text_they_are_a_prompt(base, idx, prompt):
     if base.config.sliding_window is not None:  # it hides tokens in the text, not a prompt in front of it
         idx = idx[:, : base.config.sliding_window - P]
     in_text = base(with_soft(idx, [0, 0, 0]), prompt=SoftTokens(prompt, V))
-    assert torch.allclose(in_text[:, P:], base(idx, prompt=prompt[None]), atol=1e-5)
+    in_front = base(idx, prompt=prompt[None])
+    if base.config.sliding_window is not None:  # with a mask of other values the last digits differ
+        assert torch.allclose(in_text[:, P:], in_front, atol=1e-5)
+    else:
+        assert in_text[:, P:].equal(in_front)
 
 
 def test_logits_and_gradients_are_those_of_transformers_given_the_embeddings(shape, idx, prompt, tmp_path):

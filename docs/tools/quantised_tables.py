@@ -24,7 +24,7 @@ def steps(result_name: str) -> str:
 
 
 def logits() -> str:
-    """How far the untuned bases are from float32."""
+    """Distance of the untuned bases' logits from float32."""
     rows = [[dtype, f"{r['base_bytes'] / 1e6:,.1f}", f"{r['relative_error']:.4f}", f"{r['kl']:.5f}",
              f"{100 * r['same_token']:.1f} %"] for dtype, r in read("quantised-smollm2")["logits"].items()]
     return table(["base in", "base MB", "error of the logits", "KL, nats", "same most likely token"], rows)

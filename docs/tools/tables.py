@@ -464,7 +464,7 @@ def short_attention() -> str:
 
 
 def busy_attention() -> str:
-    """What auto takes over the faster sdpa, alone and beside a busy process."""
+    """Ratios of auto to the faster sdpa, alone and beside a busy process."""
     result, rows = read("attention-beside"), []
     for where, part in (("alone", result), ("beside one busy process", result["beside"])):
         for r in part["ratios"]:

@@ -20,28 +20,28 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 
 import torch
 from torch import Tensor
 
 from ..attach import adapt
 from ..checks import Error
+from ..data.batches import Epochs
 from ..data.encoding import collate, tokenize
-from ..data.tasks import Example
+from ..data.files import read_text
 from ..data.template import Template
 from ..data.tokenizer import tokenizer_for
 from ..documents import divergence, match, prefill, rows, write_self_study
 from ..documents.matching import attended
-from ..documents.self_study import Behind
 from ..files.huggingface import find_base
 from ..inference.generation import generate
+from ..inference.task_bank import Rows
 from ..methods.prefix_tuning import PrefixTuning
 from ..model import GPT
 from ..runtime.console import Parser, local_path, note
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
-from ..slots import Prefix
+from ..slots import Prefix, Slots
 from ..training.document_run import BATCH_SIZE, EPOCHS, LEARNING_RATE, PLAIN, SELF_STUDY
 from ..training.loop import train
 from . import flags
@@ -98,7 +98,7 @@ def run(s: DocumentSettings) -> dict:
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     found, studies = [], {}
     for name in s.documents:
-        ids = torch.tensor(tokenizer.encode(Path(name).read_text(encoding="utf-8")), device=s.device)
+        ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
         n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
         if n < max(s.compression):
             raise Error(f"{name} has {len(ids):,} tokens, and {s.held_out} are held out: too few for "
@@ -152,7 +152,7 @@ class Ways:
 
     def decode(self, prefix: Prefix | None) -> float:
         """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
-        model, idx = Behind(self.base, prefix), self.held[0][None, :8]
+        model, idx = Rows(self.base, Slots(prefix=prefix)), self.held[0][None, :8]
 
         def seconds(new: int) -> float:
             began = time.perf_counter()
@@ -165,7 +165,7 @@ class Ways:
         """The P tokens that the base writes, asked for the text in short; they take the text's positions."""
         ask = torch.tensor(self.tokenizer.encode("\n\nIn short, the text above says that"), device=self.tokens.device)
         room = self.base.config.block_size - len(self.tokens) - len(ask)
-        written = generate(Behind(self.base, self.whole), ask[None], min(P, room))[0, len(ask) :]
+        written = generate(Rows(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]
         return prefill(self.base, written)._replace(positions=len(self.tokens))
 
     def study(self, seed: int) -> list:
@@ -173,26 +173,23 @@ class Ways:
         if seed == len(self.studies):
             began = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                texts = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl",
-                                         self.s.self_study, seed=1000 * seed)
-            examples = [Example(text["input"], text["target"]) for text in texts]
+                examples = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl",
+                                            self.s.self_study, seed=1000 * seed)
             self.studies.append([tokenize(e, self.tokenizer, Template(PLAIN)) for e in examples])
             self.study_seconds.append(time.perf_counter() - began)
         return self.studies[seed]
 
     def distilled(self, start: Prefix, study: list, seed: int) -> Prefix:
         """The prefix trained on the study, as train.py --how distil does."""
-        per_epoch = max(1, len(study) // BATCH_SIZE)
+        epochs = Epochs([record.length for record in study], BATCH_SIZE, seed)
 
         def batch(step: int):
-            order = Random(f"{seed}/{step // per_epoch}").sample(study, len(study))
-            at = step % per_epoch * BATCH_SIZE
-            return collate(order[at : at + BATCH_SIZE], self.tokenizer.end)
+            return collate([study[i] for i in epochs.batch(step)], self.tokenizer.end)
 
         torch.manual_seed(seed)
         model = adapt(self.base, PrefixTuning.name, init=start)
         model.distil_from(self.whole)
-        train(model, batch, self.s.epochs * per_epoch, LEARNING_RATE)
+        train(model, batch, self.s.epochs * epochs.steps, LEARNING_RATE)
         with torch.no_grad():
             prefix = model.method.ladder_value()
         prefix = prefix._replace(**{x: getattr(prefix, x).clone() for x in ("k", "v", "bias")})

@@ -112,6 +112,11 @@ def _conversation(messages, name: str, where: str) -> Example:
     return Example(turns[-2][1], turns[-1][1], tuple(turns[:-2]))
 
 
+def read_text(path: str | Path) -> str:
+    """A text file. Raises Error for one that is missing, unreadable or not UTF-8."""
+    return _open(Path(path), None).read()
+
+
 def _open(path: Path, newline: str | None) -> io.TextIOWrapper:
     if not file_exists(path):
         raise Error(f"no data at {path}: there is no such file")

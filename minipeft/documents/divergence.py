@@ -1,4 +1,4 @@
-"""How far a base behind one prefix is from the base behind another: KL, in nats a token, and the loss on the text."""
+"""Divergence of a base behind one prefix from the base behind another: KL in nats a token, and the loss on the text."""
 
 from typing import NamedTuple
 

@@ -24,9 +24,10 @@ from .generation import generate
 
 
 class Rows:
-    """The gathered tasks of one batch, a model for `generate`. rows(idx) returns logits."""
+    """A base with these slots, a model for `generate`; of a bank the gathered tasks of one batch, a row for each (None:
+    any number of rows). rows(idx) returns logits."""
 
-    def __init__(self, base: GPT, slots: Slots, num_tasks: int):
+    def __init__(self, base: GPT, slots: Slots, num_tasks: int | None = None):
         self.base, self._slots, self.num_tasks, self.training = base, slots, num_tasks, False
 
     def slots(self) -> Slots:
@@ -39,7 +40,7 @@ class Rows:
     def check_rows(self, idx: Tensor) -> None:
         """Raise Error unless idx (B, T) has a row for every task."""
         check_tokens(idx)
-        if self.num_tasks != idx.size(0):
+        if self.num_tasks not in (None, idx.size(0)):
             raise Error(f"{self.num_tasks} tasks for {idx.size(0)} rows: every row needs one, or None")
 
     def train(self, mode: bool = True) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..attach import adapt
 from ..checks import Error
 from ..documents import match, prefill, write_self_study
-from ..documents.self_study import read_seeds
+from ..documents.self_study import TEMPERATURE, read_seeds
 from ..files.atomic import write_json
 from ..methods.prefix_tuning import PrefixTuning
 from ..runtime.console import Parser, local_path
@@ -39,7 +39,7 @@ FLAGS = {  # as argparse takes them
                      f"(default: {SELF_STUDY}); --data FILE takes their place"},
     "--seeds": {"metavar": "FILE", "type": local_path, "help": "what it is asked there, one prompt a line "
                 "(default: minipeft/documents/seeds.txt)"},
-    "--temperature": {"type": float, "metavar": "X", "help": "of its writing (default: 0.8)"},
+    "--temperature": {"type": float, "metavar": "X", "help": f"of its writing (default: {TEMPERATURE})"},
     "--teacher-context": {"metavar": "FILE", "type": local_path, "help": "of a run with any --method: a text that only "
                           "the teacher, the frozen base, has before every input"},
     "--teacher-top-k": {"type": int, "metavar": "K", "help": "distil the teacher's K most likely tokens (default: the "
@@ -119,7 +119,7 @@ def distilled(args: argparse.Namespace, base, tokenizer, tokens, prefix: Prefix)
         args.out.mkdir(parents=True, exist_ok=True)
         seeds = None if args.seeds is None else read_seeds(args.seeds)
         rows = write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
-                                0.8 if args.temperature is None else args.temperature, seeds, args.seed)
+                                TEMPERATURE if args.temperature is None else args.temperature, seeds, args.seed)
         result = {"self_study": len(rows), "self_study_seconds": round(time.perf_counter() - began, 1)}
     args.start, args.teacher_context = prefix, args.document
     scores = run_job(args)

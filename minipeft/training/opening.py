@@ -1,6 +1,5 @@
 """The base, the data and the hyper-parameters that the flags of train.py name."""
 
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from ..accounting.shapes import EMBEDDED
 from ..adapters import load_adapter
 from ..checks import Error, did_you_mean
 from ..data.batches import FileData, TaskData
+from ..data.files import read_text
 from ..data.tasks import find_task
 from ..data.template import Template
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
@@ -61,10 +61,7 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
 
 def read_document(path, tokenizer: Tokenizer) -> Tensor:
     """Ids (n,) of a text file, behind the tokenizer's begin mark. Raises Error for one that is empty or not UTF-8."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise Error(f"{path} is not UTF-8 text") from None
+    text = read_text(path)
     if not text.strip():
         raise Error(f"the document {path} is empty: it needs at least one token")
     return torch.tensor(with_begin(tokenizer, text), dtype=torch.int64)
