@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from two_languages import assert_in_step, links, read
@@ -27,14 +28,23 @@ def solution_of(tests: Path) -> Path:
     return harness.EXERCISES / "solutions" / tests.parent.name / stub_of(tests).name
 
 
-def wrong_answers(tests: Path) -> list[Path]:
-    return sorted((tests.parent / "wrong" / stub_of(tests).stem).glob("*.py"))
+def wrong_of(tests: Path) -> Path:
+    return tests.parent / "wrong" / f"{stub_of(tests).stem}.diff"
 
 
-def message_of(wrong: Path) -> str:
-    """The part of a message that this wrong answer must be given: its first line, a comment."""
-    first, _, _ = wrong.read_text(encoding="utf-8").partition("\n")
-    return first.removeprefix("# ")
+def wrong_answers(tests: Path) -> dict[str, ModuleType]:
+    """{part of the message that it must be given: the solution with these lines changed}."""
+    solution, found = read(solution_of(tests)), {}
+    for answer in re.split(r"^# ", read(wrong_of(tests)), flags=re.MULTILINE)[1:]:
+        (message, _, changes), code = answer.partition("\n"), solution
+        for change in changes.strip("\n").split("\n...\n"):
+            lines = [(line[:1], line[2:]) for line in change.split("\n")]
+            old, new = ("".join(f"{text}\n" for sign, text in lines if sign in signs) for signs in (" -", " +"))
+            assert code.count(old) == 1 and old != new, (message, old)
+            code = code.replace(old, new)
+        found[message] = module = ModuleType("wrong")
+        exec(code, vars(module))
+    return found
 
 
 def test_every_exercise_has_a_stub_a_solution_and_five_wrong_answers():
@@ -43,8 +53,7 @@ def test_every_exercise_has_a_stub_a_solution_and_five_wrong_answers():
         assert stub_of(tests).exists() and len(wrong_answers(tests)) == 5, name(tests)
     solutions = {solution_of(tests) for tests in TESTS}
     assert solutions == set(harness.EXERCISES.glob("solutions/*/*.py"))
-    folders = {tests.parent / "wrong" / stub_of(tests).stem for tests in TESTS}
-    assert folders == set(harness.EXERCISES.glob("[0-9]/wrong/*"))
+    assert {wrong_of(tests) for tests in TESTS} == set(harness.EXERCISES.glob("[0-9]/wrong/*"))
 
 
 @pytest.mark.parametrize("path", TESTS, ids=name)
@@ -55,9 +64,9 @@ def test_the_stub_fails_the_solution_passes_and_each_mistake_is_named(path):
     assert set(gaps) == own
     assert all(message.startswith("NotImplementedError: ") and len(message) > 40 for message in gaps.values())
     assert harness.failures(tests, harness.load(solution_of(path))) == {}
-    for wrong in wrong_answers(path):
-        messages = harness.failures(tests, harness.load(wrong)).values()
-        assert any(message_of(wrong) in message for message in messages), (wrong.name, messages)
+    for wanted, answer in wrong_answers(path).items():
+        messages = harness.failures(tests, answer).values()
+        assert any(wanted in message for message in messages), (wanted, messages)
 
 
 @pytest.mark.parametrize("path", TESTS, ids=name)
