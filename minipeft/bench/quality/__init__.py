@@ -5,7 +5,8 @@ study is a list of cells that answers one question and varies one thing. All met
 the same examples in the same order.
 
     1. sweeps   each method trains once with each of three learning rates, with a seed of their own;
-                the lowest loss on the validation set decides
+                the lowest loss on the validation set decides, and where it lies at an edge, the
+                sweep goes on beyond it
     2. cells    each cell trains with that learning rate over seeds 0 … 4, and is scored on held-out
                 examples
 

@@ -87,14 +87,10 @@ def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
     first = sweep(like)
     if missing := [c for c in first if c.key not in lines]:
         return missing
-    if not (losses := sweep_losses(lines, like)):
-        return []
-    best, rates, cells = lowest(losses), [c.lr for c in first], sweep_cells(lines, like)
-    if best == cells[0].lr and sum(c.lr < min(rates) for c in cells) < BEYOND:
-        return [swept_at(first[0], beside(cells, 0))]
-    if best == cells[-1].lr and sum(c.lr > max(rates) for c in cells) < BEYOND:
-        return [swept_at(first[0], beside(cells, -1))]
-    return []
+    best, rates, cells = lowest(sweep_losses(lines, like)), [c.lr for c in first], sweep_cells(lines, like)
+    added = {0: sum(c.lr < min(rates) for c in cells), -1: sum(c.lr > max(rates) for c in cells)}
+    return [swept_at(cells[edge], beside(cells, edge)) for edge, n in added.items()
+            if cells and best == cells[edge].lr and n < BEYOND]
 
 
 def lowest(losses: dict[float, "float | None"]) -> float | None:
