@@ -99,14 +99,15 @@ def draw() -> None:
         for way, label in WAYS.items():
             points = sorted((r[0]["tokens"] / P, mean(x["kl"] for x in r)) for (d, w, P), r in rows.items()
                             if (d, w) == (document, way) and P < r[0]["tokens"])
-            if points and way != "summary":
+            if points:
                 axis.plot(*zip(*points, strict=True), STYLES[way], label=label)
         axis.axhline(rows[document, "none", 0][0]["kl"], color=drawing.BASE, label="no document")
         axis.set(xscale="log", xlabel="tokens a row", title=document)
         axis.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
         axis.minorticks_off()
     axes[0][0].set(ylabel="KL to the whole text")
-    axes[0][0].legend(fontsize=9)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     (FIGURE / "document.svg").write_bytes(drawing.picture(fig, "svg"))
 
 
