@@ -133,7 +133,7 @@ def test_compiled_products_are_the_same(onednn):
     ("Intel", "AVX512", "onednn", "onednn"), ("AMD", "AVX512", "torch", "torch"), ("AMD", "AVX512", "mkl", "onednn")])
 def test_the_library_is_chosen_by_the_cpu_or_the_user(monkeypatch, capsys, vendor, instructions, wanted, library):
     monkeypatch.setattr(matmul, "HAS_ONEDNN", True)
-    monkeypatch.setattr(matmul, "cpu", lambda: ("some CPU", vendor))
+    monkeypatch.setattr(matmul, "cpu", lambda: ("some CPU", vendor, ""))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     monkeypatch.setenv("MINIPEFT_MATMUL", wanted)
     assert matmul._choose() == library

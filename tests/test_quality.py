@@ -320,13 +320,14 @@ def test_of_two_machines_it_names_what_rounds_differently():
 
 
 @pytest.mark.parametrize("system, cpuinfo, processor, expected", [
-    ("Linux", "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n", "", ("AMD EPYC", "AMD")),
-    ("Linux", "vendor_id\t: GenuineIntel\nmodel name\t: Virtual: CPU\n", "", ("Virtual: CPU", "Intel")),
-    ("Linux", "CPU implementer\t: 0x41\n", "", ("aarch64", "0x41")),
-    ("Windows", None, "Intel64 Family 6, GenuineIntel", ("Intel64 Family 6, GenuineIntel", "Intel")),
-    ("macOS", None, "arm", ("arm", "Apple")),
+    ("Linux", "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n", "",
+     ("AMD EPYC", "AMD", "family 25, model 17")),
+    ("Linux", "vendor_id\t: GenuineIntel\nmodel name\t: Virtual: CPU\n", "", ("Virtual: CPU", "Intel", "")),
+    ("Linux", "CPU implementer\t: 0x41\n", "", ("aarch64", "0x41", "")),
+    ("Windows", None, "Intel64 Family 6, GenuineIntel", ("Intel64 Family 6, GenuineIntel", "Intel", "")),
+    ("macOS", None, "arm", ("arm", "Apple", "")),
 ])
-def test_the_card_names_the_vendor_of_the_cpu(system, cpuinfo, processor, expected, monkeypatch):
+def test_the_card_names_vendor_and_generation_of_the_cpu(system, cpuinfo, processor, expected, monkeypatch):
     def read_text(path, **_):
         if cpuinfo is None:
             raise FileNotFoundError(path)
@@ -336,7 +337,7 @@ def test_the_card_names_the_vendor_of_the_cpu(system, cpuinfo, processor, expect
     monkeypatch.setattr(profiling.platform, "processor", lambda: processor)
     monkeypatch.setattr(profiling.platform, "machine", lambda: "aarch64")
     card = profiling.card(torch.device("cpu"))
-    assert (card["device"], card["vendor"]) == expected
+    assert (card["device"], card["vendor"], card["generation"]) == expected
     assert card["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 

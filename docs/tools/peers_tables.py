@@ -90,7 +90,8 @@ def machine(card: dict) -> str:
     """The CPU of a result, and the versions."""
     known = [library for library in ("torch", "peft", "transformers") if library in card]
     versions = ", ".join(f"{library} {version(card, library)}" for library in known)
-    return f"{card['cores']} cores of an {card['device']} ({card['instructions']}), {versions}"
+    kind = ", ".join(card[x] for x in ("generation", "instructions") if card.get(x))
+    return f"{card['cores']} cores of an {card['device']} ({kind}), {versions}"
 
 
 def generation() -> str:
@@ -109,14 +110,16 @@ def generation() -> str:
 
 
 def job() -> str:
-    """One line for each method and program."""
-    result = read("job-smollm2")
-    rows = [[name(r["method"]), r["rival"], f"{r['train_s']:.1f}", ratio(r["against_peft"]), f"{r['load_s']:.1f}",
-             f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['start_loss']:.3f}", f"{r['loss']:.3f}"] for r in result["rows"]]
-    s = result["settings"]
-    note = (f"*{s['base']}, `{s['job']}` (E2E), {s['epochs']} epochs, {result['rows'][0]['steps']} steps of",
-            f"{s['batch_size']}, P {s['num_virtual_tokens']}, {s['dtype']}; {machine(result['card'])}.*")
-    head = ["method", "run by", "train s", "× peft", "load s", "peak MB", "start", "loss"]
+    """One line for each method and program: 200 examples eagerly and compiled, then 2,000 shorter ones."""
+    results = [read(f"job-smollm2{kind}") for kind in ("", "-compiled", "-2000")]
+    rows = [[name(r["method"]), r["rival"], f"{r['steps']}", f"{r['train_s']:.1f}", ratio(r["against_peft"]),
+             f"{r['load_s']:.1f}", f"{r['peak_bytes'] / 1e6:,.0f}", f"{r['start_loss']:.3f}", f"{r['loss']:.3f}"]
+            for result in results for r in result["rows"]]
+    s, of = results[0]["settings"], ", ".join(f"`{r['settings']['job']}`" for r in (results[0], results[2]))
+    note = (f"*{s['base']}, {of} (E2E), {s['epochs']} epochs, steps of {s['batch_size']}, P {s['num_virtual_tokens']},",
+            f"{s['dtype']}; {machine(results[0]['card'])}. The rows from the first compiled one on are of another day;",
+            "compare within a group.*")
+    head = ["method", "run by", "steps", "train s", "× peft", "load s", "peak MB", "start", "loss"]
     return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
 
 

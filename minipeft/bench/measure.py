@@ -62,7 +62,8 @@ def card_line(c: dict) -> str:
     """Machine and versions as the first line of a table."""
     instructions = f" with {c['instructions']}" if "instructions" in c else ""
     versions = "".join(f"{name} {c[name]}, " for name in ("torch", "peft", "transformers") if name in c)
-    vendor = "" if c.get("vendor", "") in c["device"] else f" ({c['vendor']})"
+    of = [c[x] for x in ("vendor", "generation") if c.get(x) and c[x] not in c["device"]]
+    vendor = f" ({', '.join(of)})" if of else ""
     library = ", float32 products by oneDNN" if c.get("matmul") == "oneDNN" else ""
     return (f"{c['device']}{vendor}{instructions}{library}, {c['threads']} threads of {c['cores']} cores, "
             f"{c['platform']}, Python {c['python']}, {versions}commit {c['commit']}")

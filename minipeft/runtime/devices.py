@@ -29,8 +29,8 @@ def device(name: str) -> torch.device:
     return found
 
 
-def cpu() -> tuple[str, str]:
-    """Name and vendor of the CPU, as far as the system tells them."""
+def cpu() -> tuple[str, str, str]:
+    """Name, vendor and generation ("family 25, model 17") of the CPU, as far as the system tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -38,4 +38,5 @@ def cpu() -> tuple[str, str]:
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = told.get("model name") or platform.processor() or platform.machine()
     vendor = told.get("vendor_id") or told.get("CPU implementer") or name.rpartition(", ")[2]
-    return name, VENDORS.get(vendor, vendor)  # Windows ends the name by it, macOS says arm or i386
+    numbers = [f"{part} {told[key]}" for part, key in (("family", "cpu family"), ("model", "model")) if key in told]
+    return name, VENDORS.get(vendor, vendor), ", ".join(numbers)  # Windows ends names by it, macOS says arm or i386

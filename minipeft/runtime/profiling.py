@@ -18,8 +18,8 @@ def card(device: torch.device) -> dict:
     if device.type == "cuda":
         machine = {"device": torch.cuda.get_device_name(device), "device_type": "cuda"}
     else:  # on a CPU its vendor, the vector instructions and who multiplies float32 matrices decide the rounding
-        name, vendor = cpu()
-        machine = {"device": name, "device_type": device.type, "vendor": vendor,
+        name, vendor, generation = cpu()  # virtual machines call all of a vendor's CPUs by one name
+        machine = {"device": name, "device_type": device.type, "vendor": vendor, "generation": generation,
                    "instructions": torch.backends.cpu.get_cpu_capability(),
                    "matmul": "oneDNN" if matmul.LIBRARY == "onednn" else "torch"}
     return {**machine,
