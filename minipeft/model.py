@@ -203,13 +203,13 @@ class GPT(nn.Module):
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
-        cached = cache.read if cache else 0
+        cached = cache.read + cache.shift if cache else 0
         soft, prompt = (prompt, None) if isinstance(prompt, SoftTokens) else (None, prompt)
         check_slots(self.config, idx, prompt, prefix, hooks, cached, hookable_modules(self.config))
         (B, T), L = idx.shape, len(self.h)
         first = 0 if prefix is None else prefix.taken  # position of the first embedding
         if cache is not None:
-            first = first + (cache.read if cache.length is None else cache.length)
+            first = first + cache.shift + (cache.read if cache.length is None else cache.length)
 
         x = self.embed(idx) if soft is None else soft.put(self.embed(soft.words(idx)), idx)  # (B, T, C)
         if prompt is not None:  # slot 1: the soft prompt

@@ -36,6 +36,10 @@ class Prefix(NamedTuple):
                for k, v, gate, bias in zip(self.k, self.v, gates, biases, strict=True)]
         return [None] * (L - len(top)) + top
 
+    def is_plain(self, L: int) -> bool:
+        """True for keys and values alone, in all L layers, which act as those of earlier tokens do."""
+        return self.gate is None and self.length is None and self.bias is None and len(self.k) == L
+
     @property
     def taken(self) -> "int | Tensor":
         """Positions before the first real token: an int, or (B,) int64 where rows differ."""
@@ -96,11 +100,12 @@ class KVCache(NamedTuple):
     v: Tensor  # (L, B, n_kv, S, hs)
     read: int = 0  # positions in use; where rows differ, those of the longest
     length: Tensor | None = None  # (B,) int64: positions in use in each row, where rows differ
-    virtual: int = 0  # the first so many positions are a soft prompt's
+    virtual: int = 0  # the first so many are a prefix's or a soft prompt's: no window hides them
+    shift: int = 0  # the positions that a prefix among them takes, less its rows
 
     def layers(self, L: int) -> "list[KVCache]":
         """One KVCache per layer, without the first dimension."""
-        return [KVCache(k, v, self.read, self.length, self.virtual) for k, v in zip(self.k, self.v, strict=True)]
+        return [KVCache(k, v, self.read, self.length, self.virtual, self.shift) for k, v in zip(self.k, self.v, strict=True)]
 
     def after(self, T: int) -> "KVCache":
         """The same buffers, T positions later."""

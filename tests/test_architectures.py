@@ -186,17 +186,19 @@ def test_in_peft_virtual_tokens_slide_out_of_the_window(shape, method, tmp_path)
     assert window == 6 and (differs[: window - P] < 1e-4).all() and (differs[window - P :] > 1e-3).all()
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix", "llama-adapter"])
+@pytest.mark.parametrize("B", [1, 2])  # a single row has its prefix in the cache
+@pytest.mark.parametrize("method, h", [
+    ("prompt", {}), ("prefix", {}), ("prefix", {"positions": 20}), ("prefix", {"key_bias": True}), ("llama-adapter", {})])
 @pytest.mark.parametrize("shape", ["mistral", "gemma3"])
 @torch.no_grad()
-def test_a_cache_sees_through_the_window_what_one_pass_sees(shape, method):
+def test_a_cache_sees_through_the_window_what_one_pass_sees(shape, method, h, B):
     """Token by token, far beyond the window: the states of each are those of a pass over the whole text."""
-    base, idx = base_of(shape), torch.randint(97, (2, 20))
-    model = adapt(base, method)
+    base, idx = base_of(shape), torch.randint(97, (B, 20))
+    model = adapt(base, method, **h)
     for p in model.trainable_parameters():
         p.normal_()
     want = base.hidden(idx, *model.slots())
-    cache, slots = read_slots(base, model.slots(), 2, 20)
+    cache, slots = read_slots(base, model.slots(), B, 20)
     first, found = 3, []
     for start, stop in [(0, first), *((t, t + 1) for t in range(first, 20))]:
         found.append(base.hidden(idx[:, start:stop], *slots, cache=cache))

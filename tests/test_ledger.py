@@ -129,11 +129,13 @@ def test_bytes_on_the_disk_are_those_of_the_files(shape, method, h, tmp_path):
     assert accounting.storage_bytes(config, method, 7, **h) == 7 * one + (base if METHODS[method].freezes_base else 0)
 
 
+@pytest.mark.parametrize("rows", [None, 1])
 @pytest.mark.parametrize("shape", quick(SHAPES, *QUICK))
 @pytest.mark.parametrize("method, h", [x for x in TYPICAL if "prefix_projection" not in x[1]])  # folded
 @torch.no_grad()
-def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h):
+def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h, rows):
     config, B, T, h, model = adapted(shape, method, h)
+    B = rows or B
     model.requires_grad_(False)
     idx = torch.randint(config.vocab_size, (B, T))
     with counter() as prefill:
@@ -145,7 +147,7 @@ def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h
     assert (said.cache_bytes, said.shared_bytes) == (cache.k.nbytes + cache.v.nbytes, sum(t.nbytes for t in shared))
     assert said.prefill_flops == prefill.get_total_flops()
     room, _ = read_slots(model.base, model.slots(), B, T + 1)
-    read = room.after(cache.k.size(3))
+    read = room.after(cache.k.size(3) - room.read)
     slots = slots._replace(prompt=None)
     with counter() as token:
         F.linear(model.base.hidden(idx[:, :1], *slots, cache=read)[:, -1], model.base.head)

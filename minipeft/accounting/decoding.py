@@ -24,8 +24,9 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
     """generate() after T = seq_len real tokens in each of B rows, in float32, a prefix's MLP folded.
 
         cache_bytes        4·2·L·B·n_kv·hs·S   keys and values of every row; S = P + T with a prompt
-        shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L),
-                                               or those of LLaMA-Adapter's n layers; a bias: 4·L·n_kv·P more
+        shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L; of a single
+                                               row they are in the cache, unless it has a bias), or
+                                               those of LLaMA-Adapter's n layers; a bias: 4·L·n_kv·P more
         token_flops        one more token of one row: 2·in·out of every linear, 4·nh·hs·(S + 1) of
                            attention in each layer (with a window at most 4·nh·hs·(P + window), P of a
                            prompt), the head's 2·V·C, and of the method
@@ -54,12 +55,16 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
     bare = _forward(_blocks(c, Cost(), 1, T + 1, 0))
     cost = d.cost(c, B * S)
     prefill = _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
-    prefix = []
+    prefix, copied = [], 0
     if once.prefix:
-        prefix = [Term("keys and values, once", 4 * 2 * once.prefix.rows * c.kv, once.prefix.layers)]
+        shared = once.prefix.rows
+        if not (once.prefix.own_softmax or once.prefix.bias):
+            shared = shared * minimum(1, B - 1)  # a single row has it in the cache
+            copied = once.prefix.rows - shared
+        prefix = [Term("keys and values, once", 4 * 2 * shared * c.kv, once.prefix.layers)]
         if once.prefix.bias:
             prefix.append(Term("bias of the keys, once", 4 * once.prefix.rows * c.n_kv, once.prefix.layers))
-    return {"cache_bytes": [Term("keys and values of every row", 4 * 2 * B * c.kv * S, c.n_layer)],
+    return {"cache_bytes": [Term("keys and values of every row", 4 * 2 * B * c.kv * (S + copied), c.n_layer)],
             "shared_bytes": prefix,
             "token_flops": [*token, Term("head", head)],
             "extra_token_flops": difference(token, bare),

@@ -1,8 +1,9 @@
 """Generation: one token at a time, with a cache of keys and values.
 
-A prefix never enters the cache. It stays beside it, once for all rows that share it, and attention
-merges the two (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take P·2·L·n_kv·hs
-elements, not B times as many.
+A prefix does not enter the cache of several rows. It stays beside it, once for all that share it, and
+attention merges the two (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take
+P·2·L·n_kv·hs elements, not B times as many. A single row shares it with nobody: there it is copied into
+the cache, and a token has one attention a layer, not two and their merging.
 """
 
 import math
@@ -101,7 +102,8 @@ def _weights(base: GPT) -> list[Tensor]:
 
 
 def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
-    """An empty cache for B rows of T tokens and the soft prompt; the slots, with a Prefix."""
+    """A cache for B rows of T tokens and the soft prompt, empty but for the prefix of a single row; the slots, with a
+    Prefix, or without."""
     (prompt, prefix, _), c = slots, base.config
     if isinstance(prefix, Tensor):
         prefix = Prefix.of(prefix)
@@ -112,9 +114,13 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
                     f"{c.block_size}")
     weight = base.wte.weight  # of a sharded base, whose new_zeros would be sharded too
     # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
-    shape = (2, c.n_layer, B, c.n_kv, prompt_length + T, c.head_size)
+    own = prefix.k.size(3) if prefix is not None and B == 1 and prefix.is_plain(c.n_layer) else 0
+    shape = (2, c.n_layer, B, c.n_kv, own + prompt_length + T, c.head_size)
     k, v = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-    return KVCache(k, v, virtual=prompt_length), slots._replace(prefix=prefix)
+    if own:
+        k[:, :, :, :own], v[:, :, :, :own], prefix = prefix.k.detach(), prefix.v.detach(), None
+    shift = prefix_length - own if own else 0
+    return KVCache(k, v, own, None, own + prompt_length, shift), slots._replace(prefix=prefix)
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
