@@ -105,7 +105,7 @@ class KVCache(NamedTuple):
 
     def layers(self, L: int) -> "list[KVCache]":
         """One KVCache per layer, without the first dimension."""
-        return [KVCache(k, v, self.read, self.length, self.virtual, self.shift) for k, v in zip(self.k, self.v, strict=True)]
+        return [self._replace(k=k, v=v) for k, v in zip(self.k, self.v, strict=True)]
 
     def after(self, T: int) -> "KVCache":
         """The same buffers, T positions later."""

@@ -187,8 +187,8 @@ def test_in_peft_virtual_tokens_slide_out_of_the_window(shape, method, tmp_path)
 
 
 @pytest.mark.parametrize("B", [1, 2])  # a single row has its prefix in the cache
-@pytest.mark.parametrize("method, h", [
-    ("prompt", {}), ("prefix", {}), ("prefix", {"positions": 20}), ("prefix", {"key_bias": True}), ("llama-adapter", {})])
+@pytest.mark.parametrize("method, h", [("prompt", {}), ("prefix", {}), ("prefix", {"positions": 20}),
+                                       ("prefix", {"key_bias": True}), ("llama-adapter", {})])
 @pytest.mark.parametrize("shape", ["mistral", "gemma3"])
 @torch.no_grad()
 def test_a_cache_sees_through_the_window_what_one_pass_sees(shape, method, h, B):
