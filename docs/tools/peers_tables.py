@@ -58,32 +58,15 @@ def losses(result: dict) -> str:
     return f"The first losses agree to {max(max(its) - min(its) for its in by.values()):.0e}."
 
 
-def profile() -> str:
-    """Where the steps of the nano shape go, and how much of PEFT's whole step our matmuls alone are."""
-    rows = read("profile-nano")["rows"]
-    cells = [
-        [
-            name(r["method"]), r["rival"],
-            *(f"{r[part]:.1f}" for part in ("products", "attention", "rest"))]
-        for r in rows
-    ]
-    shares = []
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        shares.append(
-            f"{ours['products'] / (theirs['products'] + theirs['attention'] + theirs['rest']):.2f}"
-        )
-    text = paragraph(
-        f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager step."
-    )
-    return "\n".join(
-        [
-            table(
-                ["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells,
-                left=2),
-            "",
-            text,
-        ]
-    )
+def profile(result_name: str, unit: str) -> str:
+    """Where the time of a step or token goes, and how much of PEFT's whole one our matmuls alone are."""
+    rows, parts = read(result_name)["rows"], ("products", "attention", "rest")
+    cells = [[name(r["method"]), r["rival"], *(f"{r[part]:,.1f}" for part in parts)] for r in rows]
+    shares = [f"{ours['products'] / sum(theirs[part] for part in parts):.2f}"
+              for ours, theirs in zip(rows[::2], rows[1::2], strict=True)]
+    text = paragraph(f"The matmuls of minipeft alone take {', '.join(shares)} of PEFT's whole eager {unit}.")
+    return "\n".join([table(["method", "run by", "matmuls ms", "fused attention ms", "the rest ms"], cells, left=2),
+                      "", text])
 
 
 def machine(card: dict) -> str:
@@ -117,8 +100,8 @@ def job() -> str:
             for result in results for r in result["rows"]]
     s, of = results[0]["settings"], ", ".join(f"`{r['settings']['job']}`" for r in (results[0], results[2]))
     note = (f"*{s['base']}, {of} (E2E), {s['epochs']} epochs, steps of {s['batch_size']}, P {s['num_virtual_tokens']},",
-            f"{s['dtype']}; {machine(results[0]['card'])}. The rows from the first compiled one on are of another day;",
-            "compare within a group.*")
+            f"{s['dtype']}; {machine(results[0]['card'])}; from the first compiled row's group on,",
+            "a slower CPU of that name.*")
     head = ["method", "run by", "steps", "train s", "× peft", "load s", "peak MB", "start", "loss"]
     return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
 
@@ -130,9 +113,15 @@ def products() -> str:
              ratio(r["onednn_ratio"]), ratio(r.get("reordered_ratio"))]
             for r in result["rows"] if r["K"] * r["N"] > 500_000]  # the largest kinds of weight
     head = ["dtype", "work", "rows", "weight", "torch ms", "oneDNN ×", "reordered ×"]
-    return f"*{machine(result['card'])}.*\n\n{table(head, rows, 2)}"
+    slower = read("matmul-slower")["rows"]
+    ratios = [r["onednn_ratio"] for r in slower if (r["dtype"], r["work"]) == ("float32", "training")]
+    note = paragraph("On a slower CPU of that name, oneDNN takes",
+                     f"{min(ratios):.2f} to {max(ratios):.2f} of torch's time in float32 training.")
+    return f"*{machine(result['card'])}.*\n\n{table(head, rows, 2)}\n\n{note}"
 
 
 BLOCKS = {
     **{f"peers-{name}": lambda name=name: steps(f"peers-{name}") for name in ("gpt2-float32", "gpt2-bfloat16", "nano")},
-    "profile-nano": profile, "generation": generation, "job": job, "products": products}
+    "profile-nano": lambda: profile("profile-nano", "step"), "profile-job": lambda: profile("profile-job", "step"),
+    "profile-generation": lambda: profile("profile-generation", "token"),
+    "generation": generation, "job": job, "products": products}
