@@ -77,7 +77,7 @@ class GPTConfig:
             positive(name, getattr(self, name))
         for name, choices in CHOICES.items():
             one_of(name, getattr(self, name), choices)
-        if self.head_dim is None and self.n_embd % self.n_head:
+        if self.head_dim is None and not self.heads_divide:
             raise Error(f"n_embd {self.n_embd} does not divide into n_head {self.n_head} heads of equal size")
         if self.n_head % self.n_kv:
             raise Error(f"n_head {self.n_head} does not divide into groups over n_kv_head {self.n_kv} key heads")
@@ -99,6 +99,11 @@ class GPTConfig:
     def head_size(self) -> int:
         """hs: channels of one head."""
         return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def heads_divide(self) -> bool:
+        """True where C divides into heads of equal size."""
+        return self.n_embd % self.n_head == 0
 
     @property
     def q(self) -> int:
@@ -133,6 +138,10 @@ class GPTConfig:
         if self.rope_local_base_freq is not None and self.window(i) is not None:
             return self.rope_local_base_freq, None
         return self.rope_theta, self.rope_scaling
+
+    def by_layer(self, every: int | None, nth, others) -> list:
+        """A value for every layer: `nth` for every so many-th, `others` for those between."""
+        return [nth if every and i % every == 0 else others for i in range(1, self.n_layer + 1)]
 
     def resolved(self) -> "GPTConfig":
         """The config in one form: two configs describe one model when these are equal."""

@@ -8,11 +8,11 @@ from html import unescape
 
 import pytest
 
-from docs.tools import explorer, forms
+from docs.tools import explorer, forms, open_shapes
 from minipeft import METHODS, Error, accounting
 from minipeft.accounting.shapes import PRESETS
 from minipeft.bench import params
-from minipeft.config import LLAMA, GPTConfig, RopeScaling, linears
+from minipeft.config import GPTConfig, RopeScaling, linears
 from minipeft.formulas.terms import Cost, Hyperparameter, Shapes, minimum
 from minipeft.methods import WHOLE
 from minipeft.methods.bottleneck_adapter import BottleneckAdapter
@@ -30,23 +30,31 @@ def script(name: str) -> str:
 
 
 def some_shape(draw: random.Random) -> GPTConfig:
-    """A published shape, or any mixture of what a base may be made of; sizes from small to larger than any model's."""
+    """A published shape, or one of any family; sizes from small to larger than any model's."""
     if draw.random() < 0.15:
-        return draw.choice([c for c in PRESETS.values() if forms.is_on_page(c)])
-    heads = draw.randint(1, 64)
-    like = draw.choice([{}, LLAMA, LLAMA | {"bias": "qkv"}])  # kinds that mixtures seldom are
+        return draw.choice(list(PRESETS.values()))
+    heads, family = draw.randint(1, 64), draw.choice(list(open_shapes.ON_PAGE))
+    head_size, by_layer = 2 * draw.randint(1, 128), open_shapes.ON_PAGE[family][1]
+    sizes = {"n_embd": heads * head_size}
+    if family in open_shapes.OWN_HEAD_SIZE:
+        channels = draw.choice([heads * head_size, draw.randint(1, 3000), heads * draw.randint(1, 100)])
+        sizes = {"n_embd": channels, "head_dim": head_size}
+    layers = {"sliding_window": draw.randint(1, 8192), "sliding_window_pattern": draw.randint(2, 12),
+              "rope_local_base_freq": draw.choice([10000.0, 1e6]), "no_rope_layer_interval": draw.randint(2, 12)}
     return GPTConfig(
         vocab_size=draw.randint(1, 300_000),
         block_size=draw.randint(1, 200_000),
         n_layer=draw.randint(1, 10),
         n_head=heads,
-        n_embd=heads * 2 * draw.randint(1, 128),
         n_kv_head=draw.choice([None, *(n for n in range(1, heads + 1) if heads % n == 0)]),
         n_inner=draw.choice([None, draw.randint(1, 50_000)]),
         rope_theta=draw.choice([10000.0, 1e6]),
         rope_scaling=draw.choice([None, RopeScaling(8.0, 1.0, 4.0, 16)]),
         layer_norm_epsilon=draw.choice([1e-5, 1e-6, 0.001]),
-        **{name: like.get(name, draw.choice(choices)) for name, choices in forms.ON_PAGE.items()},
+        tied=draw.random() < 0.5,
+        **sizes,
+        **open_shapes.choices_of(family),
+        **{name: value for name, value in layers.items() if name in by_layer},
     )
 
 

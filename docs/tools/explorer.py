@@ -20,26 +20,31 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.tools import drawing, forms
+from docs.tools import drawing, forms, open_shapes
 from minipeft import METHODS, Error
 from minipeft.accounting.shapes import PRESETS
 from minipeft.accounting.table import OF_WHOLE, SHORT
 from minipeft.config import GPTConfig
 from minipeft.files.atomic import write_text
-from minipeft.files.families import told
 from minipeft.formulas.symbols import GLOSSARY, QUANTITIES
 from minipeft.runtime import console
 
 PAGE = ROOT / "docs" / "explorer.html"
 PICTURE = ROOT / "docs" / "explorer.png"
-FIELDS = {"n_layer": "L", "n_head": "nh", "head_size": "hs", "n_kv_head": "nkv", "n_inner": "M",
-          "vocab_size": "V", "block_size": "N"}  # of the page's shape: their symbols
+FIELDS = {"n_layer": "L", "n_embd": "C", "n_head": "nh", "head_size": "hs", "n_kv_head": "nkv", "n_inner": "M",
+          "vocab_size": "V", "block_size": "N", "sliding_window": "W", "every": "every"}  # their symbols
+AS_TOLD = ("tied", "n_layer", "n_head", "head_size", "n_kv_head", "n_inner", "vocab_size", "block_size",
+           "sliding_window", "layer_norm_epsilon", "rope_theta", "rope_local_base_freq")
 PLACE = re.compile(r"(/\* data \*/\n).*?(/\* end of data \*/)", re.DOTALL)
 
 
 def preset(c: GPTConfig) -> dict:
     """A shape as JSON: floats as Python writes them, because the page counts the bytes of config.json."""
-    flat = told(c) | {"head_size": c.head_size, "rope_scaling": c.rope_scaling is not None}
+    family = open_shapes.family(c)
+    flat = {"family": family, **{name: getattr(c, name) for name in AS_TOLD}}
+    flat |= {"n_embd": c.n_embd if family in open_shapes.OWN_HEAD_SIZE else None,
+             "every": c.sliding_window_pattern or c.no_rope_layer_interval,
+             "rope_scaling": c.rope_scaling is not None}
     if c.rope_scaling:
         flat |= {f"rope_scaling_{name}": value for name, value in c.rope_scaling._asdict().items()}
     return {name: f"float:{value!r}" if isinstance(value, float) else value for name, value in flat.items()}
@@ -51,10 +56,11 @@ def data() -> dict:
     emitted = {method: forms.method(pool, method) for method in METHODS}
     base, shape = forms.base(pool), forms.shape(pool)
     return {
-        "PRESETS": {name: preset(c) for name, c in PRESETS.items() if forms.is_on_page(c)},
-        "CHOICES": forms.ON_PAGE, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base, "METHODS": emitted, "SHORT": SHORT,
-        "OF_WHOLE": OF_WHOLE, "GLOSSARY": GLOSSARY | QUANTITIES, "COLOURS": drawing.COLOURS, "TREES": pool.trees,
-        "FORMULAS": pool.formulas}
+        "PRESETS": {name: preset(c) for name, c in PRESETS.items()},
+        "FAMILIES": {family: open_shapes.choices_of(family) for family in open_shapes.ON_PAGE},
+        "CHOICES": open_shapes.CHOSEN, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base,
+        "METHODS": emitted, "SHORT": SHORT, "OF_WHOLE": OF_WHOLE, "GLOSSARY": GLOSSARY | QUANTITIES, "COLOURS": drawing.COLOURS,
+        "TREES": pool.trees, "FORMULAS": pool.formulas}
 
 
 def filled(page: str) -> str:

@@ -7,7 +7,6 @@ stand once in a Pool and are named by their places in it.
 """
 
 import json
-import math
 import typing
 from collections.abc import Callable
 from functools import cache
@@ -15,70 +14,17 @@ from typing import Any, NamedTuple
 
 import sympy
 
+from docs.tools.open_shapes import CHOSEN, Choose, EachLayer, OpenShape, Polynomial, polynomial, runs
 from minipeft import METHODS, Error, GPTConfig
 from minipeft.accounting.parameters import Declared
 from minipeft.accounting.storage import files
 from minipeft.accounting.table import PARTS, Work, terms
-from minipeft.config import BY_LAYER, CHOICES, RopeScaling, linears
+from minipeft.config import linears
 from minipeft.files.peft import linears_named
 from minipeft.formulas import symbols
 from minipeft.formulas.terms import Term
 from minipeft.methods import WHOLE
 from minipeft.methods.base import Method
-
-Choose = Callable[[str, tuple], Any]  # choose(name, options) -> one of them
-
-
-class Polynomial:
-    """A sum of products of symbols, which sympy takes for an expression; sympy's own arithmetic is far slower."""
-
-    __slots__ = ("products",)
-
-    def __init__(self, products: dict[tuple[str, ...], int]):
-        self.products = products  # {names of the symbols, in order: their number}, none of 0
-
-    def __add__(self, other):
-        if not isinstance(other, (int, Polynomial)):
-            return self._sympy_() + other
-        found = dict(self.products)
-        for names, times in polynomial(other).products.items():
-            found[names] = found.get(names, 0) + times
-            if not found[names]:
-                del found[names]
-        return Polynomial(found)
-
-    def __mul__(self, other):
-        if isinstance(other, int):
-            return Polynomial({names: times * other for names, times in self.products.items()} if other else {})
-        if not isinstance(other, Polynomial):
-            return self._sympy_() * other
-        return sum(Polynomial({tuple(sorted(a + b)): times * often for a, times in self.products.items()})
-                   for b, often in other.products.items())
-
-    __radd__, __rmul__ = __add__, __mul__
-
-    def __sub__(self, other):
-        return self + -1 * other
-
-    def __rsub__(self, other):
-        return -1 * self + other
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, (int, Polynomial)) and self.products == polynomial(other).products
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self.products.items()))
-
-    def _sympy_(self):
-        return sum((times * math.prod(map(symbols.symbol, names)) for names, times in self.products.items()),
-                   sympy.Integer(0))
-
-
-def polynomial(x: "int | str | Polynomial") -> Polynomial:
-    """A number or a symbol as a Polynomial."""
-    if isinstance(x, Polynomial):
-        return x
-    return Polynomial({(x,): 1} if isinstance(x, str) else {(): int(x)} if x else {})
 
 
 class Formula(NamedTuple):
@@ -120,74 +66,11 @@ class Pool:
 @cache
 def written(expression) -> Formula:
     """The formula as a product where it is one."""
-    least = sympy.Function("min")
+    least, floor = map(sympy.Function, ("min", "floor"))
     e = sympy.sympify(expression).replace(least, lambda a, b: a if (b - a).is_nonnegative else least(a, b))
+    e = e.replace(floor, lambda a, b: 0 if a in (0, 1) else floor(a, b))  # an interval of layers is 2 or more
     e = sympy.factor(e)
     return Formula(symbols.text(e), symbols.javascript(e))
-
-
-SIZES = {name: polynomial(symbol) for name, symbol in symbols.SYMBOLS.items()
-         if hasattr(GPTConfig, name) and name != "n_kv"}
-
-
-# The page's shapes are those of GPT-2, Llama and Qwen2; the choices that only other families have are left out.
-LEFT_OUT = ("sandwich_norm", "qk_norm", "scale_embeddings", "rms1p", "geglu")
-ON_PAGE = {name: tuple(x for x in options if x not in LEFT_OUT)
-           for name, options in CHOICES.items() if name not in LEFT_OUT}
-
-
-def is_on_page(c: GPTConfig) -> bool:
-    """True for a shape that the page can show."""
-    chosen = all(getattr(c, name) in ON_PAGE.get(name, options[:1]) for name, options in CHOICES.items())
-    return chosen and c.q == c.n_embd and all(getattr(c, name) is None for name in BY_LAYER)
-
-
-class OpenShape(symbols.SymbolicShape):
-    """A shape of symbols whose choices are asked for when they are read."""
-
-    def __init__(self, choose: Choose, resolved: bool = False):
-        self._choose, self._resolved = choose, resolved
-        self.__dict__.update(SIZES, q=SIZES["n_embd"])
-
-    def __getattr__(self, name: str) -> Any:
-        if name in CHOICES:
-            return self._choose(name, ON_PAGE[name]) if name in ON_PAGE else CHOICES[name][0]
-        if name in (*BY_LAYER, "head_dim"):
-            return None
-        if name == "n_kv":  # where keys have as many heads as queries, that is known
-            return polynomial("nkv" if self._choose("grouped", (False, True)) else "nh")
-        if name == "rope_scaling":
-            given = self._choose(name, (False, True))
-            return RopeScaling(*(symbols.symbol(f"{name}_{x}") for x in RopeScaling._fields)) if given else None
-        if self._resolved and name in ("n_kv_head", "n_inner"):
-            return polynomial({"n_kv_head": "nkv", "n_inner": "M"}[name])
-        if name in GPTConfig.__dataclass_fields__:  # of a config file alone
-            return symbols.symbol(name)
-        raise AttributeError(name)
-
-    def resolved(self) -> "OpenShape":
-        """As GPTConfig.resolved."""
-        return OpenShape(self._choose, resolved=True)
-
-
-def runs(function: Callable[[Choose], Any]) -> list[tuple[dict, Any]]:
-    """[(choices that it read, its result or the Error it raised)] for all that `function` can choose."""
-    found, pending = [], [{}]
-    while pending:
-        taken = pending.pop()
-
-        def choose(name: str, options: tuple, taken=taken):
-            if name not in taken:
-                pending.extend({**taken, name: other} for other in options[:0:-1])
-                taken[name] = options[0]
-            return taken[name]
-
-        try:
-            result = function(choose)
-        except Error as e:
-            result = e
-        found.append((taken, result))
-    return found
 
 
 def decisions(found: list[tuple[dict, Any]], names: list[str]) -> Any:
@@ -232,7 +115,7 @@ Keyed = dict[tuple, Any]  # what stands in a list -> how many times (0: not at a
 def emitted(pool: Pool, function: Callable[[Choose], dict[str, Keyed]]) -> dict[str, list]:
     """{list: [[*key, tree of times]]} of the lists that `function` returns; Errors are left out."""
     found = runs(function)
-    names = list(dict.fromkeys([*CHOICES, *(name for taken, _ in found for name in taken)]))
+    names = list(dict.fromkeys([*CHOSEN, *(name for taken, _ in found for name in taken)]))
     results = [result for _, result in found if not isinstance(result, Error)]
     tree, lists = decisions(found, names), {}
     for name in in_order([list(result) for result in results]):
@@ -326,7 +209,7 @@ def shape(pool: Pool) -> dict[str, int]:
     c = OpenShape(lambda name, options: options[-1])
     nh, hs, C = map(polynomial, ("nh", "hs", "C"))
     unset = type("Unset", (), {"n_embd": C, "n_head": nh, "n_inner": None, "n_kv_head": None})
-    return {"C": pool.formula(nh * hs), "nkv": pool.formula(GPTConfig.n_kv.fget(unset)),
+    return {"C": pool.formula(nh * hs), "q": pool.formula(nh * hs), "nkv": pool.formula(GPTConfig.n_kv.fget(unset)),
             "M": pool.formula(GPTConfig.inner.fget(unset)), "kv": pool.formula(GPTConfig.kv.fget(c))}
 
 
@@ -350,9 +233,12 @@ def stored_files(pool: Pool, of: type[Method]) -> dict[str, list]:
 
 
 def template(pool: Pool, value):
-    """A value of a config as JSON; {"is": formula} for a size, {"field": name} for another field of the shape."""
+    """A value of a config as JSON; {"is": formula} for a size, {"field": name} for another field of the shape,
+    {"layers": [others, nth], "every": formula} for a list by layer."""
     if isinstance(value, (Polynomial, sympy.Basic)):
         return {"field": value.name} if isinstance(value, sympy.Symbol) else {"is": pool.formula(value)}
+    if isinstance(value, EachLayer):
+        return {"layers": [value.others, value.nth], "every": pool.formula(value.every)}
     if isinstance(value, float):
         return f"float:{value!r}"
     if isinstance(value, dict):

@@ -108,8 +108,9 @@ def before_blocks(c: GPTConfig, cost: Cost, checkpointing: bool) -> list[Saved]:
     made = [] if prefix is None else prefix_norms(c, prefix)
     found += [tensor._replace(times=prefix.layers) for tensor in made]
     if prefix is not None and prefix.source == "states":
-        for name in rotary_blocks(c, gradient_flow(c, cost, True)):
-            found.append(Saved(f"{name} of the prefix", 2 * prefix.rows * c.head_size, 4))
+        for name, rotated in rotary_blocks(c, gradient_flow(c, cost, True)).items():
+            layers = sum(block.times for block in rotated)
+            found.append(Saved(f"{name} of the prefix", 2 * prefix.rows * c.head_size, 4, minimum(1, layers)))
     if prefix is not None and prefix.own_softmax and not checkpointing:
         found.append(Saved("keys and values of the prompts", prefix.layers * 2 * prefix.rows * c.kv))
     return found

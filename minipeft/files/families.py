@@ -50,7 +50,7 @@ def _can_say(kind: str, c: GPTConfig) -> bool:
     """True where a config.json of this model_type has a field for all that differs."""
     if kind == "gpt2" and c.n_kv != c.n_head:
         return False
-    if c.head_dim is not None and (kind in _NO_HEAD_DIM or (kind in _DIVIDING and c.n_embd % c.n_head)):
+    if c.head_dim is not None and (kind in _NO_HEAD_DIM or (kind in _DIVIDING and not c.heads_divide)):
         return False
     scaled = c.rope_scaling is not None and c.sliding_window is not None and c.rope_local_base_freq is None
     return not (scaled and kind == "gemma3_text")  # transformers scales only its layers without a window
@@ -155,11 +155,11 @@ def _by_layer_to_json(c: GPTConfig, kind: str) -> dict:
     if kind == "mistral":
         config["sliding_window"] = c.sliding_window
     if kind == "smollm3":
-        config["no_rope_layers"] = [int(c.rope(i) is not None) for i in range(c.n_layer)]
+        config["no_rope_layers"] = c.by_layer(c.no_rope_layer_interval, 0, 1)
         config["no_rope_layer_interval"] = c.no_rope_layer_interval
     if kind == "gemma3_text":
-        windows = map(c.window, range(c.n_layer))
-        kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        others = "full_attention" if c.sliding_window is None else "sliding_attention"
+        kinds = c.by_layer(c.sliding_window_pattern, "full_attention", others)
         config |= {"query_pre_attn_scalar": c.head_size, "layer_types": kinds,
                    "sliding_window": c.sliding_window or _IF_ABSENT[kind]["sliding_window"],
                    "rope_local_base_freq": c.resolved().rope_local_base_freq or c.rope_theta}

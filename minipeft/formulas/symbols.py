@@ -15,7 +15,8 @@ GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "K": "prompts per layer", "r": "rank", "V": "vocabulary", "N": "positions", "buckets": "relative distances",
     "C": "channels", "nh": "heads", "nkv": "key-value heads", "hs": "head size",
     "q": "channels of the queries", "kv": "channels of the keys, and of the values", "M": "width of the MLP",
-    "m": "width of the method's layer",
+    "m": "width of the method's layer", "W": "real tokens that a window shows",
+    "every": "interval of layers without window, or rotation",
 }
 QUANTITIES = {  # that formulas are made of
     "base": "parameters of the base", "trained": "parameters trained", "stored": "elements stored for a task",

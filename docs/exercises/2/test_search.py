@@ -33,7 +33,7 @@ def test_the_loss_decides(answer):
     want[2], trusted[2] = second, first
     expect("the prompt", found, want, {
         "the estimate was trusted: try all k by `loss` and take the smallest": trusted,
-        "nothing was replaced, though the second proposal has half the loss": tokens,
+        "nothing was replaced, though the second proposal has half the loss (did promising() name it?)": tokens,
     })
 
 

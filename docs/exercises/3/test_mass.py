@@ -29,22 +29,25 @@ def by_sigmoid(prefix, first=None, mask=True, through_prefix=True, norm=True):
     return torch.stack(found)
 
 
-def test_mass_of_the_words_reverse(answer):
-    prefix = prefix_of_words()
+def check_mass(name, got, prefix):
     right = by_sigmoid(prefix)
-    got = answer.mass(nano(), IDX, prefix)
     check(getattr(got, "shape", ()) != (4, 1, 4, 16), "λ has a dimension for the batch, whose only row is wanted: [0]")
-    expect("λ", got, right, {
+    expect(name, got, right, {
         "the text starts at position 0: behind a prefix it starts at P": by_sigmoid(prefix, first=0),
         "queries see the text behind them: the causal mask is missing": by_sigmoid(prefix, mask=False),
         "the blocks ran without the prefix: from layer 1 on x must be what the prefix made of it":
             by_sigmoid(prefix, through_prefix=False),
         "ln_1 is missing: queries and keys are made of the normalised x": by_sigmoid(prefix, norm=False),
-        "this is the mean weight of a virtual token: add up all P": right / 9,
+        "this is the mean weight of a virtual token: add up all P": right / prefix.size(4),
         "this is the text's share, 1 - λ": 1 - right,
     }, atol=1e-6)
 
 
+def test_mass_of_the_words_reverse(answer):
+    prefix = prefix_of_words()
+    check_mass("λ", answer.mass(nano(), IDX, prefix), prefix)
+
+
 def test_a_random_prefix_of_one_token(answer):
-    got = answer.mass(nano(), IDX, random(4, 2, 1, 4, 1, 32))
-    expect("λ of one random virtual token", got, by_sigmoid(random(4, 2, 1, 4, 1, 32)), atol=1e-6)
+    prefix = random(4, 2, 1, 4, 1, 32)
+    check_mass("λ of one random virtual token", answer.mass(nano(), IDX, prefix), prefix)
