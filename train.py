@@ -27,8 +27,8 @@ from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
 from minipeft.methods import train_something, train_the_base
-from minipeft.quantised import KINDS
-from minipeft.quantised_base import BASE_DTYPES
+from minipeft.parts.quantised import KINDS
+from minipeft.parts.quantised_base import BASE_DTYPES
 from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed, utf8_text
 from minipeft.runtime.devices import HELP, default_device, device
 from minipeft.runtime.processes import is_main_process, join_processes, leave_processes, world_size

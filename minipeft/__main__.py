@@ -32,7 +32,7 @@ from .inference.task_bank import TaskBank, why_not
 from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
-from .quantised_base import BASE_DTYPES, dtype_named
+from .parts.quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 from .slots import Prefix

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from . import accounting, quantised_base
+from . import accounting
 from .attach import Adapted
 from .checks import Error, check_base, shown
 from .files.atomic import file_exists
@@ -16,6 +16,7 @@ from .methods.base import Method
 from .methods.combined import Combined
 from .methods.full import Full
 from .model import GPT
+from .parts import quantised_base
 
 
 def fingerprint(base: GPT) -> str:

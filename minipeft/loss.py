@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from .checks import Error, described
+from .fused import accumulate
 from .runtime.matmul import product
 
 ROWS = 128  # positions whose distributions over the vocabulary are in memory at once, in distillation
@@ -40,10 +41,14 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         raise Error(f"targets {described(targets)} must be ({len(x)},) int64, one for each position")
     if not torch.compiler.is_compiling() and any(unpack_dual(y).tangent is not None for y in (x, weight)):
         raise _refused()
-    device = x.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    loss, _, _ = _head_loss(x, weight, targets, low, x.requires_grad)
+    loss, _, _ = _head_loss(x, weight, targets, matmul_dtype(weight), x.requires_grad)
     return loss
+
+
+def matmul_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of the head's matmuls: autocast's where that is on, else the weight's."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def distillation_loss(x: Tensor, teacher: Tensor, weight: Tensor, chosen: Tensor,
@@ -63,11 +68,10 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, teacher, weight, chosen, top_k):
         n, found, dx = int(chosen.sum()), [], torch.zeros_like(x)
-        device = x.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        with torch.autocast(device, enabled=False):
+        low = matmul_dtype(weight)
+        with torch.autocast(x.device.type, enabled=False):
             for rows in chosen.nonzero()[:, 0].split(ROWS):
-                log_p, log_q = (accumulated(product(y[rows].to(low), weight.to(low))).log_softmax(-1)
+                log_p, log_q = (accumulate(product(y[rows].to(low), weight.to(low))).log_softmax(-1)
                                 for y in (teacher, x))
                 difference = log_q.exp()
                 if top_k is None:
@@ -88,11 +92,6 @@ class _Distillation(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise _refused()
         return ctx.saved_tensors[0] * upstream, None, None, None, None
-
-
-def accumulated(x: Tensor) -> Tensor:
-    """x in float32 or above."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.library.custom_op("minipeft::head_loss", mutates_args=())

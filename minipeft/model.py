@@ -29,8 +29,8 @@ from .checks import Error, check_slots
 from .config import GPTConfig, hookable_modules
 from .files import huggingface
 from .fused import Window
-from .parts import Rope, gelu, layer_tables, norm, rotate
-from .quantised_base import open_folder
+from .parts.block import Rope, gelu, layer_tables, norm, rotate
+from .parts.quantised_base import open_folder
 from .runtime.compiling import can_compile, compiled
 from .runtime.matmul import Linear, product
 from .slots import KVCache, Prefix, SoftTokens

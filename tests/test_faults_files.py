@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from minipeft import Error, adapters, quantised_base
+from minipeft import Error, adapters
 from minipeft.files import huggingface, peft, torch_format
 from minipeft.files import tensors as stored_tensors
+from minipeft.parts import quantised_base
 from minipeft.runtime.console import run
 from tests.faults import files, pickles
 from tests.faults.originals import KINDS, Held, Readers, build

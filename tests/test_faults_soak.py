@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minipeft import GPT, METHODS, Error, GPTConfig
-from minipeft.quantised_base import quantise_base
+from minipeft.parts.quantised_base import quantise_base
 from minipeft.runtime import console
 from tests.faults import soak
 

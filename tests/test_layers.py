@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # modules and folders of minipeft/, each importing only from those before it
-    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "parts", "quantised",
-    "quantised_base", "model", "loss", "ladder", "methods", "attach", "accounting", "adapters", "data", "inference",
+    "checks", "config", "runtime", "files", "formulas", "fused", "attention", "slots", "parts", "model", "loss",
+    "ladder", "methods", "attach", "accounting", "adapters", "data", "inference",
     "documents", "training", "bench", "__init__", "__main__",
 ]
 

@@ -92,7 +92,7 @@ def test_a_prefix_is_transformers_past_key_values(tmp_path):
 
 def test_rotary_equals_transformers_llama_rotation():
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    from minipeft.parts import rotary_tables, rotate
+    from minipeft.parts.block import rotary_tables, rotate
 
     q, k = torch.randn(2, 4, 9, 16), torch.randn(2, 4, 9, 16)
     rope = rotary_tables(torch.arange(3, 12), 16, 10000.0, torch.float32)

@@ -14,11 +14,11 @@ from torch import nn
 
 import minipeft.model
 from minipeft import GPT, METHODS, Error, GPTConfig, TaskBank, accounting, adapt, fingerprint, generate, load_adapter
-from minipeft import quantised as q
 from minipeft.accounting.base_weights import base_weight_bytes, matrix_bytes
 from minipeft.config import LLAMA, linears
 from minipeft.files.tensors import digest
-from minipeft.quantised_base import quantise_base
+from minipeft.parts import quantised as q
+from minipeft.parts.quantised_base import quantise_base
 from minipeft.runtime.profiling import saved_bytes
 
 ROOT = Path(__file__).parents[1]

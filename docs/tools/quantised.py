@@ -31,7 +31,7 @@ from minipeft.data.files import read_examples
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import tokenizer_for
 from minipeft.files.atomic import write_json
-from minipeft.quantised_base import dtype_named
+from minipeft.parts.quantised_base import dtype_named
 from minipeft.runtime.profiling import card
 
 LIKE, DTYPES = "bfloat16", ("bfloat16", "int8", "nf4")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The core, in the order in which to read it, then what serves it; what is not named follows by name.
-ORDER = ["config", "attention", "fused", "slots", "parts", "quantised", "quantised_base", "model", "loss", "ladder"]
+ORDER = ["config", "attention", "fused", "slots", "parts", "block", "quantised", "model", "loss", "ladder"]
 ORDER += ["methods", "attach", "checks", "adapters", "accounting", "files", "data", "inference", "documents"]
 ORDER += ["training", "runtime", "bench"]
 WIDTH = 120

@@ -3,7 +3,7 @@
 from ..checks import one_of
 from ..config import GPTConfig, linears
 from ..formulas.terms import Size, Term, round_up, total
-from ..quantised import BLOCK, KINDS, SCALES
+from ..parts.quantised import BLOCK, KINDS, SCALES
 from .parameters import base_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}  # of a parameter that is in no quantised matrix

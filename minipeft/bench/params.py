@@ -28,7 +28,7 @@ from ..files.huggingface import read_base_config
 from ..formulas import symbols
 from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
-from ..quantised import KINDS
+from ..parts.quantised import KINDS
 from ..runtime.console import Parser, local_path
 from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
 from . import flags

@@ -25,8 +25,8 @@ from ..config import GPTConfig, linears
 from ..files.huggingface import base_tensors, write_base
 from ..methods import METHODS
 from ..model import GPT
-from ..quantised import KINDS
-from ..quantised_base import BASE_DTYPES, dtype_named
+from ..parts.quantised import KINDS
+from ..parts.quantised_base import BASE_DTYPES, dtype_named
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
 from ..runtime.memory import resident_peak

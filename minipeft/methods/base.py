@@ -10,7 +10,7 @@ from ..checks import Error, described, shown
 from ..files import peft
 from ..formulas.declaration import Declaration
 from ..model import GPT
-from ..quantised_base import fingerprint
+from ..parts.quantised_base import fingerprint
 from ..slots import Slots
 
 LENGTH = 8  # virtual tokens, where nothing says how many

@@ -12,7 +12,7 @@ from ..checks import Error
 from ..files import peft
 from ..files.atomic import check_destination
 from ..model import GPT
-from ..quantised_base import fingerprint
+from ..parts.quantised_base import fingerprint
 from ..slots import Slots
 from .base import Method
 

@@ -15,8 +15,8 @@ from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
 from ..methods import train_the_base
 from ..model import GPT
-from ..quantised import KINDS
-from ..quantised_base import dtype_named, quantise_base
+from ..parts.quantised import KINDS
+from ..parts.quantised_base import dtype_named, quantise_base
 from ..runtime.console import line_breaks
 from .flags import LADDER, given
 

@@ -26,8 +26,8 @@ from minipeft.files import families
 from minipeft.files.tensors import digest
 from minipeft.methods import METHODS
 from minipeft.model import GPT
-from minipeft.quantised import KINDS as KINDS_OF_BASE
-from minipeft.quantised_base import quantise_base
+from minipeft.parts.quantised import KINDS as KINDS_OF_BASE
+from minipeft.parts.quantised_base import quantise_base
 from minipeft.training.checkpoints import collect, restore
 from minipeft.training.run_folder import RunFolder
 

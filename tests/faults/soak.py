@@ -60,7 +60,7 @@ from minipeft.inference.task_bank import TaskBank
 from minipeft.methods import METHODS
 from minipeft.methods.base import Method
 from minipeft.model import GPT
-from minipeft.quantised_base import BASE_DTYPES, dtype_named
+from minipeft.parts.quantised_base import BASE_DTYPES, dtype_named
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
 from minipeft.training.loop import train

@@ -22,7 +22,7 @@ from minipeft.checks import Error
 from minipeft.data.batches import draw
 from minipeft.data.tasks import find_task
 from minipeft.files.atomic import write_json, write_text
-from minipeft.quantised_base import BASE_DTYPES
+from minipeft.parts.quantised_base import BASE_DTYPES
 from minipeft.runtime.console import Parser, seed
 from minipeft.runtime.profiling import card
 from minipeft.training.run_folder import LEFTOVER, RunFolder

@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import GPTConfig, RopeScaling
-from .fused import accumulate
+from ..config import GPTConfig, RopeScaling
+from ..fused import accumulate
 
 Rope = tuple[Tensor, Tensor] | None  # a layer's cosines and sines; None: it has no rotation
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import Error
-from .runtime.matmul import product
+from ..checks import Error
+from ..runtime.matmul import product
 
 KINDS = ("int8", "nf4")
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one of their own

@@ -6,10 +6,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checks import one_of
-from .config import linears
-from .files import huggingface
-from .files.tensors import Lazily
+from ..checks import one_of
+from ..config import linears
+from ..files import huggingface
+from ..files.tensors import Lazily
 from .quantised import KINDS, QuantisedLinear, quantise
 
 Model = TypeVar("Model", bound=nn.Module)
