@@ -20,13 +20,14 @@ from tqdm import tqdm
 from ...accounting import base_parameters
 from ...accounting.shapes import EMBEDDED, PRESETS
 from ...checks import Error
+from ...methods import METHODS
 from ...runtime.console import progress
 from ...runtime.profiling import card
 from .cell import run
 from .lines import Cell, Lines, read
 from .studies import PROMPT_RUNG, Pairs, sweep, swept_at
 
-TEXT_LENGTHS = {"e2e": 80, "topics": 45, "amounts": 50}  # of an example, roughly; others have 20
+TEXT_LENGTHS = {"e2e": 80, "topics": 22, "amounts": 45}  # of an example, roughly; others have 20
 BEYOND = 4  # learning rates that a sweep adds at most at one side
 
 
@@ -235,5 +236,6 @@ def seconds(cell: Cell) -> float:
     """Rough time of a cell on one CPU core, for the order and the progress bar only."""
     config, virtual = (EMBEDDED | PRESETS)[cell.base], cell.size.get("num_virtual_tokens", 0)
     tokens = TEXT_LENGTHS.get(cell.task, 20) + virtual * (cell.method == PROMPT_RUNG["rung"])
-    flops = 6 * cell.batch_size * tokens * base_parameters(config)
+    passes = 4 if METHODS[cell.method].freezes_base else 6  # FLOPs of a parameter and token
+    flops = passes * cell.batch_size * tokens * base_parameters(config)
     return (cell.steps if cell.lr else 100) * (0.004 * config.n_layer + flops / 7e10)
