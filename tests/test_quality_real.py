@@ -101,7 +101,7 @@ def test_prompt_and_prefix_start_as_the_wording_and_the_others_as_the_base(folde
     tokenizer = tokenizer_for(300, folders["smollm2"])
     its = batches(dev[0], tokenizer, Template("{input}<|im_end|>\n<|im_start|>assistant\n"))
     bare = evaluate(base, its)[0]
-    tokens = torch.tensor(tokenizer.encode(real.TASKS["e2e"].wording))[:46]  # which are more here than of SmolLM2's
+    tokens = torch.tensor(tokenizer.encode(real.WORDING))[:46]  # which are more here than of SmolLM2's
     worded = evaluate(adapt(base, "hard-prompt", tokens=tokens), its)[0]
     assert abs(bare - worded) > 1e-3
     assert losses == pytest.approx({"prompt": worded, "prefix": worded, "lora": bare, "full": bare}, abs=1e-5)

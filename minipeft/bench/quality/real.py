@@ -55,13 +55,15 @@ class RealTask(NamedTuple):
     steps: int
 
 
+# This wording shows an example; of the five that docs/tools/e2e.py tries it has the lowest loss on the
+# validation set (e2e-smollm2.json).
+WORDING = (
+    "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]"
+    "<|im_end|>\n<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside."
+    "<|im_end|>\n<|im_start|>user\n"
+)
 TASKS = {
-    # This wording shows an example; of the five that docs/tools/e2e.py tries it has the lowest loss on
-    # the validation set (e2e-smollm2.json).
-    "e2e": RealTask(
-        "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]"
-        "<|im_end|>\n<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside."
-        "<|im_end|>\n<|im_start|>user\n", 46, 75),
+    "e2e": RealTask(WORDING, 46, 75),
     "topics": RealTask(
         "<|im_start|>system\nSay what the message is about: delivery, refund, payment, account, hours, "
         "booking, complaint or praise.<|im_end|>\n<|im_start|>user\n", 31, 100),
