@@ -19,6 +19,8 @@ def what_to_use() -> str:
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
         points.append("**With 10 examples of a known skill**, prompt, prefix, LoRA and full fine-tuning score "
                       f"{', '.join(scores[:3])} and {scores[3]}.")
+    if f.is_complete("forgetting"):
+        points.append(forgotten(f))
     return points_list(*points, limits(f))
 
 
@@ -62,6 +64,14 @@ def on_real_tasks(f: Facts) -> str:
             f"{scores['topics']} on a classification, {scores['amounts']} on rewriting dates and amounts. Loss on "
             f"other English, {bare:.2f} for the base, is {loss['prefix']} with the prefix on, {loss['lora']} with "
             "LoRA; switched off, both leave the base as it was.")
+
+
+def forgotten(f: Facts) -> str:
+    kept = [f.mean(f"forgetting/{row}/parity", "remembered") for row in ROWS]
+    before = f.points["forgetting/prefix/parity"].mean("known before")[0]
+    return (f"**What is forgotten while it is on**: tuned on `parity`, the base answers the skills that it knew, told, with "
+            f"{', '.join(kept[:3])} and {kept[3]} exact match by prompt, prefix, LoRA and full fine-tuning, where it had "
+            f"{before:.2f}. Switched off, all but full fine-tuning leave it as it was.")
 
 
 def limits(f: Facts) -> str:

@@ -186,7 +186,7 @@ class Facts:
         first = next((a for a in self._below(start) if self.score(a) >= GOOD), None)
         if first is None:
             return f"reaches {GOOD} with none of the lengths (at best {self.mean(self.best(start))})"
-        return f"needs {first.rpartition('/')[2]} for {GOOD} or more ({self.mean(first)})"
+        return f"needs {first.rpartition('/')[2]} virtual tokens for {GOOD} or more ({self.mean(first)})"
 
     def beyond(self, differences: dict[str, Interval], above: str, below: str) -> str:
         """Where differences are beyond chance: "narrower with 100 and 300, wider nowhere"."""
