@@ -17,7 +17,7 @@ from forked import context
 from minipeft import GPT, METHODS, Error, accounting, adapt
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench import measure
-from minipeft.bench.quality import again, grid, real, studies
+from minipeft.bench.quality import again, forgetting, grid, part, real, studies
 from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality.lines import Cell
 from minipeft.data import BASES
@@ -28,7 +28,7 @@ from minipeft.runtime import console, profiling
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.prompt_search import choose_wording
 
-MADE_HERE = [name for name in studies.STUDIES if name != "real"]
+MADE_HERE = [name for name in studies.STUDIES if name not in ("real", "kinds")]
 TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps=8, batch_size=4)
 
 
@@ -61,6 +61,7 @@ AXES = {  # a study is every combination of these, once; what is on no axis is t
     "start": ["task method start size", "seed"],
     "projection": ["size", "lr", "seed"],
     "data": ["task", "method size", "examples", "seed"],
+    "forgetting": ["task", "method size", "seed"],
 }
 
 
@@ -113,7 +114,7 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [by_mlp]}
     without_text = ("random", "vocab", studies.PROMPT_RUNG)
     assert all(c.size == (tokens if c.start in without_text else {}) for c, _ in studies.start())
-    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [rates for _, rates in real.METHODS.values()]
+    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [r.rates for r in real.ROWS.values()]
     assert {len(rates) for rates in trained} == {3}
 
 
@@ -124,7 +125,8 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
 def taken(monkeypatch):
     """taken(cell): the batches that a run of this cell trains on, as examples; nothing is trained or scored."""
     found, steps = [], []
-    monkeypatch.setattr(cells, "evaluate", lambda model, given: (0.0, 0.0))
+    for module in (cells, forgetting):
+        monkeypatch.setattr(module, "evaluate", lambda model, given: (0.0, 0.0))
     monkeypatch.setattr(cells, "encode", lambda examples, tokenizer: examples)
 
     def train(model, batch, n, lr):
@@ -167,9 +169,10 @@ def test_of_few_examples_no_others_are_seen_and_more_of_them_hold_the_fewer(take
     assert taken(replace(TINY, examples=5)) == taken(replace(TINY, method="lora", size={"r": 2}, examples=5))
 
 
-def test_a_rung_below_takes_half_of_the_steps(taken):
-    taken(replace(TINY, method="prefix", start={"rung": "prompt", "lr": 0.1}, steps=9))
-    assert taken.steps == [4, 5]
+def test_a_rung_below_takes_half_of_the_steps_and_the_prefix_goes_on_with_the_next_batches(taken):
+    prefix = replace(TINY, method="prefix", steps=9)
+    climbed = taken(replace(prefix, start={"rung": "prompt", "lr": 0.1}))
+    assert taken.steps == [4, 5] and climbed == taken(prefix)
 
 
 # A run
@@ -232,6 +235,41 @@ def test_a_rate_that_breaks_training_is_a_result():
     assert line["failed"].startswith("training diverged at step ") and (line["score"], line["loss"]) == (0, None)
     with pytest.raises(Error, match="task must be one of"):  # what is wrong with a cell is none
         cells.run(replace(TINY, task="magic"))
+
+
+@pytest.mark.parametrize("row", [r for r in studies.ROWS if r != "hard-prompt"])
+def test_what_is_known_is_as_before_once_the_adapter_is_off(row, monkeypatch):
+    monkeypatch.setattr(cells, "HELD_OUT", 8)
+    size = {grows: 2} if (grows := studies.ROWS[row][0]) else {}
+    c = replace(TINY, method=studies.method_of(row), size=studies.ROWS[row][1] | size, steps=2, lr=0.1)
+    known = cells.run(c)["known"]
+    base, told = GPT.from_pretrained(BASES["tiny"]), forgetting.skills(ByteTokenizer())
+    losses = [torch.nn.functional.cross_entropy(base(idx).double().flatten(0, 1), targets.flatten(), reduction="sum")
+              for idx, targets in told]  # the textbook's, in float64
+    supervised = sum(int((targets != -100).sum()) for _, targets in told)
+    assert known["before"][0] == pytest.approx(float(sum(losses).detach()) / supervised, abs=1e-5)
+    assert known["after"][0] != known["before"][0]
+    assert known["off"] == known["after" if row == "full" else "before"]  # full fine-tuning changed the base itself
+
+
+def test_lines_that_lack_a_field_are_run_again_at_the_learning_rates_there_are(tmp_path, ran):
+    path = tmp_path / "lines.jsonl"
+    cell = replace(TINY, lr=None)
+    grid.fill(path, studies.swept([cell], range(2)), 1, {}, "cpu")
+    before, _ = len(ran), ran.clear()
+    assert grid.planned(grid.read(path), studies.swept([cell], range(2))) == []
+    grid.fill(path, studies.swept([cell], range(2)), 1, {}, "cpu", field="known")
+    assert [(c.seed, c.scored_on) for c in ran] == [(0, "held-out"), (1, "held-out")] and before > 2
+    assert len(grid.read(path)) == before  # the later line of a cell takes the place of the earlier one
+
+
+def test_a_part_of_a_study_is_named_by_tasks_and_rows():
+    pairs = studies.kinds()
+    some = part(pairs, ["topics"], ["prefix", "lora with wording"])
+    assert {(c.task, studies.row(c)) for c, _ in some} == {("topics", "prefix"), ("topics", "lora with wording")}
+    assert part(pairs, None, None) == pairs
+    with pytest.raises(Error, match="^--methods prefixes: the study has adapter, full, "):
+        part(pairs, None, ["prefixes"])
 
 
 # A grid

@@ -10,7 +10,7 @@ from test_scripts import real_base
 
 from minipeft import GPT, Error, adapt
 from minipeft.bench.quality import cell as cells
-from minipeft.bench.quality import real
+from minipeft.bench.quality import forgetting, real, studies
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import tokenizer_for
 from minipeft.training.evaluation import batches, evaluate
@@ -34,6 +34,9 @@ def folders(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(real, "SCORED", 4)
+    monkeypatch.setattr(real, "SENTENCES_SCORED", 4)
+    for name, value in (("PARAGRAPHS", 2), ("SHORTEST", 30), ("LONGEST", 60)):  # which fit into 128 tokens
+        monkeypatch.setattr(forgetting, name, value)
 
 
 def cell(name="lora", examples=16, **changed):
@@ -50,7 +53,8 @@ def test_a_cell_gives_the_same_every_time_and_its_seed_matters(folders):
     torch.rand(1)  # whatever was drawn before
     assert scores(cells.run(held_out, folders)) == scores(result)
     assert cells.run(replace(held_out, seed=1), folders)["loss"] != result["loss"]
-    assert {"score", "chrf", "loss", "loss_on_learnt", "seconds", "trained", "stored_bytes", "curve"} == set(result)
+    assert {"score", "chrf", "loss", "loss_on_learnt", "seconds", "trained", "stored_bytes", "curve",
+            "known"} == set(result)
 
 
 def test_methods_see_the_same_pairs_the_fewer_among_the_more_and_none_of_an_mr_that_is_scored(folders, monkeypatch):
@@ -112,6 +116,23 @@ def test_answers_are_measured_against_all_references_of_their_mr(folders, monkey
     assert cells.run(cell(scored_on="held-out"), folders)["score"] == pytest.approx(100)
     monkeypatch.setattr(real, "answer", None)  # where a rate is chosen nothing is answered
     cells.run(cell(), folders)
+
+
+def test_sentences_are_scored_by_exact_match_and_a_wording_is_the_same_as_a_start_and_as_a_text(folders, monkeypatch):
+    short = {task: its._replace(wording="<|im_start|>user\n") for task, its in real.TASKS.items()}
+    monkeypatch.setattr(real, "TASKS", short)
+
+    def run(name: str, task: str, **changed) -> dict:
+        size = {} if name in METHODS[:2] else real.cell(name, 8, task).size  # as long as the wording is here
+        return cells.run(replace(real.cell(name, 8, task), size=size, lr=3e-3, **changed), folders)
+
+    for task in ("topics", "amounts"):
+        result = run("lora", task, steps=2)
+        assert result["score"] in (0, 0.25, 0.5, 0.75, 1) and result["known"]["off"] == result["known"]["before"]
+        rows = ("full", "prompt", "prefix", "lora with wording", "full with wording")
+        bare, *worded = [run(name, task, steps=0)["loss"] for name in rows]
+        assert worded == pytest.approx([worded[0]] * 4, abs=1e-5) and abs(worded[0] - bare) > 1e-4
+        assert all(studies.row(real.cell(name, 8, task)) == name for name in real.ROWS)
 
 
 def missing(monkeypatch, name: str) -> None:

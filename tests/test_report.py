@@ -13,13 +13,13 @@ pytest.importorskip("scipy")
 import bench
 from docs.tools import hero
 from docs.tools import tables as readme_tables
-from docs.tools.comparison import figures, page, tables
-from docs.tools.comparison.facts import Facts, verdict_of
+from docs.tools.comparison import figures, page, tables, trends
+from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
 from docs.tools.drawing import COLOURS, MARKERS, PALETTE, looks
 from docs.tools.results import quality, seeds_above, trained
 from minipeft import METHODS, Error
-from minipeft.bench.quality import real, studies
+from minipeft.bench.quality import studies
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import with_learning_rate
 from minipeft.bench.quality.lines import Cell, read
@@ -39,7 +39,8 @@ def made_up(cell: Cell, rng: random.Random) -> dict:
     few = {"loss_on_learnt": rng.random()} if cell.examples else {}
     loss = 2 - GOOD.get(cell.method, 0.6) + rng.random() / 10
     numbers = {"score": score, "loss": loss, "trained": 10, "stored_bytes": 20, "seconds": 1.0}
-    return {"cell": json.loads(cell.key), **numbers, "curve": curve, **few, "card": CARD}
+    known = {"before": [0.1, 0.99], "after": [0.1 + rng.random(), 0.5], "off": [0.1, 0.99]}
+    return {"cell": json.loads(cell.key), **numbers, "curve": curve, **few, "known": known, "card": CARD}
 
 
 def all_lines(names, seed: int = 0) -> dict:
@@ -145,7 +146,7 @@ def test_the_main_table_holds_the_means_of_the_lines(lines):
 
 def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where_every_rate_diverged(lines):
     shown = tables.sweep_table(lines, "real")
-    assert [row[0] for row in shown.rows] == [*real.METHODS]  # once for all numbers of examples
+    assert [row[0] for row in shown.rows] == [*studies.MAIN_ROWS]  # once for all numbers of examples
     for row in shown.rows:
         losses = {mark: float(mark.split(": ")[1].removesuffix(" ←")) for mark in row[4:]}
         assert [mark.endswith("←") for mark in losses] == [loss == min(losses.values()) for loss in losses.values()]
@@ -154,15 +155,35 @@ def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where
     assert others == tables.sweep_table(diverged, "methods").rows
 
 
-@pytest.mark.parametrize("signs, word", [
-    ([1, 1], "reproduced"), ([1, 0], "reproduced in part"), ([1, -1], "reproduced in part"),
-    ([0, -1], "contradicted"), ([0, 0], "inconclusive")])
-def test_a_verdict_follows_from_the_intervals(signs, word):
-    assert verdict_of(signs) == word
-    differences = [{str(i): (sign / 2, 0.1) for i, sign in enumerate(signs)}]
-    assert f"| **{word}** |" in Facts({}, None).report("paper", "claim", differences, word)
-    with pytest.raises(Error, match="^this verdict no longer follows .*: claim: another; .* should be called"):
-        Facts({}, None).report("paper", "claim", differences, "another")
+@pytest.mark.parametrize("verdicts, word", [
+    (["agrees", "agrees"], "agrees"), (["agrees", "inconclusive"], "agrees in 1 of 2"),
+    (["agrees", "contradicted"], "agrees in 1 of 2"), (["inconclusive", "contradicted"], "contradicted"),
+    (["inconclusive", "inconclusive"], "inconclusive")])
+def test_a_verdict_of_several_settings_follows_from_their_own(verdicts, word):
+    assert trends.together(verdicts) == word
+
+
+@pytest.mark.parametrize("difference, margin, word", [
+    ((0.3, 0.2), 0, "agrees"), ((-0.3, 0.2), 0, "contradicted"), ((0.1, 0.2), 0, "inconclusive"),
+    ((0.3, None), 0, "inconclusive"), ((0.0, 0.0), 0, "inconclusive"),
+    ((0.0, 0.01), -0.02, "agrees"), ((-0.01, 0.02), -0.02, "inconclusive"), ((-0.05, 0.02), -0.02, "contradicted")])
+def test_a_verdict_is_where_the_interval_lies_beside_the_margin(difference, margin, word):
+    assert trends.verdict(difference, margin) == word
+    trend = trends.Trend("methods", "paper", "claim", lambda f: {}, "a comment", margin)
+    assert f"| **{word}** | a comment |" in trends.row(trend, {"here": difference})
+
+
+def test_published_trends_are_many_have_a_source_and_peft_is_among_them(lines, costs):
+    facts = Facts(lines, costs)
+    assert trends.shown(facts) == trends.TRENDS and len(trends.TRENDS) >= 30
+    for t in trends.TRENDS:
+        assert re.search(r"\]\(https://", t.source) and len(t.comment) > 20 and t.differences(facts), t.says
+    says = " ".join(t.says for t in trends.TRENDS if "PEFT's benchmark" in t.source)
+    for figures_there in ("0.416 and 0.34", "0.478 and 0.416", "0.198 and 0.050"):
+        assert figures_there in says
+    table = trends.table(facts)
+    assert len(table.splitlines()) == len(trends.TRENDS) + 2
+    assert set(re.findall(r"\*\*([a-z]+)", table)) <= {"agrees", "contradicted", "inconclusive"}
 
 
 @pytest.fixture(scope="module")
@@ -179,53 +200,81 @@ def test_the_committed_page_is_what_the_committed_lines_say(committed):
 
 
 @pytest.mark.slow
-def test_every_verdict_but_reproduced_has_its_reason(committed):
-    rows = re.findall(r"^\| \[.*\*\*([a-z ]+)\*\* \| (.*) \|$", page.markdown(committed, Path("x")), re.MULTILINE)
-    assert len(rows) >= 15 and {verdict for verdict, _ in rows} > {"reproduced", "contradicted", "withdrawn"}
-    assert all(verdict == "reproduced" or len(reason) > 20 for verdict, reason in rows)
-
-
-@pytest.mark.slow
-def test_the_withdrawn_study_has_no_figure_and_no_finding(committed):
+def test_the_page_has_twenty_trends_from_the_committed_lines(committed):
     text = page.markdown(committed, Path("x"))
-    section = text[text.index("## 8."):text.index("## 9.")]
-    assert "Not run yet: `python bench.py quality --study data`." in section  # with sweeps of its own
+    rows = re.findall(r"^\| \[.*\*\*([a-z]+)[a-z0-9 ]*\*\* \| (.{20,}) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20 and {verdict for verdict, _ in rows} == {"agrees", "contradicted", "inconclusive"}
+
+
+def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(lines, costs):
+    def section(some: dict) -> str:
+        text = page.markdown(Facts(some, costs), Path("x"))
+        return text[text.index("## 8."):text.index("## 9.")], text
+
+    its, text = section(lines)
+    assert "What was wrong in the first edition" in its and "is withdrawn" not in text
+    assert "with 10 examples full fine-tuning (0.9" in its and "![" in its
+    f = Facts(lines, costs)
+    assert f.first_edition("full", "reverse", 10) in its
+    without, text = section({k: v for k, v in lines.items() if not of_few(v["cell"])})
+    assert "Not run yet: `python bench.py quality --study data`." in without and "![" not in without
     assert "its first edition used those of endless data, and is withdrawn" in text
-    assert "![" not in section and "ahead" not in section and "data" not in page.drawn(committed)
+    assert "figure 3 | with little data a prefix is ahead of full fine-tuning; here, exact match" not in text
+
+
+def of_few(cell: dict) -> bool:
+    return cell["base"] == "small" and cell["examples"] is not None
 
 
 @pytest.mark.slow
 def test_a_sentence_that_no_longer_follows_stops_the_command(committed, tmp_path, capsys):
-    """LoRA's scores on the composition become worse than the bottleneck adapter's."""
+    """The prefix's BLEU becomes worse than that of full fine-tuning."""
     changed = {}
     for key, line in committed.lines.items():
         c = line["cell"]
-        worse = (c["method"], c["task"], c["scored_on"]) == ("lora", "reverse+increment", "held-out")
-        changed[key] = line | {"score": 0.01} if worse else line
+        worse = (c["method"], c["task"], c["scored_on"]) == ("prefix", "e2e", "held-out")
+        changed[key] = line | {"score": 1.0} if worse else line
     path, out = write(tmp_path, changed, committed.costs), tmp_path / "out"
     assert console.run("bench.py", lambda: bench.main(["report", "--lines", str(path), "--folder", str(out)])) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert "this no longer follows from the lines: Two skills in a row" in error
-    assert error.endswith("; 0.01 ± 0.00 should be 0.9 or more") and not out.exists()
+    assert "this no longer follows from the lines: By BLEU the prefix has the highest mean" in error
+    assert error.endswith("; 1.0 ± 0.0 should be the highest") and not out.exists()
 
 
 def test_each_check_marks_a_figure_that_is_false(committed):
     f = committed
-    for wrong in (lambda: f.good("methods/adapter/reverse"), lambda: f.enough("length/prompt/reverse/16"),
-                  lambda: f.next_best("methods/adapter/reverse", 6), lambda: f.highest("real/full/200"),
+    for wrong in (lambda: f.highest("real/full/200"),
                   lambda: f.top("scale/prompt/reverse", 0.5), lambda: f.failing("scale/prompt/reverse/nano", 2),
-                  lambda: f.best_rate("projection/prefix/0.3"), lambda: f.step("lora", 0),
                   lambda: f.ahead("methods/prefix/parity", "methods/lora/parity"),
-                  lambda: f.level("methods/lora/parity", "methods/prompt/parity"),
-                  lambda: f.seconds("full", "reverse", 1, 6), lambda: f.front("prompt", "trained")):
+                  lambda: f.level("methods/lora/parity", "methods/prompt/parity")):
         assert wrong().startswith("⟦")
         assert f.marked.pop()
+
+
+def test_phrases_follow_from_the_lines_by_a_rule():
+    def facts(**scores) -> Facts:
+        f = Facts({}, None)
+        f.points = {f"methods/{row}/parity": of(dict(enumerate(its))) for row, its in scores.items()}
+        return f
+
+    f = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4), full=(0.99, 1.0, 0.98), prompt=(0, 0.01, 0.02))
+    assert f.passing("methods", "parity") == ("full fine-tuning (0.99 ± 0.02) and LoRA (0.96 ± 0.02) score 0.9 or "
+                                              "more; the next is the prefix (0.50 ± 0.90)")
+    assert f.leader("methods", "parity").startswith("full fine-tuning (0.99 ± 0.02), ahead of LoRA by 0.03")
+    assert f.behind("methods", "parity") == "LoRA and the prompt"
+    alone = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4))
+    assert alone.passing("methods", "parity").startswith("LoRA (0.96 ± 0.02) alone scores 0.9 or more; the next is")
+    assert alone.leader("methods", "parity").startswith("LoRA (0.96 ± 0.02), not beyond chance ahead of the prefix by")
+    none = facts(prefix=(0.2, 0.9, 0.4))
+    assert none.passing("methods", "parity") == "no method scores 0.9 or more; the best is the prefix (0.50 ± 0.90)"
+    differences = {"a": (1, 0.1), "b": (-1, 0.1), "c": (1, 2), "d": (2, 1)}
+    assert none.beyond(differences, "more", "less") == "more: a and d; less: b"
 
 
 def test_a_study_that_is_run_in_part_has_tables_but_no_findings(lines, costs, tmp_path):
     quick = {k: v for k, v in lines.items() if v["cell"]["task"] in studies.QUICK and v["cell"]["seed"] != 4}
     text = page.markdown(Facts(quick, costs), Path("quality.jsonl"))
-    assert "Run in part, so without findings" in text and "A known skill" not in text
+    assert "Run in part, so without findings" in text and "Two skills in a row" not in text
     assert "| prompt | P 64 | 4,096 |" in text
 
 
@@ -258,7 +307,8 @@ def test_a_method_has_its_colour_in_every_figure(lines, costs):
                 assert handle[0].get_marker() in (MARKERS[method_of(label)], "None")
 
 
-@pytest.mark.parametrize("study", ["methods", "budget", "start", "projection", "length", "cost"])
+@pytest.mark.parametrize("study", ["methods", "budget", "start", "projection", "length", "cost", "data", "kinds",
+                                   "forgetting"])
 def test_a_figure_says_that_intervals_of_a_share_are_cut(study, lines, costs):
     pytest.importorskip("matplotlib")
     fig = getattr(figures, study)(lines, costs)

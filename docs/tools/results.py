@@ -4,12 +4,13 @@ import functools
 import json
 from pathlib import Path
 
+from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Point, plus_minus, points
 from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality import grid
 
-__all__ = ["RESULTS", "plus_minus", "quality", "read", "seeds_above", "trained"]
+__all__ = ["RESULTS", "facts", "plus_minus", "quality", "read", "seeds_above", "trained"]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
@@ -20,6 +21,12 @@ def version(card: dict, library: str) -> str:
 
 def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def facts() -> Facts:
+    """The facts of the comparison, without its costs."""
+    return Facts(grid.read(RESULTS / "quality.jsonl"), None)
 
 
 @functools.cache

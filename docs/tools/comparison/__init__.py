@@ -13,8 +13,8 @@ figure, but no findings. Needs matplotlib, scipy and markdown2.
 from pathlib import Path
 
 from docs.tools.comparison import page
-from docs.tools.comparison.summary import student_quantile
-from docs.tools.comparison.tables import TABLES
+from docs.tools.comparison.summary import points, student_quantile
+from docs.tools.comparison.tables import TABLES, forgetting
 from minipeft.bench.flags import parse
 from minipeft.bench.quality.lines import Lines
 from minipeft.runtime.console import Parser, local_path
@@ -36,4 +36,7 @@ def run(argv: list[str]) -> tuple[dict, str, str | None]:
 def tables_of(lines: Lines, studies: list[str]) -> str:
     """The tables of these studies as text, for `bench.py quality`. Raises Error without scipy."""
     student_quantile(1)
-    return "\n\n".join(table.text() for study in studies for table in TABLES[study](lines))
+    found = [table for study in studies for table in TABLES[study](lines)]
+    if "methods" in studies:
+        found += forgetting(lines, points(lines, "methods"))
+    return "\n\n".join(table.text() for table in found)

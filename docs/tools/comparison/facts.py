@@ -1,28 +1,37 @@
-"""Figures for the sentences of the page, each with the condition that makes its sentence true."""
+"""Figures and phrases for the sentences of the page, each read off the lines.
 
+Most phrases follow from a rule, whatever the lines are. A figure of a hand-written sentence has the condition that
+makes the sentence true: where it does not hold, the figure is marked, and `checked` stops.
+"""
+
+import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from docs.tools.comparison import summary
 from docs.tools.comparison.summary import Interval, Point, beyond_chance, plus_minus
 from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front
+from docs.tools.markdown import name as name_of
 from minipeft import Error
+from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
 from minipeft.bench.quality.lines import Lines
-from minipeft.bench.quality.studies import BUDGETS, STUDIES
-from minipeft.methods import WHOLE
+from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, STUDIES, TEXTS, sweep
+from minipeft.methods import METHODS, WHOLE
 
 GOOD = 0.9  # exact match from which a method is said to do a task
-LITTLE = 0.05  # of exact match
 AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
         "scale": ("row", "task", "base"), "length": ("row", "task", "tokens"),
-        "start": ("row", "task", "start"), "projection": ("row", "lr"), "real": ("row", "examples")}
+        "start": ("row", "task", "start"), "projection": ("row", "lr"), "data": ("row", "task", "examples"),
+        "real": ("row", "examples"), "kinds": ("row", "task"), "forgetting": ("row", "task")}
 CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
+WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise")
+LITTLE = 300  # examples, at most, that are called few
 
 
 class Facts:
     """Functions of the template page.md.jinja.
 
-    A point's address is its study and its place on the study's axes: "scale/prefix/reverse/tiny". A
-    figure is returned as text. If it does not meet its condition it is marked, and `checked` stops.
+    A point's address is its study and its place on the study's axes: "scale/prefix/reverse/tiny".
     """
 
     def __init__(self, lines: Lines, costs: dict | None):
@@ -30,7 +39,6 @@ class Facts:
         self.found = {study: summary.points(lines, study) for study in STUDIES}
         self.points = {self._address(study, p): p for study in AXES for p in self.found[study]}
         self.marked: list[str] = []
-        self.reports = 0
 
     def _address(self, study: str, p: Point) -> str:
         budget = next((b for b in BUDGETS if study == "budget" and of_budget([p], b)), None)
@@ -41,7 +49,11 @@ class Facts:
         """The points of a section and the runs that they should have; none without their costs."""
         name = CELLS_OF.get(study, study)
         found = [] if study in CELLS_OF and not self.costs else self.found[name]
-        return found, [cell for cell, _ in STUDIES[name]()]
+        cells = [cell for cell, _ in STUDIES[name]()]
+        if study == "kinds":  # rows other than the main ones count once they are begun
+            rows = {*MAIN_ROWS, *(p.row for p in found)}
+            cells = [cell for cell in cells if summary.row(cell) in rows]
+        return found, cells
 
     def is_there(self, study: str) -> bool:
         """At least half of the points have been run: some belong to other studies as well."""
@@ -50,7 +62,7 @@ class Facts:
 
     def is_complete(self, study: str) -> bool:
         found, cells = self.runs(study)
-        return sum(len(p.runs) for p in found) == len(cells)
+        return bool(found) and sum(len(p.runs) for p in found) == len(cells)
 
     def checked(self, page: str) -> str:
         """The page. Raises Error if a figure is marked, with its sentence."""
@@ -73,25 +85,9 @@ class Facts:
     def mean(self, address: str, name: str = "score", digits: int = 2) -> str:
         return plus_minus(self.points[address].mean(name), digits)
 
-    def good(self, address: str) -> str:
-        return self.figure(self.mean(address), self.score(address) >= GOOD, f"{GOOD} or more")
-
-    def enough(self, address: str) -> str:
-        """The score with the fewest virtual tokens that reach GOOD."""
-        fewer, _, n = address.rpartition("/")
-        first = next((p for p in self._below(fewer) if self.score(p) >= GOOD), None)
-        return self.figure(self.mean(address), first == address, f"the first of {GOOD} or more")
-
-    def next_best(self, address: str, good: int) -> str:
-        """The best score below GOOD, which exactly `good` methods reach."""
-        scores = {a: self.score(a) for a in [address, *self._rivals(address)]}
-        order = sorted(scores, key=scores.get, reverse=True)
-        holds = order[good] == address and scores[address] < GOOD <= scores[order[good - 1]]
-        return self.figure(self.mean(address), holds, f"the best after {good} with {GOOD} or more")
-
     def highest(self, address: str, digits: int = 2) -> str:
         """The score of the best method at its place."""
-        holds = self.score(address) >= self.score(self.rival(address))
+        holds = self.score(address) >= self.score(max(self._rivals(address), key=self.score))
         return self.figure(self.mean(address, digits=digits), holds, "the highest")
 
     def top(self, start: str, limit: float = GOOD) -> str:
@@ -104,19 +100,18 @@ class Facts:
         failed = sum(score < GOOD for score in self.points[address].values("score").values())
         return self.figure(self.mean(address), failed == n, f"of {n} seeds below {GOOD}")
 
-    def best_rate(self, address: str) -> str:
-        """The score at the best learning rate of a form."""
-        holds = address == max(self._below(address.rpartition("/")[0]), key=self.score)
-        return self.figure(self.mean(address), holds, "the best learning rate's")
+    def best(self, start: str) -> str:
+        """The address with the highest score of those that start so."""
+        return max(self._below(start), key=self.score)
+
+    def worst(self, start: str) -> float:
+        """The worst seed at the best address of those that start so."""
+        return min(self.points[self.best(start)].values("score").values())
 
     def near(self, start: str) -> int:
         """Learning rates within 0.1 of the best score."""
         scores = [self.score(a) for a in self._below(start)]
         return sum(score > max(scores) - 0.1 for score in scores)
-
-    def diverged(self, start: str) -> int:
-        its = [self.points[a] for a in self._below(start)]
-        return sum("failed" in line for p in its for line in p.runs.values())
 
     def _below(self, start: str) -> list[str]:
         return [a for a in self.points if a.startswith(f"{start}/")]
@@ -129,15 +124,102 @@ class Facts:
 
         return [a for a in self.points if a != address and place(a) == place(address)]
 
-    def rival(self, address: str) -> str:
-        """The best of the other methods."""
-        return max(self._rivals(address), key=self.score)
+    # Phrases that follow from a rule
+
+    def called(self, address: str, name: str = "score", digits: int = 2) -> str:
+        """The method of an address with its mean: LoRA (0.99 ± 0.01)."""
+        return f"{method(address.split('/')[1])} ({self.mean(address, name, digits)})"
+
+    def at(self, study: str, *place) -> list[str]:
+        """The addresses of all methods at a place, the highest score first."""
+        end = "/".join(map(str, place))
+        found = [a for a in self.points if a.split("/")[0] == study and "/".join(a.split("/")[2:]) == end]
+        return sorted(found, key=self.score, reverse=True)
+
+    def passing(self, study: str, *place) -> str:
+        """Methods with GOOD or more, and the next one."""
+        order = self.at(study, *place)
+        good = [a for a in order if self.score(a) >= GOOD]
+        below = order[len(good):]
+        text = f"{joined(self.called(a) for a in good)} score {GOOD} or more" if len(good) > 1 else (
+            f"{self.called(good[0])} alone scores {GOOD} or more" if good else f"no method scores {GOOD} or more")
+        return text + (f"; {'the next is' if good else 'the best is'} {self.called(below[0])}" if below else "")
+
+    def leader(self, study: str, *place) -> str:
+        """The method with the highest mean, and its lead over the next."""
+        first, second, *_ = self.at(study, *place)
+        d = self.diff(first, second)
+        lead = "ahead of" if beyond_chance(d) > 0 else "not beyond chance ahead of"
+        return f"{self.called(first)}, {lead} {method(second.split('/')[1])} by {plus_minus(d)}"
+
+    def behind(self, study: str, *place) -> str:
+        """The methods that are behind the leader beyond chance."""
+        first, *others = self.at(study, *place)
+        return joined(method(a.split("/")[1]) for a in others if beyond_chance(self.diff(first, a)) > 0) or "none"
+
+    def forgets(self, study: str, task: str) -> str:
+        """The methods that forget least and most, and LoRA beside a prefix."""
+        its = sorted((a for a in self.at(study, task) if self.points[a].values("forgetting")),
+                     key=lambda a: self.points[a].mean("forgetting")[0])
+        trained = [a for a in its if METHODS[self.points[a].cell.method].trains()]
+        less = self.diff(f"{study}/prefix/{task}", f"{study}/lora/{task}", "forgetting")
+        return (f"{self.called(trained[0], 'forgetting')} forgets least and {self.called(trained[-1], 'forgetting')} "
+                f"most (nats per token); the prefix less LoRA: {plus_minus(less, 2, '+')}")
+
+    def off(self, study: str) -> str:
+        """The largest change that is left with the adapter off, of the methods that freeze the base."""
+        frozen = [p for p in self.found[study] if METHODS[p.cell.method].freezes_base]
+        return f"{max(abs(x) for p in frozen for x in p.values('off').values()):g}"
+
+    def edges(self) -> str:
+        """The number of sweeps, and of those whose best learning rate lies at an edge."""
+        likes = {like.key: like for pairs in STUDIES.values() for _, like in pairs() if like is not None}
+        sweeps = {tuple(c.key for c in sweep_cells(self.lines, like)): like for like in likes.values() if sweep(like)}
+        rates = []
+        for like in sweeps.values():
+            with contextlib.suppress(Error):  # not run, or diverged at every learning rate
+                rates.append((chosen(self.lines, like), [*sweep_losses(self.lines, like)]))
+        return f"{sum(best in (its[0], its[-1]) for best, its in rates)} of {len(rates)}"
+
+    def enough(self, start: str) -> str:
+        """The fewest virtual tokens with which GOOD is reached."""
+        first = next((a for a in self._below(start) if self.score(a) >= GOOD), None)
+        if first is None:
+            return f"reaches {GOOD} with none of the lengths (at best {self.mean(self.best(start))})"
+        return f"needs {first.rpartition('/')[2]} virtual tokens for {GOOD} or more ({self.mean(first)})"
+
+    def beyond(self, differences: dict[str, Interval], above: str, below: str) -> str:
+        """Where differences are beyond chance: "narrower with 100 and 300, wider nowhere"."""
+        def where(sign: int) -> str:
+            return joined(label for label, d in differences.items() if beyond_chance(d) == sign) or "nowhere"
+
+        return f"{above}: {where(1)}; {below}: {where(-1)}"
+
+    def listed(self, differences: dict[str, Interval]) -> str:
+        return ", ".join(f"{plus_minus(d, 2, '+')} ({label})" for label, d in differences.items())
+
+    def little(self, a: str, b: str, name: str = "score") -> dict[str, Interval]:
+        """Row a less row b with at most LITTLE examples, on every task."""
+        return {f"`{t}`, {n}": self.diff(f"data/{a}/{t}/{n}", f"data/{b}/{t}/{n}", name)
+                for t in TEXTS for n in FEW if n <= LITTLE}
+
+    def first_edition(self, row: str, task: str, n: int) -> str:
+        """Validation loss with n examples at the learning rate for endless data, and at that for n."""
+        few = self.points[f"data/{row}/{task}/{n}"].cell
+        losses = sweep_losses(self.lines, few)
+        endless, best = chosen(self.lines, replace(few, examples=None)), chosen(self.lines, few)
+        before = losses.get(endless)
+        return (f"{method(row)} {before:.2f} at {endless:g}" if before is not None else
+                f"{method(row)} not tried at {endless:g}") + f", {losses[best]:.2f} at {best:g}"
 
     # Differences
 
-    def diff(self, a: str, b: str, name: str = "score", offset: float = 0) -> Interval:
-        mean, half = self.points[a].less(self.points[b], name)
-        return mean + offset, half
+    def diff(self, a: str, b: str, name: str = "score") -> Interval:
+        return self.points[a].less(self.points[b], name)
+
+    def less(self, a: str, b: str, name: str = "score", digits: int = 2) -> str:
+        """a minus b."""
+        return plus_minus(self.diff(a, b, name), digits, "+")
 
     def over(self, address: str, bound: float) -> Interval:
         mean, half = self.points[address].mean()
@@ -153,7 +235,7 @@ class Facts:
         d = self.diff(a, b, name)
         return self.figure(plus_minus(d, digits, "+"), beyond_chance(d) == 0, "zero within chance")
 
-    def diffs(self, a: str, b: str, name: str = "score", offset: float = 0, label: str = "{}",
+    def diffs(self, a: str, b: str, name: str = "score", label: str = "{}",
               skip: tuple = ()) -> dict[str, Interval]:
         """{label: a minus b} of all points whose address is `a` with something for its *, which
         also stands for the * of `b`."""
@@ -164,7 +246,7 @@ class Facts:
                 star = address[len(before):len(address) - len(after)]
                 other = b.replace("*", star)
                 if other in self.points and star.split("/")[0] not in skip:
-                    found[label.format(label_of(star))] = self.diff(address, other, name, offset)
+                    found[label.format(label_of(star))] = self.diff(address, other, name)
         return found
 
     def narrowing(self, row: str, task: str, first: str = "tiny", last: str = "medium") -> Interval:
@@ -177,56 +259,33 @@ class Facts:
 
     # Time and cost
 
-    def seconds(self, row: str, task: str, place: int, of: int) -> str:
-        """Training time until GOOD is reached, the place-th of `of` rows that reach it."""
+    def reached(self, task: str) -> str:
+        """Methods that reach GOOD on a task with the seconds of training it takes, the fastest first."""
         step = {r["row"]: r["step_ms"]["median"] / 1000 for r in self.costs["rows"]}
-        reached = {}
+        times = {}
         for r in step:
             curve = self.points[f"methods/{r}/{task}"].curve()
             if steps := [at for at, (mean, _) in curve if mean >= GOOD]:
-                reached[r] = step[r] * steps[0]
-        order = sorted(reached, key=reached.get)
-        text = f"{reached[row]:.1f}" if row in reached else "no time"
-        return self.figure(text, len(order) == of and order[place - 1] == row,
-                           f"number {place} of {of} to reach {GOOD}")
+                times[r] = step[r] * steps[0]
+        order = sorted(times, key=times.get)
+        return joined(f"{method(r)} after {times[r]:.1f} seconds" for r in order) or "no method"
 
-    def step(self, row: str, place: int) -> str:
-        """Time of a step relative to full fine-tuning, at this place among the others, from 0."""
+    def steps(self) -> str:
+        """The shortest and the longest step beside full fine-tuning's."""
         step = {r["row"]: r["step_ms"]["median"] for r in self.costs["rows"]}
         full = step.pop(WHOLE)
-        holds = sorted(step, key=step.get)[place] == row
-        return self.figure(f"{step[row] / full:.2f}", holds, f"at place {place} of all")
+        low, *_, high = sorted(step, key=step.get)
+        return f"{step[low] / full:.2f} ({method(low)}) to {step[high] / full:.2f} ({method(high)})"
 
-    def front(self, row: str, *costs: str) -> str:
-        """The mean score of a row on the Pareto fronts of these costs and no others."""
+    def fronts(self) -> str:
+        """For each cost, the methods that no other one beats."""
         rows = cost_rows(self.lines, self.costs)
-        names = ("trained", "stored_bytes", "step_ms", "saved_mb")
-        on = {name for name in names if row in pareto_front(rows, name)}
-        text = plus_minus(next(r.score for r in rows if r.row == row))
-        return self.figure(text, on == set(costs), f"on the Pareto fronts of {', '.join(costs)}")
-
-    # What was reported elsewhere
-
-    def report(self, source: str, says: str, differences: list[dict[str, Interval]], verdict: str,
-               why: str = "-", note: str = "", word: str = "", digits: int = 2) -> str:
-        """A row of the table. The report wants every difference above zero. Raises Error if the
-        verdict does not follow from them. word: the verdict, where it follows from something else.
-        """
-        its = {label: d for some in differences for label, d in some.items()}
-        follows = word or verdict_of([beyond_chance(d) for d in its.values()])
-        measured = [f"{label}: {plus_minus(d, digits, '+')}" for label, d in its.items()]
-        measured = "; ".join(measured) + note
-        if follows != verdict:
-            raise Error(f"this verdict no longer follows from the lines: {says}: {verdict}; "
-                        f"{measured} should be called {follows}")
-        self.reports += 1
-        return f"| {source} | {says} | {measured} | **{verdict}** | {why} |"
-
-    def little(self, differences: list[dict[str, Interval]]) -> str:
-        """The verdict on "gains little"."""
-        its = [d for some in differences for d in some.values()]
-        more = any(beyond_chance(d) > 0 and d[0] >= LITTLE for d in its)
-        return "contradicted" if more else "reproduced"
+        scores = {r.row: plus_minus(r.score) for r in rows}
+        costs = {"trained": "trained parameters", "stored_bytes": "stored bytes", "step_ms": "step time",
+                 "saved_mb": "memory saved for backward"}
+        return "; ".join(
+            f"by {label} {joined(f'{method(r)} ({scores[r]})' for r in pareto_front(rows, name))}"
+            for name, label in costs.items())
 
 
 def label_of(place: str) -> str:
@@ -235,10 +294,14 @@ def label_of(place: str) -> str:
     return ", ".join([first if first.isdigit() else f"`{first}`", *rest])
 
 
-def verdict_of(signs: list[int]) -> str:
-    """The verdict on differences that a report wants above zero, by their signs beyond chance."""
-    if all(s > 0 for s in signs):
-        return "reproduced"
-    if any(s > 0 for s in signs):
-        return "reproduced in part"
-    return "contradicted" if any(s < 0 for s in signs) else "inconclusive"
+def method(row: str) -> str:
+    """A row of the tables in a sentence: the prefix, LoRA, …"""
+    article = "the " * (row in WITH_ARTICLE)
+    return article + {"prompt": "prompt", "lora with wording": "LoRA with the wording", "full with wording":
+                      "full fine-tuning with the wording"}.get(row, name_of(row))
+
+
+def joined(words: Iterable[str]) -> str:
+    """a, b and c; "" for none."""
+    *others, last = [*words] or [""]
+    return f"{', '.join(others)} and {last}" if others else last

@@ -18,12 +18,14 @@ EXACT = "exact match on held-out examples"
 OVER_SEEDS = "bars: 95 % over seeds"
 CUT = f"{OVER_SEEDS}, cut at 0 and 1"  # of a share
 SHARE = (-0.05, 1.08)  # limits of an axis of exact match
+SPREAD = 0.3  # of exact match: from here on the seeds of a mean are drawn too
+DOTS = f"dots: seeds, where they are more than {SPREAD} apart"
 
 
 def style(row: str, **other) -> dict:
     """Colour, marker and line of a row: its method's; other forms of a prefix are drawn hollow."""
     color = COLOURS[method_of(row)]
-    line = {"hidden prefix": "--", "prefix by an MLP": ":"}.get(row, "-")
+    line = {"hidden prefix": "--", "prefix by an MLP": ":", "prefix from noise": ":"}.get(row, "-")
     return {"color": color, "marker": MARKERS[method_of(row)], "linestyle": line, "label": row,
             "markerfacecolor": color if row in COLOURS else "white", "markersize": 6,
             "linewidth": 1.8, "capsize": 3} | other
@@ -47,6 +49,15 @@ def draw_rows(ax, found: list[Point], x: Callable[[Point], float], name: str = "
     for row in distinct(found, "row"):
         its = sorted(select(found, row=row), key=x)
         draw_line(ax, list(map(x, its)), [p.mean(name) for p in its], row, share=name == "score")
+        for p in its if name == "score" else ():
+            draw_seeds(ax, x(p), p)
+
+
+def draw_seeds(ax, x: float, p: Point) -> None:
+    """A dot for every seed of an exact match whose seeds are far apart."""
+    scores = list(p.values("score").values())
+    if max(scores) - min(scores) > SPREAD:
+        ax.plot([x] * len(scores), scores, "o", color=style(p.row)["color"], markersize=3, alpha=0.6)
 
 
 def legend(fig, axes, columns: int = 4, note: str | None = None) -> None:
@@ -122,7 +133,7 @@ def budget(lines: Lines, costs: dict | None):
         ax.set(title=task(t), xscale="log", xlabel="trained parameters", ylim=SHARE)
         ticks(ax, BUDGETS, [f"{b:,}" for b in BUDGETS])
     axes[0].set_ylabel(EXACT)
-    legend(fig, axes, 3, CUT)
+    legend(fig, axes, 3, f"{CUT}; {DOTS}")
     return fig
 
 
@@ -167,7 +178,7 @@ def scale(lines: Lines, costs: dict | None):
         ticks(below, xs, [f"{x / 1e6:.2g} M" if x > 1e6 else f"{x / 1e3:.0f} k" for x in xs])
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("full fine-tuning ahead by")
-    legend(fig, axes, note=f"{CUT} in the upper row")
+    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
     return fig
 
 
@@ -185,7 +196,7 @@ def length(lines: Lines, costs: dict | None):
         below.set(yscale="log", xlabel="virtual tokens")
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("loss, nats/token")
-    legend(fig, axes, note=f"{CUT} in the upper row")
+    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
     return fig
 
 
@@ -244,6 +255,54 @@ def real(lines: Lines, costs: dict | None):
         ticks(ax, examples, list(map(str, examples)))
     legend(fig, axes, note=OVER_SEEDS)
     return fig
+
+
+def data(lines: Lines, costs: dict | None):
+    """Exact match above, the gap of held-out and training loss below."""
+    found = points(lines, "data")
+    tasks, examples = distinct(found, "task"), sorted(distinct(found, "examples"))
+    fig, axes = panels(2 * len(tasks), 7.0, sharex=True)
+    for t, above, below in zip(tasks, axes, axes[len(tasks):], strict=False):
+        for ax, name in ((above, "score"), (below, "gap")):
+            draw_rows(ax, select(found, task=t), lambda p: p.cell.examples, name)
+            ax.set_xscale("log")
+            ticks(ax, examples, [f"{n:,}" for n in examples])
+        above.set(title=task(t), ylim=SHARE)
+        below.set(xlabel="training examples")
+        below.axhline(0, color=COLOURS[WHOLE], linewidth=1)
+    axes[0].set_ylabel("exact match")
+    axes[len(tasks)].set_ylabel("held-out less training\nloss, nats/token")
+    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
+    return fig
+
+
+def side_by_side(found: list[Point], title: Callable[[str], str]):
+    """Score and forgetting of every method, a row of panels a task; a dot for each seed."""
+    tasks, rows = distinct(found, "task"), distinct(found, "row")[::-1]  # the first row on top
+    fig, axes = panels(2 * len(tasks), 0.9 + len(tasks) * (0.7 + 0.28 * len(rows)), sharey=True)
+    for i, t in enumerate(tasks):
+        for ax, name in zip(axes[2 * i:2 * i + 2], ("score", "forgetting"), strict=True):
+            for p in (p for p in select(found, task=t) if p.values(name)):
+                y, values = rows.index(p.row), list(p.values(name).values())
+                ax.errorbar([p.mean(name)[0]], [y], xerr=bars([p.mean(name)], name == "score"),
+                            **style(p.row, linestyle="none", markersize=8))
+                ax.plot(values, [y - 0.3] * len(values), "o", color=style(p.row)["color"], markersize=3, alpha=0.6)
+            ax.set(title=title(t), ylim=(-0.7, len(rows) - 0.4))
+        axes[2 * i].set(xlim=(-0.08, 1.08), xlabel="exact match")
+        axes[2 * i + 1].set_xscale("symlog", linthresh=0.1)
+        axes[2 * i + 1].set_xlabel("forgetting, nats/token")
+        axes[2 * i + 1].axvline(0, color=COLOURS[WHOLE], linewidth=1)
+        axes[2 * i].set_yticks(range(len(rows)), rows)
+    fig.supxlabel(f"{CUT} for exact match; dots: seeds", fontsize=12)
+    return fig
+
+
+def kinds(lines: Lines, costs: dict | None):
+    return side_by_side(points(lines, "kinds"), str)
+
+
+def forgetting(lines: Lines, costs: dict | None):
+    return side_by_side(points(lines, "forgetting"), task)
 
 
 def cost(lines: Lines, costs: dict | None):

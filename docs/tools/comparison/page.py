@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jinja2  # torch itself requires it
 
-from docs.tools.comparison import figures
+from docs.tools.comparison import figures, trends
 from docs.tools.comparison.facts import CELLS_OF, Facts
-from docs.tools.comparison.summary import plus_minus
 from docs.tools.comparison.tables import TABLES, cost
 from docs.tools.drawing import picture
 from minipeft import Error
@@ -17,18 +16,13 @@ from minipeft.bench.quality import studies
 from minipeft.bench.quality.again import AVX2, TOLERANCE
 from minipeft.bench.quality.cell import HELD_OUT
 from minipeft.bench.quality.costs import place
+from minipeft.bench.quality.grid import BEYOND
 from minipeft.bench.quality.lines import Lines, read
 from minipeft.files.atomic import read_json, write_atomically, write_text
 from minipeft.methods import WHOLE
 
 SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
-            "cost")
-WITHDRAWN = {
-    "data": "the study took learning rates that were swept on endless data; with learning rates "
-            "chosen at 10 or 30 examples the prefix's narrower gap to full fine-tuning vanishes in "
-            "a first try",
-}
-
+            "kinds", "forgetting", "cost")
 
 def write(path: Path, folder: Path) -> dict:
     """Write pages and figures; returns {"pages", "figures", "trends"}.
@@ -48,7 +42,7 @@ def write(path: Path, folder: Path) -> dict:
     write_text(folder / "comparison.html", html(text, pictures))
     write_text(folder / "comparison.md", text)
     return {"pages": [str(folder / f"comparison.{kind}") for kind in ("md", "html")],
-            "figures": list(pictures), "trends": facts.reports}
+            "figures": list(pictures), "trends": len(trends.shown(facts))}
 
 
 def facts_of(path: Path) -> Facts:
@@ -61,14 +55,14 @@ def facts_of(path: Path) -> Facts:
 
 def drawn(facts: Facts) -> list[str]:
     """The figures of the page: one per section that has been run, and the sweeps of the first."""
-    names = [name for name in SECTIONS if facts.is_there(name) and name not in WITHDRAWN]
+    names = [name for name in SECTIONS if facts.is_there(name)]
     return names + ["sweeps"] * ("methods" in names)
 
 
 def command(study: str) -> str:
     """The command that writes a section's lines."""
     name = f"{CELLS_OF[study]} cost" if study in CELLS_OF else study
-    folders = " --smollm2 FOLDER --e2e FOLDER" if study == "real" else ""
+    folders = {"real": " --smollm2 FOLDER --e2e FOLDER", "kinds": " --smollm2 FOLDER"}.get(study, "")
     return f"python bench.py quality --study {name}{folders}"
 
 
@@ -87,10 +81,9 @@ def markdown(facts: Facts, path: Path) -> str:
                                   lstrip_blocks=True)
     text = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
     page = template.from_string(text).render(
-        f=facts, file=path.name, tables=tables, command=command, pm=lambda d: plus_minus(d, 2, "+"),
-        withdrawn=WITHDRAWN, avx2=AVX2, tolerance=TOLERANCE, held_out=HELD_OUT, machines=machines(lines),
-        runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
-        rates=len(studies.ROWS[WHOLE][2]))
+        f=facts, file=path.name, tables=tables, command=command, avx2=AVX2, tolerance=TOLERANCE, held_out=HELD_OUT,
+        machines=machines(lines), runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
+        rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, rule=trends.RULE, trends=trends.table(facts))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 
 

@@ -10,6 +10,14 @@ from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import STUDIES, row
 
 Interval = tuple[float, "float | None"]  # mean, half of its 95 % interval (None: a single value)
+ON_KNOWN = {  # of what the base was pretrained on, with the adapter on: {"before", "after", "off"}: [loss, exact match]
+    "forgetting": lambda known: known["after"][0] - known["before"][0],
+    "known loss": lambda known: known["after"][0],
+    "known loss before": lambda known: known["before"][0],
+    "remembered": lambda known: known["after"][1],
+    "known before": lambda known: known["before"][1],
+    "off": lambda known: known["off"][0] - known["before"][0],
+}
 
 
 def interval(values: list[float]) -> Interval:
@@ -61,8 +69,10 @@ class Point:
         """{seed: value} of a field of the lines: "score" (BLEU on E2E, else exact match), "loss" …
 
         Also "gap": held-out loss minus training loss; "curve": mean score of the evaluations;
-        "half-way": score of the evaluation nearest to half of the steps.
+        "half-way": score of the evaluation nearest to half of the steps; and those of ON_KNOWN.
         """
+        if name in ON_KNOWN:
+            return {seed: ON_KNOWN[name](line["known"]) for seed, line in self.runs.items() if "known" in line}
         if name == "gap":
             training = self.values("loss_on_learnt")
             losses = self.values("loss")
@@ -79,6 +89,9 @@ class Point:
 
     def mean(self, name: str = "score") -> Interval:
         return interval(list(self.values(name).values()))
+
+    def median(self, name: str = "score") -> float:
+        return statistics.median(self.values(name).values())
 
     def less(self, other: "Point", name: str = "score") -> Interval:
         """This point minus the other, paired by seed."""
@@ -100,7 +113,8 @@ def points(lines: Lines, study: str) -> list[Point]:
             cell = with_learning_rate(lines, cell, like)
         except Error:  # its sweep has not been run
             continue
-        if line := lines.get(cell.key):
+        line = lines.get(cell.key)
+        if line and (study != "forgetting" or "known" in line):
             groups.setdefault(replace(cell, seed=0).key, Point(cell, {})).runs[cell.seed] = line
     return list(groups.values())
 

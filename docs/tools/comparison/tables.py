@@ -11,11 +11,13 @@ from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.measure import aligned
 from minipeft.bench.quality.grid import chosen, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
-from minipeft.bench.quality.real import LONGEST, SCORED
-from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row
+from minipeft.bench.quality.real import LONGEST, SCORED, SENTENCES_SCORED
+from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row, sweep
 from minipeft.data.tasks import find_task
 from minipeft.methods import METHODS, WHOLE
 
+APART = 0.05  # of exact match
+MEDIANS = f"; in brackets the median, where it is more than {APART} from the mean"
 LETTERS = {name: spec.symbol for method in METHODS.values() for name, spec in method.hyperparameters.items()
            if spec.symbol}
 
@@ -54,8 +56,12 @@ def seeds(found: list[Point]) -> str:
 
 
 def score(p: Point | None, name: str = "score", digits: int = 2) -> str:
-    """A point's mean and interval; a dash where there is none."""
-    return plus_minus(p.mean(name), digits) if p is not None and p.values(name) else "-"
+    """A point's mean and interval, and the median of an exact match that MEDIANS names; a dash where there is none."""
+    if p is None or not p.values(name):
+        return "-"
+    text, median = plus_minus(p.mean(name), digits), p.median(name)
+    apart = name == "score" and p.cell.task != "e2e" and abs(median - p.mean(name)[0]) > APART
+    return f"{text} ({median:.{digits}f})" if apart else text
 
 
 def by_row(title: str, found: list[Point], across: str, name="score", digits: int = 2) -> Table:
@@ -78,11 +84,15 @@ def sweep_table(lines: Lines, study: str) -> Table:
         losses = {lr: "diverged" if loss is None else f"{loss:.3f}"
                   for lr, loss in sweep_losses(lines, like).items()}
         marks = [f"{lr:g}: {loss}{' ←' if lr == best else ''}" for lr, loss in losses.items()]
-        line = [row(like), size(like), like.base, like.task, *marks]
+        examples = next((c.examples for c in sweep(like)), None)
+        of = like.task if examples is None else f"{like.task}, {examples:,} examples"
+        line = [row(like), size(like), like.base, of, *marks]
         if marks and line not in rows:  # cells of other seeds or amounts of data share a sweep
             rows.append(line)
     names = list(dict.fromkeys(r[0] for r in rows))
-    head = ["method", "size", "base", "task", *["learning rate: loss"] * 3]
+    n = max((len(r) for r in rows), default=4)
+    head = ["method", "size", "base", "task", *["learning rate: loss"] * (n - 4)]
+    rows = [r + [""] * (n - len(r)) for r in rows]
     title = "The sweep: validation loss at every learning rate; ← the one chosen"
     return Table(title, head, sorted(rows, key=lambda r: names.index(r[0])))
 
@@ -95,7 +105,7 @@ def methods(lines: Lines) -> list[Table]:
         trained = count(EMBEDDED[c.base], c.method, **c.size).trained
         rows.append([r, size(c), f"{trained:,}", *(score(its.get((r, t))) for t in tasks)])
     head = ["method", "size", "trained", *map(task, tasks)]
-    title = f"Exact match on held-out examples, base small, mean ± 95 % over {seeds(found)}"
+    title = f"Exact match on held-out examples, base small, mean ± 95 % over {seeds(found)}{MEDIANS}"
     losses = by_row(f"Held-out loss, nats per token, {seeds(found)}", found, "task", "loss")
     return [Table(title, head, rows), losses, sweep_table(lines, "methods")]
 
@@ -107,7 +117,7 @@ def budget(lines: Lines) -> list[Table]:
             its = [of_budget(select(found, row=r, task=t), b) for b in BUDGETS]
             rows.append([r, task(t), *(f"{size(p.cell)}: {score(p)}" if p else "-" for p in its)])
     head = ["method", "task", *(f"at most {b:,}" for b in BUDGETS)]
-    return [Table(f"Exact match at equal trained parameters, {seeds(found)}", head, rows)]
+    return [Table(f"Exact match at equal trained parameters, {seeds(found)}{MEDIANS}", head, rows)]
 
 
 def of_budget(found: list[Point], budget: int) -> Point | None:
@@ -127,7 +137,7 @@ def scale(lines: Lines) -> list[Table]:
             parameters = f"{count(EMBEDDED[base], WHOLE).trained:,}"
             rows.append([base, parameters, task(t), *scores, *gaps])
     head = ["base", "parameters", "task", *methods, *(f"{WHOLE} − {r}" for r in frozen)]
-    title = f"Exact match by the size of the base, {seeds(found)}; differences paired by seed"
+    title = f"Exact match by the size of the base, {seeds(found)}; differences paired by seed{MEDIANS}"
     return [Table(title, head, rows), sweep_table(lines, "scale")]
 
 
@@ -138,7 +148,7 @@ def length(lines: Lines) -> list[Table]:
     for name, title in (("score", "Exact match"), ("loss", "Held-out loss, nats per token,")):
         rows = [[str(P), *(score(its.get((r, t, P)), name) for r, t in columns)] for P in lengths]
         head = ["virtual tokens", *(f"{r}, {t}" for r, t in columns)]
-        tables.append(Table(f"{title} by length, {seeds(found)}", head, rows))
+        tables.append(Table(f"{title} by length, {seeds(found)}{MEDIANS if name == 'score' else ''}", head, rows))
     return [*tables, sweep_table(lines, "length")]
 
 
@@ -147,7 +157,7 @@ def start(lines: Lines) -> list[Table]:
     rows = [[p.row, p.cell.task, summary.value_of(p, "start"), plus_minus(p.curve()[0][1]),
              score(p, "half-way"), score(p), score(p, "loss", 3)] for p in found]
     head = ["method", "task", "starts from", "before", "half-way", "at the end", "loss at the end"]
-    return [Table(f"Exact match by the start, {seeds(found)}", head, rows)]
+    return [Table(f"Exact match by the start, {seeds(found)}{MEDIANS}", head, rows)]
 
 
 def projection(lines: Lines) -> list[Table]:
@@ -158,7 +168,7 @@ def projection(lines: Lines) -> list[Table]:
         extremes = f"{min(scores):.2f} … {max(scores):.2f}"
         rows.append([p.row, f"{p.cell.lr:g}", score(p), extremes, str(diverged)])
     head = ["form", "learning rate", "exact match", "worst … best seed", "diverged"]
-    title = f"A prefix trained directly and through the MLP, {task('parity')}, {seeds(found)}"
+    title = f"A prefix trained directly and through the MLP, {task('parity')}, {seeds(found)}{MEDIANS}"
     return [Table(title, head, rows)]
 
 
@@ -167,10 +177,11 @@ def data(lines: Lines) -> list[Table]:
     gap = "Gap: held-out minus training loss, nats per token"
     for t in distinct(found, "task"):
         its = select(found, task=t)
-        title = f"Exact match by training examples, {task(t)}, {seeds(its)}"
+        title = f"Exact match by training examples, {task(t)}, {seeds(its)}{MEDIANS}"
         tables.append(by_row(title, its, "examples"))
+        tables.append(by_row(f"Held-out loss, nats per token, {task(t)}", its, "examples", "loss"))
         tables.append(by_row(f"{gap}, {task(t)}", its, "examples", "gap"))
-    return tables
+    return [*tables, sweep_table(lines, "data")]
 
 
 def real(lines: Lines) -> list[Table]:
@@ -180,9 +191,41 @@ def real(lines: Lines) -> list[Table]:
              f"{c.batch_size} pairs of at most {LONGEST} tokens; prompt and prefix start from a "
              f"wording, {seeds(found)}")
     gap = "Gap: that loss minus the training loss, nats per token"
-    return [by_row(title, found, "examples", digits=1),
-            by_row("Loss on test pairs, nats per token", found, "examples", "loss", 3),
-            by_row(gap, found, "examples", "gap", 3), sweep_table(lines, "real")]
+    tables = [by_row(title, found, "examples", digits=1),
+              by_row("Loss on test pairs, nats per token", found, "examples", "loss", 3),
+              by_row(gap, found, "examples", "gap", 3)]
+    if any(p.values("forgetting") for p in found):
+        tables.append(by_row("Forgetting: loss on other English after training less before, nats per token", found,
+                             "examples", "forgetting", 3))
+    return [*tables, sweep_table(lines, "real")]
+
+
+def kinds(lines: Lines) -> list[Table]:
+    found = points(lines, "kinds")
+    rows = []
+    for p in found:
+        line = next(iter(p.runs.values()))
+        rows.append([p.cell.task, p.row, score(p), score(p, "loss", 3), score(p, "forgetting", 3), score(p, "off", 3),
+                     score(p, "seconds", 0), f"{line['trained']:,}", f"{line['stored_bytes'] / 1000:,.0f}"])
+    c = found[0].cell if found else None
+    head = ["task", "method", "exact match", "loss", "forgetting", "adapter off", "seconds", "trained", "stored KB"]
+    title = (f"Exact match on {SENTENCES_SCORED} held-out sentences, {c.base}, {c.examples} examples, {c.steps} steps "
+             f"of {c.batch_size}, {seeds(found)}{MEDIANS}. Loss: on them, nats per token. Forgetting: loss on other "
+             "English after training less before; with the adapter off: what is left of it" if c else "")
+    return [Table(title, head, rows), sweep_table(lines, "kinds")] if c else []
+
+
+def forgetting(lines: Lines, found: list[Point] | None = None) -> list[Table]:
+    """Score beside what is forgotten, of the points whose lines have it (None: those of the study)."""
+    found = [p for p in found or points(lines, "forgetting") if p.values("forgetting")]
+    rows = [[p.cell.task, p.row, score(p), score(p, "forgetting"), score(p, "remembered"), score(p, "off")]
+            for t in distinct(found, "task") for p in select(found, task=t)]
+    before = found[0].mean("known before")[0] if found else 0.0
+    head = ["task", "method", "score", "forgetting", "skills told", "adapter off"]
+    title = (f"Exact match on the task, {seeds(found)}{MEDIANS}; forgetting: loss on examples of all eight skills, "
+             "told, after training less before, nats per token; exact match on them after training (before: "
+             f"{before:.2f}); forgetting that is left with the adapter off" if found else "")
+    return [Table(title, head, rows)] if found else []
 
 
 class Cost(NamedTuple):
@@ -232,5 +275,5 @@ def cost(lines: Lines, costs: dict | None) -> Table:
     return Table(title, head, text)
 
 
-TABLES = {study.__name__: study
-          for study in (methods, budget, scale, length, start, projection, data, real)}
+TABLES = {study.__name__: study for study in
+          (methods, budget, scale, length, start, projection, data, real, kinds, forgetting)}

@@ -15,10 +15,11 @@ stopped run continues: cells with a line are not run again. `python bench.py rep
 figures and pages from the lines.
 
     python bench.py quality --quick             the main table, small: 10 minutes on 2 cores
-    python bench.py quality                     all studies but `real`: hours
+    python bench.py quality                     all studies of embedded bases: hours
     python bench.py quality --study length      one question
     python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model, real data
-    python bench.py quality --again 17          run line 17 again: is the score the same?
+    python bench.py quality --study kinds --smollm2 FOLDER --tasks topics --methods prompt prefix
+    python bench.py quality --again 1           run line 1 again: is the score the same?
 """
 
 import os
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...checks import Error
-from ...runtime.console import Parser, local_path
+from ...runtime.console import Parser, local_path, note
 from ...runtime.devices import HELP, default_device
 from ..flags import parse
 from . import again, costs, grid, real, studies
@@ -39,13 +40,16 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     names = [*studies.STUDIES, "cost"]
     which = p.add_argument_group("what to run").add_mutually_exclusive_group()
     which.add_argument("--study", nargs="+", choices=names, metavar="NAME",
-                       help=f"of {', '.join(names)} (default: all but real)")
+                       help=f"of {', '.join(names)} (default: all but {', '.join(studies.BY_NAME)})")
     which.add_argument("--quick", action="store_true", help="two tasks of the first study, 2 seeds")
     which.add_argument("--again", type=int, metavar="N", help="line N of --lines again, to compare")
+    add = p.add_argument_group("a part of it").add_argument
+    add("--tasks", nargs="+", metavar="TASK", help="cells of these tasks only")
+    add("--methods", nargs="+", metavar="ROW", help="cells of these rows of the tables only")
     add = p.add_argument_group("data").add_argument
     add("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
         help="where cells are written and looked up")
-    add("--smollm2", metavar="FOLDER", type=local_path, help="study real: SmolLM2-135M-Instruct")
+    add("--smollm2", metavar="FOLDER", type=local_path, help="studies real and kinds: SmolLM2-135M-Instruct")
     add("--e2e", metavar="FOLDER", type=local_path,
         help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
     add = p.add_argument_group("machine").add_argument
@@ -61,16 +65,39 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     if args.again is not None:
         result = again.run(args.lines, args.again, folders, args.device)
         return result, again.table(result), args.out
-    chosen = args.study or [name for name in names if name != "real"]
+    chosen = args.study or [name for name in names if name not in studies.BY_NAME]
+    wanted = studies.methods(studies.QUICK, seeds=range(2)) if args.quick else [
+        pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     if args.quick:
-        chosen, wanted = ["methods"], studies.methods(studies.QUICK, seeds=range(2))
-    else:
-        for name in given if "real" in chosen else ():
+        chosen = ["methods"]
+    wanted = part(wanted, args.tasks, args.methods)
+    for name, needs in (("smollm2", [c.base == real.BASE for c, _ in wanted]),
+                        ("e2e", [c.task == "e2e" for c, _ in wanted])):
+        if any(needs):
             real.folder_of(folders, name)  # missing folders are reported before anything runs
-        wanted = [pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
-    tables(read(args.lines), [])  # so are a damaged file and a missing package
-    lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
+    lines = read(args.lines)
+    tables(lines, [])  # so are a damaged file and a missing package
+    field = "known" if "forgetting" in chosen else None
+    if planned := grid.planned(lines, wanted, field):
+        minutes = sum(map(grid.seconds, planned)) / args.processes / 60
+        note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes, "
+             "more where a sweep goes on beyond its learning rates")
+    lines = grid.fill(args.lines, wanted, args.processes, folders, args.device, field)
     if "cost" in chosen:
         costs.measure(args.lines, args.device)
     result = {"cells": len(lines), "lines": str(args.lines)}
     return result, tables(lines, [name for name in chosen if name != "cost"]), args.out
+
+
+def part(wanted: studies.Pairs, tasks: list[str] | None, rows: list[str] | None) -> studies.Pairs:
+    """The cells of these tasks and rows. Raises Error for a name that none of them has, and without any."""
+    for flag, names, known in (("--tasks", tasks, {c.task for c, _ in wanted}),
+                               ("--methods", rows, {studies.row(c) for c, _ in wanted})):
+        for name in names or ():
+            if name not in known:
+                raise Error(f"{flag} {name}: the study has {', '.join(sorted(known))}")
+    kept = [(c, like) for c, like in wanted if c.task in (tasks or [c.task])
+            and studies.row(c) in (rows or [studies.row(c)])]
+    if wanted and not kept:
+        raise Error(f"no cell of the study has the tasks {tasks} and the methods {rows}")
+    return kept

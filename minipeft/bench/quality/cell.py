@@ -20,7 +20,7 @@ from ...model import GPT
 from ...training.evaluation import batches, evaluate
 from ...training.loop import Diverged, train
 from ...training.prompt_search import choose_wording
-from . import real
+from . import forgetting, real
 from .lines import Cell
 
 HELD_OUT, DEV = 500, 200  # examples that are scored
@@ -31,13 +31,14 @@ def run(cell: Cell, folders: dict[str, str] | None = None, device: str = "cpu") 
     """Train and score a cell; returns its result: {"score", "loss", "seconds", …}.
 
     All but "seconds" is the same in every run on one machine. A training that diverges is a result
-    too: {"score": 0, "failed": message}. folders: {"smollm2", "e2e"}, for the cells that need them.
+    too: {"score": 0, "failed": message}. "known": loss and exact match on what the base was pretrained
+    on (forgetting.py). folders: {"smollm2", "e2e"}, for the cells that need them.
     """
     torch.set_num_threads(1)  # rounding depends on their number
     torch.manual_seed(cell.seed)
     with contextlib.redirect_stderr(io.StringIO()):  # the grid has one progress bar for all cells
         try:
-            if cell.task == "e2e":
+            if cell.base == real.BASE:
                 return real.run(cell, folders or {}, device)
             return run_task(cell, device)
         except Diverged as e:
@@ -57,7 +58,10 @@ def run_task(cell: Cell, device: str) -> dict:
         examples = Random(rng).choices(few, k=n) if few else draw(task.example, rng, n)
         return encode(examples, tokenizer)
 
+    known = forgetting.skills(tokenizer)
+    before = evaluate(base, known)
     model, result = adapted(cell, base, batch, dev)
+    done = result.pop("steps_before", 0)  # with a soft prompt, on the first batches
     evaluated = batches(scored[:EVALUATED], tokenizer)
     every, curve, paused = max(1, cell.steps // EVALUATIONS), [], []
 
@@ -67,18 +71,19 @@ def run_task(cell: Cell, device: str) -> dict:
             loss, exact = evaluate(model, evaluated)
             curve.append([step, round(exact, 4), round(loss, 4)])
             paused.append(time.perf_counter() - start)
-        return batch(step)
+        return batch(done + step)
 
     start = time.perf_counter()
     if cell.lr is not None:
-        train(model, evaluating, cell.steps - result.pop("steps_before", 0), cell.lr)
+        train(model, evaluating, cell.steps - done, cell.lr)
     seconds = time.perf_counter() - start - sum(paused) + result.pop("seconds_before", 0.0)
     loss, exact = evaluate(model, batches(scored, tokenizer))
     result |= {"seconds": round(seconds, 2), "score": exact, "loss": loss, "curve": curve}
     if few:
         learnt = evaluate(model, batches(few, tokenizer))
         result["loss_on_learnt"], result["score_on_learnt"] = learnt
-    return result | real.sizes(cell, model)
+    result |= real.sizes(cell, model)
+    return result | {"known": forgetting.measured(before, model, known)}
 
 
 def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple[Adapted, dict]:

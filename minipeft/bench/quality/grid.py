@@ -20,12 +20,14 @@ from tqdm import tqdm
 from ...accounting import base_parameters
 from ...accounting.shapes import EMBEDDED, PRESETS
 from ...checks import Error
+from ...methods import METHODS
 from ...runtime.console import progress
 from ...runtime.profiling import card
 from .cell import run
 from .lines import Cell, Lines, read
 from .studies import PROMPT_RUNG, Pairs, sweep, swept_at
 
+TEXT_LENGTHS = {"e2e": 80, "topics": 22, "amounts": 45}  # of an example, roughly; others have 20
 BEYOND = 4  # learning rates that a sweep adds at most at one side
 
 
@@ -81,16 +83,16 @@ def beside(cells: list[Cell], edge: int) -> float:
     return float(f"{cells[1].lr / 10 if edge == 0 else cells[-2].lr * 10:.0e}")
 
 
-def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
+def next_of_sweep(lines: Lines, like: Cell, beyond: int = BEYOND) -> list[Cell]:
     """The runs that a cell's sweep needs next: the first ones, then one beyond an edge with the lowest loss, at
-    most BEYOND on a side; [] when it is finished."""
+    most `beyond` on a side; [] when it is finished."""
     first = sweep(like)
     if missing := [c for c in first if c.key not in lines]:
         return missing
     best, rates, cells = lowest(sweep_losses(lines, like)), [c.lr for c in first], sweep_cells(lines, like)
     added = {0: sum(c.lr < min(rates) for c in cells), -1: sum(c.lr > max(rates) for c in cells)}
     return [swept_at(cells[edge], beside(cells, edge)) for edge, n in added.items()
-            if cells and best == cells[edge].lr and n < BEYOND]
+            if cells and best == cells[edge].lr and n < beyond]
 
 
 def lowest(losses: dict[float, "float | None"]) -> float | None:
@@ -127,22 +129,53 @@ def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
     return replace(cell, lr=chosen(lines, like))
 
 
-def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str) -> Lines:
-    """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines."""
-    likes = list({like.key: like for _, like in wanted if like is not None}.values())
+def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str,
+         field: str | None = None) -> Lines:
+    """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines.
+
+    field: cells whose line lacks this field are run again, at the learning rate of the sweep as it is;
+    the new line takes the place of the old one.
+    """
+    likes = sweeps_of(wanted)
+    beyond = BEYOND if field is None else 0
     with appending(path) as (lines, write), pool(processes) as workers:
 
         def run_missing(cells: Iterable[Cell]) -> bool:
-            missing = list({c.key: c for c in cells if c.key not in lines}.values())
+            missing = [c for c in {c.key: c for c in cells}.values() if is_missing(lines, c, field)]
             for line in done(workers, missing, folders, device) if missing else ():
                 write(line)
             return bool(missing)
 
-        while run_missing(c for like in likes for c in next_of_sweep(lines, like)):
+        while run_missing(c for like in likes for c in next_of_sweep(lines, like, beyond)):
             pass
         cells = [with_learning_rate(lines, *pair) for pair in wanted]
         run_missing(cells)
     return {c.key: lines[c.key] for c in [c for like in likes for c in sweep_cells(lines, like)] + cells}
+
+
+def is_missing(lines: Lines, cell: Cell, field: str | None) -> bool:
+    """No line has this cell, or its line lacks the field (a sweep's run does not need it)."""
+    line = lines.get(cell.key, {})
+    return not line or not (field is None or field in line or "failed" in line or cell.scored_on == "dev")
+
+
+def sweeps_of(wanted: Pairs) -> list[Cell]:
+    """The cells for whose settings learning rates are swept, each once, whatever its seed."""
+    return list({like.key: like for _, like in wanted if like is not None}.values())
+
+
+def planned(lines: Lines, wanted: Pairs, field: str | None = None) -> list[Cell]:
+    """The cells that fill() would run, but for those of a sweep beyond its edges."""
+    sweeps = {c.key: c for like in sweeps_of(wanted) for c in sweep(like)}
+    missing = [c for c in sweeps.values() if c.key not in lines]
+    for pair in wanted:
+        try:
+            cell = with_learning_rate(lines, *pair)
+        except Error:  # its sweep has not been run
+            missing.append(replace(pair[0], lr=1.0))
+        else:
+            missing += [cell] if is_missing(lines, cell, field) else []
+    return list({c.key: c for c in missing}.values())
 
 
 @contextlib.contextmanager
@@ -202,6 +235,7 @@ def done(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str
 def seconds(cell: Cell) -> float:
     """Rough time of a cell on one CPU core, for the order and the progress bar only."""
     config, virtual = (EMBEDDED | PRESETS)[cell.base], cell.size.get("num_virtual_tokens", 0)
-    tokens = (80 if cell.task == "e2e" else 20) + virtual * (cell.method == PROMPT_RUNG["rung"])
-    flops = 6 * cell.batch_size * tokens * base_parameters(config)
+    tokens = TEXT_LENGTHS.get(cell.task, 20) + virtual * (cell.method == PROMPT_RUNG["rung"])
+    passes = 4 if METHODS[cell.method].freezes_base else 6  # FLOPs of a parameter and token
+    flops = passes * cell.batch_size * tokens * base_parameters(config)
     return (cell.steps if cell.lr else 100) * (0.004 * config.n_layer + flops / 7e10)

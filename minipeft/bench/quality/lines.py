@@ -13,7 +13,7 @@ from ...checks import Error, shown
 class Cell:
     """One run: everything needed to repeat it. Cells with the same JSON line are the same cell.
 
-    base, task    a base of minipeft.data.BASES and a task of train.py; or "smollm2-135m" and "e2e"
+    base, task    a base of minipeft.data.BASES and a task of train.py; or one of quality.real.TASKS and its base
     size          the hyper-parameters passed to adapt()
     start         initial value of a prompt or prefix (None: the method's default). "random",
                   "vocab", {"text": …}, {"rung": "hard-prompt"} (the best wording), or

@@ -1,18 +1,19 @@
-"""Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants.
+"""Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants, to classify, and to rewrite.
 
-    data        E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR)
-                and a description, of at most LONGEST tokens. A fifth of devset.csv's MRs is the
-                validation set, the others are for training; testset_w_refs.csv is held out. No
-                two of them share an MR
-    examples    drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches
-                of BATCH pairs of similar length, so it need not see all of them
-    score       BLEU of greedy completions of at most NEW tokens, for SCORED held-out MRs, against
-                all references of each
-    loss        of SCORED held-out pairs, one per MR; when a learning rate is chosen, of SCORED
-                pairs of the validation set, and nothing is generated
+    e2e                E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR)
+                       and a description, of at most LONGEST tokens. A fifth of devset.csv's MRs is the
+                       validation set, the others are for training; testset_w_refs.csv is held out. No
+                       two of them share an MR. Score: BLEU of greedy completions of at most NEW tokens,
+                       for SCORED held-out MRs, against all references of each
+    topics, amounts    the tasks of minipeft.data.sentences. Held-out examples have sentence patterns of
+                       their own; the validation set has those of training. Score: exact match
 
-Weights are float32. Prompt and prefix start from a wording and have its length; LoRA and full
-fine-tuning start from the bare base. docs/tools/e2e.py is the earlier experiment, at full length.
+Examples are drawn by the seed; a smaller set is part of a larger one. Every run is `steps` batches of
+BATCH pairs of similar length, so it need not see all of them. The loss is of the held-out pairs; when a
+learning rate is chosen, of the validation set, and nothing is generated. Weights are float32.
+
+Prompt and prefix start from a wording and have its length; the other methods start from the bare base, and
+"with wording" have it in front of every input. docs/tools/e2e.py is an earlier experiment, at full length.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +30,10 @@ from torch import Tensor
 from ...accounting import adapter_bytes
 from ...attach import Adapted, adapt
 from ...checks import Error
-from ...data.batches import Epochs, references
+from ...data.batches import Epochs, draw, references
 from ...data.encoding import collate, length, tokenize
 from ...data.files import read_examples
+from ...data.sentences import SENTENCES
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for, with_begin
@@ -38,76 +41,149 @@ from ...model import GPT
 from ...training.evaluation import answer, batches, evaluate
 from ...training.loop import train
 from ...training.scores import text_scores
+from . import forgetting
 from .lines import Cell
 
-# A chat turn: the wording opens it, the template closes it. This wording shows an example; of the
-# five that docs/tools/e2e.py tries it has the lowest loss on the validation set (e2e-smollm2.json).
+BASE = "smollm2-135m"
+# A chat turn: the wording opens it, the template closes it.
 TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class RealTask(NamedTuple):
+    wording: str
+    num_virtual_tokens: int  # SmolLM2's tokens of the wording
+    steps: int
+
+
+# This wording shows an example; of the five that docs/tools/e2e.py tries it has the lowest loss on the
+# validation set (e2e-smollm2.json).
 WORDING = (
     "<|im_start|>user\nname[The Mill], eatType[pub], area[riverside], familyFriendly[yes]"
     "<|im_end|>\n<|im_start|>assistant\nThe Mill is a family friendly pub by the riverside."
     "<|im_end|>\n<|im_start|>user\n"
 )
-FROM_WORDING = {"size": {"num_virtual_tokens": 46}, "start": {"text": WORDING}}  # 46 SmolLM2 tokens
-METHODS = {  # fields of the cell, and the learning rates of the sweep
-    "prompt": (FROM_WORDING, (1e-2, 3e-2, 1e-1)),
-    "prefix": (FROM_WORDING, (1e-2, 3e-2, 1e-1)),
-    "lora": ({"size": {"r": 8}}, (2e-3, 6e-3, 2e-2)),
-    "full": ({}, (3e-5, 1e-4, 3e-4)),
+TASKS = {
+    "e2e": RealTask(WORDING, 46, 75),
+    "topics": RealTask(
+        "<|im_start|>system\nSay what the message is about: delivery, refund, payment, account, hours, "
+        "booking, complaint or praise.<|im_end|>\n<|im_start|>user\n", 31, 100),
+    "amounts": RealTask(
+        "<|im_start|>system\nWrite the date and the amount as in 2023-06-07 980 USD."
+        "<|im_end|>\n<|im_start|>user\n", 33, 100),
 }
-STEPS, BATCH = 75, 4
+
+
+class Row(NamedTuple):
+    method: str
+    size: dict[str, Any]
+    start: str | None  # "wording": that of the task, whose length a prompt or prefix then has; "random": noise
+    rates: tuple[float, ...]  # of the sweep
+
+
+ROWS = {
+    "prompt": Row("prompt", {}, "wording", (1e-2, 3e-2, 1e-1)),
+    "prefix": Row("prefix", {}, "wording", (1e-2, 3e-2, 1e-1)),
+    "lora": Row("lora", {"r": 8}, None, (2e-3, 6e-3, 2e-2)),
+    "full": Row("full", {}, None, (3e-5, 1e-4, 3e-4)),
+    "prefix from noise": Row("prefix", {}, "random", (1e-2, 3e-2, 1e-1)),
+    "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (1e-2, 3e-2, 1e-1)),
+    "adapter": Row("adapter", {"bottleneck_size": 8}, None, (6e-4, 2e-3, 6e-3)),
+    "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (1e-2, 3e-2, 1e-1)),
+    "lora with wording": Row("lora", {"r": 8}, "wording", (2e-3, 6e-3, 2e-2)),
+    "full with wording": Row("full", {}, "wording", (3e-5, 1e-4, 3e-4)),
+}
+VIRTUAL = ("prompt", "prefix")  # methods that start from a wording
+BATCH = 4
 LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
+SENTENCES_SCORED = 100
 
 
-def cell(name: str, examples: int) -> Cell:
-    """The cell of this method, without learning rate and seed."""
-    work = {"steps": STEPS, "batch_size": BATCH, "examples": examples}
-    return Cell("smollm2-135m", "e2e", name, **METHODS[name][0], **work)
+def cell(name: str, examples: int, task: str = "e2e") -> Cell:
+    """The cell of this row, without learning rate and seed."""
+    (method, size, start, _), its = ROWS[name], TASKS[task]
+    if method in VIRTUAL:
+        size = {"num_virtual_tokens": its.num_virtual_tokens, **size}
+    return Cell(BASE, task, method, size, {"text": its.wording} if start == "wording" else start,
+                steps=its.steps, batch_size=BATCH, examples=examples)
+
+
+def row(cell: Cell) -> str:
+    """The row of a cell."""
+    words = isinstance(cell.start, dict)
+    for name, (method, size, start, _) in ROWS.items():
+        same_size = cell.size.get("space") == size.get("space")
+        if cell.method == method and same_size and (start == "wording") == words:
+            return name
+    raise Error(f"no row of the real model's tables has {cell.method} with start {cell.start}")
 
 
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     """The cell's result. Raises Error, before training, for missing folders, packages or pairs."""
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise Error("cells on E2E are scored by BLEU, which needs: pip install sacrebleu")
-    folder, e2e = folder_of(folders, "smollm2"), folder_of(folders, "e2e")
-    known, unseen = e2e / "devset.csv", e2e / "testset_w_refs.csv"
-    pairs, grouped = read_examples(known), references(read_examples(unseen))
+    folder = folder_of(folders, "smollm2")
     base = GPT.from_pretrained(folder, torch.float32).to(device)
-    tokenizer, template = tokenizer_for(base.config.vocab_size, folder), Template(TEMPLATE)
+    tokenizer = tokenizer_for(base.config.vocab_size, folder)
+    has_virtual_tokens = cell.method in VIRTUAL
+    words = cell.start["text"] if isinstance(cell.start, dict) else ""
+    template = Template(TEMPLATE if has_virtual_tokens else words + TEMPLATE)
 
     def fits(e: Example) -> bool:
-        return length(e, tokenizer, template) <= LONGEST
+        return length(e, tokenizer, Template(TEMPLATE)) <= LONGEST
 
     def loss_of(examples: list[Example]) -> tuple[float, float]:
         return evaluate(model, batches(examples, tokenizer, template))
 
-    chosen = fifth((e.input for e in pairs), Random(0))
-    training = (e for e in pairs if e.input not in chosen)
-    training = first(cell.examples, training, fits, f"{cell.seed}/few", known)
-    dev = first(SCORED, (e for e in pairs if e.input in chosen), fits, "development", known)
-    test = first(SCORED, grouped, lambda its: fits(its[0]), "held-out", unseen)
+    training, dev, test = e2e(cell, folders, fits) if cell.task == "e2e" else sentences(cell)
     records = [tokenize(e, tokenizer, template) for e in training]
     epochs = Epochs([r.length for r in records], cell.batch_size, cell.seed)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         return collate([records[i] for i in epochs.batch(step)], tokenizer.end)
 
-    text = {}
-    if cell.start is not None:
-        text["init"] = torch.tensor(with_begin(tokenizer, cell.start["text"]))
-    model = adapt(base, cell.method, **cell.size, **text)
+    known = forgetting.english(tokenizer)
+    before = evaluate(base, known)
+    init = torch.tensor(with_begin(tokenizer, words)) if words else cell.start
+    model = adapt(base, cell.method, **cell.size, **({"init": init} if has_virtual_tokens else {}))
     start = time.perf_counter()
     train(model, batch, cell.steps, cell.lr)
     result = {"seconds": round(time.perf_counter() - start, 2), **sizes(cell, model), "curve": []}
     if cell.scored_on == "dev":
         result["loss"], result["score"] = loss_of(dev)  # this score is exact match
-        return result
-    examples, known_answers = map(list, zip(*test, strict=True))
-    answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
-    scores = text_scores(answers, known_answers)
-    result |= {"score": scores["bleu"], "chrf": scores["chrf"], "loss": loss_of(examples)[0]}
-    return result | {"loss_on_learnt": loss_of(training[:SCORED])[0]}
+    else:
+        examples, known_answers = map(list, zip(*test, strict=True))
+        result["loss"], result["score"] = loss_of(examples)
+        if cell.task == "e2e":
+            answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
+            scores = text_scores(answers, known_answers)
+            result |= {"score": scores["bleu"], "chrf": scores["chrf"]}
+        result["loss_on_learnt"] = loss_of(training[:SCORED])[0]
+    return result | {"known": forgetting.measured(before, model, known)}
+
+
+Split = tuple[list[Example], list[Example], list[tuple[Example, list[str]]]]  # training, validation, held out
+
+
+def e2e(cell: Cell, folders: dict[str, str], fits: Callable[[Example], bool]) -> Split:
+    """The cell's pairs of E2E. Raises Error without sacrebleu, its folder, or enough pairs."""
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise Error("cells on E2E are scored by BLEU, which needs: pip install sacrebleu")
+    folder = folder_of(folders, "e2e")
+    known, unseen = folder / "devset.csv", folder / "testset_w_refs.csv"
+    pairs, grouped = read_examples(known), references(read_examples(unseen))
+    chosen = fifth((e.input for e in pairs), Random(0))
+    training = (e for e in pairs if e.input not in chosen)
+    return (first(cell.examples, training, fits, f"{cell.seed}/few", known),
+            first(SCORED, (e for e in pairs if e.input in chosen), fits, "development", known),
+            first(SCORED, grouped, lambda its: fits(its[0]), "held-out", unseen))
+
+
+def sentences(cell: Cell) -> Split:
+    """The cell's examples of a task of sentences."""
+    example = SENTENCES[cell.task]
+    training = draw(lambda rng: example(rng, held_out=False), f"{cell.seed}/few", cell.examples)
+    dev = draw(lambda rng: example(rng, held_out=False), "development", SENTENCES_SCORED)
+    test = draw(lambda rng: example(rng, held_out=True), "held-out", SENTENCES_SCORED)
+    return training, [e for e in dev if e not in training], [(e, [e.target]) for e in test]
 
 
 def sizes(cell: Cell, model: Adapted) -> dict[str, int]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ...accounting import count
 from ...accounting.shapes import EMBEDDED, SCALES
 from ...checks import Error
+from ...data.sentences import SENTENCES
 from . import real as e2e
 from .lines import Cell
 
@@ -24,7 +25,9 @@ TOKENS = {"num_virtual_tokens": 16}  # size of a prompt or prefix, unless its le
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = (10, 30, 100, 300, 1000, 3000)
 REAL_EXAMPLES = (50, 200, 500)
+KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
+MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # with every number of examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
@@ -44,7 +47,9 @@ PROJECTION_LEARNING_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both form
 
 
 def row(cell: Cell) -> str:
-    """Name of a cell's method in tables, where the forms of a prefix have rows of their own."""
+    """Name of a cell's method in tables, where forms of a method have rows of their own."""
+    if cell.base == e2e.BASE:
+        return e2e.row(cell)
     if cell.size.get("prefix_projection"):
         return "prefix by an MLP"
     return "hidden prefix" if cell.size.get("space") == "hidden" else cell.method
@@ -52,7 +57,7 @@ def row(cell: Cell) -> str:
 
 def method_of(name: str) -> str:
     """The method of a row."""
-    return "prefix" if "prefix" in name else name
+    return "prefix" if "prefix" in name else name.removesuffix(" with wording")
 
 
 def largest(name: str, budget: int, base: str = BASE) -> dict:
@@ -75,8 +80,9 @@ def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
 def sweep(of: Cell) -> list[Cell]:
     """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
     lies at an edge, the sweep goes on (grid.next_of_sweep)."""
-    if of.task == "e2e":
-        of, rates = replace(of, examples=REAL_EXAMPLES[1]), e2e.METHODS[of.method][1]
+    if of.base == e2e.BASE:
+        of = replace(of, examples=REAL_EXAMPLES[1]) if of.task == "e2e" else of
+        rates = e2e.ROWS[row(of)].rates
     else:
         of, rates = replace(of, start=None), ROWS[row(of)][2]
     return [swept_at(of, lr) for lr in rates]
@@ -158,10 +164,21 @@ def data() -> Pairs:
 
 
 def real() -> Pairs:
-    """A real model on real language; the learning rates are those of 200 examples."""
-    return swept(e2e.cell(r, n) for n in REAL_EXAMPLES for r in e2e.METHODS)
+    """A real model describes restaurants; the learning rates are those of 200 examples."""
+    return swept(e2e.cell(r, n) for n in REAL_EXAMPLES for r in MAIN_ROWS)
+
+
+def kinds() -> Pairs:
+    """The real model on two other kinds of task: a classification, and an exact transformation."""
+    return swept(e2e.cell(r, REAL_EXAMPLES[1], t) for t in SENTENCES for r in e2e.ROWS)
+
+
+def forgetting() -> Pairs:
+    """The first study on three of its tasks, for lines that have what is forgotten (grid.fill)."""
+    return methods(KNOWN)
 
 
 # By name. Training time and cost are read from the cells of the first.
 STUDIES = {study.__name__: study
-           for study in (methods, budget, scale, length, start, projection, data, real)}
+           for study in (methods, budget, scale, length, start, projection, data, real, kinds, forgetting)}
+BY_NAME = ("real", "kinds", "forgetting")  # not run unless they are asked for

@@ -1,0 +1,85 @@
+"""Prompt or prefix, and what to use when: the advice of docs/comparison.md, with its numbers from the result files."""
+
+from docs.tools.comparison.facts import Facts
+from docs.tools.markdown import points_list
+from docs.tools.results import facts, read
+from minipeft.data.sentences import SENTENCES
+from minipeft.data.tasks import INSTRUCTIONS
+
+ROWS = ("prompt", "prefix", "lora", "full")
+
+
+def what_to_use() -> str:
+    """A point for each choice, and their limits; points on studies that are not run yet are left out."""
+    f = facts()
+    points = [*choices(f)]
+    if f.is_complete("kinds"):
+        points.append(on_real_tasks(f))
+    if f.is_complete("data"):
+        scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
+        points.append("**With 10 examples of a known skill**, prompt, prefix, LoRA and full fine-tuning score "
+                      f"{', '.join(scores[:3])} and {scores[3]}.")
+    if f.is_complete("forgetting"):
+        points.append(forgotten(f))
+    return points_list(*points, limits(f))
+
+
+def choices(f: Facts) -> list[str]:
+    rows = read("bench-gpt2")["rows"]
+    bench = {(r["method"], r.get("num_virtual_tokens")): r for r in rows}
+    lora = next(r for r in rows if r["method"] == "lora")
+
+    def score(row: str, task: str) -> str:
+        return f.mean(f"methods/{row}/{task}")
+
+    def times(method: str, tokens: int) -> str:
+        return f"{bench[method, tokens]['step_against_full']:.2f}"
+
+    return [
+        f"**A wording, if one does it**: the best of {len(INSTRUCTIONS)} instructions scores "
+        f"{score('hard-prompt', 'reverse')} on a known skill and trains nothing.",
+        f"**A soft prompt to select a known skill with the smallest file**: {score('prompt', 'reverse')} on "
+        f"`reverse`, but {score('prompt', 'parity')} on the new `parity`. It takes places in the text: a step on "
+        f"GPT-2's shape costs {times('prompt', 8)} of full fine-tuning's with 8 virtual tokens and "
+        f"{times('prompt', 128)} with 128.",
+        "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with as "
+        f"many parameters {score('prefix', 'parity')} on `parity`, on SmolLM2-135M and E2E BLEU "
+        f"{f.mean('real/prefix/200', digits=1)} where the prompt has {f.mean('real/prompt/200', digits=1)} (200 "
+        f"examples). A step costs {times('prefix', 8)} with 8 virtual tokens and {times('prefix', 128)} with 128; "
+        f"its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} times a prompt's of the same "
+        "length. Start it from words.",
+        f"**LoRA to teach something new**: {score('lora', 'reverse+increment')} on two skills in a row where the "
+        f"prefix has {score('prefix', 'reverse+increment')}; a step costs {lora['step_against_full']:.2f}, and "
+        "merged into the weights it costs nothing in use, for one task at a time.",
+        f"**Full fine-tuning if a whole model a task can be stored**: {score('full', 'differences')} on "
+        f"`differences`, where LoRA has {score('lora', 'differences')}.",
+    ]
+
+
+def on_real_tasks(f: Facts) -> str:
+    scores = {task: ", ".join(f.mean(f"kinds/{row}/{task}") for row in ROWS) for task in SENTENCES}
+    loss = {row: " and ".join(f.mean(f"kinds/{row}/{task}", "known loss") for task in SENTENCES) for row in ROWS}
+    bare = f.points["kinds/prefix/topics"].mean("known loss before")[0]
+    return ("**On SmolLM2-135M with 200 examples**, exact match of prompt, prefix, LoRA and full fine-tuning: "
+            f"{scores['topics']} on a classification, {scores['amounts']} on rewriting dates and amounts. Loss on "
+            f"other English, {bare:.2f} for the base, is {loss['prefix']} with the prefix on, {loss['lora']} with "
+            "LoRA; switched off, both leave the base as it was.")
+
+
+def forgotten(f: Facts) -> str:
+    kept = [f.mean(f"forgetting/{row}/parity", "remembered") for row in ROWS]
+    before = f.points["forgetting/prefix/parity"].mean("known before")[0]
+    return (f"**What is forgotten while it is on**: tuned on `parity`, the base answers the skills that it knew, told, with "
+            f"{', '.join(kept[:3])} and {kept[3]} exact match by prompt, prefix, LoRA and full fine-tuning, where it had "
+            f"{before:.2f}. Switched off, all but full fine-tuning leave it as it was.")
+
+
+def limits(f: Facts) -> str:
+    step = {r["row"]: r["step_ms"]["median"] for r in read("quality-costs")["rows"]}
+    of_full = {row: f"{step[row] / step['full']:.2f}" for row in ("prompt", "prefix")}
+    return (f"**Limits**: bases of 0.2 and 135 million parameters, short texts, "
+            f"{len(f.points['methods/lora/parity'].runs)} seeds; steps on 2 CPU cores. At equal parameters a prompt of "
+            f"64 tokens takes {of_full['prompt']} of full fine-tuning's step, a prefix of 8 takes {of_full['prefix']}.")
+
+
+BLOCKS = {"what-to-use": what_to_use}

@@ -1,0 +1,107 @@
+"""Two tasks in plain English, made in code: short sentences to classify, and to rewrite exactly.
+
+    topics     the topic of a customer's message, one of eight words      "Is the shop open on Monday?" -> "hours"
+    amounts    the date and the amount in a sentence, in one notation
+               "The rent of 7 June 2023 was $980." -> "2023-06-07 980 USD"
+
+Held-out examples take sentence patterns that no other example has; of `amounts`, also notations of date and
+amount that are never together elsewhere.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from .tasks import Example
+
+ITEMS = ("lamp", "jacket", "phone", "table", "kettle", "bicycle", "tent", "printer", "camera", "sofa")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+CITIES = ("Leeds", "Lyon", "Turin", "Porto", "Graz", "Ghent", "Cork", "Bergen")
+NAMES = ("Anna", "Omar", "Lucy", "Ivan", "Mei", "Pablo", "Nora", "Sam")
+
+TOPICS = {  # label: patterns; the last HELD_OUT of each are held out
+    "delivery": (
+        "Where is the {item} I ordered on {day}?", "My {item} has not arrived yet.",
+        "When will the {item} reach {city}?", "The driver left my {item} at the wrong door.",
+        "Can you send the {item} to {city} by {day}?", "The tracking page still says {city}.",
+        "The parcel with the {item} seems to be stuck in {city}.", "Nobody brought the {item} on {day}."),
+    "refund": (
+        "I want my money back for the {item}.", "Please return what I paid for the {item}.",
+        "I sent the {item} back on {day} and got nothing.", "How do I get repaid for a broken {item}?",
+        "You still owe me for the {item}.", "Can I hand the {item} back and be paid?",
+        "The {item} went back to you last {day}: where is my money?", "I cancelled the {item}, so pay me back."),
+    "payment": (
+        "My card was declined for the {item}.", "Can I pay for the {item} in two parts?",
+        "I was charged twice for the {item}.", "Do you take cash in {city}?",
+        "The bill for the {item} is wrong.", "Is there a fee if I pay on {day}?",
+        "The bank took the price of the {item} two times.", "May I settle the bill for the {item} by cheque?"),
+    "account": (
+        "I forgot my password again.", "How do I change the name on my profile to {name}?",
+        "I cannot log in since {day}.", "Please delete me from your system.", "My user name should be {name}.",
+        "The site does not know my email any more.",
+        "Signing in as {name} fails every time.", "I would like to remove {name} from my login."),
+    "hours": (
+        "Are you open on {day}?", "When does the shop in {city} close?",
+        "What time do you start on {day}?", "Is the office in {city} shut on {day}?",
+        "Until when can I come by on {day}?", "Do you work at the weekend in {city}?",
+        "How early may I visit the store in {city}?", "Will anyone be in the shop late on {day}?"),
+    "booking": (
+        "I would like a table for two on {day}.", "Please reserve a room in {city} for {name}.",
+        "Can I move my appointment to {day}?", "Do you have a free place on {day}?",
+        "Put {name} down for the tour of {city}.", "I need to cancel my seat for {day}.",
+        "Keep two places in {city} for {name}, please.", "Could we come on {day} instead of the day we agreed?"),
+    "complaint": (
+        "The {item} broke after one day.", "Your staff in {city} was very rude.",
+        "The {item} is not as it was described.", "I am unhappy with the {item}.",
+        "The {item} makes a terrible noise.", "This is the worst {item} I ever had.",
+        "I waited an hour in {city} and nobody cared.", "What you call a {item} fell apart on {day}."),
+    "praise": (
+        "I love my new {item}.", "Thank you, {name} was so helpful.",
+        "The {item} works better than I hoped.", "Great service in {city} as always.",
+        "Please tell {name} that we had a lovely time.", "This {item} is simply perfect.",
+        "What a wonderful {item}, well done.", "We were so well looked after by {name} in {city}."),
+}
+FRAMES = (  # the last HELD_OUT are held out
+    "The invoice of {date} asks for {amount}.", "On {date} we paid {amount}.", "Please send {amount} by {date}.",
+    "{amount} is due on {date}.", "A ticket for {date} costs {amount}.", "The rent of {date} was {amount}.",
+    "We got {amount} from {name} on {date}.", "The deposit of {amount} ends on {date}.",
+    "Since {date} {name} owes us {amount}.", "For {amount} you may stay until {date}.")
+HELD_OUT = 2
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December")
+DATES: tuple[Callable[[int, str, int], str], ...] = (
+    lambda day, month, year: f"{day} {month} {year}",
+    lambda day, month, year: f"{month} {day}, {year}",
+    lambda day, month, year: f"the {day}{ordinal(day)} of {month} {year}",
+    lambda day, month, year: f"{month[:3]} {day} {year}")
+AMOUNTS: tuple[Callable[[int, str], str], ...] = (
+    lambda n, currency: f"{SIGNS[currency]}{n:,}",
+    lambda n, currency: f"{n} {WORDS[currency]}",
+    lambda n, currency: f"{n:,} {currency}",
+    lambda n, currency: f"{currency} {n}")
+SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
+WORDS = {"USD": "dollars", "EUR": "euros", "GBP": "pounds"}
+
+
+def topics(rng: Random, held_out: bool) -> Example:
+    label = rng.choice(list(TOPICS))
+    pattern = rng.choice(TOPICS[label][-HELD_OUT:] if held_out else TOPICS[label][:-HELD_OUT])
+    slots = {"item": ITEMS, "day": DAYS, "city": CITIES, "name": NAMES}
+    return Example(pattern.format(**{name: rng.choice(values) for name, values in slots.items()}), label)
+
+
+def amounts(rng: Random, held_out: bool) -> Example:
+    day, month, year = rng.randint(1, 28), rng.randrange(12), rng.randint(2001, 2029)
+    number, currency = rng.randint(11, 9999), rng.choice(list(SIGNS))
+    i = rng.randrange(len(DATES))
+    together = [j for j in range(len(AMOUNTS)) if (j == i) == held_out]  # a quarter of the pairs are held out
+    date, amount = DATES[i](day, MONTHS[month], year), AMOUNTS[rng.choice(together)](number, currency)
+    frame = rng.choice(FRAMES[-HELD_OUT:] if held_out else FRAMES[:-HELD_OUT])
+    text = frame.format(date=date, amount=amount, name=rng.choice(NAMES))
+    return Example(text[0].upper() + text[1:], f"{year}-{month + 1:02d}-{day:02d} {number} {currency}")
+
+
+def ordinal(day: int) -> str:
+    return "th" if day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+
+
+SENTENCES = {"topics": topics, "amounts": amounts}

@@ -1,0 +1,58 @@
+"""Tasks of sentences: the right answer, held-out patterns, short texts."""
+
+import re
+from datetime import datetime
+from random import Random
+
+from minipeft.data.batches import draw
+from minipeft.data.sentences import SENTENCES, TOPICS
+
+FORMS = ("%d %B %Y", "%B %d, %Y", "%b %d %Y")  # of the standard library, by which a date is read again
+SIGNS = {"$": "USD", "dollars": "USD", "€": "EUR", "euros": "EUR", "£": "GBP", "pounds": "GBP"}
+
+
+def some(task: str, held_out: bool, n: int = 400) -> list:
+    return draw(lambda rng: SENTENCES[task](rng, held_out), f"{task} {held_out}", n)
+
+
+def date_in(text: str) -> tuple[str, str]:
+    """The date of a sentence as YYYY-MM-DD, and the sentence without it."""
+    text = re.sub(r"[Tt]he (\d+)(?:st|nd|rd|th) of", r"\1", text)
+    for found in re.finditer(r"\d+ [A-Z]\w+ \d{4}|[A-Z]\w+ \d+,? \d{4}", text):
+        for form in FORMS:
+            try:
+                day = datetime.strptime(found[0], form)
+            except ValueError:
+                continue
+            return f"{day:%Y-%m-%d}", text.replace(found[0], "")
+    raise AssertionError(text)
+
+
+def test_an_amount_and_a_date_are_those_of_the_sentence():
+    for e in some("amounts", False) + some("amounts", True):
+        date, rest = date_in(e.input)
+        number = re.search(r"\d[\d,]*", rest)[0].replace(",", "")
+        currency = next(code for sign, code in [*SIGNS.items(), *((c, c) for c in SIGNS.values())] if sign in rest)
+        assert e.target == f"{date} {number.rstrip(',')} {currency}", e
+
+
+def shape(text: str) -> str:
+    """A sentence without its dates, amounts and names."""
+    return re.sub(r"[A-Z]\w+|[$€£]?\d[\d,]*(?:st|nd|rd|th)?|dollars|euros|pounds|of|the|The", "", text).strip()
+
+
+def test_held_out_sentences_have_patterns_of_their_own():
+    known, unseen = ({shape(e.input) for e in some("amounts", held_out)} for held_out in (False, True))
+    frames = {re.sub(r"[\s,]+", " ", text) for text in known} & {re.sub(r"[\s,]+", " ", text) for text in unseen}
+    assert not frames
+    known, unseen = ({e.input for e in some("topics", held_out, 3000)} for held_out in (False, True))
+    assert not known & unseen
+    assert {e.target for e in some("topics", True)} == {e.target for e in some("topics", False)} == set(TOPICS)
+
+
+def test_examples_are_short_drawn_by_their_seed_and_no_label_stands_in_its_sentence():
+    for task, example in SENTENCES.items():
+        assert [example(Random(3), False) for _ in range(2)] == [example(Random(3), False) for _ in range(2)]
+        assert max(len(e.input.split()) + len(e.target.split()) for e in some(task, True) + some(task, False)) <= 20
+    for e in some("topics", True) + some("topics", False):
+        assert e.target not in re.findall(r"\w+", e.input.lower())
