@@ -23,7 +23,7 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                            slice holds all of it; rotated q and k, and k and v behind a prefix, are
                            new tensors beside it
                            prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block;
-                           with a bias on its keys neither: the two parts are merged (fused.py)
+                           with a bias on its keys neither, nor a window's mask: two parts, merged (fused.py)
                            window: the mask (S, S) where T is more than the window
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each; gelu the same
@@ -189,7 +189,7 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size, 
         save("k", B * S * kv)
         if not slices:
             save("v", B * S * kv)
-    if attends and not concatenated and block.windowed and hides != 0:
+    if block.qkv and not (concatenated or split) and block.windowed and hides != 0:
         save("attention mask", hides * S * S)
     if attends:
         save("attention: log-sums", log_sums, 4)
