@@ -1,6 +1,7 @@
 import functools
 import os
 import re
+from pathlib import Path
 
 # torch reads this on import, here and in child processes. Tensors this small gain nothing from a
 # second thread.
@@ -12,6 +13,10 @@ import torch
 from minipeft import GPT, METHODS, Error, GPTConfig, accounting
 from minipeft.attach import Adapted
 from minipeft.config import GEMMA3, LLAMA, QWEN3, RopeScaling, linears
+from minipeft.data.batches import TaskData
+from minipeft.training import job
+from tests.families import WIDE, base_of
+from tests.folders import lines
 
 # GPT-2; the shipped bases; Llama with grouped heads, scaled RoPE and an untied head; Qwen3, SmolLM3 and Gemma 3
 SHAPES = {
@@ -121,6 +126,9 @@ def in_turn(settings: list[tuple], shapes=tuple(SHAPES)) -> list:
             for i, setting in enumerate(settings) for j, shape in enumerate(shapes)]
 
 
+one_shape = pytest.mark.parametrize("shape", ["llama"])  # for what is the same on every shape
+
+
 # Gemma 3's shape has every choice of Qwen3's; SmolLM3's is Llama's but for its layers without rotation
 @pytest.fixture(params=quick(SHAPES, "learned", "rotary", "llama", "gemma3"))
 def shape(request) -> str:
@@ -135,3 +143,33 @@ def base(shape) -> GPT:
 @pytest.fixture
 def idx() -> torch.Tensor:
     return torch.randint(97, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def few_examples(monkeypatch):
+    """Tasks with 48 held-out examples instead of 500, and a validation set of 45 instead of 200."""
+    monkeypatch.setattr(TaskData.__init__, "__defaults__", (48,))
+    monkeypatch.setattr(job, "VALIDATION", 45)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A file of 45 examples, nine of them different."""
+    places, foods = ("Zizzi", "Aromi", "Fitzbillies"), ("Thai", "French", "Indian")
+    rows = [{"input": f"name[{n}], food[{f}]", "target": f"{n} serves {f} food."} for n in places for f in foods]
+    return lines(tmp_path / "pairs.jsonl", *rows * 5)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """{family: folder of a base} of every family that PEFT tunes."""
+    root = tmp_path_factory.mktemp("families")
+    for family, shape in WIDE.items():
+        base_of(shape).save_pretrained(root / family)
+    return {family: root / family for family in WIDE}
+
+
+@pytest.fixture
+def read() -> torch.Tensor:
+    """A text for a base of a family."""
+    return torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(2))

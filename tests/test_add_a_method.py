@@ -132,7 +132,7 @@ def copy(tmp_path_factory) -> Path:
 
 def run(copy: Path, *arguments: str, **env: str) -> str:
     """The output of Python in the copy."""
-    env = {**os.environ, "PYTHONPATH": f"{copy}:{ROOT / 'tests'}", **env}
+    env = {**os.environ, "PYTHONPATH": f"{copy}:{ROOT / 'tests'}:{ROOT}", **env}
     found = subprocess.run([sys.executable, *arguments], cwd=copy, env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout

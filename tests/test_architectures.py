@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from test_files_huggingface import base_of, opened_by_transformers
+from families import base_of, opened_by_transformers
 
 from minipeft import GPT, PRESETS, Error, GPTConfig, Prefix, adapt, generate, prefix_from_prompt, prompt_from_tokens
 from minipeft.__main__ import nearest_tokens

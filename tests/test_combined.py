@@ -1,14 +1,17 @@
 """Combinations: several methods on one base are what applying each of them by hand gives."""
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import moved, tiny
+from conftest import moved, one_shape, tiny
+from test_methods import COMBINED
 
-from minipeft import METHODS, adapt, load_adapter
+from minipeft import METHODS, Error, adapt, load_adapter
 from minipeft.config import linears
+from minipeft.files.tensors import StoredTensors
 from minipeft.formulas.terms import Cost, Hook, Hyperparameter, Saved, Shapes
 from minipeft.methods.base import Method, new_parameter
 from minipeft.slots import Slots
@@ -108,3 +111,42 @@ def test_two_hooks_at_one_place_are_applied_in_the_order_of_methods(first, base,
         model.save(tmp_path / "+".join(names))
         torch.testing.assert_close(load_adapter(base, tmp_path / "+".join(names))(idx), model(idx), rtol=0, atol=0)
         model.detach()
+
+
+@one_shape
+def test_methods_combine(base, idx, tmp_path):
+    names, h = COMBINED
+    model = moved(adapt(base, names, **h))
+    prefix, lora = model.method.parts()
+    together = base(idx, prefix=prefix.slots(base).prefix, hooks=lora.slots(base).hooks)
+    assert torch.equal(model(idx), together) and model.method.name == "prefix+lora"
+    rates = {part.name: part.learning_rate for part in (lora, prefix)}
+    assert [(len(g["params"]), g["lr"]) for g in model.parameter_groups()] == [
+        (1, rates["prefix"]),
+        (3 * 2 * len(lora.linears), rates["lora"]),
+    ]
+    model.save(tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {"lora", "prefix", "combination.json"}
+    for part in (prefix, lora):
+        assert dict(StoredTensors(tmp_path / part.name, "adapter_model", {})).keys() == part.tensors().keys()
+    again = load_adapter(base, tmp_path)
+    torch.testing.assert_close(again(idx), together, rtol=0, atol=1e-5)
+    assert again.method.name == model.method.name
+    with pytest.raises(Error, match="already holds a combination: save an adapter in a folder of its own"):
+        adapt(base, "prompt").save(tmp_path)
+    with pytest.raises(Error, match="already holds an adapter: save a combination"):
+        model.save(tmp_path / "lora")
+    adapt(base, "lora", r=2).save(tmp_path / "lora")  # as if a second run had been stopped between its parts
+    with pytest.raises(Error, match="its lora is not the one it was saved with"):
+        load_adapter(base, tmp_path)
+    shutil.rmtree(tmp_path / "lora")
+    with pytest.raises(Error, match="lora.adapter_config.json is missing"):
+        load_adapter(base, tmp_path)
+    (tmp_path / "combination.json").write_text('{"parts": {"magic": ""}}')
+    with pytest.raises(Error, match="must name the parts, of full"):
+        load_adapter(base, tmp_path)
+    adapt(base, ["lora", "prompt"]).save(tmp_path)  # the whole again, of other parts
+    assert load_adapter(base, tmp_path).method.name == "prompt+lora"
+    both = moved(adapt(base, ["adapter", "lora", "prompt"]))  # two kinds of hooks, and a prompt
+    both.save(tmp_path / "three")
+    torch.testing.assert_close(load_adapter(base, tmp_path / "three")(idx), both(idx), rtol=0, atol=1e-5)

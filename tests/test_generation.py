@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TYPICAL, attached, in_turn, moved, quick, tiny
+from conftest import TYPICAL, attached, in_turn, moved, one_shape, quick, tiny
 from test_methods import COMBINED, SETTINGS
 
 from minipeft import Error, Prefix, adapt, attention, generate
@@ -48,6 +48,7 @@ def test_no_row_reads_memory_that_nobody_wrote(base, idx):
         torch.use_deterministic_algorithms(False)
 
 
+@one_shape
 def test_under_autocast(base, idx):
     """The cache keeps the base's own type, whatever the products are in."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -55,6 +56,7 @@ def test_under_autocast(base, idx):
     assert rows.shape == (3, 16)
 
 
+@one_shape
 def test_it_goes_on_from_one_step_to_the_next(base, idx):
     whole = generate(base, idx, 6)
     assert [t.tolist() for t in stream(base, idx, 6)] == whole[:, 11:].T.tolist()
@@ -183,6 +185,7 @@ def test_sampling_follows_the_distribution_it_is_asked_for():
     assert len(set(sample(equal, 1.0, 2, None).tolist())) == 2  # of equal ones, too, no more than k
 
 
+@one_shape
 def test_the_same_seed_draws_the_same_text(base, idx):
     texts = []
     for _ in range(2):
@@ -208,6 +211,7 @@ def test_the_same_seed_draws_the_same_text(base, idx):
         (dict(idx=torch.zeros(2, 0, dtype=torch.int64)), "at least one token"),
     ],
 )
+@one_shape
 def test_what_cannot_be_generated_is_refused(settings, message, base, idx):
     if "max_new_tokens" not in settings:
         settings["max_new_tokens"] = 2
@@ -218,6 +222,7 @@ def test_what_cannot_be_generated_is_refused(settings, message, base, idx):
         generate(base, **{"idx": idx} | settings)
 
 
+@one_shape
 def test_dropout_is_off_while_generating_and_on_again_after(base, idx):
     model = moved(adapt(base, "lora", lora_dropout=0.5))
     assert torch.equal(generate(model, idx, 5), generate(model, idx, 5))
@@ -245,6 +250,7 @@ def test_logits_that_nothing_can_be_drawn_by_are_refused(bad):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@one_shape
 def test_a_model_that_gives_no_numbers_generates_nothing(bad, base, idx):
     base.ln_f.weight.data.fill_(bad)
     for temperature in (0.0, 1.0):

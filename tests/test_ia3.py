@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from conftest import moved, tiny
-from test_files_huggingface import base_of, opened_by_transformers
+from families import base_of, opened_by_transformers
 
 from minipeft import GPT, Error, GPTConfig, TaskBank, adapt, load_adapter
 from minipeft.config import linears_by_role

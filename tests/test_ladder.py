@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import read_behind, tiny
+from conftest import one_shape, read_behind, tiny
 
 from minipeft import (
     Error,
@@ -91,6 +91,7 @@ def test_a_zero_prefix_is_not_nothing(base, idx):
     torch.testing.assert_close(with_zeros, without * seen / (seen + 3))
 
 
+@one_shape
 def test_what_does_not_fit_is_refused(base):
     with pytest.raises(Error, match="0 … 96"):
         prompt_from_tokens(base, torch.tensor([97]))

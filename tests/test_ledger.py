@@ -33,8 +33,9 @@ SHAPES = {  # shape, B, T; the last four are of no published model
     "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
 QUICK = ("gpt2", "llama")  # by default; every shape with the slow tests
+SETTINGS = [*TYPICAL, ("prefix", {"num_virtual_tokens": 3, "key_bias": True, "prefix_projection": True})]
 EVERY = [pytest.param(shape, *setting, marks=[] if shape in QUICK else pytest.mark.slow)
-         for shape in SHAPES for setting in TYPICAL]
+         for shape in SHAPES for setting in SETTINGS]
 every = pytest.mark.parametrize("shape, method, h", EVERY)
 
 

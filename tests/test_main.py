@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import moved, tiny
-from test_scripts import real_base
+from folders import real_base
 
 from minipeft import GPT, __main__, adapt, generate
 from minipeft.__main__ import nearest_tokens

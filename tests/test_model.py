@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import read_behind, tiny
+from conftest import one_shape, read_behind, tiny
 
 from minipeft import GPT, Error, GPTConfig, Prefix, prefix_from_prompt, prompt_from_tokens
 from minipeft.config import LLAMA, RopeScaling, hookable_modules, linears
@@ -183,6 +183,7 @@ def test_a_prefix_and_a_prompt_stand_in_this_order(base, idx):
         base(idx, prompt=torch.zeros(1, 36, 32), prefix=prefix)
 
 
+@one_shape
 def test_no_real_token_no_logits(base):
     assert base(torch.zeros(2, 0, dtype=torch.int64), prompt=torch.zeros(1, 3, 32)).shape == (2, 0, 97)
 
@@ -206,6 +207,7 @@ def test_no_real_token_sees_a_later_one(base, idx):
 
 
 @pytest.mark.parametrize("P", [37, 38])
+@one_shape
 def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
     prompt, prefix = torch.randn(1, P, 32), torch.randn(3, 2, 1, base.config.n_kv, P, base.config.head_size)
     if P + 11 <= 48:
@@ -232,6 +234,7 @@ def test_virtual_and_real_tokens_must_fit_the_block_size(base, idx, P):
         (lambda n, hs: dict(prefix=Prefix(*torch.zeros(2, 3, 1, n, 5, hs), torch.zeros(1, 4))), "gate"),
     ],
 )
+@one_shape
 def test_slots_of_another_shape_are_refused(slot, message, base, idx):
     n, hs = base.config.n_kv, base.config.head_size
     with pytest.raises(Error, match=message.replace("{n}", str(n)).replace("{hs}", str(hs))):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import moved, tiny
+from conftest import moved, one_shape, tiny
 
 from minipeft import PRESETS, Error, TaskBank, accounting, adapt, generate
 
@@ -77,6 +77,7 @@ def test_rows_of_a_batch_have_a_task_each(idx):
         torch.testing.assert_close(bank(idx, names), torch.cat(alone), rtol=0, atol=1e-10)
 
 
+@one_shape
 def test_what_it_cannot_do_is_refused_in_one_line(base):
     elu, gelu = (adapt(base, "prefix-memory", feature_map=name) for name in FEATURE_MAPS)
     with pytest.raises(Error, match="^tasks that hook attn.heads in different ways.*EluMemory and GeluMemory$"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_scripts import real_base
+from folders import real_base
 
 from minipeft import GPT, Error, adapt
 from minipeft.bench.quality import cell as cells

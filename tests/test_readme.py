@@ -1,34 +1,22 @@
 """README and the pages of docs/: generated parts are fresh, links work, blocks run, README keeps within its limits."""
 
-import importlib.util
 import json
-import os
 import re
-import shlex
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from test_scripts import real_base
 from two_languages import assert_in_step
 
-import bench
 import train
-from docs.tools import chinese, claims, lessons, refresh, tables
+from docs.tools import chinese, claims, refresh, tables
 from minipeft import GPT, METHODS, PRESETS, accounting, adapt
-from minipeft import __main__ as minipeft_main
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.attention import BACKENDS
 from minipeft.bench.quality import studies
-from minipeft.data.batches import TaskData
 from minipeft.data.tasks import NOVEL, SKILLS
 from minipeft.files import tensors
-from minipeft.training import job
-from minipeft.training.flags import ALL_FLAGS, as_flag
 from minipeft.training.scores import size_kb
 
 ROOT = Path(__file__).parent.parent
@@ -58,9 +46,7 @@ def name(path: Path) -> str:
 def test_nothing_generated_is_stale(part):
     for library in NEEDS.get(part, ()):
         pytest.importorskip(library)
-    assert [name(path) for path in refresh.stale(part)] == [], (
-        f"run: python docs/tools/refresh.py {part}"
-    )
+    assert [name(path) for path in refresh.stale(part)] == [], (f"run: python docs/tools/refresh.py {part}")
 
 
 def test_refresh_lists_what_is_stale_and_writes_it(tmp_path, monkeypatch, capsys):
@@ -139,18 +125,14 @@ def test_every_link_leads_somewhere(page):
 def test_every_page_is_reached_from_the_index_and_from_readme():
     pages = {page.resolve() for page in DOCS.glob("*.md")}
     for index in (DOCS / "README.md", ENGLISH):
-        reached = {(index.parent / target).resolve() for target in targets(index)} | {
-            index.resolve()
-        }
+        reached = {(index.parent / target).resolve() for target in targets(index)} | {index.resolve()}
         assert {page.name for page in pages - reached} == set(), index
 
 
 @pytest.mark.parametrize("english, chinese", TRANSLATED, ids=lambda page: name(page))
 def test_the_chinese_page_is_in_step(english, chinese):
     """Blocks of sentences are written by hand there, with the same numbers."""
-    places = [
-        re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (english, chinese)
-    ]
+    places = [re.findall(r"<!-- .* -->", page.read_text(encoding="utf-8")) for page in (english, chinese)]
     assert places[0] == places[1]
     assert_in_step(english, chinese)
 
@@ -163,127 +145,6 @@ def test_generated_parts_of_a_chinese_page_are_in_chinese(page):
     english = {block: chinese.untranslated(tables.BLOCKS[block]()) for block in sorted(places)}
     missing = {block: texts for block, texts in english.items() if texts}
     assert not missing, "add the Chinese of these to docs/tools/chinese.txt"
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page that a reader may paste: those outside generated places."""
-    text = tables.PLACE.sub("", page.read_text(encoding="utf-8"))
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-NOT_PASTED = {  # pages whose blocks other tests run, or that need more than this machine
-    "docs/add-a-method.md": "test_add_a_method.py: a method's file, then its commands",
-    "docs/processes.md": "test_distributed.py: several processes and machines",
-    "docs/compatibility.md": "test_compatibility.py: downloads other versions of other libraries",
-    "docs/versions.md": "test_versions.py: it would run all tests",
-    "docs/documents.md": "test_documents.py: each of its commands, on a document of its own",
-}
-NOT_RUN = {  # commands of the other pages
-    "pip install torch==VERSION --index-url https://download.pytorch.org/whl/cpu": "downloads",
-    "pip install -r requirements.txt && python bench.py": "minutes: test_bench.py",
-    "pip install -r requirements.txt && python -m pytest": "minutes: it would run itself",
-    "python docs/ladder_from_scratch.py": "two minutes: test_ladder_from_scratch.py",
-    "python -m pytest docs/exercises/0": "test_exercises.py",
-    "python bench.py": "minutes: test_bench.py",
-    "pip install .": "test_package.py: the wheel, installed alone",
-    "python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3 --seed 1 "
-    "--out minipeft/data/nano": "ten minutes: test_embedded_base.py",
-    "python bench.py quality --quick": "ten minutes: test_quality.py",
-    "python bench.py quality": "hours: test_quality.py",
-}
-OF_SMOLLM2 = ("tokenizers", "safetensors", "sacrebleu")  # extras that docs/own-data.md needs
-PASTED = [page for page in tables.pages() if not tables.is_chinese(page)
-          and name(page) not in NOT_PASTED and (blocks(page, "bash") or blocks(page, "python"))]
-
-
-def bring_along(folder: Path, monkeypatch) -> None:
-    """A reader's place to work, with what the pages expect of a reader: a base, data, finished studies."""
-    monkeypatch.chdir(folder)
-    if has_extras(*OF_SMOLLM2):
-        real_base(Path("SmolLM2-135M-Instruct"))  # one as small, with a chat's marks
-    for file in ("train.csv", "test.csv"):
-        rows = [f"a {food} restaurant,It serves {food} food.\n" for food in ("Thai", "French", "Indian", "Greek")]
-        Path(file).write_text("input,target\n" + "".join(rows), encoding="utf-8")
-    Path("runs").mkdir()
-    shutil.copy(DOCS / "results" / "quality.jsonl", "runs")  # made by the commands of docs/comparison.md
-
-
-def paste(page: Path, command: Callable[[str], object], needs: Callable[[str], bool]) -> None:
-    """Run a page's blocks in their order, Python in one session; `needs` names what is left out here."""
-    session = {"__name__": "page"}
-    for block in lessons.blocks(tables.PLACE.sub("", page.read_text(encoding="utf-8"))):
-        if block.language == "python" and not needs(block.text):
-            exec(compile(block.text, name(page), "exec"), session)
-        for line in block.text.splitlines() if block.language == "bash" else ():
-            line = re.sub(r" +# .*", "", line)
-            if re.sub(r"torch==\S+", "torch==VERSION", line) not in NOT_RUN and not needs(line):
-                command(line)
-
-
-def has_extras(*packages: str) -> bool:
-    return all(importlib.util.find_spec(package) for package in packages)
-
-
-def run_small(command: str) -> None:
-    """A command of a page in this process; training on a task is two small steps."""
-    python, *words = shlex.split(command)
-    assert python == "python", command
-    if words[0] == "train.py":
-        train.main(words[1:] + ([] if "--data" in words else ["--steps", "2", "--batch-size", "4"]))
-    elif words[:2] == ["-m", "minipeft"]:
-        minipeft_main.main(words[2:])
-    else:
-        bench.main(words[1:])
-
-
-@pytest.mark.parametrize("page", PASTED, ids=name)
-def test_blocks_run_as_they_are_pasted(page, tmp_path, monkeypatch, capsys):
-    """With few examples and steps; what imports PEFT or draws is left to the slow test below."""
-    monkeypatch.setattr(TaskData.__init__, "__defaults__", (8,))
-    monkeypatch.setattr(job, "VALIDATION", 8)
-    bring_along(tmp_path, monkeypatch)
-    slow = ["from peft", "from-peft", "bench.py report"] + ["SmolLM2"] * (not has_extras(*OF_SMOLLM2))
-    paste(page, run_small, lambda text: any(word in text for word in slow))
-    assert "False" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PASTED, ids=name)
-def test_blocks_run_in_a_shell(page, tmp_path, monkeypatch, capfd):
-    """The commands as they stand, by bash, in a checkout without runs."""
-    if shutil.which("bash") is None or not has_extras(*OF_SMOLLM2, "peft", "matplotlib", "scipy"):
-        pytest.skip("needs bash and the extras")
-    bring_along(tmp_path, monkeypatch)
-    for path in ("train.py", "bench.py", "minipeft", "docs"):
-        Path(path).symlink_to(ROOT / path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    paste(page, lambda line: subprocess.run(["bash", "-ec", line], check=True), lambda text: False)
-    assert "False" not in capfd.readouterr().out
-
-
-def test_commands_that_are_not_run_are_on_a_page():
-    """So that the list above has nothing that no reader sees."""
-    lines = "".join(text for page in PASTED for text in blocks(page, "bash")).splitlines()
-    lines = {re.sub(r"torch==\S+", "torch==VERSION", re.sub(r" +# .*", "", line)) for line in lines}
-    assert set(NOT_RUN) - lines == set() and all((ROOT / page).exists() for page in NOT_PASTED)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in name(page)], ids=name)
-def test_commands_name_scripts_and_flags_that_exist(page):
-    code = "".join(
-        p.read_text(encoding="utf-8")
-        for p in [*ROOT.glob("*.py"), *ROOT.glob("minipeft/**/*.py"), *DOCS.glob("tools/*.py")])
-    declared = re.findall(r'"(\w+)": Hyperparameter\(', page.read_text(encoding="utf-8"))  # by a method on the page
-    of_methods = {as_flag(flag) for flag in [*ALL_FLAGS, *declared]}
-    for command in re.findall(
-        r"^(?:.*&& )?(?:\w+=\S+ )*(?:python|torchrun) .*", "".join(blocks(page, "bash")),
-        re.MULTILINE):
-        command = re.sub(r" # .*", "", command).rpartition("&& ")[2]
-        for script in re.findall(r"\S+\.py\b", command):
-            assert (ROOT / script).exists(), command
-        flags = command.partition("train.py")[2] if command.startswith("torchrun") else command
-        for flag in re.findall(r"(?<=\s)--[a-z][\w-]+", flags):
-            assert flag in of_methods or f'"{flag}"' in code, f"{flag} of {command}"
 
 
 def test_the_torch_that_is_named_is_the_one_that_is_required():
@@ -416,9 +277,7 @@ def test_the_tree_has_every_file():
         text=True)
     if listed.returncode == 0:
         tree = (DOCS / "files.md").read_text(encoding="utf-8")
-        files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {
-            "__init__.py"
-        }
+        files = {Path(p).name for p in listed.stdout.split() if (ROOT / p).exists()} - {"__init__.py"}
         assert {file for file in files if f" {file}" not in tree} == set()
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SHAPES, TYPICAL, attached, in_shape, moved, quick, tiny
+from conftest import SHAPES, TYPICAL, attached, in_shape, in_turn, moved, one_shape, quick, tiny
 
 from minipeft import METHODS, Error, TaskBank, adapt, generate
 from minipeft.inference.task_bank import vote
@@ -95,7 +95,7 @@ def test_one_task_in_all_rows_shares_its_prefix(base, idx):
         torch.testing.assert_close(bank(idx, [task] * 3), alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("name, h", TYPICAL)
+@pytest.mark.parametrize("name, h, shape", in_turn(TYPICAL))
 def test_every_method_is_mixed_or_refused_with_the_reason_it_declares(name, h, base, idx):
     model = attached(base, name, h).eval()
     if (reason := METHODS[name].mixing) is not None:
@@ -134,6 +134,7 @@ def test_one_compilation_as_tasks_change():
     assert counters["unique_graphs"] == compiled_once
 
 
+@one_shape
 def test_five_prompts_for_one_task_vote(base):
     """Three tasks that say the same outvote two that do not."""
     torch.manual_seed(0)
@@ -161,6 +162,7 @@ def test_five_prompts_for_one_task_vote(base):
         ),
     ],
 )
+@one_shape
 def test_what_cannot_be_mixed_is_refused_by_name_and_reason(name, h, reason, base, tmp_path):
     model = adapt(base, name, **h)
     model.save(tmp_path / "a")
@@ -172,6 +174,7 @@ def test_what_cannot_be_mixed_is_refused_by_name_and_reason(name, h, reason, bas
     assert all(p.requires_grad for p in base.parameters())
 
 
+@one_shape
 def test_bad_batches_and_other_bases_are_refused(base, idx, tmp_path):
     other = tiny(seed=5)
     adapt(other, "prompt").save(tmp_path / "other")
@@ -202,6 +205,7 @@ def test_a_long_prefix_takes_no_room_from_rows_without_it(base):
     assert bank.rows(["short", None]).slots().prefix.k.shape == (3, 2, base.config.n_kv, 2, base.config.head_size)
 
 
+@one_shape
 def test_a_merged_task_is_refused(base):
     model = moved(adapt(base, "lora"))
     model.merge()
@@ -210,6 +214,7 @@ def test_a_merged_task_is_refused(base):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
+@one_shape
 def test_another_number_of_rows_than_tasks_is_refused_alike_by_every_way_in(base, rows):
     bank = TaskBank(base, {"a": adapt(base, "prefix"), "b": adapt(base, "lora")})
     idx = torch.randint(97, (rows, 5))

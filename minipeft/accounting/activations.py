@@ -23,7 +23,8 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
                            slice holds all of it; rotated q and k, and k and v behind a prefix, are
                            new tensors beside it
                            prefix: k and v (B, n_kv, P+T, hs) and, for T > 1, the mask (T, P+T) in each block;
-                           with a bias on its keys neither: the two parts are merged (fused.py)
+                           with a bias on its keys neither, nor a window's mask: two parts, merged (fused.py),
+                           which save the prefix instead where it is made by an MLP, once for all rows
                            window: the mask (S, S) where T is more than the window
         gelu(f)            f (B, S, M)
         silu(g) · u        g and u if g needs a gradient, silu(g) if u does: (B, S, M) each; gelu the same
@@ -111,8 +112,9 @@ def before_blocks(c: GPTConfig, cost: Cost, checkpointing: bool) -> list[Saved]:
         for name, rotated in rotary_blocks(c, gradient_flow(c, cost, True)).items():
             layers = sum(block.times for block in rotated)
             found.append(Saved(f"{name} of the prefix", 2 * prefix.rows * c.head_size, 4, minimum(1, layers)))
-    if prefix is not None and prefix.own_softmax and not checkpointing:
-        found.append(Saved("keys and values of the prompts", prefix.layers * 2 * prefix.rows * c.kv))
+    if prefix is not None and (prefix.own_softmax or (prefix.bias and prefix.made)) and not checkpointing:
+        name = "keys and values of the prompts" if prefix.own_softmax else "mlp of the prefix: keys and values"
+        found.append(Saved(name, prefix.layers * 2 * prefix.rows * c.kv))
     return found
 
 
@@ -190,7 +192,7 @@ def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size, 
         save("k", B * S * kv)
         if not slices:
             save("v", B * S * kv)
-    if attends and not concatenated and block.windowed and hides != 0:
+    if block.qkv and not (concatenated or split) and block.windowed and hides != 0:
         save("attention mask", hides * S * S)
     if attends:
         save("attention: log-sums", log_sums, 4)

@@ -77,6 +77,7 @@ class PrefixCost(NamedTuple):
     own_softmax: bool = False  # beside the context's, with a gate
     source: str = "parameters"  # or the block's own projections, of "vectors", or of "states" behind ln_1
     bias: bool = False  # on each key
+    made: bool = False  # by matmuls of the method, so that what saves it saves more than parameters
 
 
 class Cost(NamedTuple):

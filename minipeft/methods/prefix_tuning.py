@@ -90,9 +90,8 @@ class PrefixTuning(Method):
                Matmul("mlp of the prefix, second", m, L * C if hidden else 2 * L * c.kv, rows=P))
         if hidden:
             mlp += (Saved("mlp of the prefix: hidden vectors", P * L * C, 4),)
-        if prefix_projection and key_bias:
-            mlp += (Saved("mlp of the prefix: keys and values", 2 * P * L * c.kv, 4),)
-        return Cost(prefix=PrefixCost(P, L, source="states" if hidden else "parameters", bias=key_bias),
+        return Cost(prefix=PrefixCost(P, L, source="states" if hidden else "parameters", bias=key_bias,
+                                      made=prefix_projection),
                     folded=mlp if prefix_projection else ())
 
     @staticmethod

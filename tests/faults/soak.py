@@ -41,6 +41,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from tqdm import tqdm
 
 from minipeft.adapters import load_adapter
@@ -150,8 +151,9 @@ def live_tensors() -> tuple[int, int]:
     found = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]  # isinstance would load lazy modules
     storages = {}
     for t in found:
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # a fake tensor has none
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse ones have no storage
+            if not isinstance(t, FakeTensor):  # nor has a fake one, and asking warns
+                storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
     return len(found), sum(storages.values())
 
 
