@@ -1,6 +1,7 @@
-"""Memory this process holds and memory it can still take."""
+"""Memory this process holds, memory it can still take, and memory it gives back."""
 
 import contextlib
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,24 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     known = [_kilobytes("/proc/meminfo", "MemAvailable"), _left_in_cgroup(), _left_of_own_limit()]
     return min((n for n in known if n is not None), default=None)
+
+
+def _find_trim():
+    """glibc's malloc_trim; None where the C library is another."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        return None
+
+
+_trim = _find_trim()
+
+
+def give_back_freed(device: torch.device) -> None:
+    """Give the pages of freed memory back to the system. glibc keeps those between blocks in use for later requests:
+    where a forward pass saves tensors among its temporaries, such holes add up."""
+    if _trim is not None and device.type == "cpu":
+        _trim(0)
 
 
 def _own_status(field: str) -> int | None:
