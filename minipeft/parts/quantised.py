@@ -98,12 +98,12 @@ def _(x, tensors, shape, transposed):
 def _save_for_backward(ctx, inputs, output):
     _, tensors, ctx.shape, ctx.transposed = inputs
     ctx.save_for_backward(*tensors)  # the base's own
-    give_back_freed(output.device)
+    give_back_freed(output)
 
 
 def _backward(ctx, dy):
     tensors = ctx.saved_tensors
-    give_back_freed(dy.device)
+    give_back_freed(dy)
     return quantised_product(dy, tensors, ctx.shape, not ctx.transposed), [None] * len(tensors), None, None
 
 

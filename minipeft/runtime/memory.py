@@ -38,13 +38,19 @@ def _find_trim():
 
 
 _trim = _find_trim()
+_results = 0  # bytes of results since the last time
+EVERY = 2**24  # such bytes: pages that are given back have to be mapped again, which takes time
 
 
-def give_back_freed(device: torch.device) -> None:
-    """Give the pages of freed memory back to the system. glibc keeps those between blocks in use for later requests:
-    where a forward pass saves tensors among its temporaries, such holes add up."""
-    if _trim is not None and device.type == "cpu":
-        _trim(0)
+def give_back_freed(result: torch.Tensor) -> None:
+    """Give the pages of freed memory back to the system, now and then, where `result` was computed. glibc keeps what
+    lies between blocks in use: where a forward pass saves tensors among temporaries, such holes add up."""
+    global _results
+    if _trim is not None and result.device.type == "cpu":
+        _results += result.nbytes
+        if _results >= EVERY:
+            _results = 0
+            _trim(0)
 
 
 def _own_status(field: str) -> int | None:
