@@ -34,6 +34,18 @@ def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
         assert memory.available_memory(CPU) == min(n for n in (system, group, own) if n is not None)
 
 
+@pytest.mark.skipif(memory._trim is None, reason="another C library than glibc")
+def test_freed_memory_between_blocks_in_use_is_given_back():
+    blocks = [torch.ones(2**14) for _ in range(4000)]  # 64 KB each: below what glibc maps alone
+    del blocks[::2]
+    before = memory._own_status("VmRSS")
+    memory.give_back_freed(torch.empty(2**20))
+    assert before - memory._own_status("VmRSS") < 10e6  # not every time
+    memory.give_back_freed(torch.empty(memory.EVERY))
+    assert before - memory._own_status("VmRSS") > 80e6
+    assert all(block.sum() == 2**14 for block in blocks)
+
+
 @pytest.mark.skipif(not hasattr(memory, "resource"), reason="no resource limits on this system")
 def test_running_out_is_one_line_with_what_was_asked_for_and_what_is_left():
     code = """

@@ -33,8 +33,8 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     moments). Activations shrink less.
 
     quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all else, 2. A
-    quantised base saves for backward what one in bfloat16 does. Not counted, of some megabytes: the part of a matrix
-    that is dequantised at the time.
+    quantised base saves for backward what one in bfloat16 does. Not counted: tensors that live for
+    a moment, such as the piece of a matrix that is dequantised at the time.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     d = declared(c, method, hyperparameters)

@@ -5,9 +5,8 @@
     nf4    w = s NF4[q]             s = max |w| of its block of 64, itself in 8 bits:
            s = t DYNAMIC[c] + m     t = max |s - m| of 256 blocks, m = mean of all s    4 + 8 / 64 + 32 / (64 · 256)
 
-NF4 has 16 quantiles of a normal distribution, so that each stands for about as many weights. A product takes the
-matrix in pieces: dequantise some rows, multiply, drop them. Backward (dx = dy W) does the same again, so a
-quantised linear saves nothing for it, as any frozen one. Codes are those of bitsandbytes; activations have none.
+NF4 has 16 quantiles of a normal distribution. A product takes the matrix in pieces: dequantise some rows, multiply,
+drop them; backward, dx = dy W, again. So a quantised linear saves nothing. Codes are those of bitsandbytes.
 """
 
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..checks import Error
 from ..runtime.matmul import product
+from ..runtime.memory import give_back_freed
 
 KINDS = ("int8", "nf4")
 BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one of their own
@@ -41,9 +41,8 @@ def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
-    """weight (N, K) -> integer tensors; float32 scales as their bits, so that .to(dtype) leaves them as they are.
-
-    int8: codes (N, K), scales (N,). nf4, n blocks: codes (n, 32), scales (n,), own_scales (⌈n / 256⌉,), mean (1,)."""
+    """weight (N, K) -> integer tensors, int8: codes (N, K), scales (N,); nf4, n blocks: codes (n, 32), scales (n,),
+    own_scales (⌈n / 256⌉,), mean (1,). float32 scales as their bits, so that .to(dtype) leaves them as they are."""
     if kind == "int8":
         scales = weight.abs().amax(1).float()
         steps = (127 / scales.clamp(min=1e-38))[:, None]
@@ -80,8 +79,7 @@ def pieces(tensors: list[Tensor], shape: list[int], dtype: torch.dtype) -> Itera
 
 @torch.library.custom_op("minipeft::quantised_product", mutates_args=())
 def quantised_product(x: Tensor, tensors: list[Tensor], shape: list[int], transposed: bool) -> Tensor:
-    """x (…, K) -> x Wᵀ (…, N); transposed: x (…, N) -> x W (…, K); W (N, K) in x's dtype. torch.compile does not look
-    into it, so that there, too, nothing dequantised is kept."""
+    """x (…, K) -> x Wᵀ (…, N); transposed: x (…, N) -> x W (…, K); W (N, K) in x's dtype. Opaque to torch.compile."""
     rows, wide = x.flatten(0, -2), torch.promote_types(x.dtype, torch.float32)
     y = rows.new_zeros(len(rows), shape[int(transposed)], dtype=wide if transposed else x.dtype)
     for first, w in pieces(tensors, shape, x.dtype):
@@ -100,10 +98,12 @@ def _(x, tensors, shape, transposed):
 def _save_for_backward(ctx, inputs, output):
     _, tensors, ctx.shape, ctx.transposed = inputs
     ctx.save_for_backward(*tensors)  # the base's own
+    give_back_freed(output)
 
 
 def _backward(ctx, dy):
     tensors = ctx.saved_tensors
+    give_back_freed(dy)
     return quantised_product(dy, tensors, ctx.shape, not ctx.transposed), [None] * len(tensors), None, None
 
 

@@ -1,6 +1,7 @@
-"""Memory this process holds and memory it can still take."""
+"""Memory this process holds, memory it can still take, and memory it gives back."""
 
 import contextlib
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,30 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     known = [_kilobytes("/proc/meminfo", "MemAvailable"), _left_in_cgroup(), _left_of_own_limit()]
     return min((n for n in known if n is not None), default=None)
+
+
+def _find_trim():
+    """glibc's malloc_trim; None where the C library is another."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+        return None
+
+
+_trim = _find_trim()
+_results = 0  # bytes of results since the last time
+EVERY = 2**24  # such bytes: pages that are given back have to be mapped again, which takes time
+
+
+def give_back_freed(result: torch.Tensor) -> None:
+    """Give the pages of freed memory back to the system, now and then, where `result` was computed. glibc keeps what
+    lies between blocks in use: where a forward pass saves tensors among temporaries, such holes add up."""
+    global _results
+    if _trim is not None and result.device.type == "cpu":
+        _results += result.nbytes
+        if _results >= EVERY:
+            _results = 0
+            _trim(0)
 
 
 def _own_status(field: str) -> int | None:
