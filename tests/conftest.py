@@ -129,8 +129,8 @@ def in_turn(settings: list[tuple], shapes=tuple(SHAPES)) -> list:
 one_shape = pytest.mark.parametrize("shape", ["llama"])  # for what is the same on every shape
 
 
-# Gemma 3's shape has every choice of Qwen3's; SmolLM3's is Llama's but for its layers without rotation
-@pytest.fixture(params=quick(SHAPES, "learned", "rotary", "llama", "gemma3"))
+# without Qwen3's, every choice of which is one of Gemma 3's; SmolLM3's is Llama's but for its layers without rotation
+@pytest.fixture(params=quick([name for name in SHAPES if name != "qwen3"], "learned", "rotary", "llama", "gemma3"))
 def shape(request) -> str:
     return request.param
 

@@ -40,6 +40,7 @@ def tasks_of(base):
 
 @pytest.mark.parametrize("shape, dtype", quick(
     [(shape, dtype) for shape in SHAPES for dtype in (torch.float32, torch.float64)], ("llama", torch.float64)))
+@torch.no_grad()
 def test_200_random_mixtures_equal_the_single_runs(shape, dtype):
     base = tiny(shape, dtype)
     close = (
@@ -69,6 +70,7 @@ def test_mixed_generation_with_unequal_lengths_equals_the_single_runs(base):
         assert torch.equal(row[: n + 10], generate(models[task] if task else base, x[None, :n], 10)[0])
 
 
+@torch.no_grad()
 def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
     models = tasks_of(base)
     for name, model in models.items():
@@ -85,6 +87,7 @@ def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
     assert all(p.requires_grad for p in base.parameters())
 
 
+@torch.no_grad()
 def test_one_task_in_all_rows_shares_its_prefix(base, idx):
     models = tasks_of(base)
     bank = TaskBank(base, models)
