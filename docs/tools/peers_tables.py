@@ -125,13 +125,14 @@ def rounding() -> str:
     result = read("rounding-smollm2")
     ours, theirs, exact = (f"{error:.0e}" for error in result["first_gradients"].values())
     _, copy, peft = (r["distance"] for r in result["rows"])
+    losses = "end at {:.3f} and {:.3f}, PEFT's at {:.3f}.".format(*(r["loss"] for r in result["rows"]))
     return paragraph(
-        "The soft prompt's final losses part by rounding, which training amplifies (`docs/tools/rounding.py`, a job of",
-        f"{len(peft)} steps of {result['settings']['batch_size']}). Of the first gradient's norm, minipeft is {ours} from",
-        f"float64 and PEFT {theirs}; with the cross-entropy over 49,152 logits in float64, PEFT is {exact} from it too.",
-        f"The two programs' prompts are {peft[0]:.0e} apart after the first step and {peft[-1]:.0e} after the last, relative",
-        f"to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and {copy[-1]:.0e}. Their losses",
-        "end at {:.3f} and {:.3f}, PEFT's at {:.3f}.".format(*(r["loss"] for r in result["rows"])))
+        "The soft prompt's final losses part by rounding, which training amplifies (`docs/tools/rounding.py`, a",
+        f"job of {len(peft)} steps of {result['settings']['batch_size']}). Of the first gradient's norm, minipeft is {ours}",
+        f"from float64 and PEFT {theirs}; with the cross-entropy over 49,152 logits in float64, PEFT is {exact} from",
+        f"it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and {peft[-1]:.0e} after the",
+        f"last, relative to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and",
+        f"{copy[-1]:.0e}. Their losses {losses}")
 
 
 def products() -> str:
