@@ -128,7 +128,8 @@ def rounding() -> str:
     losses = "end at {:.3f} and {:.3f}, PEFT's at {:.3f}.".format(*(r["loss"] for r in result["rows"]))
     return paragraph(
         "The soft prompt's final losses part by rounding, which training amplifies (`docs/tools/rounding.py`, a",
-        f"job of {len(peft)} steps of {result['settings']['batch_size']}). Of the first gradient's norm, minipeft is {ours}",
+        f"job of {len(peft)} steps of {result['settings']['batch_size']}).",
+        f"Of the first gradient's norm, minipeft is {ours}",
         f"from float64 and PEFT {theirs}; with the cross-entropy over 49,152 logits in float64, PEFT is {exact} from",
         f"it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and {peft[-1]:.0e} after the",
         f"last, relative to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and",
