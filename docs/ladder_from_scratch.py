@@ -56,7 +56,7 @@ def qkv(w: dict, layer: int, x: Tensor, first: int) -> list[Tensor]:
 
 
 def block(w: dict, layer: int, x: Tensor, prefix: Tensor | None = None) -> Tensor:
-    """x (B, T, C) -> (B, T, C). prefix (2, 1, NH, P, HS): keys and values from outside."""
+    """x (B, T, C) -> (B, T, C). prefix (2, 1, NH, P, HS): keys, already rotated, and values from outside."""
     B, T, _ = x.shape
     P = 0 if prefix is None else prefix.size(3)
     q, k, v = qkv(w, layer, x, first=P)
@@ -73,7 +73,7 @@ def block(w: dict, layer: int, x: Tensor, prefix: Tensor | None = None) -> Tenso
 
 def gpt(w: dict, idx: Tensor, prompt: Tensor | None = None, hidden: Tensor | None = None,
         prefix: Tensor | None = None) -> Tensor:
-    """idx (B, T) -> logits of the real tokens (B, T, V), with at most one of
+    """idx (B, T) -> logits of the real tokens (B, T, V). Before them, at positions 0 … P-1, at most one of
 
     prompt (1, P, C)      hidden (L, 1, P, C)      prefix (L, 2, 1, NH, P, HS)
     """
@@ -242,6 +242,7 @@ def main(steps: int = 300, seconds: float = 20.0, P: int = 8) -> list[tuple[str,
     print(f"\n{'P = ' + str(P):<24}{'parameters':>12}{'exact match':>14}   the level adds")
     for (what, parameters, exact), new in zip(rows, adds, strict=True):
         print(f"{what:<24}{parameters:>12,}{exact:>14.2f}   {new}".rstrip())
+    print("\nA level can do what the levels above it in the table do. Here each says which of nano's skills is wanted.")
     return rows
 
 

@@ -58,9 +58,9 @@ def data() -> dict:
     return {
         "PRESETS": {name: preset(c) for name, c in PRESETS.items()},
         "FAMILIES": {family: open_shapes.choices_of(family) for family in open_shapes.ON_PAGE},
-        "CHOICES": open_shapes.CHOSEN, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base,
-        "METHODS": emitted, "SHORT": SHORT, "OF_WHOLE": OF_WHOLE, "GLOSSARY": GLOSSARY | QUANTITIES,
-        "COLOURS": drawing.COLOURS, "TREES": pool.trees, "FORMULAS": pool.formulas}
+        "CHOICES": open_shapes.CHOSEN, "FIELDS": FIELDS, "SHAPE": shape, "BASE": base, "METHODS": emitted,
+        "SHORT": SHORT, "OF_WHOLE": OF_WHOLE, "GLOSSARY": GLOSSARY | QUANTITIES, "COLOURS": drawing.COLOURS,
+        "TREES": pool.trees, "FORMULAS": pool.formulas}
 
 
 def filled(page: str) -> str:
