@@ -211,6 +211,7 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
         text = page.markdown(Facts(some, costs), Path("x"))
         return text[text.index("## 8."):text.index("## 9.")], text
 
+    lines = {k: v for k, v in lines.items() if of_few(v["cell"]) or v["cell"]["scored_on"] == "dev"}  # and sweeps
     its, text = section(lines)
     assert "What was wrong in the first edition" in its and "is withdrawn" not in text
     assert "with 10 examples full fine-tuning (0.9" in its and "![" in its
@@ -257,10 +258,10 @@ def test_phrases_follow_from_the_lines_by_a_rule():
         f.points = {f"methods/{row}/parity": of(dict(enumerate(its))) for row, its in scores.items()}
         return f
 
-    f = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4), full=(0.99, 1.0, 0.98), prompt=(0, 0.01, 0.02))
-    assert f.passing("methods", "parity") == ("full fine-tuning (0.99 ± 0.02) and LoRA (0.96 ± 0.02) score 0.9 or "
+    f = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4), full=(0.99, 1.0, 1.0), prompt=(0, 0.01, 0.02))
+    assert f.passing("methods", "parity") == ("full fine-tuning (1.00 ± 0.01) and LoRA (0.96 ± 0.02) score 0.9 or "
                                               "more; the next is the prefix (0.50 ± 0.90)")
-    assert f.leader("methods", "parity").startswith("full fine-tuning (0.99 ± 0.02), ahead of LoRA by 0.03")
+    assert f.leader("methods", "parity").startswith("full fine-tuning (1.00 ± 0.01), ahead of LoRA by 0.04")
     assert f.behind("methods", "parity") == "LoRA and the prompt"
     alone = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4))
     assert alone.passing("methods", "parity").startswith("LoRA (0.96 ± 0.02) alone scores 0.9 or more; the next is")
