@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("scipy")
 import bench
-from docs.tools import hero
+from docs.tools import advice, chinese, claims, comparison, hero
 from docs.tools import tables as readme_tables
 from docs.tools.comparison import figures, page, tables, trends
 from docs.tools.comparison.facts import Facts
@@ -221,6 +221,26 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
     assert "Not run yet: `python bench.py quality --study data`." in without and "![" not in without
     assert "its first edition used those of endless data, and is withdrawn" in text
     assert "figure 3 | with little data a prefix is ahead of full fine-tuning; here, exact match" not in text
+
+
+def test_sentences_on_studies_that_are_run_later_have_their_chinese(lines, costs, monkeypatch):
+    for module in (advice, claims):
+        monkeypatch.setattr(module, "facts", lambda: Facts(lines, costs))
+    monkeypatch.setattr(readme_tables, "quality", lambda study: points(lines, study))
+    text, claim = advice.what_to_use(), claims.overfitting()
+    for words in ("With 10 examples", "On SmolLM2-135M", "What is forgotten"):
+        assert words in text
+    assert claim.verdict in ("agrees", "contradicted", "inconclusive") or claim.verdict.startswith("agrees in ")
+    table = readme_tables.results()
+    assert "| forgets |" in table and "Forgets: loss on all eight known skills" in " ".join(table.split())
+    for block in (text, f"| {claim.measured} | {claim.verdict} |", f"- {claims.little_data()}", table):
+        assert not chinese.untranslated(block)
+
+
+def test_quick_prints_what_is_forgotten(lines):
+    text = comparison.tables_of({k: v for k, v in lines.items() if v["cell"]["seed"] in (0, 1, 100)}, ["methods"])
+    assert "forgetting: loss on examples of all eight skills, told" in text
+    assert all(f"\n{task}  " in text for task in studies.QUICK)
 
 
 def of_few(cell: dict) -> bool:
