@@ -165,7 +165,7 @@ def test_a_verdict_of_several_settings_follows_from_their_own(verdicts, word):
 
 @pytest.mark.parametrize("difference, margin, word", [
     ((0.3, 0.2), 0, "agrees"), ((-0.3, 0.2), 0, "contradicted"), ((0.1, 0.2), 0, "inconclusive"),
-    ((0.3, None), 0, "inconclusive"), ((0.0, 0.0), 0, "inconclusive"),
+    ((0.3, None), 0, "inconclusive"), ((0.0, 0.0), 0, "inconclusive"), ((0.004, 0.001), 0, "inconclusive"),
     ((0.0, 0.01), -0.02, "agrees"), ((-0.01, 0.02), -0.02, "inconclusive"), ((-0.05, 0.02), -0.02, "contradicted")])
 def test_a_verdict_is_where_the_interval_lies_beside_the_margin(difference, margin, word):
     assert trends.verdict(difference, margin) == word

@@ -196,7 +196,7 @@ def length(lines: Lines, costs: dict | None):
         below.set(yscale="log", xlabel="virtual tokens")
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("loss, nats/token")
-    legend(fig, axes, note=f"{CUT} in the upper row\n{DOTS}")
+    legend(fig, axes, note=f"{CUT} in the upper row, at 0 in the lower\n{DOTS}")
     return fig
 
 
