@@ -51,7 +51,7 @@ def test_held_out_sentences_have_patterns_of_their_own():
 
 
 NOTATIONS = (  # of a date, and of an amount
-    (r"\d of [A-Z]|(?:st|nd|rd|th) of", r"\d [A-Z][a-z]{2,} \d{4}", r"[A-Z][a-z]+ \d+, \d{4}", r"[A-Z][a-z]{2} \d+ \d{4}"),
+    (r"(?:st|nd|rd|th) of", r"\d [A-Z][a-z]{2,} \d{4}", r"[A-Z][a-z]+ \d+, \d{4}", r"[A-Z][a-z]{2} \d+ \d{4}"),
     (r"[$€£]\d", r"\d (?:dollars|euros|pounds)", r"\d (?:USD|EUR|GBP)", r"(?:USD|EUR|GBP) \d"))
 
 
