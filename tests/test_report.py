@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("scipy")
 import bench
-from docs.tools import hero
+from docs.tools import advice, chinese, claims, comparison, hero
 from docs.tools import tables as readme_tables
 from docs.tools.comparison import figures, page, tables, trends
 from docs.tools.comparison.facts import Facts
@@ -165,7 +165,7 @@ def test_a_verdict_of_several_settings_follows_from_their_own(verdicts, word):
 
 @pytest.mark.parametrize("difference, margin, word", [
     ((0.3, 0.2), 0, "agrees"), ((-0.3, 0.2), 0, "contradicted"), ((0.1, 0.2), 0, "inconclusive"),
-    ((0.3, None), 0, "inconclusive"), ((0.0, 0.0), 0, "inconclusive"),
+    ((0.3, None), 0, "inconclusive"), ((0.0, 0.0), 0, "inconclusive"), ((0.004, 0.001), 0, "inconclusive"),
     ((0.0, 0.01), -0.02, "agrees"), ((-0.01, 0.02), -0.02, "inconclusive"), ((-0.05, 0.02), -0.02, "contradicted")])
 def test_a_verdict_is_where_the_interval_lies_beside_the_margin(difference, margin, word):
     assert trends.verdict(difference, margin) == word
@@ -211,6 +211,7 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
         text = page.markdown(Facts(some, costs), Path("x"))
         return text[text.index("## 8."):text.index("## 9.")], text
 
+    lines = {k: v for k, v in lines.items() if of_few(v["cell"]) or v["cell"]["scored_on"] == "dev"}  # and sweeps
     its, text = section(lines)
     assert "What was wrong in the first edition" in its and "is withdrawn" not in text
     assert "with 10 examples full fine-tuning (0.9" in its and "![" in its
@@ -220,6 +221,26 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
     assert "Not run yet: `python bench.py quality --study data`." in without and "![" not in without
     assert "its first edition used those of endless data, and is withdrawn" in text
     assert "figure 3 | with little data a prefix is ahead of full fine-tuning; here, exact match" not in text
+
+
+def test_sentences_on_studies_that_are_run_later_have_their_chinese(lines, costs, monkeypatch):
+    for module in (advice, claims):
+        monkeypatch.setattr(module, "facts", lambda: Facts(lines, costs))
+    monkeypatch.setattr(readme_tables, "quality", lambda study: points(lines, study))
+    text, claim = advice.what_to_use(), claims.overfitting()
+    for words in ("With 10 examples", "On SmolLM2-135M", "What is forgotten"):
+        assert words in text
+    assert claim.verdict in ("agrees", "contradicted", "inconclusive") or claim.verdict.startswith("agrees in ")
+    table = readme_tables.results()
+    assert "| forgets |" in table and "Forgets: loss on all eight known skills" in " ".join(table.split())
+    for block in (text, f"| {claim.measured} | {claim.verdict} |", f"- {claims.little_data()}", table):
+        assert not chinese.untranslated(block)
+
+
+def test_quick_prints_what_is_forgotten(lines):
+    text = comparison.tables_of({k: v for k, v in lines.items() if v["cell"]["seed"] in (0, 1, 100)}, ["methods"])
+    assert "forgetting: loss on examples of all eight skills, told" in text
+    assert all(f"\n{task}  " in text for task in studies.QUICK)
 
 
 def of_few(cell: dict) -> bool:
@@ -257,10 +278,10 @@ def test_phrases_follow_from_the_lines_by_a_rule():
         f.points = {f"methods/{row}/parity": of(dict(enumerate(its))) for row, its in scores.items()}
         return f
 
-    f = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4), full=(0.99, 1.0, 0.98), prompt=(0, 0.01, 0.02))
-    assert f.passing("methods", "parity") == ("full fine-tuning (0.99 ± 0.02) and LoRA (0.96 ± 0.02) score 0.9 or "
+    f = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4), full=(0.99, 1.0, 1.0), prompt=(0, 0.01, 0.02))
+    assert f.passing("methods", "parity") == ("full fine-tuning (1.00 ± 0.01) and LoRA (0.96 ± 0.02) score 0.9 or "
                                               "more; the next is the prefix (0.50 ± 0.90)")
-    assert f.leader("methods", "parity").startswith("full fine-tuning (0.99 ± 0.02), ahead of LoRA by 0.03")
+    assert f.leader("methods", "parity").startswith("full fine-tuning (1.00 ± 0.01), ahead of LoRA by 0.04")
     assert f.behind("methods", "parity") == "LoRA and the prompt"
     alone = facts(lora=(0.95, 0.96, 0.97), prefix=(0.2, 0.9, 0.4))
     assert alone.passing("methods", "parity").startswith("LoRA (0.96 ± 0.02) alone scores 0.9 or more; the next is")

@@ -50,6 +50,20 @@ def test_held_out_sentences_have_patterns_of_their_own():
     assert {e.target for e in some("topics", True)} == {e.target for e in some("topics", False)} == set(TOPICS)
 
 
+NOTATIONS = (  # of a date, and of an amount
+    (r"(?:st|nd|rd|th) of", r"\d [A-Z][a-z]{2,} \d{4}", r"[A-Z][a-z]+ \d+, \d{4}", r"[A-Z][a-z]{2} \d+ \d{4}"),
+    (r"[$€£]\d", r"\d (?:dollars|euros|pounds)", r"\d (?:USD|EUR|GBP)", r"(?:USD|EUR|GBP) \d"))
+
+
+def notations(text: str) -> tuple[int, ...]:
+    return tuple(next(i for i, form in enumerate(forms) if re.search(form, text)) for forms in NOTATIONS)
+
+
+def test_held_out_amounts_have_notations_that_are_never_together_elsewhere():
+    known, unseen = ({notations(e.input) for e in some("amounts", held_out)} for held_out in (False, True))
+    assert len(known) == 12 and len(unseen) == 4 and not known & unseen
+
+
 def test_examples_are_short_drawn_by_their_seed_and_no_label_stands_in_its_sentence():
     for task, example in SENTENCES.items():
         assert [example(Random(3), False) for _ in range(2)] == [example(Random(3), False) for _ in range(2)]

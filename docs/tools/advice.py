@@ -69,9 +69,9 @@ def on_real_tasks(f: Facts) -> str:
 def forgotten(f: Facts) -> str:
     kept = [f.mean(f"forgetting/{row}/parity", "remembered") for row in ROWS]
     before = f.points["forgetting/prefix/parity"].mean("known before")[0]
-    return (f"**What is forgotten while it is on**: tuned on `parity`, the base answers the skills that it knew, told, with "
-            f"{', '.join(kept[:3])} and {kept[3]} exact match by prompt, prefix, LoRA and full fine-tuning, where it had "
-            f"{before:.2f}. Switched off, all but full fine-tuning leave it as it was.")
+    return ("**What is forgotten while it is on**: tuned on `parity`, the base answers the skills that it knew, told, "
+            f"with {', '.join(kept[:3])} and {kept[3]} exact match by prompt, prefix, LoRA and full fine-tuning, where "
+            f"it had {before:.2f}. Switched off, all but full fine-tuning leave it as it was.")
 
 
 def limits(f: Facts) -> str:

@@ -133,7 +133,7 @@ def budget(lines: Lines, costs: dict | None):
         ax.set(title=task(t), xscale="log", xlabel="trained parameters", ylim=SHARE)
         ticks(ax, BUDGETS, [f"{b:,}" for b in BUDGETS])
     axes[0].set_ylabel(EXACT)
-    legend(fig, axes, 3, f"{CUT}; {DOTS}")
+    legend(fig, axes, 3, f"{CUT}\n{DOTS}")
     return fig
 
 
@@ -178,7 +178,7 @@ def scale(lines: Lines, costs: dict | None):
         ticks(below, xs, [f"{x / 1e6:.2g} M" if x > 1e6 else f"{x / 1e3:.0f} k" for x in xs])
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("full fine-tuning ahead by")
-    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
+    legend(fig, axes, note=f"{CUT} in the upper row\n{DOTS}")
     return fig
 
 
@@ -196,7 +196,7 @@ def length(lines: Lines, costs: dict | None):
         below.set(yscale="log", xlabel="virtual tokens")
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("loss, nats/token")
-    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
+    legend(fig, axes, note=f"{CUT} in the upper row, at 0 in the lower\n{DOTS}")
     return fig
 
 
@@ -272,7 +272,7 @@ def data(lines: Lines, costs: dict | None):
         below.axhline(0, color=COLOURS[WHOLE], linewidth=1)
     axes[0].set_ylabel("exact match")
     axes[len(tasks)].set_ylabel("held-out less training\nloss, nats/token")
-    legend(fig, axes, note=f"{CUT} in the upper row; {DOTS}")
+    legend(fig, axes, note=f"{CUT} in the upper row\n{DOTS}")
     return fig
 
 

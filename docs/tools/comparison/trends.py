@@ -11,15 +11,16 @@ RULE = (
     "Each report is put as differences that it wants above a margin: above 0 where it says *ahead*; above minus a "
     "margin, which its row names, where it says *on a par* or *gains little*. **Agrees**: the 95 % interval of the "
     "difference, paired by seed, lies above the margin. **Contradicted**: it lies below. **Inconclusive**: the margin "
-    "is inside. A row with several settings agrees if all do, is contradicted if some contradict and none agrees, and "
-    "is inconclusive if none does either; otherwise the row says how many agree. The papers' tasks and models are "
-    "others and larger: a verdict is about the trend at the size measured here.")
+    "is inside, or the difference from it is zero in the digits shown. A row with several settings agrees if all do, "
+    "is contradicted if some contradict and none agrees, and is inconclusive if none does either; otherwise the row "
+    "says how many agree. The papers' tasks and models are others and larger: a verdict is about the trend at the "
+    "size measured here.")
 
 
-def verdict(difference: Interval, margin: float = 0.0) -> str:
+def verdict(difference: Interval, margin: float = 0.0, digits: int = 2) -> str:
     """The rule for one setting. A single seed has no interval, so it is inconclusive."""
     mean, half = difference
-    if half is None or abs(mean - margin) <= half:
+    if half is None or abs(mean - margin) <= half or not round(mean - margin, digits):
         return INCONCLUSIVE
     return AGREES if mean > margin else CONTRADICTED
 
@@ -55,7 +56,7 @@ def shown(facts: Facts) -> list[Trend]:
 
 
 def row(t: Trend, differences: dict[str, Interval]) -> str:
-    word = together([verdict(d, t.margin) for d in differences.values()])
+    word = together([verdict(d, t.margin, t.digits) for d in differences.values()])
     measured = "; ".join(f"{label}: {plus_minus(d, t.digits, '+')}" for label, d in differences.items())
     return f"| {t.source} | {t.says} | {measured} | **{word}** | {t.comment} |"
 

@@ -80,8 +80,8 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     field = "known" if "forgetting" in chosen else None
     if planned := grid.planned(lines, wanted, field):
         minutes = sum(map(grid.seconds, planned)) / args.processes / 60
-        note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes, "
-             "more where a sweep goes on beyond its learning rates")
+        note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes"
+             + ("" if field else ", more where a sweep goes on beyond its learning rates"))
     lines = grid.fill(args.lines, wanted, args.processes, folders, args.device, field)
     if "cost" in chosen:
         costs.measure(args.lines, args.device)
