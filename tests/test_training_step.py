@@ -61,11 +61,12 @@ def kernel(monkeypatch):
     torch._dynamo.reset()  # nothing compiled with another choice
 
 
-EVERY = [*((*setting, "learned") for setting in TRAINED), *((*setting, "llama") for setting in FIRST.values())]
+# the first setting of every method on Llama's shape: COMPILED has its blocks on GPT-2's, as whole graphs
+EVERY = [(*setting, "llama" if setting in FIRST.values() else "learned") for setting in TRAINED]
 
 
 @needs_compiler
-@pytest.mark.parametrize("name, h, shape", quick(EVERY, (*FIRST["prefix"], "learned")))
+@pytest.mark.parametrize("name, h, shape", quick(EVERY, (*FIRST["prefix"], "llama")))
 def test_every_method_is_one_graph_without_breaks(name, h, shape, kernel):
     model = attached(name, h, shape=shape)
     explained = torch._dynamo.explain(model.loss)(*batch(0))
