@@ -93,8 +93,9 @@ def run_document(args: argparse.Namespace) -> dict:
         tokens = read_document(args.document, tokenizer).to(base.wte.weight.device)
         n, began = len(tokens), time.perf_counter()
         whole = prefill(base, tokens)
-        P = args.num_virtual_tokens or (n if args.how == "text" else max(1, n // 8))
-        if P > n or (args.how == "text" and n != P):
+        P = args.num_virtual_tokens
+        P = (n if args.how == "text" else max(1, n // 8)) if P is None else P
+        if not 1 <= P <= n or (args.how == "text" and n != P):
             raise Error(f"--num-virtual-tokens {P} of a document of {n:,} tokens: --how text keeps all {n:,}, "
                         f"the others have 1 … {n:,}")
         prefix = whole if args.how == "text" else match(base, tokens, P)
