@@ -257,6 +257,7 @@ def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(nano
 
 @pytest.mark.parametrize("words, message", [
     (["--num-virtual-tokens", 31], "--num-virtual-tokens 31 of a document of 30 tokens"),
+    (["--num-virtual-tokens", 0], "--num-virtual-tokens 0 of a document of 30 tokens"),
     (["--how", "text", "--num-virtual-tokens", 7], "--how text keeps all 30"),
     (["--method", "lora"], "goes with no other --method"),
     (["--climb"], "not with --climb"),
@@ -295,6 +296,7 @@ def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
     assert abs(by_way["text", 64]["kl"]) < 1e-6 > abs(by_way["match", 64]["kl"])
     assert by_way["match", 8]["bytes"] == 8 * 4 * 4 * (2 * 32 + 1) * 4  # rows, layers, heads, key and value and bias
     assert len({row["kl"] for row in result["rows"] if row["way"] == "distil"}) == 2
+    assert [row["way"] for row in result["rows"] if row["study_kl"]] == ["match", "distil", "distil"]
     assert "LICENSE" in printed and "decode ms" in printed
     with pytest.raises(Error, match="too few for --compression 64"):
         bench.main(["document", "--documents", "LICENSE", "--tokens", "40", "--compression", "64"])

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from docs.tools import drawing
 from docs.tools.markdown import paragraph, points_list, table
 from docs.tools.results import read, version
+from minipeft.bench.document import APART
 
 WAYS = {"first": "first rows", "last": "last rows", "attended": "most attended rows", "summary": "a summary",
         "match": "matched", "distil": "distilled"}
@@ -32,9 +33,14 @@ def found() -> dict[tuple[str, str, int], list[dict]]:
     return rows
 
 
+def of(name: str, rows: list[dict]) -> float:
+    """The mean over the seeds."""
+    return mean(r[name] for r in rows)
+
+
 def kl(rows: list[dict] | None) -> str:
-    """A cell: the mean over the seeds."""
-    return f"{mean(r['kl'] for r in rows):.3f}" if rows else "-"
+    """A cell."""
+    return f"{of('kl', rows):.3f}" if rows else "-"
 
 
 def divergences() -> str:
@@ -54,6 +60,20 @@ def divergences() -> str:
         f"*{s['base']}, the first {s['tokens']} tokens of each document, KL on the {s['held_out']} tokens behind them;",
         f"without the document {none}, all rows {max(whole, equal):.0e}; torch {version(card, 'torch')}.*"),
         table(head, lines, left=1)])
+
+
+def distillations() -> str:
+    """Matched and distilled rows beside each other: KL behind the document, and on self-study texts held out."""
+    rows, s = found(), read("document")["settings"]
+    if not any(way == "distil" for _, way, _ in rows):
+        return "*Distilled rows have not been measured yet.*"
+    lines = [[f"`{d}`", f"{P:,}",
+              *(f"{of(key, rows[d, way, P]):.3f}" for key in ("kl", "study_kl") for way in ("match", "distil")),
+              f"{of('seconds', its):,.0f}"] for (d, way, P), its in rows.items() if way == "distil"]
+    note = paragraph(f"*{s['self_study']} self-study texts, {s['epochs']} passes over them; the others, which are held",
+                     f"out, are 1 for every {APART} of these.*")
+    head = ["document", "P", "matched", "distilled", "matched, self-study", "distilled, self-study", "seconds"]
+    return f"{note}\n\n{table(head, lines, left=1)}"
 
 
 def costs() -> str:
@@ -81,12 +101,15 @@ def findings() -> str:
     ratios = [value[d, "match", P] / min(value[d, way, P] for way in PLAIN) for d, P in places]
     distilled = [(d, P) for d, way, P in rows if way == "distil"]
     nearer = sum(value[d, "distil", P] < value[d, "match", P] for d, P in distilled)
+    on_study = sum(of("study_kl", rows[d, "distil", P]) < of("study_kl", rows[d, "match", P]) for d, P in distilled)
     hard = sum(value[d, "match", P] < value[d, "summary", P] for d, P in places)
     best = f"their KL is {min(ratios):.2f} to {max(ratios):.2f} of that of the best"
     return points_list(
         "Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
         f"{nearest} of {len(places)} places; {best}.",
-        *[f"Distillation from there comes nearer at {nearer} of {len(distilled)}."] * bool(distilled),
+        *["Distillation from there comes nearer on the tokens behind the document at "
+          f"{nearer} of {len(distilled)}, and on self-study texts that it did not read at {on_study}."]
+        * bool(distilled),
         f"A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)} places.")
 
 
@@ -111,7 +134,8 @@ def draw() -> None:
     (FIGURE / "document.svg").write_bytes(drawing.picture(fig, "svg"))
 
 
-BLOCKS = {"document": divergences, "document-costs": costs, "document-findings": findings}
+BLOCKS = {"document": divergences, "document-costs": costs, "document-findings": findings,
+          "document-distil": distillations}
 
 if __name__ == "__main__":
     draw()

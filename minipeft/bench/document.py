@@ -1,7 +1,8 @@
 """A document as a prefix: how much of it P rows keep, by every way, and what that costs.
 
 Of every document the first --tokens are the text, and the --held-out tokens right behind it the test: KL from the base
-behind the whole text to the base behind P rows, in nats a token, and the loss there. Ways:
+behind the whole text to the base behind P rows, in nats a token, and the loss there.
+Self-study KL is that on self-study texts which distillation does not read. Ways:
 
     none        no document at all
     first, last the P rows at the text's begin, or its first and the P - 1 at its end, in their places
@@ -18,8 +19,10 @@ a token behind the prefix, one row.
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +30,10 @@ from torch import Tensor
 from ..attach import adapt
 from ..checks import Error
 from ..data.batches import Epochs
-from ..data.encoding import collate, tokenize
+from ..data.encoding import Encoded, collate, tokenize
 from ..data.files import read_text
 from ..data.template import Template
-from ..data.tokenizer import tokenizer_for
+from ..data.tokenizer import Tokenizer, tokenizer_for
 from ..documents import divergence, match, prefill, rows, write_self_study
 from ..documents.matching import attended
 from ..files.huggingface import find_base
@@ -49,6 +52,7 @@ from .measure import card_line, cell, columns
 
 DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
 DECODED = 16  # tokens whose time is measured
+APART = 8  # self-study texts that are learnt for each that is held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +101,50 @@ def run(s: DocumentSettings) -> dict:
     base = GPT.from_pretrained(folder, torch.float32).to(s.device).requires_grad_(False)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     found, studies = [], {}
+    for document in documents(s, base, tokenizer):
+        ways = Ways(s, base, tokenizer, document)
+        for row in ways.rows():
+            found.append({"document": document.name, "tokens": len(document.tokens), **row})
+            note("{document} {way} {rows}: KL {kl:.4f}".format(**found[-1]))
+        studies |= {document.name: ways.study_seconds}
+    return {"card": card(torch.device(s.device)), "settings": asdict(s), "rows": found, "study_seconds": studies,
+            "peak_bytes": resident_peak()}
+
+
+class Document(NamedTuple):
+    """A text, and what it is tested on."""
+
+    name: str
+    tokens: Tensor  # (n,) int64
+    held: list[Tensor]  # texts (T,) that stand behind it
+
+
+def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Those of the files. Raises Error for a text that is too short."""
     for name in s.documents:
         ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
         n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
         if n < max(s.compression):
             raise Error(f"{name} has {len(ids):,} tokens, and {s.held_out} are held out: too few for "
                         f"--compression {max(s.compression)}")
-        ways = Ways(s, base, tokenizer, ids[:n], [ids[n : n + s.held_out]])
-        for row in ways.rows():
-            found.append({"document": Path(name).name, "tokens": n, **row})
-            note("{document} {way} {rows}: KL {kl:.4f}".format(**found[-1]))
-        studies |= {Path(name).name: ways.study_seconds}
-    return {"card": card(torch.device(s.device)), "settings": asdict(s), "rows": found, "study_seconds": studies,
-            "peak_bytes": resident_peak()}
+        yield Document(Path(name).name, ids[:n], [ids[n : n + s.held_out]])
+
+
+class Study(NamedTuple):
+    """Self-study texts: to distil on, and apart from them."""
+
+    records: list[Encoded]
+    held: list[Tensor]  # (T,): one for every APART of the others
 
 
 class Ways:
     """The rows of one document."""
 
-    def __init__(self, s: DocumentSettings, base: GPT, tokenizer, tokens: Tensor, held: list[Tensor]):
-        self.s, self.base, self.tokenizer, self.tokens, self.held = s, base, tokenizer, tokens, held
-        self.whole, self.study_seconds = prefill(base, tokens), []
-        self.studies: list[list] = []
+    def __init__(self, s: DocumentSettings, base: GPT, tokenizer: Tokenizer, document: Document):
+        self.s, self.base, self.tokenizer, self.document = s, base, tokenizer, document
+        self.tokens, self.held = document.tokens, document.held
+        self.whole, self.study_seconds = prefill(base, self.tokens), []
+        self.studies: list[Study] = []
 
     def rows(self):
         n, s = len(self.tokens), self.s
@@ -135,20 +161,22 @@ class Ways:
             yield self.row("last", P, lambda keep=last: rows(self.whole, keep))
             yield self.row("attended", P, lambda P=P: attended(self.base, self.tokens, P))
             yield self.row("summary", P, lambda P=P: self.summary(P))
-            yield self.row("match", P, lambda P=P: match(self.base, self.tokens, P))
-            for seed in range(s.seeds if x in s.distil else 0):
-                study = self.study(seed)
+            studies = [self.study(seed) for seed in range(s.seeds if x in s.distil else 0)]
+            yield self.row("match", P, lambda P=P: match(self.base, self.tokens, P), study=next(iter(studies), None))
+            for seed, study in enumerate(studies):
                 yield self.row("distil", P, lambda P=P, study=study, seed=seed: self.distilled(
-                    match(self.base, self.tokens, P), study, seed), seed)
+                    match(self.base, self.tokens, P), study, seed), seed, study)
 
-    def row(self, way: str, P: int, build, seed: int = 0) -> dict:
+    def row(self, way: str, P: int, build, seed: int = 0, study: Study | None = None) -> dict:
         began = time.perf_counter()
         prefix = build()
         seconds = time.perf_counter() - began
         kl, loss = divergence(self.base, self.whole, prefix, self.held)
+        on_study = None if study is None else divergence(self.base, self.whole, prefix, study.held).kl
         held = [] if prefix is None else [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None]
-        return {"way": way, "rows": P, "seed": seed, "kl": kl, "loss": loss, "seconds": seconds,
-                "bytes": sum(t.nbytes for t in held), "decode_ms": self.decode(prefix)}
+        return {"way": way, "rows": P, "seed": seed, "kl": kl, "loss": loss, "study_kl": on_study,
+                "seconds": seconds, "bytes": sum(t.nbytes for t in held),
+                "decode_ms": self.decode(prefix)}
 
     def decode(self, prefix: Prefix | None) -> float:
         """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
@@ -168,23 +196,26 @@ class Ways:
         written = generate(Rows(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]
         return prefill(self.base, written)._replace(positions=len(self.tokens))
 
-    def study(self, seed: int) -> list:
-        """Self-study of a seed, tokenised; written once for all P."""
+    def study(self, seed: int) -> Study:
+        """Self-study of a seed; written once for all P."""
         if seed == len(self.studies):
             began = time.perf_counter()
+            count = self.s.self_study + -(-self.s.self_study // APART)
             with tempfile.TemporaryDirectory() as folder:
-                examples = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl",
-                                            self.s.self_study, seed=1000 * seed)
-            self.studies.append([tokenize(e, self.tokenizer, Template(PLAIN)) for e in examples])
+                examples = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl", count,
+                                            seed=1000 * seed)
+            records = [tokenize(e, self.tokenizer, Template(PLAIN)) for e in examples]
+            held = [torch.tensor([*r.prompt, *r.completion], device=self.tokens.device) for r in records[:: APART + 1]]
+            self.studies.append(Study([r for i, r in enumerate(records) if i % (APART + 1)], held))
             self.study_seconds.append(time.perf_counter() - began)
         return self.studies[seed]
 
-    def distilled(self, start: Prefix, study: list, seed: int) -> Prefix:
+    def distilled(self, start: Prefix, study: Study, seed: int) -> Prefix:
         """The prefix trained on the study, as train.py --how distil does."""
-        epochs = Epochs([record.length for record in study], BATCH_SIZE, seed)
+        epochs = Epochs([record.length for record in study.records], BATCH_SIZE, seed)
 
         def batch(step: int):
-            return collate([study[i] for i in epochs.batch(step)], self.tokenizer.end)
+            return collate([study.records[i] for i in epochs.batch(step)], self.tokenizer.end)
 
         torch.manual_seed(seed)
         model = adapt(self.base, PrefixTuning.name, init=start)
@@ -201,8 +232,10 @@ class Ways:
 def table(result: dict) -> str:
     """The result as aligned text."""
     s = result["settings"]
+    where = f"{s['base']}: the {s['held_out']} tokens behind each document"
     cells = {"document": cell("document", "{}"), "way": cell("way", "{}"), "rows": cell("rows", "{:,}"),
-             "KL": cell("kl", "{:.4f}"), "loss": cell("loss", "{:.3f}"), "seconds": cell("seconds", "{:.1f}"),
+             "KL": cell("kl", "{:.4f}"), "loss": cell("loss", "{:.3f}"),
+             "KL, self-study": cell("study_kl", "{:.4f}"),
+             "seconds": cell("seconds", "{:.1f}"),
              "KB": lambda row: f"{row['bytes'] / 1000:,.0f}", "decode ms": cell("decode_ms", "{:.1f}")}
-    return "\n".join([card_line(result["card"]), f"{s['base']}: the {s['held_out']} tokens behind each document", "",
-                      *columns(cells, result["rows"])])
+    return "\n".join([card_line(result["card"]), where, "", *columns(cells, result["rows"])])

@@ -1,11 +1,15 @@
 """Self-study (Eyuboglu et al. 2025, "Cartridges", 2506.06266 §4): texts about a document, written by the model itself.
 
-Three kinds in turn, all of them examples {"input": …, "target": …} that any --data flag reads:
+Three kinds, all of them examples {"input": …, "target": …} that any --data flag reads:
 
     a question       the input is a line of SEEDS about a passage of the document; the target what the base, with the
                      document before it, writes behind it
     a continuation   the input is the begin of a passage; the target what the base, likewise, writes on
     a passage        the input is its begin, the target the rest, as the document has it
+
+Four in six are questions. The last lines of SEEDS leave open what to write: texts that merely follow the document are
+most like those that will. Passages are few: few rows cannot recite, so their KL is by far the largest, and they would
+rule the training.
 
 Distilled on these, a prefix learns to answer like the document, and not to recite it. Targets of the teacher are whole
 distributions (Adapted.distil_from), so one sampled text teaches more than its tokens.
@@ -32,7 +36,7 @@ from ..slots import Slots
 from .text import prefill
 
 SEEDS = Path(__file__).parent / "seeds.txt"  # one a line; \n is a line break, {passage} a passage of the document
-KINDS = ("question", "continuation", "passage")
+KINDS = ("passage", "question", "question", "continuation", "question", "question")  # of eight texts each, in turn
 BEGIN, PASSAGE = 12, 96  # tokens of a passage's begin, and of a passage
 TARGET = 64  # tokens that the model writes
 BATCH = 8
