@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from minipeft import GPT, PRESETS, adapt
 from minipeft.bench import peers, peers_generation, peers_job
 from minipeft.files.atomic import write_json
+from minipeft.methods.prefix_tuning import PrefixTuning
 from minipeft.runtime.profiling import card
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
@@ -73,9 +74,9 @@ def with_prefix(s: peers_generation.GenerationSettings | peers_job.JobSettings, 
     base, rows = GPT.from_pretrained(s.base, getattr(torch, s.dtype)), []
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as start:
         warnings.simplefilter("ignore")
-        adapt(base, "prefix", num_virtual_tokens=s.num_virtual_tokens).save(start)
+        adapt(base, PrefixTuning.name, num_virtual_tokens=s.num_virtual_tokens).save(start)
         for rival in ("minipeft", "peft"):
-            rows.append({"method": "prefix", "rival": rival, **parts(make(rival, base, start), times, each, warm)})
+            rows.append({"method": PrefixTuning.name, "rival": rival, **parts(make(rival, base, start), times, each, warm)})
             print(LINE.format(**rows[-1]))
     return asdict(s), rows
 
@@ -95,7 +96,7 @@ def generation(base: str, times: int) -> tuple[dict, list[dict]]:
 
 def job(base: str, file: str, times: int) -> tuple[dict, list[dict]]:
     s = peers_job.JobSettings(base=base, num_virtual_tokens=20, dtype="float32", seed=0, device="cpu", job=file,
-                              methods=("prefix",), epochs=1, batch_size=8, compile=False)
+                              methods=(PrefixTuning.name,), epochs=1, batch_size=8, compile=False)
     batches = peers_job.Batches(s)
     batches.steps = STEPS
 
