@@ -76,7 +76,8 @@ def with_prefix(s: peers_generation.GenerationSettings | peers_job.JobSettings, 
         warnings.simplefilter("ignore")
         adapt(base, PrefixTuning.name, num_virtual_tokens=s.num_virtual_tokens).save(start)
         for rival in ("minipeft", "peft"):
-            rows.append({"method": PrefixTuning.name, "rival": rival, **parts(make(rival, base, start), times, each, warm)})
+            spent = parts(make(rival, base, start), times, each, warm)
+            rows.append({"method": PrefixTuning.name, "rival": rival, **spent})
             print(LINE.format(**rows[-1]))
     return asdict(s), rows
 
