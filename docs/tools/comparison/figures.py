@@ -289,7 +289,6 @@ def side_by_side(found: list[Point], title: Callable[[str], str]):
                 ax.plot(values, [y - 0.3] * len(values), "o", color=style(p.row)["color"], markersize=3, alpha=0.6)
             ax.set(title=title(t), ylim=(-0.7, len(rows) - 0.4))
         axes[2 * i].set(xlim=(-0.08, 1.08), xlabel="exact match")
-        axes[2 * i + 1].set_xscale("symlog", linthresh=0.1)
         axes[2 * i + 1].set_xlabel("forgetting, nats/token")
         axes[2 * i + 1].axvline(0, color=COLOURS[WHOLE], linewidth=1)
         axes[2 * i].set_yticks(range(len(rows)), rows)
