@@ -23,7 +23,7 @@ def refusal(err: str) -> list[str]:
 
 
 def finished(capsys, *argv) -> str:
-    """What `python train.py argv` printed, which ends well."""
+    """The output of `python train.py argv`, which ends well."""
     code, out, err = call(capsys, train, *argv)
     assert code == 0, err
     return out

@@ -387,6 +387,8 @@ def test_scores_of_another_kind_of_cpu_are_compared_by_a_tolerance(tmp_path, mon
     path.write_text(json.dumps(line) + "\n", encoding="utf-8")
     for change, same, close, verdict in (
         ({}, True, False, ": the same"),
+        ({"known": {"off": [1.0, 0.0]}}, True, False, ": the same"),  # which older lines lack
+        ({"wording": "another"}, False, False, ": not the same (wording;"),
         ({"score": 0.52}, False, False, ": not the same (score; then on"),  # exactly, on the same kind
         (other, True, True, ": the same"),
         (other | {"score": 0.55, "loss": 1.5}, False, True, "now: score within 0.05, but not the same (score, loss;"),

@@ -3,6 +3,10 @@
 from docs.tools.comparison.facts import Facts
 from docs.tools.markdown import points_list
 from docs.tools.results import facts, read
+from minipeft.accounting import base_parameters
+from minipeft.accounting.shapes import EMBEDDED, PRESETS
+from minipeft.bench.quality.real import BASE as REAL
+from minipeft.bench.quality.studies import BASE
 from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
@@ -77,9 +81,12 @@ def forgotten(f: Facts) -> str:
 def limits(f: Facts) -> str:
     step = {r["row"]: r["step_ms"]["median"] for r in read("quality-costs")["rows"]}
     of_full = {row: f"{step[row] / step['full']:.2f}" for row in ("prompt", "prefix")}
-    return (f"**Limits**: bases of 0.2 and 135 million parameters, short texts, "
+    tokens = {row: f.points[f"methods/{row}/parity"].cell.size["num_virtual_tokens"] for row in of_full}
+    small, real = (base_parameters(c) / 1e6 for c in (EMBEDDED[BASE], PRESETS[REAL]))
+    return (f"**Limits**: bases of {small:.1f} and {real:.0f} million parameters, short texts, "
             f"{len(f.points['methods/lora/parity'].runs)} seeds; steps on 2 CPU cores. At equal parameters a prompt of "
-            f"64 tokens takes {of_full['prompt']} of full fine-tuning's step, a prefix of 8 takes {of_full['prefix']}.")
+            f"{tokens['prompt']} tokens takes {of_full['prompt']} of full fine-tuning's step, a prefix of "
+            f"{tokens['prefix']} takes {of_full['prefix']}.")
 
 
 BLOCKS = {"what-to-use": what_to_use}

@@ -2,6 +2,7 @@
 
 from docs.tools.markdown import name, paragraph, ratio, spread, table
 from docs.tools.results import read, version
+from minipeft.accounting.shapes import PRESETS
 
 DTYPES = ("float32", "bfloat16")
 
@@ -100,7 +101,7 @@ def job() -> str:
             for result in results for r in result["rows"]]
     s, of = results[0]["settings"], ", ".join(f"`{r['settings']['job']}`" for r in (results[0], results[2]))
     note = (f"*{s['base']}, {of} (E2E), {s['epochs']} epochs, steps of {s['batch_size']}, P {s['num_virtual_tokens']},",
-            f"{s['dtype']}; {machine(results[0]['card'])}; from the first compiled row's group on,",
+            f"{s['dtype']}; {machine(results[0]['card'])}; after the first {len(results[0]['rows'])} rows",
             "a slower CPU of that name.*")
     head = ["method", "run by", "steps", "train s", "× peft", "load s", "peak MB", "start", "loss"]
     return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
@@ -111,14 +112,15 @@ def rounding() -> str:
     result = read("rounding-smollm2")
     ours, theirs, exact = (f"{error:.0e}" for error in result["first_gradients"].values())
     _, copy, peft = (r["distance"] for r in result["rows"])
+    vocabulary = PRESETS[result["settings"]["base"].lower()].vocab_size
     losses = "end at {:.3f} and {:.3f}, PEFT's at {:.3f}.".format(*(r["loss"] for r in result["rows"]))
     return paragraph(
         "The soft prompt's final losses part by rounding, which training amplifies (`docs/tools/rounding.py`, a",
         f"job of {len(peft)} steps of {result['settings']['batch_size']}).",
         f"Of the first gradient's norm, minipeft is {ours}",
-        f"from float64 and PEFT {theirs}; with the cross-entropy over 49,152 logits in float64, PEFT is {exact} from",
-        f"it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and {peft[-1]:.0e} after the",
-        f"last, relative to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and",
+        f"from float64 and PEFT {theirs}; with the cross-entropy over {vocabulary:,} logits in float64, PEFT is",
+        f"{exact} from it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and",
+        f"{peft[-1]:.0e} after the last, relative to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and",
         f"{copy[-1]:.0e}. Their losses {losses}")
 
 

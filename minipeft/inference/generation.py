@@ -113,8 +113,8 @@ def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]
         raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "
                     f"{c.block_size}")
     weight = base.wte.weight  # of a sharded base, whose new_zeros would be sharded too
-    # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     own = prefix.k.size(3) if prefix is not None and B == 1 and prefix.is_plain(c.n_layer) else 0
+    # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     shape = (2, c.n_layer, B, c.n_kv, own + prompt_length + T, c.head_size)
     k, v = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     if own:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def mass_and_output(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """What queries take from a prefix -> log m (T,) and o (T, hs).
+    """Attention of queries to a prefix alone -> its log-mass log m (T,) and output o (T, hs).
 
     q (T, hs), keys and values (n, hs), bias (n,): a β for each key, added to its scores
 
