@@ -120,8 +120,8 @@ def rounding() -> str:
         f"Of the first gradient's norm, minipeft is {ours}",
         f"from float64 and PEFT {theirs}; with the cross-entropy over {vocabulary:,} logits in float64, PEFT is",
         f"{exact} from it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and",
-        f"{peft[-1]:.0e} after the last, relative to their norm; two runs of minipeft whose starts differ by 1e-7, {copy[0]:.0e} and",
-        f"{copy[-1]:.0e}. Their losses {losses}")
+        f"{peft[-1]:.0e} after the last, relative to their norm; two runs of minipeft whose starts differ by 1e-7,",
+        f"{copy[0]:.0e} and {copy[-1]:.0e}. Their losses {losses}")
 
 
 def products() -> str:
