@@ -1,5 +1,9 @@
 """minipeft: one frozen GPT, and every way of tuning it, each in one short file with its exact cost."""
 
+from .runtime.waiting import sleep_where_others_run
+
+sleep_where_others_run()  # before the first import of torch
+
 from .accounting.shapes import PRESETS
 from .adapters import fingerprint, load_adapter
 from .attach import adapt

@@ -177,7 +177,7 @@ def test_attention_backends_side_by_side(capsys):
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert out[:-1] == attention_bench.table(result).splitlines()
-    for measured in (result, result["beside"]):
+    for measured in (result, result["beside"], result["beside_spinning"]):
         rows = {(r["P"], r["backend"]): r for r in measured["rows"]}
         assert list(rows) == [(P, b) for P in (0, 6) for b in ("reference", "sdpa", "sdpa compiled", "fused")]
         for (P, _), r in rows.items():
@@ -187,7 +187,8 @@ def test_attention_backends_side_by_side(capsys):
                 ratio = r[times.replace("ms", "against_best_sdpa")]
                 assert ratio == pytest.approx(r[times]["median"] / best)
         assert measured["ratios"] == attention_bench.ratios(measured["rows"])
-    assert "beside 1 busy process:" in out
+    for threads in ("sleep", "spin"):
+        assert f"beside 1 busy process, waiting threads {threads}:" in out
     rows = {(r["P"], r["backend"]): r for r in result["rows"]}
     assert rows[6, "fused"]["saved_bytes"] < rows[6, "sdpa"]["saved_bytes"]
     (growth,) = result["growth"]

@@ -461,7 +461,8 @@ def short_attention() -> str:
 def busy_attention() -> str:
     """Ratios of auto to the faster sdpa, alone and beside a busy process."""
     result, rows = read("attention-beside"), []
-    for where, part in (("alone", result), ("beside one busy process", result["beside"])):
+    for where, part in (("alone", result), ("beside it, waiting threads sleep", result["beside"]),
+                        ("beside it, waiting threads spin", result["beside_spinning"])):
         for r in part["ratios"]:
             if r["backend"] == "auto":
                 cells = [f"{r[mean]:.2f} ({r[worst]:.2f})"

@@ -7,8 +7,9 @@ Each is checked first against the textbook in float64, forward and all gradients
 
 SDPA, torch's operator, runs eagerly and through torch.compile, its concatenation and mask included.
 Quote the ratio to the faster of the two at that shape (× best sdpa). --beside N measures everything
-a second time next to N busy processes: a kernel of many short parallel regions waits at the end of
-each for a thread that another process keeps from running.
+twice more next to N busy processes: a kernel of many short parallel regions waits at the end of each
+for a thread that another process keeps from running. New processes do that, one whose waiting threads
+sleep, as minipeft chooses beside others (runtime/waiting.py), and one whose waiting threads spin.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from ..checks import Error
 from ..runtime.compiling import can_compile, compiled
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes
+from ..runtime.waiting import new_processes_wait
 from . import flags
-from .measure import MS, MatmulRate, busy_processes, card_line, cell, columns, milliseconds, time_all
+from .measure import MS, MatmulRate, busy_processes, card_line, cell, columns, in_new_process, milliseconds, time_all
 
 OWN = ("fused",)  # backends of minipeft.attention that are compared with SDPA
 SDPA = ("sdpa", "sdpa compiled")
@@ -163,29 +165,28 @@ def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
 
 
 def run(s: AttentionSettings) -> dict:
-    """{"card", "settings", "rate", "rows", "ratios", "growth", "beside"}, ready for JSON; beside: rate, rows and
-    ratios next to busy processes, or None."""
-    device = torch.device(s.device)
-    passes = 2 if s.beside else 1
-    with tqdm(total=passes * len(s.shapes) * len(s.dtypes) * s.repeats, unit="round", desc="attention",
-              dynamic_ncols=True) as bar:
-        alone, beside = measure_all(s, bar), None
-        if s.beside:
-            bar.set_description(f"beside {s.beside}")
-            with busy_processes(s.beside):
-                beside = measure_all(s, bar)
+    """{"card", "settings", "rate", "rows", "ratios", "growth", "beside", "beside_spinning"}, ready for JSON; the last
+    two: rate, rows and ratios next to busy processes, with waiting threads that sleep and that spin, or None."""
+    alone, beside = measure_all(s, "attention"), {"passive": None, "active": None}
+    if s.beside:
+        with busy_processes(s.beside):
+            for policy in beside:
+                with new_processes_wait(policy):
+                    beside[policy] = in_new_process(measure_all, s, f"beside {s.beside}, {policy}")
     fused = [r for r in alone["rows"] if r["backend"] == "fused"]
-    return {"card": card(device), "settings": asdict(s), **alone, "growth": growth(fused), "beside": beside}
+    return {"card": card(torch.device(s.device)), "settings": asdict(s), **alone, "growth": growth(fused),
+            "beside": beside["passive"], "beside_spinning": beside["active"]}
 
 
-def measure_all(s: AttentionSettings, bar: tqdm) -> dict:
+def measure_all(s: AttentionSettings, title: str) -> dict:
     """{"rate", "rows", "ratios"} of all shapes and dtypes."""
     rows, rates = [], {}
-    for name in s.dtypes:
-        rate = MatmulRate(getattr(torch, name), torch.device(s.device))
-        for shapes in families(s.shapes):
-            rows += measure(shapes, getattr(torch, name), rate, s, bar)
-        rates[name] = rate.value
+    with tqdm(total=len(s.shapes) * len(s.dtypes) * s.repeats, unit="round", desc=title, dynamic_ncols=True) as bar:
+        for name in s.dtypes:
+            rate = MatmulRate(getattr(torch, name), torch.device(s.device))
+            for shapes in families(s.shapes):
+                rows += measure(shapes, getattr(torch, name), rate, s, bar)
+            rates[name] = rate.value
     for row in rows:
         flops = 3 * Shape.of(row).forward_flops()
         row["against_floor"] = row["ms"]["median"] / 1000 * rates[row["dtype"]] / flops
@@ -221,9 +222,11 @@ def table(result: dict) -> str:
     lines = [card_line(result["card"]), *part(result)]
     lines += ["{dtype}, B {B}, T {T}, hs {hs}: fused takes {time:.2f} × the time with a prefix of {P} as "
               "without, for {flops:.2f} × the FLOPs".format(**g) for g in result["growth"]]
-    if result["beside"]:
-        n = result["settings"]["beside"]
-        lines += ["", f"beside {n} busy process{'es' if n > 1 else ''}:", *part(result["beside"])]
+    n = result["settings"]["beside"]
+    for key, threads in (("beside", "sleep"), ("beside_spinning", "spin")):
+        if result[key]:
+            lines += ["", f"beside {n} busy process{'es' if n > 1 else ''}, waiting threads {threads}:",
+                      *part(result[key])]
     return "\n".join(lines)
 
 
