@@ -471,6 +471,26 @@ def busy_attention() -> str:
     return table(["dtype", "measured", "forward ×", "forward and backward ×"], sorted(rows, reverse=True), left=2)
 
 
+WORKS = {
+    "nano": "training step, nano, eager", "step": "training step, SmolLM2-135M, eager",
+    "generation": "generation with SmolLM2-135M", "sdpa": "attention, `sdpa`, both passes",
+    "fused": "attention, `fused`, both passes"}
+WAITING = {(0, "active"): "alone, spin", (0, "passive"): "alone, sleep", (1, "active"): "beside one, spin",
+           (1, "passive"): "beside one, sleep"}
+
+
+def waiting_table() -> str:
+    """Threads that spin and that sleep while they wait, alone and beside a busy process; and attention's operators."""
+    by = {WAITING[r["beside"], r["waiting"]]: r for r in read("waiting")["rows"]}
+    rows = [[name, *(f"{r['ms'][work]:,.0f}" for r in by.values())] for work, name in WORKS.items()]
+    for backend in ("sdpa", "fused"):
+        longest = next(iter(by.values()))["operators"][backend][0]
+        name, calls = longest["name"].removeprefix("aten::").strip("_"), longest["calls"]
+        times = [next(o["ms"] for o in r["operators"][backend] if o["name"] == longest["name"]) for r in by.values()]
+        rows.append([f"of `{backend}`: {calls:.0f} × `{name}`", *(f"{ms:,.0f}" for ms in times)])
+    return table(["milliseconds", *by], rows, left=1)
+
+
 SERVED = {
     "base": "the base", "prefix tasks": "prefixes, mixed", "lora tasks": "LoRA, mixed",
     "full copies": "full copies"}
@@ -663,7 +683,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bases": bases_table, "skills": skills_table, "bench-nano": lambda: bench_block("bench-nano"),
     "bench-gpt2": lambda: bench_block("bench-gpt2"), "article": article,
     "attention": attention_table, "attention-short": short_attention,
-    "attention-beside": busy_attention,
+    "attention-beside": busy_attention, "waiting": waiting_table,
     "serving": serving_table, "e2e": e2e_table, "e2e-samples": e2e_samples, "tree": tree.tree,
     "faults": faults, "hyperparameters": hyperparameters, "processes": sent_by_two,
     **compatibility.BLOCKS, **versions.BLOCKS, **peers_tables.BLOCKS, **document_tables.BLOCKS,
