@@ -461,14 +461,16 @@ def short_attention() -> str:
 def busy_attention() -> str:
     """Ratios of auto to the faster sdpa, alone and beside a busy process."""
     result, rows = read("attention-beside"), []
-    for where, part in (("alone", result), ("beside it, waiting threads sleep", result["beside"]),
-                        ("beside it, waiting threads spin", result["beside_spinning"])):
+    parts = {"alone, spin": result, "beside one, sleep": result["beside"],
+             "beside one, spin": result["beside_spinning"]}
+    for where, part in parts.items():
         for r in part["ratios"]:
             if r["backend"] == "auto":
                 cells = [f"{r[mean]:.2f} ({r[worst]:.2f})"
                          for mean, worst in (("forward_mean", "forward_worst"), ("mean", "worst"))]
                 rows.append([r["dtype"], where, *cells])
-    return table(["dtype", "measured", "forward ×", "forward and backward ×"], sorted(rows, reverse=True), left=2)
+    rows.sort(key=lambda row: row[0], reverse=True)
+    return table(["dtype", "measured", "forward ×", "forward and backward ×"], rows, left=2)
 
 
 WORKS = {
