@@ -96,9 +96,9 @@ def test_questions_about_a_table_are_answered_in_it():
     assert len({r.length for r in data.batch(0)}) == 1 and len({len(r.prompt) for r in data.batch(0)}) > 20
     for r in data.batch(0) + data.held_out:
         table, arrow, asked = (r.example.input + r.example.target).partition(" -> ")
-        facts = dict(table.split())
-        assert len(facts) == len(table.split()) and all(facts[q[0]] == q[1:] for q in asked.split())
-    assert {(len(r.prompt), len(r.completion)) for r in data.held_out} == {(3 * 32 + 4, 1)}
+        facts = {fact[0]: fact[1] for fact in table.split()}
+        assert len(facts) == len(table.split()) and all(facts[q[0]] == q[1] for q in asked.split())
+    assert {(len(r.prompt), len(r.completion)) for r in data.held_out} == {(4 * 32 + 4, 1)}
 
 
 def test_only_the_answer_and_its_end_are_supervised():

@@ -305,13 +305,13 @@ def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
 
 
 def test_tables_are_documents_whose_questions_are_asked(tmp_path):
-    words = "--base lookup --tables 2 --compression 1 3 12 --distil 12 --self-study 8 --epochs 1"
+    words = "--base lookup --tables 2 --compression 1 4 16 --distil 16 --self-study 8 --epochs 1"
     bench.main(["document", *words.split(), "--out", str(tmp_path / "d.json")])
     found = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["rows"]
     assert {row["way"] for row in found} == {"none", "text", "match", "first", "last", "attended", "distil"}
     exact = {(row["document"], row["way"], row["rows"]): row["exact_match"] for row in found}
     for name in ("table 0", "table 1"):
-        assert exact[name, "text", 96] == exact[name, "match", 96] > 0.9
+        assert exact[name, "text", 128] == exact[name, "match", 128] > 0.9
         assert exact[name, "none", 0] < 0.3 and exact[name, "first", 8] < 0.5 < exact[name, "match", 32]
     with pytest.raises(Error, match="--tables must be at least 1, not 0"):
         bench.main(["document", "--tables", "0"])

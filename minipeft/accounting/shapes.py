@@ -58,7 +58,7 @@ SCALES = {
     "medium": replace(PRESETS["nano"], n_layer=6, n_head=5, n_embd=160),
 }
 EMBEDDED = SCALES | {"small-llama": replace(SCALES["small"], n_inner=160, **LLAMA),
-                     "lookup": replace(SCALES["small"], n_layer=2, n_head=2)}
+                     "lookup": replace(SCALES["small"], n_layer=2, n_head=2, no_rope_layer_interval=2)}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ equally right and the base cannot know which is meant. Tuning shows no instructi
     compose   two known skills in a row, never seen together in pretraining
     novel     something that no skill does
 
-Another base is pretrained on `lookup`, tables of facts and questions about them: `a7 k3 z9 -> k3 a7`. A key is a
-letter, a value a digit, a table drawn anew for every example: only its context says what a key stands for.
+Another base is pretrained on `lookup`, tables of facts and questions about them: `a7a k3k z9z -> k3k a7a`. A key is a
+letter, a value a digit, and the key ends a fact as it begins it, like a tag. Every example has a table of its own: only
+its context says what a key stands for.
 """
 
 from collections.abc import Callable, Iterable
@@ -126,8 +127,8 @@ def draw_facts(rng: Random, n: int) -> dict[str, str]:
 
 
 def entries(facts: dict[str, str], keys: Iterable[str]) -> str:
-    """Facts as a table has them, and as they are asked for: `a7 k3`."""
-    return " ".join(f"{key}{facts[key]}" for key in keys)
+    """Facts as a table has them, and as they are asked for: `a7a k3k`."""
+    return " ".join(f"{key}{facts[key]}{key}" for key in keys)
 
 
 def lookup_example(rng: Random) -> Example:
