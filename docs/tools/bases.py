@@ -24,7 +24,7 @@ from minipeft.runtime.console import Parser
 TRAIN = Path(__file__).parents[2] / "train.py"
 RECIPE = ["--method", WHOLE, "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
 RECIPES = dict.fromkeys(EMBEDDED, RECIPE) | {
-    "lookup": ["--method", WHOLE, "--task", "lookup", "--batch-size", "32", "--steps", "4000", "--lr", "1.5e-3",
+    "lookup": ["--method", WHOLE, "--task", "lookup", "--batch-size", "32", "--steps", "3000", "--lr", "1.5e-3",
                "--seed", "1"]}
 
 

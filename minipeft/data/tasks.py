@@ -23,7 +23,7 @@ from ..checks import Error, did_you_mean
 DEFAULT = "{input} -> "  # how an input is written, unless a flag says otherwise
 DIGITS = 8  # length of every string
 INSTRUCTED = 0.8  # share of the pretraining examples that carry an instruction
-FACTS = range(2, 33)  # of a table, in pretraining
+FACTS = 32  # of a table, at most
 ENTRIES = 40  # facts and questions of an example together: all examples are of one length
 
 
@@ -132,14 +132,15 @@ def entries(facts: dict[str, str], keys: Iterable[str]) -> str:
 
 
 def lookup_example(rng: Random) -> Example:
-    """A table, and questions with their answers. All of them are learnt, so that the base can also ask."""
-    facts = draw_facts(rng, rng.choice(FACTS))
+    """A table, mostly small ones (their sizes are uniform in the logarithm), and questions with their answers. Questions are learnt too, so that the
+    base can also ask."""
+    facts = draw_facts(rng, int(2 * ((FACTS + 1) / 2) ** rng.random()))
     asked = rng.choices(list(facts), k=ENTRIES - len(facts))
     return Example(f"{entries(facts, facts)} -> ", entries(facts, asked), ends=False)
 
 
 def lookup_question(rng: Random) -> Example:
     """A table of the largest size, and one question."""
-    facts = draw_facts(rng, FACTS[-1])
+    facts = draw_facts(rng, FACTS)
     key = rng.choice(list(facts))
     return Example(f"{entries(facts, facts)} -> {key}", facts[key], ends=False)
