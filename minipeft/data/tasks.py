@@ -132,8 +132,8 @@ def entries(facts: dict[str, str], keys: Iterable[str]) -> str:
 
 
 def lookup_example(rng: Random) -> Example:
-    """A table, mostly small ones (their sizes are uniform in the logarithm), and questions with their answers. Questions are learnt too, so that the
-    base can also ask."""
+    """A table, and questions with their answers; the questions are learnt too, so that the base can also ask. Sizes are
+    uniform in their logarithm: small tables teach to look up."""
     facts = draw_facts(rng, int(2 * ((FACTS + 1) / 2) ** rng.random()))
     asked = rng.choices(list(facts), k=ENTRIES - len(facts))
     return Example(f"{entries(facts, facts)} -> ", entries(facts, asked), ends=False)
