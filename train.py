@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("data").add_argument
     add("--task", default="reverse", metavar="NAME",
         help=f"a skill ({', '.join(SKILLS)}), two joined by '+', a novel task "
-             f"({', '.join(NOVEL)}), or skills, for pretraining")
+             f"({', '.join(NOVEL)}), or skills or lookup, to pretrain")
     add("--data", metavar="FILE", type=local_path,
         help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
              '{"text": "…"}, {"messages": […]} … on every line (docs/own-data.md)')

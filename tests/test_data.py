@@ -56,6 +56,16 @@ def test_the_pretraining_mixture_tells_most_of_the_time_and_holds_every_skill():
     assert skill_example(Random(3), "sort", instructed=False).input.isdigit()
 
 
+def test_questions_about_a_table_are_answered_in_it():
+    data = TaskData(find_task("lookup"), TOKENIZER, 1, 64)
+    assert len({r.length for r in data.batch(0)}) == 1 and len({len(r.prompt) for r in data.batch(0)}) > 10
+    for r in data.batch(0) + data.held_out:
+        table, arrow, asked = (r.example.input + r.example.target).partition(" -> ")
+        facts = {fact[0]: fact[1] for fact in table.split()}
+        assert len(facts) == len(table.split()) and all(facts[q[0]] == q[1] for q in asked.split())
+    assert {(len(r.prompt), len(r.completion)) for r in data.held_out} == {(4 * 16 + 4, 1)}
+
+
 def test_only_the_answer_and_its_end_are_supervised():
     idx, targets = encode([Example("ab", "c"), Example("a", "xyz")], TOKENIZER)
     text = b"ab -> c"

@@ -304,6 +304,19 @@ def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
         bench.main(["document", "--held-out", "1"])
 
 
+def test_tables_are_documents_whose_questions_are_asked(tmp_path):
+    words = "--base lookup --tables 2 --compression 1 4 16 --distil 16 --self-study 8 --epochs 1"
+    bench.main(["document", *words.split(), "--out", str(tmp_path / "d.json")])
+    found = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["way"] for row in found} == {"none", "text", "match", "first", "last", "attended", "distil"}
+    exact = {(row["document"], row["way"], row["rows"]): row["exact_match"] for row in found}
+    for name in ("table 0", "table 1"):
+        assert exact[name, "text", 128] == exact[name, "match", 128] > 0.9
+        assert exact[name, "none", 0] < 0.3 and exact[name, "first", 8] < 0.5 < exact[name, "match", 32]
+    with pytest.raises(Error, match="--tables must be at least 1, not 0"):
+        bench.main(["document", "--tables", "0"])
+
+
 def test_teacher_context_trains_any_method(tmp_path, capsys):
     (tmp_path / "doc.txt").write_text(TEXT[:200], encoding="utf-8")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"input": f"sort {n}", "target": f"{n}"}) + "\n"

@@ -17,7 +17,8 @@ from minipeft.accounting.shapes import EMBEDDED
 from minipeft.adapters import export_adapter
 from minipeft.data import BASES, NANO
 from minipeft.data.batches import draw
-from minipeft.data.tasks import SKILLS, skill_example
+from minipeft.data.tasks import SKILLS, lookup_question, skill_example
+from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.opening import open_base
@@ -29,7 +30,7 @@ def nano() -> GPT:
 
 
 @pytest.mark.parametrize("size", EMBEDDED)
-def test_every_size_is_complete_needs_no_extra_package_and_comes_of_the_same_recipe(size):
+def test_every_size_is_complete_needs_no_extra_package_and_comes_of_its_recipe(size):
     folder = BASES[size]
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "pytorch_model.bin", "scores.json"]
     base = GPT.from_pretrained(folder)
@@ -37,7 +38,7 @@ def test_every_size_is_complete_needs_no_extra_package_and_comes_of_the_same_rec
     assert {p.dtype for p in base.parameters()} == {torch.float32}
     command = json.loads((folder / "scores.json").read_text())["command"]
     start = "scratch" if size == "nano" else f"scratch:{size}"  # the default
-    assert command == f"python train.py --base {start} {shlex.join(bases.RECIPE)} --out minipeft/data/{size}"
+    assert command == f"python train.py --base {start} {shlex.join(bases.RECIPES[size])} --out minipeft/data/{size}"
 
 
 def test_they_are_small():
@@ -60,7 +61,8 @@ def test_what_is_pretrained_stays_and_what_is_not_is_pretrained_like_the_others(
     result = bases.run(wanted)
     assert [r["parameters"] for r in result["rows"]] == [33_696, 216_512]
     ((_, script, *flags),) = commands
-    assert script.endswith("train.py") and flags == ["--base", "scratch:small", *bases.RECIPE, "--out", "small"]
+    recipe = ["--base", "scratch:small", *bases.RECIPES["small"], "--out", "small"]
+    assert script.endswith("train.py") and flags == recipe
     assert [line.split()[0] for line in bases.table(result).splitlines()] == ["base", "tiny", "small"]
     assert bases.run(wanted) == result and len(commands) == 1
     shutil.rmtree(tmp_path / "small")
@@ -123,3 +125,13 @@ def test_a_skill_is_known_when_told_and_a_guess_when_not(name, nano):
 
     assert exact_match(told=True) >= 0.95
     assert exact_match(told=False) <= 0.25
+
+
+def test_a_base_looks_facts_up_in_its_context():
+    base, examples = GPT.from_pretrained("lookup"), draw(lookup_question, "test", 200)
+
+    def exact_match(examples: list) -> float:
+        return evaluate(base, batches(examples, ByteTokenizer(), Template("{input}")))[1]
+
+    assert exact_match(examples) >= 0.95
+    assert exact_match([e._replace(input=e.input[e.input.index("->") :]) for e in examples]) <= 0.25

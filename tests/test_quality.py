@@ -22,8 +22,10 @@ from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality.lines import Cell
 from minipeft.data import BASES
 from minipeft.data.batches import TaskData, draw, length
+from minipeft.data.encoding import tokenize
 from minipeft.data.tasks import INSTRUCTIONS, find_task
 from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.documents import match
 from minipeft.runtime import console, profiling
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.prompt_search import choose_wording
@@ -112,7 +114,7 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
         assert [s["num_virtual_tokens"] for s in found[::5]] == 2 * [1, 2, 4, 8, 16, 32, 64, 128]
     by_mlp = tokens | {"prefix_projection": True}
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [by_mlp]}
-    without_text = ("random", "vocab", studies.PROMPT_RUNG)
+    without_text = ("random", "vocab", studies.PROMPT_RUNG, studies.MATCHED)
     assert all(c.size == (tokens if c.start in without_text else {}) for c, _ in studies.start())
     trained = [rates for *_, rates in studies.ROWS.values() if rates] + [r.rates for r in real.ROWS.values()]
     assert {len(rates) for rates in trained} == {3}
@@ -225,7 +227,11 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
         assert result["trained"] == as_long.trained
     starts = ("random", "vocab", {"rung": "prompt", "lr": 0.1})
     noise, vocab, rung = (begins(start, num_virtual_tokens=16)[0] for start in starts)
-    assert len({noise, vocab, rung, with_tokens(text), with_tokens(best)}) == 5
+    first = [tokenize(e, tokenizer) for e in draw(task.example, "0/0", 2)]
+    rows = match(base, torch.tensor([id for r in first for id in (*r.prompt, *r.completion)]), 16)
+    matched, _ = begins({"match": 2}, num_virtual_tokens=16)
+    assert matched == with_tokens(rows._replace(bias=None)) != with_tokens(torch.stack([rows.k, rows.v], 1))
+    assert len({noise, vocab, rung, matched, with_tokens(text), with_tokens(best)}) == 6
     hard = replace(TINY, task="reverse", method="hard-prompt", size={}, lr=None)
     assert cells.run(hard)["wording"] == scores[0]["wording"]
 

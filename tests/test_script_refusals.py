@@ -112,7 +112,7 @@ def wrong_inputs(tmp_path, pairs):
         ("--out", tmp_path / "prefix"): "holds a finished run: --overwrite replaces it",
         ("--out", tmp_path / "state"): "holds a run that was stopped: --resume goes on with it",
         ("--climb", "--method", "prompt"): "not allowed with",
-        ("--base", "scratch:huge"): "--base scratch: takes one of tiny, small, nano, medium, small-llama, not 'huge'",
+        ("--base", "scratch:huge"): "takes one of tiny, small, nano, medium, small-llama, lookup, not 'huge'",
         ("--climb", "--r", "4"): "--r does not go with --climb",
         ("--eval-only", "--resume"): "not allowed with",
         ("--steps", "0"): "--steps must be at least 1",

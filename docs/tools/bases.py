@@ -1,7 +1,8 @@
 """Pretrain the bases that ship with the package, from 34 thousand to 1.9 million parameters.
 
-All of them see the same examples of the same skills in the same order, for the same steps at the same
-peak learning rate; only the shape differs. Each is one run of train.py, and the folder's scores.json
+All but `lookup` see the same examples of the same skills in the same order, for the same steps at the
+same peak learning rate; only the shape differs. `lookup` sees tables of facts and questions about them.
+Each is one run of train.py, and the folder's scores.json
 holds the command that repeats it. A finished base stays as it is; a stopped one continues.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.bench.measure import columns
+from minipeft.bench.measure import cell, columns
 from minipeft.checks import Error
 from minipeft.data import BASES
 from minipeft.files.atomic import read_json
@@ -22,6 +23,9 @@ from minipeft.runtime.console import Parser
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 RECIPE = ["--method", WHOLE, "--task", "skills", "--steps", "3500", "--lr", "2e-3", "--seed", "1"]
+RECIPES = dict.fromkeys(EMBEDDED, RECIPE) | {
+    "lookup": ["--method", WHOLE, "--task", "lookup", "--batch-size", "32", "--steps", "2500", "--lr", "1.5e-3",
+               "--seed", "1"]}
 
 
 class BasesSettings(NamedTuple):
@@ -40,7 +44,7 @@ def settings(args: argparse.Namespace) -> BasesSettings:
 
 
 def run(s: BasesSettings) -> dict:
-    """Pretrain the bases that folder/SIZE does not hold yet; returns {"recipe", "rows": one per size}.
+    """Pretrain the bases that folder/SIZE does not hold yet; returns {"recipes", "rows": one per size}.
 
     Raises Error if a run fails.
     """
@@ -48,7 +52,7 @@ def run(s: BasesSettings) -> dict:
     for size in s.sizes:
         folder = s.folder / size
         if not (folder / "scores.json").exists():
-            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPE,
+            command = [sys.executable, str(TRAIN), "--base", f"scratch:{size}", *RECIPES[size],
                        "--out", os.path.relpath(folder)]
             if (folder / "training_state").is_dir():
                 command.append("--resume")
@@ -56,15 +60,22 @@ def run(s: BasesSettings) -> dict:
             if subprocess.run(command).returncode:
                 raise Error(f"pretraining {size} failed, as the line above says")
         result = read_json(folder / "scores.json")
-        told, not_told = ([skill[name] for skill in result["skills"].values()] for name in ("told", "not told"))
-        rows.append({"size": size, "parameters": result["trained"],
-                     "told": sum(told) / len(told), "worst_told": min(told),
-                     "not_told": sum(not_told) / len(not_told), "seconds": result["seconds"], "card": result["card"]})
-    return {"recipe": RECIPE, "rows": rows}
+        rows.append({"size": size, "parameters": result["trained"], **scores(result),
+                     "seconds": result["seconds"], "card": result["card"]})
+    return {"recipes": RECIPES, "rows": rows}
+
+
+def scores(result: dict) -> dict[str, float | None]:
+    """Exact match of a run, over all skills; of a base without skills, on its held-out examples."""
+    if not result["skills"]:
+        return {"told": result["exact_match"][1], "worst_told": None, "not_told": None}
+    told, not_told = ([skill[name] for skill in result["skills"].values()] for name in ("told", "not told"))
+    return {"told": sum(told) / len(told), "worst_told": min(told), "not_told": sum(not_told) / len(not_told)}
 
 
 def table(result: dict) -> str:
-    """Shape and exact match of every base, over all skills, with and without the skill's instruction."""
+    """Shape and exact match of every base, over all skills, with and without the skill's instruction;
+    of `lookup`, on questions about tables."""
 
     def shape(r: dict) -> str:
         c = EMBEDDED[r["size"]]
@@ -74,9 +85,9 @@ def table(result: dict) -> str:
         "base": lambda r: r["size"],
         "shape": shape,
         "parameters": lambda r: f"{r['parameters']:,}",
-        "instructed": lambda r: f"{r['told']:.3f}",
-        "worst skill": lambda r: f"{r['worst_told']:.3f}",
-        "not instructed": lambda r: f"{r['not_told']:.3f}",
+        "instructed": cell("told", "{:.3f}"),
+        "worst skill": cell("worst_told", "{:.3f}"),
+        "not instructed": cell("not_told", "{:.3f}"),
         "minutes": lambda r: f"{r['seconds'] / 60:.1f}",
     }
     return "\n".join(columns(cells, result["rows"]))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tables and findings of docs/documents.md, from docs/results/document.json, and its figure.
+"""Tables and findings of docs/documents.md, from docs/results/document*.json, and its figures.
 
-python docs/tools/document_tables.py      draw docs/figures/document.svg (needs matplotlib)
+python docs/tools/document_tables.py      draw docs/figures/document*.svg (needs matplotlib)
 
 tables.py fills the tables.
 """
@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.tools import drawing
+from docs.tools.comparison.summary import interval, plus_minus
 from docs.tools.markdown import paragraph, points_list, table
+from docs.tools.peers_tables import machine
 from docs.tools.results import read, version
 from minipeft.bench.document import APART
 
@@ -113,6 +115,83 @@ def findings() -> str:
         f"A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)} places.")
 
 
+def long_document() -> str:
+    """A longer document into few rows: seconds of every way, its KL, and the peak memory."""
+    result = read("document-long")
+    rows = {r["way"]: r for r in result["rows"]}
+    (study,) = (mean(x) for x in result["study_seconds"].values())
+    (s, matched, distilled) = (result["settings"], rows["match"], rows["distil"])
+    plain = ", ".join(f"{WAYS[way]} {rows[way]['kl']:.3f}" for way in PLAIN)
+    return paragraph(
+        f"The first {s['tokens']:,} tokens of `{matched['document']}` into {matched['rows']} rows: matched in",
+        f"{matched['seconds']:.0f} seconds, KL {matched['kl']:.3f} ({plain}; no document {rows['none']['kl']:.3f});",
+        f"distilled from there in {distilled['seconds'] / 60:.1f} minutes with {s['self_study']} self-study texts,",
+        f"which took {study / 60:.1f} minutes to write, KL {distilled['kl']:.3f}. Peak memory of the whole run",
+        f"{result['peak_bytes'] / 1e9:.2f} GB; {machine(result['card'])}.")
+
+
+def answered() -> dict[str, dict[int, list[float]]]:
+    """{way: {rows: exact match of each table}}, on the base that looks things up."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for r in read("document-lookup")["rows"]:
+        found.setdefault(r["way"], {}).setdefault(r["rows"], []).append(r["exact_match"])
+    return found
+
+
+def answers() -> str:
+    """Exact match on the tables, mean and interval over them: one line for each number of rows."""
+    exact, result = answered(), read("document-lookup")
+    (n,), tables = exact["text"], result["settings"]["tables"]
+
+    def share(way: str, P: int) -> str:
+        return plus_minus(interval(exact[way][P])) if P in exact.get(way, {}) else "-"
+
+    ways = [way for way in WAYS if way in exact]
+    lines = [[f"{P:,}", f"{n // P}", *(share(way, P) for way in ways)] for P in exact["match"] if P < n]
+    note = paragraph(
+        f"*`lookup`, {tables} tables of {n} tokens, exact match on questions for all facts of each, mean and 95 %",
+        f"interval over the tables. With the whole table {share('text', n)}, matched to as many rows",
+        f"{share('match', n)}, without it {share('none', 0)}; torch {version(result['card'], 'torch')}.*")
+    return f"{note}\n\n{table(['P', 'tokens a row', *(WAYS[way] for way in ways)], lines, left=0)}"
+
+
+def answer_findings() -> str:
+    """Counts of the comparisons that the table of answers holds, and one of its lines in words."""
+    value = {way: {P: mean(values) for P, values in by_rows.items()} for way, by_rows in answered().items()}
+    (n,) = value["text"]
+    plain = {P: max(value[way][P] for way in PLAIN) for P in value["match"] if P < n}
+    more = sum(value["match"][P] > plain[P] for P in plain)
+    further = sum(value["distil"][P] > value["match"][P] for P in value["distil"])
+    P = sorted(plain)[-2]
+    return points_list(
+        "Matched rows answer more questions than as many rows of the table, chosen in the best of three ways, at "
+        f"{more} of {len(plain)} places.",
+        f"Distilled rows answer more than matched ones at {further} of {len(value['distil'])}.",
+        f"With {n // P} tokens a row, two facts for every row, the best rows of the table answer {plain[P]:.2f} of the "
+        f"questions, matched ones {value['match'][P]:.2f}, distilled ones {value['distil'][P]:.2f}.")
+
+
+def draw_answers() -> None:
+    """docs/figures/document-lookup.svg: exact match against tokens a row, one line a way, intervals over tables."""
+    exact = answered()
+    (n,) = exact["text"]
+    fig, axis = drawing.figure(height=3.8)
+    for way, label in WAYS.items():
+        points = sorted((n / P, *interval(values)) for P, values in exact.get(way, {}).items() if P < n)
+        if points:
+            tokens, mean_, half = zip(*points, strict=True)
+            axis.errorbar(tokens, mean_, half, fmt=STYLES[way], capsize=3, label=label)
+    for way, label in (("text", "the whole table"), ("none", "no table")):
+        (values,) = exact[way].values()
+        axis.axhline(mean(values), color=drawing.BASE, linestyle="-" if way == "text" else ":", label=label)
+    axis.set(xscale="log", xlabel="tokens a row", ylabel="exact match", ylim=(0, 1.05))
+    ticks = sorted(n // P for P in exact["match"] if P < n)
+    axis.set_xticks(ticks, list(map(str, ticks)))
+    axis.minorticks_off()
+    fig.legend(loc="outside right center", fontsize=9)
+    (FIGURE / "document-lookup.svg").write_bytes(drawing.picture(fig, "svg"))
+
+
 def draw() -> None:
     """docs/figures/document.svg: KL against tokens a row, one line a way, one panel a document."""
     rows = found()
@@ -135,7 +214,9 @@ def draw() -> None:
 
 
 BLOCKS = {"document": divergences, "document-costs": costs, "document-findings": findings,
-          "document-distil": distillations}
+          "document-distil": distillations, "document-long": long_document, "document-lookup": answers,
+          "document-lookup-findings": answer_findings}
 
 if __name__ == "__main__":
     draw()
+    draw_answers()

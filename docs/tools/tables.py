@@ -335,7 +335,7 @@ def climb() -> str:
 def bases_table() -> str:
     rows = []
     for r in read("bases")["rows"]:
-        scores = (f"{r[key]:.3f}" for key in ("told", "worst_told", "not_told"))
+        scores = ("-" if r[key] is None else f"{r[key]:.3f}" for key in ("told", "worst_told", "not_told"))
         rows.append([f"`{r['size']}`", f"{r['parameters']:,}", *scores, f"{r['seconds'] / 60:.0f}"])
     return table(
         ["base", "parameters", "with instruction", "worst skill", "without", "minutes"], rows

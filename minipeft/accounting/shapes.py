@@ -49,15 +49,16 @@ PRESETS = {
                             sliding_window=4096, tied=False, **LLAMA),
 }
 
-# The bases that ship with the package, pretrained alike: four sizes from 34 thousand to 1.9 million
-# parameters, and one in the shape of a Llama, which transformers and PEFT open.
+# The bases that ship with the package: four sizes from 34 thousand to 1.9 million parameters and one in the shape of
+# a Llama, which transformers and PEFT open, pretrained alike; and one that looks things up in its context.
 SCALES = {
     "tiny": replace(PRESETS["nano"], n_layer=2, n_head=2, n_embd=32),
     "small": replace(PRESETS["nano"], n_embd=64),
     "nano": PRESETS["nano"],
     "medium": replace(PRESETS["nano"], n_layer=6, n_head=5, n_embd=160),
 }
-EMBEDDED = SCALES | {"small-llama": replace(SCALES["small"], n_inner=160, **LLAMA)}
+EMBEDDED = SCALES | {"small-llama": replace(SCALES["small"], n_inner=160, **LLAMA),
+                     "lookup": replace(SCALES["small"], n_layer=2, n_head=2, no_rope_layer_interval=2)}
 
 
 @dataclass(frozen=True)

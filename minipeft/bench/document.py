@@ -1,13 +1,14 @@
 """A document as a prefix: how much of it P rows keep, by every way, and what that costs.
 
 Of every document the first --tokens are the text, and the --held-out tokens right behind it the test: KL from the base
-behind the whole text to the base behind P rows, in nats a token, and the loss there.
-Self-study KL is that on self-study texts which distillation does not read. Ways:
+behind the whole text to the base behind P rows, in nats a token, and the loss there. With --tables N the documents are
+N tables of facts (data/tasks.py), the test is questions for all of them, and exact match is the share of those answered
+right. Self-study KL is that on self-study texts which distillation does not read. Ways:
 
     none        no document at all
     first, last the P rows at the text's begin, or its first and the P - 1 at its end, in their places
     attended    the P rows of every key head with most attention when the text is read again, as they are
-    summary     P tokens that the base writes behind the text, in the text's place
+    summary     P tokens that the base writes behind the text, in the text's place (of tables none: it writes facts)
     match       attention matching (2602.16284): keys chosen, bias and values fitted, no training
     distil      the prefix of `match`, trained on self-study (2506.06266); its seeds draw other texts
     text        all n rows: the reference
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -32,8 +34,9 @@ from ..checks import Error
 from ..data.batches import Epochs
 from ..data.encoding import Encoded, collate, tokenize
 from ..data.files import read_text
+from ..data.tasks import FACTS, draw_facts, entries
 from ..data.template import Template
-from ..data.tokenizer import Tokenizer, tokenizer_for
+from ..data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_for
 from ..documents import divergence, match, prefill, rows, write_self_study
 from ..documents.matching import attended
 from ..files.huggingface import find_base
@@ -52,6 +55,7 @@ from .measure import card_line, cell, columns
 
 DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
 DECODED = 16  # tokens whose time is measured
+TOGETHER = 16  # questions of a text on which the KL of a table is taken
 APART = 8  # self-study texts that are learnt for each that is held out
 
 
@@ -59,6 +63,7 @@ APART = 8  # self-study texts that are learnt for each that is held out
 class DocumentSettings:
     base: str
     documents: tuple[str, ...]
+    tables: int | None
     tokens: int
     held_out: int
     compression: tuple[int, ...]
@@ -74,6 +79,7 @@ def add_flags(p: Parser) -> None:
     add("--base", default="nano", metavar="FOLDER", type=local_path, help="a base; SmolLM2-135M for real text")
     add = p.add_argument_group("document").add_argument
     add("--documents", nargs="+", default=list(DOCUMENTS), metavar="FILE", type=local_path, help="texts")
+    add("--tables", type=int, metavar="N", help="N tables of facts as documents, in place of --documents")
     add("--tokens", type=int, default=1024, metavar="N", help="of each text that are the document")
     add("--held-out", type=int, default=256, metavar="T", help="tokens behind them, the test")
     add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X", help="P = N / X")
@@ -86,11 +92,12 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> DocumentSettings:
     """Raises Error for sizes that are none."""
-    least = {"held_out": 2} | dict.fromkeys(("tokens", "self_study", "epochs", "seeds", "compression", "distil"), 1)
+    counts = ("tokens", "self_study", "epochs", "seeds", "compression", "distil", "tables")
+    least = {"held_out": 2} | dict.fromkeys(counts, 1)
     for name, bound in least.items():
         given = getattr(args, name)
         for value in given if isinstance(given, list) else [given]:
-            if value < bound:
+            if value is not None and value < bound:
                 raise Error(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
     return flags.from_flags(DocumentSettings, args)
 
@@ -117,10 +124,18 @@ class Document(NamedTuple):
     name: str
     tokens: Tensor  # (n,) int64
     held: list[Tensor]  # texts (T,) that stand behind it
+    questions: Tensor | None = None  # (N, T), each behind it
+    answers: Tensor | None = None  # (N,): the token behind each
+    seeds: list[str] | None = None  # inputs of self-study, where not those of seeds.txt
 
 
 def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Those of the files. Raises Error for a text that is too short."""
+    """Those of the files, or --tables tables. Raises Error for a text that is too short."""
+    if s.tables is not None:
+        if not isinstance(tokenizer, ByteTokenizer):
+            raise Error(f"--tables are for a base that reads bytes, such as lookup: {s.base} has a tokenizer")
+        yield from (table_of_facts(seed, tokenizer, s.device) for seed in range(s.tables))
+        return
     for name in s.documents:
         ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
         n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
@@ -128,6 +143,20 @@ def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[
             raise Error(f"{name} has {len(ids):,} tokens, and {s.held_out} are held out: too few for "
                         f"--compression {max(s.compression)}")
         yield Document(Path(name).name, ids[:n], [ids[n : n + s.held_out]])
+
+
+def table_of_facts(seed: int, tokenizer: Tokenizer, device: str) -> Document:
+    """A table that no example of pretraining is, and every fact of it as a question."""
+    rng = Random(f"table/{seed}")
+    facts = draw_facts(rng, FACTS)
+    keys = rng.sample(list(facts), len(facts))
+
+    def ids(texts: list[str]) -> Tensor:
+        return torch.tensor([tokenizer.encode(text) for text in texts], device=device)
+
+    held = [f"-> {entries(facts, keys[i : i + TOGETHER])}" for i in range(0, len(keys), TOGETHER)]
+    return Document(f"table {seed}", ids([f"{entries(facts, facts)} "])[0], list(ids(held)),
+                    ids([f"-> {key}" for key in keys]), ids([facts[key] for key in keys])[:, 0], ["-> "])
 
 
 class Study(NamedTuple):
@@ -160,7 +189,8 @@ class Ways:
             yield self.row("first", P, lambda keep=first: rows(self.whole, keep))
             yield self.row("last", P, lambda keep=last: rows(self.whole, keep))
             yield self.row("attended", P, lambda P=P: attended(self.base, self.tokens, P))
-            yield self.row("summary", P, lambda P=P: self.summary(P))
+            if self.document.questions is None:
+                yield self.row("summary", P, lambda P=P: self.summary(P))
             studies = [self.study(seed) for seed in range(s.seeds if x in s.distil else 0)]
             yield self.row("match", P, lambda P=P: match(self.base, self.tokens, P), study=next(iter(studies), None))
             for seed, study in enumerate(studies):
@@ -175,8 +205,16 @@ class Ways:
         on_study = None if study is None else divergence(self.base, self.whole, prefix, study.held).kl
         held = [] if prefix is None else [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None]
         return {"way": way, "rows": P, "seed": seed, "kl": kl, "loss": loss, "study_kl": on_study,
-                "seconds": seconds, "bytes": sum(t.nbytes for t in held),
+                "exact_match": self.exact_match(prefix), "seconds": seconds, "bytes": sum(t.nbytes for t in held),
                 "decode_ms": self.decode(prefix)}
+
+    @torch.no_grad()
+    def exact_match(self, prefix: Prefix | None) -> float | None:
+        """Share of the questions whose answer is the most likely token."""
+        if self.document.questions is None:
+            return None
+        found = self.base(self.document.questions, prefix=prefix)[:, -1].argmax(-1)
+        return float((found == self.document.answers).float().mean())
 
     def decode(self, prefix: Prefix | None) -> float:
         """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
@@ -203,7 +241,7 @@ class Ways:
             count = self.s.self_study + -(-self.s.self_study // APART)
             with tempfile.TemporaryDirectory() as folder:
                 examples = write_self_study(self.base, self.tokenizer, self.tokens, Path(folder) / "study.jsonl", count,
-                                            seed=1000 * seed)
+                                            seeds=self.document.seeds, seed=1000 * seed)
             records = [tokenize(e, self.tokenizer, Template(PLAIN)) for e in examples]
             held = [torch.tensor([*r.prompt, *r.completion], device=self.tokens.device) for r in records[:: APART + 1]]
             self.studies.append(Study([r for i, r in enumerate(records) if i % (APART + 1)], held))
@@ -233,9 +271,11 @@ def table(result: dict) -> str:
     """The result as aligned text."""
     s = result["settings"]
     where = f"{s['base']}: the {s['held_out']} tokens behind each document"
+    if s["tables"] is not None:
+        where = f"{s['base']}: questions for all facts of each table"
     cells = {"document": cell("document", "{}"), "way": cell("way", "{}"), "rows": cell("rows", "{:,}"),
              "KL": cell("kl", "{:.4f}"), "loss": cell("loss", "{:.3f}"),
-             "KL, self-study": cell("study_kl", "{:.4f}"),
+             "KL, self-study": cell("study_kl", "{:.4f}"), "exact": cell("exact_match", "{:.3f}"),
              "seconds": cell("seconds", "{:.1f}"),
              "KB": lambda row: f"{row['bytes'] / 1000:,.0f}", "decode ms": cell("decode_ms", "{:.1f}")}
     return "\n".join([card_line(result["card"]), where, "", *columns(cells, result["rows"])])

@@ -29,18 +29,22 @@ class TaskData:
     def __init__(self, task: Task, tokenizer: Tokenizer, seed: int, batch_size: int,
                  held_out: int = 500):
         self.task, self.tokenizer, self.seed, self.batch_size = task, tokenizer, seed, batch_size
-        self.held_out = self._draw("held-out", held_out)
+        self.template = Template(task.template)
+        self.held_out = self._evaluated("held-out", held_out)
         self.longest = max(self.batch(0), key=lambda r: r.length)
 
-    def _draw(self, seed: str, n: int) -> list[Encoded]:
-        return [tokenize(e, self.tokenizer) for e in draw(self.task.example, seed, n)]
+    def _draw(self, example: Callable[[Random], Example], seed: str, n: int) -> list[Encoded]:
+        return [tokenize(e, self.tokenizer, self.template) for e in draw(example, seed, n)]
+
+    def _evaluated(self, seed: str, n: int) -> list[Encoded]:
+        return self._draw(self.task.held_out or self.task.example, seed, n)
 
     def batch(self, step: int) -> list[Encoded]:
-        return self._draw(f"{self.seed}/{step}", self.batch_size)
+        return self._draw(self.task.example, f"{self.seed}/{step}", self.batch_size)
 
     def validation(self, n: int) -> list[Encoded]:
         """A validation set, apart from the held-out examples and from every batch."""
-        return self._draw(f"{self.seed}/development", n)
+        return self._evaluated(f"{self.seed}/development", n)
 
 
 def draw(example: Callable[[Random], Example], seed: str, n: int) -> list[Example]:

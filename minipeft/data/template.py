@@ -2,10 +2,9 @@
 
 from ..checks import Error
 from .chat import ChatTemplate
-from .tasks import Example
+from .tasks import DEFAULT, Example
 from .tokenizer import Tokenizer
 
-DEFAULT = "{input} -> "
 CHAT_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"  # ChatML, as in SmolLM2 and Qwen2.5
 CHAT = CHAT_TURN.format(role="user", content="{input}") + "<|im_start|>assistant\n"
 CHAT_MARKS = {"<|im_start|>", "<|im_end|>"}

@@ -83,7 +83,8 @@ def markdown(facts: Facts, path: Path) -> str:
     page = template.from_string(text).render(
         f=facts, file=path.name, tables=tables, command=command, avx2=AVX2, tolerance=TOLERANCE, held_out=HELD_OUT,
         machines=machines(lines), runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
-        rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, rule=trends.RULE, trends=trends.table(facts))
+        rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"], rule=trends.RULE,
+        trends=trends.table(facts))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 
 

@@ -144,7 +144,7 @@ def value_of(p: Point, name: str):
     if name == "start":
         if isinstance(start := p.cell.start, dict):
             if "rung" not in start:
-                return "a text"
+                return "a text" if "text" in start else "matched examples"
             return "a trained soft prompt" if METHODS[start["rung"]].trains() else "the best wording"
         return {"random": "noise", "vocab": "vocabulary embeddings", None: None}[start]
     return getattr(p.cell, name)

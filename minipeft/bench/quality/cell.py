@@ -12,9 +12,10 @@ from torch import Tensor
 from ...attach import Adapted, adapt
 from ...data import BASES
 from ...data.batches import draw
-from ...data.encoding import encode
+from ...data.encoding import encode, tokenize
 from ...data.tasks import INSTRUCTIONS, Example, find_task
 from ...data.tokenizer import ByteTokenizer
+from ...documents import match
 from ...methods.hard_prompt import HardPrompt
 from ...model import GPT
 from ...training.evaluation import batches, evaluate
@@ -96,6 +97,10 @@ def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple
         result["wording"] = scores[0]["wording"]
     elif isinstance(init, dict) and "text" in init:
         init = torch.tensor(tokenizer.encode(init["text"]))
+    elif isinstance(init, dict) and "match" in init:
+        learnt = [tokenize(e, tokenizer) for e in draw(find_task(cell.task).example, f"{cell.seed}/0", init["match"])]
+        text = torch.tensor([token for r in learnt for token in (*r.prompt, *r.completion)])
+        init = match(base, text, cell.size["num_virtual_tokens"])._replace(bias=None)
     elif isinstance(init, dict):
         prompt = adapt(base, init["rung"], **cell.size)
         result["steps_before"] = cell.steps // 2

@@ -16,8 +16,9 @@ class Cell:
     base, task    a base of minipeft.data.BASES and a task of train.py; or one of quality.real.TASKS and its base
     size          the hyper-parameters passed to adapt()
     start         initial value of a prompt or prefix (None: the method's default). "random",
-                  "vocab", {"text": …}, {"rung": "hard-prompt"} (the best wording), or
-                  {"rung": "prompt", "lr": …} (a soft prompt trained for half of the steps)
+                  "vocab", {"text": …}, {"rung": "hard-prompt"} (the best wording), {"rung": "prompt",
+                  "lr": …} (a soft prompt trained for half of the steps), or {"match": n} (rows matched to
+                  the first n training examples as one text, without their bias, in the text's positions)
     lr            peak learning rate of the schedule; None: nothing is trained
     examples      number of training examples; None: new ones in every batch
     scored_on     "held-out", or "dev" (the validation set) for the runs that choose a learning rate

@@ -28,6 +28,7 @@ REAL_EXAMPLES = (50, 200, 500)
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # with every number of examples
+MATCHED = {"match": 16}  # start from rows matched to a batch of training examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
@@ -134,7 +135,8 @@ def length() -> Pairs:
 
 def start() -> Pairs:
     """Initial values: noise, vocabulary embeddings, a text that describes the task, the best of the
-    base's own instructions, and for a prefix a soft prompt trained for half of the steps.
+    base's own instructions, and for a prefix a soft prompt trained for half of the steps, and rows
+    matched to a batch of training examples.
 
     A start from text has the text's length. The learning rates are those of the default start.
     """
@@ -142,7 +144,7 @@ def start() -> Pairs:
     for t, text in TEXTS.items():
         for r in ("prompt", "prefix"):
             like = cell(r, t, TOKENS)
-            of_length = ["random", "vocab"] + ([PROMPT_RUNG] if r == "prefix" else [])
+            of_length = ["random", "vocab"] + ([PROMPT_RUNG, MATCHED] if r == "prefix" else [])
             pairs += [(replace(like, start=s), like) for s in of_length]
             of_text = [{"text": text}, {"rung": "hard-prompt"}]
             pairs += [(replace(like, start=s, size={}), like) for s in of_text]
