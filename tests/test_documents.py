@@ -311,8 +311,8 @@ def test_tables_are_documents_whose_questions_are_asked(tmp_path):
     assert {row["way"] for row in found} == {"none", "text", "match", "first", "last", "attended", "distil"}
     exact = {(row["document"], row["way"], row["rows"]): row["exact_match"] for row in found}
     for name in ("table 0", "table 1"):
-        assert exact[name, "text", 128] == exact[name, "match", 128] > 0.9
-        assert exact[name, "none", 0] < 0.3 and exact[name, "first", 8] < 0.5 < exact[name, "match", 32]
+        assert exact[name, "text", 64] == exact[name, "match", 64] > 0.9
+        assert exact[name, "none", 0] < 0.3 and exact[name, "first", 4] < 0.5 < exact[name, "match", 16]
     with pytest.raises(Error, match="--tables must be at least 1, not 0"):
         bench.main(["document", "--tables", "0"])
 
