@@ -172,8 +172,8 @@ def answer_findings() -> str:
         f"{n // most} tokens a row they answer {value['distil'][most]:.2f}, matched ones {value['match'][most]:.2f}, "
         f"the best rows of the table {best[most]:.2f}.",
         f"Matched rows answer more than the best rows of the table at {more} of {len(best)} places, though by KL they "
-        f"are nearer at {nearer}: {kl['match'][most]:.2f} against {nearest[most]:.2f} with {n // most} tokens a row. KL "
-        "is taken on whole lines of questions and answers, of which one token in four is an answer.")
+        f"are nearer at {nearer}: {kl['match'][most]:.2f} against {nearest[most]:.2f} with {n // most} tokens a row. "
+        "KL is taken on whole lines of questions and answers, of which one token in four is an answer.")
 
 
 def draw_answers() -> None:
@@ -182,7 +182,8 @@ def draw_answers() -> None:
     (n,) = exact["text"]
     fig, axis = drawing.figure(height=3.8)
     for i, (way, label) in enumerate(WAYS.items()):
-        points = sorted((n / P * 1.04 ** (i - 3), *interval(values)) for P, values in exact.get(way, {}).items() if P < n)
+        points = sorted((n / P * 1.04 ** (i - 3), *interval(values))  # side by side
+                        for P, values in exact.get(way, {}).items() if P < n)
         if points:
             tokens, mean_, half = zip(*points, strict=True)
             axis.errorbar(tokens, mean_, half, fmt=STYLES[way], capsize=3, label=label)
