@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
+from folders import real_base
 
 import bench
 import train
@@ -315,6 +316,14 @@ def test_tables_are_documents_whose_questions_are_asked(tmp_path):
         assert exact[name, "none", 0] < 0.3 and exact[name, "first", 4] < 0.5 < exact[name, "match", 16]
     with pytest.raises(Error, match="--tables must be at least 1, not 0"):
         bench.main(["document", "--tables", "0"])
+    with pytest.raises(Error, match="a table has 64 tokens: too few for --compression 128"):
+        bench.main(["document", "--base", "lookup", "--tables", "1", "--compression", "1", "128"])
+
+
+def test_tables_are_for_bases_that_read_bytes(tmp_path):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(Error, match="--tables are for a base that reads bytes, such as lookup"):
+        bench.main(["document", "--base", str(real_base(tmp_path / "base")), "--tables", "1"])
 
 
 def test_teacher_context_trains_any_method(tmp_path, capsys):

@@ -134,14 +134,19 @@ def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[
     if s.tables is not None:
         if not isinstance(tokenizer, ByteTokenizer):
             raise Error(f"--tables are for a base that reads bytes, such as lookup: {s.base} has a tokenizer")
-        yield from (table_of_facts(seed, tokenizer, s.device) for seed in range(s.tables))
+        for seed in range(s.tables):
+            document = table_of_facts(seed, tokenizer, s.device)
+            if len(document.tokens) < max(s.compression):
+                raise Error(f"a table has {len(document.tokens)} tokens: too few for --compression "
+                            f"{max(s.compression)}")
+            yield document
         return
     for name in s.documents:
         ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
         n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
         if n < max(s.compression):
-            raise Error(f"{name} has {len(ids):,} tokens, and {s.held_out} are held out: too few for "
-                        f"--compression {max(s.compression)}")
+            raise Error(f"{name} has {len(ids):,} tokens, the base's block size is {base.config.block_size:,}, and "
+                        f"{s.held_out} are held out: too few for --compression {max(s.compression)}")
         yield Document(Path(name).name, ids[:n], [ids[n : n + s.held_out]])
 
 
