@@ -67,8 +67,6 @@ def divergences() -> str:
 def distillations() -> str:
     """Matched and distilled rows beside each other: KL behind the document, and on self-study texts held out."""
     rows, s = found(), read("document")["settings"]
-    if not any(way == "distil" for _, way, _ in rows):
-        return "*Distilled rows have not been measured yet.*"
     lines = [[f"`{d}`", f"{P:,}",
               *(f"{of(key, rows[d, way, P]):.3f}" for key in ("kl", "study_kl") for way in ("match", "distil")),
               f"{of('seconds', its):,.0f}"] for (d, way, P), its in rows.items() if way == "distil"]
@@ -109,9 +107,8 @@ def findings() -> str:
     return points_list(
         "Matched rows are nearer to the whole text than as many rows of it, chosen in the best of three ways, at "
         f"{nearest} of {len(places)} places; {best}.",
-        *["Distillation from there comes nearer on the tokens behind the document at "
-          f"{nearer} of {len(distilled)}, and on self-study texts that it did not read at {on_study}."]
-        * bool(distilled),
+        "Distillation from there comes nearer on the tokens behind the document at "
+        f"{nearer} of {len(distilled)}, and on self-study texts that it did not read at {on_study}.",
         f"A summary of as many tokens, written by the base itself, is further away at {hard} of {len(places)} places.")
 
 

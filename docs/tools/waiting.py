@@ -10,20 +10,18 @@ one shape. Each of four new processes does all of them, and for attention is pro
 import argparse
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from minipeft import GPT, adapt, generate
 from minipeft.bench import attention
-from minipeft.bench.measure import busy_processes, in_new_process
+from minipeft.bench.measure import busy_processes, in_new_process, milliseconds
 from minipeft.files.atomic import write_json
 from minipeft.methods.prefix_tuning import PrefixTuning
 from minipeft.runtime.profiling import card
@@ -40,7 +38,7 @@ def training_step(folder: str, B: int, T: int, P: int) -> Callable[[], None]:
     idx = torch.randint(model.base.config.vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        F.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten()).backward()
+        model.loss(idx[:, :-1], idx[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -52,14 +50,9 @@ def generation(folder: str) -> Callable[[], object]:
     return lambda: generate(model, torch.arange(16)[None], NEW_TOKENS)
 
 
-def milliseconds(work: Callable, times: int) -> float:
-    """Median of a call, after two calls."""
-    taken = []
-    for _ in range(times + 2):
-        start = time.perf_counter()
-        work()
-        taken.append(1000 * (time.perf_counter() - start))
-    return median(taken[2:])
+def typical(work: Callable, times: int) -> float:
+    """Median milliseconds of a call, after two calls."""
+    return median([milliseconds(work, torch.device("cpu")) for _ in range(times + 2)][2:])
 
 
 def operators(work: Callable, times: int = 10) -> list[dict]:
@@ -80,7 +73,7 @@ def measured(base: str) -> dict:
     backends = {row["backend"]: calls[1] for row, calls in attention.works(SHAPE, torch.float32, s)}
     kept = {name: backends[name] for name in ("sdpa", "fused")}
     works |= {name: (call, 20) for name, call in kept.items()}
-    return {"ms": {name: milliseconds(*work) for name, work in works.items()},
+    return {"ms": {name: typical(*work) for name, work in works.items()},
             "operators": {name: operators(call) for name, call in kept.items()}}
 
 

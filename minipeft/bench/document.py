@@ -55,7 +55,6 @@ from .measure import card_line, cell, columns
 
 DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
 DECODED = 16  # tokens whose time is measured
-TOGETHER = 16  # questions of a text on which the KL of a table is taken
 APART = 8  # self-study texts that are learnt for each that is held out
 
 
@@ -159,8 +158,7 @@ def table_of_facts(seed: int, tokenizer: Tokenizer, device: str) -> Document:
     def ids(texts: list[str]) -> Tensor:
         return torch.tensor([tokenizer.encode(text) for text in texts], device=device)
 
-    held = [f"-> {entries(facts, keys[i : i + TOGETHER])}" for i in range(0, len(keys), TOGETHER)]
-    return Document(f"table {seed}", ids([f"{entries(facts, facts)} "])[0], list(ids(held)),
+    return Document(f"table {seed}", ids([f"{entries(facts, facts)} "])[0], [ids([f"-> {entries(facts, keys)}"])[0]],
                     ids([f"-> {key}" for key in keys]), ids([facts[key] for key in keys])[:, 0], ["-> "])
 
 

@@ -1,7 +1,7 @@
-"""How threads wait for each other, chosen before torch loads GNU OpenMP (Linux).
+"""Threads that wait for each other: spinning or asleep, chosen before torch loads GNU OpenMP (Linux).
 
-At the end of every parallel region a thread waits for the others. GNU OpenMP lets it spin for milliseconds, which is
-fastest while every thread has a core to itself. Where other processes run too, it spins on the core that the thread it
+At the end of every parallel region a thread waits for the others. GNU OpenMP lets it spin 300,000 times (its manual,
+GOMP_SPINCOUNT), which is fastest while every thread has a core to itself. Where other processes run too, it spins on the core that the thread it
 waits for needs, so with OMP_WAIT_POLICY=passive it sleeps at once. Neither changes a result by a bit.
 """
 
@@ -26,15 +26,17 @@ def sleep_where_others_run() -> None:
 
 def others_run(loadavg: Path) -> bool:
     """True if a process besides this one is running at all looks but one; False where the system does not tell."""
-    seen = 0
+    alone = 0
     for _ in range(LOOKS):
         time.sleep(SECONDS_APART)
         try:
             running = int(loadavg.read_text(encoding="utf-8").split()[3].partition("/")[0])
         except (OSError, ValueError, IndexError):
             return False
-        seen += running > 1  # this process runs while it looks
-    return seen >= LOOKS - 1
+        alone += running <= 1  # this process runs while it looks
+        if alone > 1:
+            return False
+    return True
 
 
 @contextlib.contextmanager
