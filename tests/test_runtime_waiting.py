@@ -61,15 +61,17 @@ def test_where_the_system_does_not_tell_nothing_is_chosen(text, tmp_path):
 
 
 def test_sleeping_changes_no_bit_of_a_training_run():
-    active, passive = (python(TRAIN, OMP_WAIT_POLICY=policy) for policy in ("active", "passive"))
-    assert active == passive and len(active) == len(hashlib.sha256().hexdigest())
+    spin, sleep = (python(TRAIN, **way) for way in waiting.WAYS.values())
+    assert spin == sleep and len(spin) == len(hashlib.sha256().hexdigest())
 
 
-def test_a_policy_for_new_processes_ends_with_its_block(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    code = "import os; print(os.environ['OMP_WAIT_POLICY'])"
-    with waiting.new_processes_wait("active"):
-        with waiting.new_processes_wait("passive"):
-            assert subprocess.check_output([sys.executable, "-c", code], text=True) == "passive\n"
-        assert os.environ["OMP_WAIT_POLICY"] == "active"
-    assert "OMP_WAIT_POLICY" not in os.environ
+def test_a_way_of_waiting_for_new_processes_ends_with_its_block(monkeypatch):
+    for name in waiting.BY_THE_USER:
+        monkeypatch.delenv(name, raising=False)
+    code = "import os, minipeft; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
+    with waiting.new_processes_wait("spin"):
+        with waiting.new_processes_wait("sleep"):
+            assert subprocess.check_output([sys.executable, "-c", code], text=True) == "passive None\n"
+        with busy_processes(1):
+            assert subprocess.check_output([sys.executable, "-c", code], text=True) == "None 300000\n"
+    assert not {*waiting.BY_THE_USER} & {*os.environ}

@@ -477,8 +477,8 @@ WORKS = {
     "nano": "training step, nano, eager", "step": "training step, SmolLM2-135M, eager",
     "generation": "generation with SmolLM2-135M", "sdpa": "attention, `sdpa`, both passes",
     "fused": "attention, `fused`, both passes"}
-WAITING = {(0, "active"): "alone, spin", (0, "passive"): "alone, sleep", (1, "active"): "beside one, spin",
-           (1, "passive"): "beside one, sleep"}
+WAITING = {(0, "spin"): "alone, spin", (0, "sleep"): "alone, sleep", (1, "spin"): "beside one, spin",
+           (1, "sleep"): "beside one, sleep"}
 
 
 def waiting_table() -> str:

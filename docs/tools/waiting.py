@@ -25,7 +25,7 @@ from minipeft.bench.measure import busy_processes, in_new_process, milliseconds
 from minipeft.files.atomic import write_json
 from minipeft.methods.prefix_tuning import PrefixTuning
 from minipeft.runtime.profiling import card
-from minipeft.runtime.waiting import new_processes_wait
+from minipeft.runtime.waiting import WAYS, new_processes_wait
 
 SHAPE = attention.Shape.parse("4x12x512x20x64")
 NEW_TOKENS = 24
@@ -84,9 +84,9 @@ def main() -> None:
     args = p.parse_args()
     rows = []
     for beside in (0, 1):
-        for policy in ("active", "passive"):
-            with busy_processes(beside), new_processes_wait(policy):
-                rows.append({"beside": beside, "waiting": policy, **in_new_process(measured, args.base)})
+        for way in WAYS:
+            with busy_processes(beside), new_processes_wait(way):
+                rows.append({"beside": beside, "waiting": way, **in_new_process(measured, args.base)})
             print(rows[-1])
     write_json(args.out, {"command": shlex.join(["python", *sys.argv]), "card": card(torch.device("cpu")),
                           "rows": rows})

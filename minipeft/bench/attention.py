@@ -27,7 +27,7 @@ from ..checks import Error
 from ..runtime.compiling import can_compile, compiled
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes
-from ..runtime.waiting import new_processes_wait
+from ..runtime.waiting import WAYS, new_processes_wait
 from . import flags
 from .measure import MS, MatmulRate, busy_processes, card_line, cell, columns, in_new_process, milliseconds, time_all
 
@@ -167,15 +167,15 @@ def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
 def run(s: AttentionSettings) -> dict:
     """{"card", "settings", "rate", "rows", "ratios", "growth", "beside", "beside_spinning"}, ready for JSON; the last
     two: rate, rows and ratios next to busy processes, with waiting threads that sleep and that spin, or None."""
-    alone, beside = measure_all(s, "attention"), {"passive": None, "active": None}
+    alone, beside = measure_all(s, "attention"), dict.fromkeys(WAYS)
     if s.beside:
         with busy_processes(s.beside):
-            for policy in beside:
-                with new_processes_wait(policy):
-                    beside[policy] = in_new_process(measure_all, s, f"beside {s.beside}, {policy}")
+            for way in beside:
+                with new_processes_wait(way):
+                    beside[way] = in_new_process(measure_all, s, f"beside {s.beside}, {way}")
     fused = [r for r in alone["rows"] if r["backend"] == "fused"]
     return {"card": card(torch.device(s.device)), "settings": asdict(s), **alone, "growth": growth(fused),
-            "beside": beside["passive"], "beside_spinning": beside["active"]}
+            "beside": beside["sleep"], "beside_spinning": beside["spin"]}
 
 
 def measure_all(s: AttentionSettings, title: str) -> dict:

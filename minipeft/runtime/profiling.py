@@ -24,7 +24,7 @@ def card(device: torch.device) -> dict:
                    "matmul": "oneDNN" if matmul.LIBRARY == "onednn" else "torch"}
     return {**machine,
             "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "waiting": os.environ.get("OMP_WAIT_POLICY", "active"),
+            "waiting": os.environ.get("OMP_WAIT_POLICY", "default"),
             "platform": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), "torch": torch.__version__, "commit": _commit()}
 

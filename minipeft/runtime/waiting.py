@@ -1,8 +1,9 @@
 """Threads that wait for each other: spinning or asleep, chosen before torch loads GNU OpenMP (Linux).
 
 At the end of every parallel region a thread waits for the others. GNU OpenMP lets it spin 300,000 times (its manual,
-GOMP_SPINCOUNT), which is fastest while every thread has a core to itself. Where other processes run too, it spins on the core that the thread it
-waits for needs, so with OMP_WAIT_POLICY=passive it sleeps at once. Neither changes a result by a bit.
+GOMP_SPINCOUNT), which is fastest while every thread has a core to itself. Where other processes run too, it spins on
+the core that the thread it waits for needs, so with OMP_WAIT_POLICY=passive it sleeps at once. Neither changes a
+result by a bit.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 
 LOOKS, SECONDS_APART = 5, 0.01
 BY_THE_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+WAYS = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {"OMP_WAIT_POLICY": "passive"}}
 
 
 def sleep_where_others_run() -> None:
@@ -21,7 +23,7 @@ def sleep_where_others_run() -> None:
     if "torch" in sys.modules or any(name in os.environ for name in BY_THE_USER):
         return
     if os.environ.get("OMP_NUM_THREADS") != "1" and others_run(Path("/proc/loadavg")):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ |= WAYS["sleep"]
 
 
 def others_run(loadavg: Path) -> bool:
@@ -40,13 +42,14 @@ def others_run(loadavg: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_processes_wait(policy: str) -> Iterator[None]:
-    """Within it, threads of processes that are started wait by this policy: "passive" or "active"."""
-    before = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = policy
+def new_processes_wait(way: str) -> Iterator[None]:
+    """Within it, threads of processes that are started "sleep" while they wait, or "spin" as long as by default."""
+    before = {name: os.environ.pop(name, None) for name in BY_THE_USER}
+    os.environ |= WAYS[way]
     try:
         yield
     finally:
-        del os.environ["OMP_WAIT_POLICY"]
-        if before is not None:
-            os.environ["OMP_WAIT_POLICY"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
