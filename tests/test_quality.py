@@ -116,7 +116,7 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [by_mlp]}
     without_text = ("random", "vocab", studies.PROMPT_RUNG, studies.MATCHED)
     assert all(c.size == (tokens if c.start in without_text else {}) for c, _ in studies.start())
-    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [r.rates for r in real.ROWS.values()]
+    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [r.rates for r in real.ROWS.values() if r.rates]
     assert {len(rates) for rates in trained} == {3}
 
 

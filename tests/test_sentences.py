@@ -1,5 +1,6 @@
 """Tasks of sentences: the right answer, held-out patterns, short texts."""
 
+import calendar
 import re
 from datetime import datetime
 from random import Random
@@ -7,7 +8,8 @@ from random import Random
 from minipeft.data.batches import draw
 from minipeft.data.sentences import SENTENCES, TOPICS
 
-FORMS = ("%d %B %Y", "%B %d, %Y", "%b %d %Y")  # of the standard library, by which a date is read again
+MONTHS = "|".join(calendar.month_name[1:])
+FORMS = ("%d %B", "%B %d", "%d. %b")  # of the standard library, by which a date is read again
 SIGNS = {"$": "USD", "dollars": "USD", "€": "EUR", "euros": "EUR", "£": "GBP", "pounds": "GBP"}
 
 
@@ -16,15 +18,15 @@ def some(task: str, held_out: bool, n: int = 400) -> list:
 
 
 def date_in(text: str) -> tuple[str, str]:
-    """The date of a sentence as YYYY-MM-DD, and the sentence without it."""
+    """The date of a sentence as MM-DD, and the sentence without it."""
     text = re.sub(r"[Tt]he (\d+)(?:st|nd|rd|th) of", r"\1", text)
-    for found in re.finditer(r"\d+ [A-Z]\w+ \d{4}|[A-Z]\w+ \d+,? \d{4}", text):
+    for found in re.finditer(rf"\d+\.? [A-Z]\w+|(?:{MONTHS}) \d+", text):
         for form in FORMS:
             try:
-                day = datetime.strptime(found[0], form)
+                day = datetime.strptime(f"{found[0]} 2000", f"{form} %Y")
             except ValueError:
                 continue
-            return f"{day:%Y-%m-%d}", text.replace(found[0], "")
+            return f"{day:%m-%d}", text.replace(found[0], "")
     raise AssertionError(text)
 
 
@@ -51,7 +53,7 @@ def test_held_out_sentences_have_patterns_of_their_own():
 
 
 NOTATIONS = (  # of a date, and of an amount
-    (r"(?:st|nd|rd|th) of", r"\d [A-Z][a-z]{2,} \d{4}", r"[A-Z][a-z]+ \d+, \d{4}", r"[A-Z][a-z]{2} \d+ \d{4}"),
+    (r"(?:st|nd|rd|th) of", rf"\d (?:{MONTHS})", rf"(?:{MONTHS}) \d", r"\d\. [A-Z]"),
     (r"[$€£]\d", r"\d (?:dollars|euros|pounds)", r"\d (?:USD|EUR|GBP)", r"(?:USD|EUR|GBP) \d"))
 
 

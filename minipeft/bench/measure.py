@@ -1,6 +1,7 @@
 """Tools of measuring: time, spread, matmul rate, peak memory, and aligned tables."""
 
 import contextlib
+import gc
 import multiprocessing
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from ..checks import Error
 from ..methods import METHODS
 from ..runtime.matmul import product
-from ..runtime.memory import resident_peak
+from ..runtime.memory import give_back, resident_peak
 from ..runtime.profiling import saved_bytes as saved_bytes  # scripts import it from here
 from ..runtime.profiling import synchronize
 
@@ -185,17 +186,25 @@ def in_new_process(work: Callable, *arguments):
 
 
 def restart_peak(device: torch.device) -> None:
-    """Reset this process's peak to its current memory (CPU: on Linux only)."""
+    """Reset this process's peak to its current memory (CPU: on Linux only), freed memory given back first."""
+    gc.collect()
+    give_back()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
+def peak_above(before: int | None, device: torch.device) -> int | None:
+    """Peak of torch's allocator on a GPU; of resident memory above `before` on a CPU, None if the system does not
+    report it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return None if before is None else resident_peak() - before
+
+
 def _measure_peak(device: torch.device, work: Callable, arguments: tuple) -> int | None:
     restart_peak(device)  # imports do not count
     before = resident_peak()
     work(*arguments)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return None if before is None else resident_peak() - before
+    return peak_above(before, device)

@@ -2,7 +2,7 @@
 
     topics     the topic of a customer's message, one of eight words      "Is the shop open on Monday?" -> "hours"
     amounts    the date and the amount in a sentence, in one notation
-               "The rent of 7 June 2023 was $980." -> "2023-06-07 980 USD"
+               "The rent of 7 June was $980." -> "06-07 980 USD"
 
 Held-out examples take sentence patterns that no other example has; of `amounts`, also notations of date and
 amount that are never together elsewhere.
@@ -68,11 +68,11 @@ FRAMES = (  # the last HELD_OUT are held out
 HELD_OUT = 2
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
           "November", "December")
-DATES: tuple[Callable[[int, str, int], str], ...] = (
-    lambda day, month, year: f"{day} {month} {year}",
-    lambda day, month, year: f"{month} {day}, {year}",
-    lambda day, month, year: f"the {day}{ordinal(day)} of {month} {year}",
-    lambda day, month, year: f"{month[:3]} {day} {year}")
+DATES: tuple[Callable[[int, str], str], ...] = (
+    lambda day, month: f"{day} {month}",
+    lambda day, month: f"{month} {day}",
+    lambda day, month: f"the {day}{ordinal(day)} of {month}",
+    lambda day, month: f"{day}. {month[:3]}")
 AMOUNTS: tuple[Callable[[int, str], str], ...] = (
     lambda n, currency: f"{SIGNS[currency]}{n:,}",
     lambda n, currency: f"{n} {WORDS[currency]}",
@@ -90,14 +90,14 @@ def topics(rng: Random, held_out: bool) -> Example:
 
 
 def amounts(rng: Random, held_out: bool) -> Example:
-    day, month, year = rng.randint(1, 28), rng.randrange(12), rng.randint(2001, 2029)
+    day, month = rng.randint(1, 28), rng.randrange(12)
     number, currency = rng.randint(11, 9999), rng.choice(list(SIGNS))
     i = rng.randrange(len(DATES))
     together = [j for j in range(len(AMOUNTS)) if (j == i) == held_out]  # a quarter of the pairs are held out
-    date, amount = DATES[i](day, MONTHS[month], year), AMOUNTS[rng.choice(together)](number, currency)
+    date, amount = DATES[i](day, MONTHS[month]), AMOUNTS[rng.choice(together)](number, currency)
     frame = rng.choice(FRAMES[-HELD_OUT:] if held_out else FRAMES[:-HELD_OUT])
     text = frame.format(date=date, amount=amount, name=rng.choice(NAMES))
-    return Example(text[0].upper() + text[1:], f"{year}-{month + 1:02d}-{day:02d} {number} {currency}")
+    return Example(text[0].upper() + text[1:], f"{month + 1:02d}-{day:02d} {number} {currency}")
 
 
 def ordinal(day: int) -> str:

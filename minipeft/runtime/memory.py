@@ -42,6 +42,12 @@ _results = 0  # bytes of results since the last time
 EVERY = 2**24  # such bytes: pages that are given back have to be mapped again, which takes time
 
 
+def give_back() -> None:
+    """Give the pages of freed memory back to the system, where the C library can."""
+    if _trim is not None:
+        _trim(0)
+
+
 def give_back_freed(result: torch.Tensor) -> None:
     """Give the pages of freed memory back to the system, now and then, where `result` was computed. glibc keeps what
     lies between blocks in use: where a forward pass saves tensors among temporaries, such holes add up."""
@@ -50,7 +56,7 @@ def give_back_freed(result: torch.Tensor) -> None:
         _results += result.nbytes
         if _results >= EVERY:
             _results = 0
-            _trim(0)
+            give_back()
 
 
 def _own_status(field: str) -> int | None:

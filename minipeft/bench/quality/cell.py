@@ -15,7 +15,6 @@ from ...data.batches import draw
 from ...data.encoding import encode, tokenize
 from ...data.tasks import INSTRUCTIONS, Example, find_task
 from ...data.tokenizer import ByteTokenizer
-from ...documents import match
 from ...methods.hard_prompt import HardPrompt
 from ...model import GPT
 from ...training.evaluation import batches, evaluate
@@ -59,8 +58,8 @@ def run_task(cell: Cell, device: str) -> dict:
         examples = Random(rng).choices(few, k=n) if few else draw(task.example, rng, n)
         return encode(examples, tokenizer)
 
-    known = forgetting.skills(tokenizer)
-    before = evaluate(base, known)
+    known = forgetting.skills(tokenizer) if cell.scored_on != "dev" else []
+    before = evaluate(base, known) if known else None
     model, result = adapted(cell, base, batch, dev)
     done = result.pop("steps_before", 0)  # with a soft prompt, on the first batches
     evaluated = batches(scored[:EVALUATED], tokenizer)
@@ -84,7 +83,7 @@ def run_task(cell: Cell, device: str) -> dict:
         learnt = evaluate(model, batches(few, tokenizer))
         result["loss_on_learnt"], result["score_on_learnt"] = learnt
     result |= real.sizes(cell, model)
-    return result | {"known": forgetting.measured(before, model, known)}
+    return result | ({"known": forgetting.measured(before, model, known)} if before else {})
 
 
 def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple[Adapted, dict]:
@@ -99,8 +98,7 @@ def adapted(cell: Cell, base: GPT, batch: Callable, dev: list[Example]) -> tuple
         init = torch.tensor(tokenizer.encode(init["text"]))
     elif isinstance(init, dict) and "match" in init:
         learnt = [tokenize(e, tokenizer) for e in draw(find_task(cell.task).example, f"{cell.seed}/0", init["match"])]
-        text = torch.tensor([token for r in learnt for token in (*r.prompt, *r.completion)])
-        init = match(base, text, cell.size["num_virtual_tokens"])._replace(bias=None)
+        init = real.matched(base, learnt, cell.size["num_virtual_tokens"])
     elif isinstance(init, dict):
         prompt = adapt(base, init["rung"], **cell.size)
         result["steps_before"] = cell.steps // 2

@@ -27,7 +27,7 @@ from .cell import run
 from .lines import Cell, Lines, read
 from .studies import PROMPT_RUNG, Pairs, sweep, swept_at
 
-TEXT_LENGTHS = {"e2e": 80, "topics": 22, "amounts": 45}  # of an example, roughly; others have 20
+TEXT_LENGTHS = {"e2e": 80, "topics": 18, "amounts": 34}  # of an example, roughly; others have 20
 BEYOND = 4  # learning rates that a sweep adds at most at one side
 
 

@@ -10,10 +10,12 @@
 
 Examples are drawn by the seed; a smaller set is part of a larger one. Every run is `steps` batches of
 BATCH pairs of similar length, so it need not see all of them. The loss is of the held-out pairs; when a
-learning rate is chosen, of the validation set, and nothing is generated. Weights are float32.
+learning rate is chosen, of the validation set, and nothing is generated. Weights are float32. peak_bytes: of
+the process in training, with Python and torch; on a GPU, of torch's allocator.
 
 Prompt and prefix start from a wording and have its length; the other methods start from the bare base, and
-"with wording" have it in front of every input. docs/tools/e2e.py is an earlier experiment, at full length.
+"with wording" have it in front of every input. Hard-prompt is that wording, not trained. docs/tools/e2e.py is
+an earlier experiment, at full length.
 """
 
 import importlib.util
@@ -31,16 +33,20 @@ from ...accounting import adapter_bytes
 from ...attach import Adapted, adapt
 from ...checks import Error
 from ...data.batches import Epochs, draw, references
-from ...data.encoding import collate, length, tokenize
+from ...data.encoding import Encoded, collate, length, tokenize
 from ...data.files import read_examples
 from ...data.sentences import SENTENCES
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for, with_begin
+from ...documents import match
+from ...methods.hard_prompt import HardPrompt
 from ...model import GPT
+from ...slots import Prefix
 from ...training.evaluation import answer, batches, evaluate
 from ...training.loop import train
 from ...training.scores import text_scores
+from ..measure import peak_above, restart_peak
 from . import forgetting
 from .lines import Cell
 
@@ -65,18 +71,15 @@ WORDING = (
 TASKS = {
     "e2e": RealTask(WORDING, 46, 75),
     "topics": RealTask(
-        "<|im_start|>system\nSay what the message is about: delivery, refund, payment, account, hours, "
-        "booking, complaint or praise.<|im_end|>\n<|im_start|>user\n", 31, 100),
-    "amounts": RealTask(
-        "<|im_start|>system\nWrite the date and the amount as in 2023-06-07 980 USD."
-        "<|im_end|>\n<|im_start|>user\n", 33, 100),
+        "<|im_start|>user\nIs it delivery, refund, payment, account, hours, booking, complaint or praise?\n", 22, 50),
+    "amounts": RealTask("<|im_start|>user\nThe date and the amount as in 06-07 980 USD:\n", 23, 50),
 }
 
 
 class Row(NamedTuple):
     method: str
     size: dict[str, Any]
-    start: str | None  # "wording": that of the task, whose length a prompt or prefix then has; "random": noise
+    start: str | None  # "wording": that of the task, whose length a prompt or prefix has; "random"; "match"
     rates: tuple[float, ...]  # of the sweep
 
 
@@ -86,13 +89,16 @@ ROWS = {
     "lora": Row("lora", {"r": 8}, None, (2e-3, 6e-3, 2e-2)),
     "full": Row("full", {}, None, (3e-5, 1e-4, 3e-4)),
     "prefix from noise": Row("prefix", {}, "random", (1e-2, 3e-2, 1e-1)),
+    "prefix from examples": Row("prefix", {}, "match", (1e-2, 3e-2, 1e-1)),
     "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (1e-2, 3e-2, 1e-1)),
     "adapter": Row("adapter", {"bottleneck_size": 8}, None, (6e-4, 2e-3, 6e-3)),
     "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (1e-2, 3e-2, 1e-1)),
     "lora with wording": Row("lora", {"r": 8}, "wording", (2e-3, 6e-3, 2e-2)),
     "full with wording": Row("full", {}, "wording", (3e-5, 1e-4, 3e-4)),
+    "hard-prompt": Row("hard-prompt", {}, "wording", ()),
 }
 VIRTUAL = ("prompt", "prefix")  # methods that start from a wording
+MATCHED = {"match": 16}  # start from rows matched to as many training examples
 BATCH = 4
 LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
@@ -104,18 +110,18 @@ def cell(name: str, examples: int, task: str = "e2e") -> Cell:
     (method, size, start, _), its = ROWS[name], TASKS[task]
     if method in VIRTUAL:
         size = {"num_virtual_tokens": its.num_virtual_tokens, **size}
-    return Cell(BASE, task, method, size, {"text": its.wording} if start == "wording" else start,
-                steps=its.steps, batch_size=BATCH, examples=examples)
+    starts = {"wording": {"text": its.wording}, "match": MATCHED}
+    return Cell(BASE, task, method, size, starts.get(start, start), steps=its.steps, batch_size=BATCH,
+                examples=examples)
 
 
-def row(cell: Cell) -> str:
+def row(of: Cell) -> str:
     """The row of a cell."""
-    words = isinstance(cell.start, dict)
-    for name, (method, size, start, _) in ROWS.items():
-        same_size = cell.size.get("space") == size.get("space")
-        if cell.method == method and same_size and (start == "wording") == words:
+    for name, (method, size, _, _) in ROWS.items():
+        same_size = of.size.get("space") == size.get("space")
+        if of.method == method and same_size and of.start == cell(name, of.examples, of.task).start:
             return name
-    raise Error(f"no row of the real model's tables has {cell.method} with start {cell.start}")
+    raise Error(f"no row of the real model's tables has {of.method} with start {of.start}")
 
 
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
@@ -123,9 +129,9 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     folder = folder_of(folders, "smollm2")
     base = GPT.from_pretrained(folder, torch.float32).to(device)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
-    has_virtual_tokens = cell.method in VIRTUAL
-    words = cell.start["text"] if isinstance(cell.start, dict) else ""
-    template = Template(TEMPLATE if has_virtual_tokens else words + TEMPLATE)
+    its_own = cell.method in (*VIRTUAL, HardPrompt.name)  # the wording, if any, is the method's, not of the text
+    words = cell.start["text"] if "text" in (cell.start or ()) else ""
+    template = Template(TEMPLATE if its_own else words + TEMPLATE)
 
     def fits(e: Example) -> bool:
         return length(e, tokenizer, Template(TEMPLATE)) <= LONGEST
@@ -140,24 +146,37 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     def batch(step: int) -> tuple[Tensor, Tensor]:
         return collate([records[i] for i in epochs.batch(step)], tokenizer.end)
 
-    known = forgetting.english(tokenizer)
-    before = evaluate(base, known)
     init = torch.tensor(with_begin(tokenizer, words)) if words else cell.start
-    model = adapt(base, cell.method, **cell.size, **({"init": init} if has_virtual_tokens else {}))
+    if init == MATCHED:
+        init = matched(base, records[: MATCHED["match"]], cell.size["num_virtual_tokens"])
+    given = {"tokens" if cell.method == HardPrompt.name else "init": init} if its_own else {}
+    scored = cell.scored_on != "dev"
+    known = forgetting.english(tokenizer) if scored else []
+    before = evaluate(base, known) if scored else None
+    restart_peak(torch.device(device))
+    model = adapt(base, cell.method, **cell.size, **given)
     start = time.perf_counter()
-    train(model, batch, cell.steps, cell.lr)
-    result = {"seconds": round(time.perf_counter() - start, 2), **sizes(cell, model), "curve": []}
-    if cell.scored_on == "dev":
+    if cell.lr is not None:
+        train(model, batch, cell.steps, cell.lr)
+    result = {"seconds": round(time.perf_counter() - start, 2), "peak_bytes": peak_above(0, torch.device(device)),
+              **sizes(cell, model), "curve": []}
+    if not scored:
         result["loss"], result["score"] = loss_of(dev)  # this score is exact match
-    else:
-        examples, known_answers = map(list, zip(*test, strict=True))
-        result["loss"], result["score"] = loss_of(examples)
-        if cell.task == "e2e":
-            answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
-            scores = text_scores(answers, known_answers)
-            result |= {"score": scores["bleu"], "chrf": scores["chrf"]}
-        result["loss_on_learnt"] = loss_of(training[:SCORED])[0]
+        return result
+    examples, known_answers = map(list, zip(*test, strict=True))
+    result["loss"], result["score"] = loss_of(examples)
+    if cell.task == "e2e":
+        answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
+        scores = text_scores(answers, known_answers)
+        result |= {"score": scores["bleu"], "chrf": scores["chrf"]}
+    result["loss_on_learnt"] = loss_of(training[:SCORED])[0]
     return result | {"known": forgetting.measured(before, model, known)}
+
+
+def matched(base: GPT, examples: list[Encoded], P: int) -> Prefix:
+    """P rows for a prefix to start from, matched to these examples as one text, without their bias."""
+    text = torch.tensor([token for e in examples for token in (*e.prompt, *e.completion)])
+    return match(base, text.to(base.wte.weight.device), P)._replace(bias=None)
 
 
 Split = tuple[list[Example], list[Example], list[tuple[Example, list[str]]]]  # training, validation, held out

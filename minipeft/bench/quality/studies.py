@@ -28,7 +28,7 @@ REAL_EXAMPLES = (50, 200, 500)
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # with every number of examples
-MATCHED = {"match": 16}  # start from rows matched to a batch of training examples
+MATCHED = e2e.MATCHED  # start from rows matched to a batch of training examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
