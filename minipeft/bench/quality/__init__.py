@@ -18,7 +18,7 @@ figures and pages from the lines.
     python bench.py quality                     all studies of embedded bases: hours
     python bench.py quality --study length      one question
     python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model, real data
-    python bench.py quality --study kinds --smollm2 FOLDER --tasks topics --methods prompt prefix
+    python bench.py quality --study real --smollm2 FOLDER --tasks topics --methods prompt prefix
     python bench.py quality --again 1           run line 1 again: is the score the same?
 """
 
@@ -49,9 +49,9 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     add = p.add_argument_group("data").add_argument
     add("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
         help="where cells are written and looked up")
-    add("--smollm2", metavar="FOLDER", type=local_path, help="studies real and kinds: SmolLM2-135M-Instruct")
+    add("--smollm2", metavar="FOLDER", type=local_path, help="study real: SmolLM2-135M-Instruct")
     add("--e2e", metavar="FOLDER", type=local_path,
-        help="study real: E2E NLG's devset.csv and testset_w_refs.csv")
+        help="study real, task e2e: E2E NLG's devset.csv and testset_w_refs.csv")
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")

@@ -69,7 +69,7 @@ WORDING = (
     "<|im_end|>\n<|im_start|>user\n"
 )
 TASKS = {
-    "e2e": RealTask(WORDING, 46, 75),
+    "e2e": RealTask(WORDING, 46, 50),
     "topics": RealTask(
         "<|im_start|>user\nIs it delivery, refund, payment, account, hours, booking, complaint or praise?\n", 22, 50),
     "amounts": RealTask("<|im_start|>user\nThe date and the amount as in 06-07 980 USD:\n", 23, 50),

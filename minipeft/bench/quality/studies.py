@@ -10,7 +10,6 @@ from dataclasses import replace
 from ...accounting import count
 from ...accounting.shapes import EMBEDDED, SCALES
 from ...checks import Error
-from ...data.sentences import SENTENCES
 from . import real as e2e
 from .lines import Cell
 
@@ -24,7 +23,7 @@ BUDGET = BUDGETS[1]
 TOKENS = {"num_virtual_tokens": 16}  # size of a prompt or prefix, unless its length varies
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = (10, 30, 100, 300, 1000, 3000)
-REAL_EXAMPLES = (50, 200, 500)
+REAL_EXAMPLES = 200
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # with every number of examples
@@ -82,7 +81,6 @@ def sweep(of: Cell) -> list[Cell]:
     """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
     lies at an edge, the sweep goes on (grid.next_of_sweep)."""
     if of.base == e2e.BASE:
-        of = replace(of, examples=REAL_EXAMPLES[1]) if of.task == "e2e" else of
         rates = e2e.ROWS[row(of)].rates
     else:
         of, rates = replace(of, start=None), ROWS[row(of)][2]
@@ -166,13 +164,8 @@ def data() -> Pairs:
 
 
 def real() -> Pairs:
-    """A real model describes restaurants; the learning rates are those of 200 examples."""
-    return swept(e2e.cell(r, n) for n in REAL_EXAMPLES for r in MAIN_ROWS)
-
-
-def kinds() -> Pairs:
-    """The real model on two other kinds of task: a classification, and an exact transformation."""
-    return swept(e2e.cell(r, REAL_EXAMPLES[1], t) for t in SENTENCES for r in e2e.ROWS)
+    """A real model on three tasks of text: a description, a classification and an exact transformation."""
+    return swept(e2e.cell(r, REAL_EXAMPLES, t) for t in e2e.TASKS for r in e2e.ROWS)
 
 
 def forgetting() -> Pairs:
@@ -182,5 +175,5 @@ def forgetting() -> Pairs:
 
 # By name. Training time and cost are read from the cells of the first.
 STUDIES = {study.__name__: study
-           for study in (methods, budget, scale, length, start, projection, data, real, kinds, forgetting)}
-BY_NAME = ("real", "kinds", "forgetting")  # not run unless they are asked for
+           for study in (methods, budget, scale, length, start, projection, data, real, forgetting)}
+BY_NAME = ("real", "forgetting")  # not run unless they are asked for
