@@ -30,7 +30,7 @@ from minipeft.runtime import console, profiling
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.prompt_search import choose_wording
 
-MADE_HERE = [name for name in studies.STUDIES if name not in ("real", "kinds")]
+MADE_HERE = [name for name in studies.STUDIES if name != "real"]
 TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps=8, batch_size=4)
 
 
@@ -270,7 +270,7 @@ def test_lines_that_lack_a_field_are_run_again_at_the_learning_rates_there_are(t
 
 
 def test_a_part_of_a_study_is_named_by_tasks_and_rows():
-    pairs = studies.kinds()
+    pairs = studies.real()
     some = part(pairs, ["topics"], ["prefix", "lora with wording"])
     assert {(c.task, studies.row(c)) for c, _ in some} == {("topics", "prefix"), ("topics", "lora with wording")}
     assert part(pairs, None, None) == pairs

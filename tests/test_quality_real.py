@@ -11,8 +11,10 @@ from folders import real_base
 from minipeft import GPT, Error, adapt
 from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality import forgetting, real, studies
+from minipeft.data.encoding import tokenize
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import tokenizer_for
+from minipeft.documents import match
 from minipeft.training.evaluation import batches, evaluate
 
 pytest.importorskip("tokenizers")
@@ -124,15 +126,31 @@ def test_sentences_are_scored_by_exact_match_and_a_wording_is_the_same_as_a_star
 
     def run(name: str, task: str, **changed) -> dict:
         size = {} if name in METHODS[:2] else real.cell(name, 8, task).size  # as long as the wording is here
-        return cells.run(replace(real.cell(name, 8, task), size=size, lr=3e-3, **changed), folders)
+        return cells.run(replace(real.cell(name, 8, task), size=size, **{"lr": 3e-3, **changed}), folders)
 
     for task in ("topics", "amounts"):
         result = run("lora", task, steps=2)
         assert result["score"] in (0, 0.25, 0.5, 0.75, 1) and result["known"]["off"] == result["known"]["before"]
         rows = ("full", "prompt", "prefix", "lora with wording", "full with wording")
         bare, *worded = [run(name, task, steps=0)["loss"] for name in rows]
-        assert worded == pytest.approx([worded[0]] * 4, abs=1e-5) and abs(worded[0] - bare) > 1e-4
+        worded.append(run("hard-prompt", task, lr=None)["loss"])
+        assert worded == pytest.approx([worded[0]] * 5, abs=1e-5) and abs(worded[0] - bare) > 1e-4
         assert all(studies.row(real.cell(name, 8, task)) == name for name in real.ROWS)
+
+
+def test_a_prefix_from_examples_starts_with_the_rows_that_are_matched_to_the_first_of_them(folders, monkeypatch):
+    monkeypatch.setattr(real, "MATCHED", {"match": 2})  # of more there is no room
+    asked = replace(real.cell("prefix from examples", 40, "topics"), lr=3e-3, steps=0)
+    base, template = GPT.from_pretrained(folders["smollm2"]), Template(real.TEMPLATE)
+    training, _, test = real.sentences(asked)
+    tokenizer = tokenizer_for(300, folders["smollm2"])
+    records = [tokenize(e, tokenizer, template) for e in training[:2]]
+    text = torch.tensor([token for r in records for token in (*r.prompt, *r.completion)])
+    rows = match(base, text, asked.size["num_virtual_tokens"])
+    model = adapt(base, "prefix", **asked.size, init=rows._replace(bias=None))
+    wanted = evaluate(model, batches([e for e, _ in test], tokenizer, template))[0]
+    assert cells.run(asked, folders)["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert abs(cells.run(replace(asked, start="random"), folders)["loss"] - wanted) > 1e-3
 
 
 def missing(monkeypatch, name: str) -> None:

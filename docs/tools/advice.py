@@ -1,13 +1,14 @@
 """Prompt or prefix, and what to use when: the advice of docs/comparison.md, with its numbers from the result files."""
 
-from docs.tools.comparison.facts import Facts
+from docs.tools.comparison.facts import Facts, joined
+from docs.tools.comparison.tables import digits_of
 from docs.tools.markdown import points_list
 from docs.tools.results import facts, read
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED, PRESETS
 from minipeft.bench.quality.real import BASE as REAL
+from minipeft.bench.quality.real import TASKS
 from minipeft.bench.quality.studies import BASE
-from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
 ROWS = ("prompt", "prefix", "lora", "full")
@@ -17,7 +18,7 @@ def what_to_use() -> str:
     """A point for each choice, and their limits; points on studies that are not run yet are left out."""
     f = facts()
     points = [*choices(f)]
-    if f.is_complete("kinds"):
+    if f.is_complete("real"):
         points.append(on_real_tasks(f))
     if f.is_complete("data"):
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
@@ -47,9 +48,8 @@ def choices(f: Facts) -> list[str]:
         f"GPT-2's shape costs {times('prompt', 8)} of full fine-tuning's with 8 virtual tokens and "
         f"{times('prompt', 128)} with 128.",
         "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with as "
-        f"many parameters {score('prefix', 'parity')} on `parity`, on SmolLM2-135M and E2E BLEU "
-        f"{f.mean('real/prefix/200', digits=1)} where the prompt has {f.mean('real/prompt/200', digits=1)} (200 "
-        f"examples). A step costs {times('prefix', 8)} with 8 virtual tokens and {times('prefix', 128)} with 128; "
+        f"many parameters {score('prefix', 'parity')} on `parity`, where the prompt has {score('prompt', 'parity')}. A "
+        f"step costs {times('prefix', 8)} with 8 virtual tokens and {times('prefix', 128)} with 128; "
         f"its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} times a prompt's of the same "
         "length. Start it from words.",
         f"**LoRA to teach something new**: {score('lora', 'reverse+increment')} on two skills in a row where the "
@@ -61,13 +61,14 @@ def choices(f: Facts) -> list[str]:
 
 
 def on_real_tasks(f: Facts) -> str:
-    scores = {task: ", ".join(f.mean(f"kinds/{row}/{task}") for row in ROWS) for task in SENTENCES}
-    loss = {row: " and ".join(f.mean(f"kinds/{row}/{task}", "known loss") for task in SENTENCES) for row in ROWS}
-    bare = f.points["kinds/prefix/topics"].mean("known loss before")[0]
-    return ("**On SmolLM2-135M with 200 examples**, exact match of prompt, prefix, LoRA and full fine-tuning: "
-            f"{scores['topics']} on a classification, {scores['amounts']} on rewriting dates and amounts. Loss on "
-            f"other English, {bare:.2f} for the base, is {loss['prefix']} with the prefix on, {loss['lora']} with "
-            "LoRA; switched off, both leave the base as it was.")
+    scores = {task: ", ".join(f.mean(f"real/{row}/{task}", digits=digits_of(task)) for row in ROWS) for task in TASKS}
+    loss = {row: joined(f.mean(f"real/{row}/{task}", "known loss") for task in TASKS) for row in ROWS}
+    bare = f.points["real/prefix/topics"].mean("known loss before")[0]
+    return ("**On SmolLM2-135M with 200 examples**, prompt, prefix, LoRA and full fine-tuning: "
+            f"BLEU {scores['e2e']} on descriptions of restaurants; exact match {scores['topics']} on a classification, "
+            f"{scores['amounts']} on rewriting dates and amounts. Loss on other English, {bare:.2f} for the base, is "
+            f"{loss['prefix']} with the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it "
+            "was.")
 
 
 def forgotten(f: Facts) -> str:

@@ -120,8 +120,7 @@ def findings() -> str:
     above = {key: seeds_above(p) for key, p in it.items()}
     bench = {(r["method"], size(r)): r for r in bench_rows(read("bench-gpt2"))}
     prefix, full = bench["prefix", "P 8"], bench["full", "-"]
-    real = {(p.row, p.cell.examples): p for p in quality("real")}
-    ahead = [beyond_chance(real["full", n].less(real["prompt", n], "loss")) for n in (50, 200, 500)]
+    signs = [beyond_chance(d) for d in claims.real("prompt", "full", "loss").values()]
     budget = max(trained(it[row, "parity"]) for row in ("prompt", "prefix"))
 
     assert above["prompt", "reverse"] == 5 and all(above["prompt", task] == 0 for task in NEW)
@@ -129,7 +128,7 @@ def findings() -> str:
         above["prefix", "parity"] >= 1
         and above["hidden prefix", "parity"] == above["prompt", "parity"] == 0)
     assert trained(it["prompt", "parity"]) == trained(it["prefix", "parity"]) == budget
-    assert 0.5 < prefix["step_against_full"] < 0.7 and ahead == [1, -1, -1]
+    assert 0.5 < prefix["step_against_full"] < 0.7
     seeds, share = COUNTS[above["prefix", "parity"]], prefix["step_against_full"]
     peak = prefix["peak_bytes"] / full["peak_bytes"]
     return points_list(
@@ -142,8 +141,10 @@ def findings() -> str:
         f"{prefix['percent']:.2f} % of the parameters, and"
         f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full "
         "fine-tuning.",
-        '**Contradicted at 135M parameters: "prompt tuning reaches full fine-tuning"**: it lags with 200 and 500 '
-        "examples, leads with 50 (five seeds). The article says it of large models; none was tried.",
+        f'**{claims.prompt_against_full().capitalize()} at 135M parameters: "prompt tuning reaches full '
+        f'fine-tuning"**: on {len(signs)} tasks with 200 examples its loss is higher beyond chance on '
+        f"{signs.count(1)}, lower on {signs.count(-1)} (five seeds). The article says it of large models; "
+        "none was tried.",
         claims.little_data(),
     )
 

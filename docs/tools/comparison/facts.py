@@ -5,7 +5,8 @@ makes the sentence true: where it does not hold, the figure is marked, and `chec
 """
 
 import contextlib
-from collections.abc import Iterable
+import statistics
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from docs.tools.comparison import summary
@@ -14,7 +15,7 @@ from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front
 from docs.tools.markdown import name as name_of
 from minipeft import Error
 from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
-from minipeft.bench.quality.lines import Lines
+from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, STUDIES, TEXTS, sweep
 from minipeft.methods import METHODS, WHOLE
 
@@ -22,7 +23,7 @@ GOOD = 0.9  # exact match from which a method is said to do a task
 AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
         "scale": ("row", "task", "base"), "length": ("row", "task", "tokens"),
         "start": ("row", "task", "start"), "projection": ("row", "lr"), "data": ("row", "task", "examples"),
-        "real": ("row", "examples"), "kinds": ("row", "task"), "forgetting": ("row", "task")}
+        "real": ("row", "task"), "forgetting": ("row", "task")}
 CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
 WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise")
 LITTLE = 300  # examples, at most, that are called few
@@ -50,9 +51,10 @@ class Facts:
         name = CELLS_OF.get(study, study)
         found = [] if study in CELLS_OF and not self.costs else self.found[name]
         cells = [cell for cell, _ in STUDIES[name]()]
-        if study == "kinds":  # rows other than the main ones count once they are begun
-            rows = {*MAIN_ROWS, *(p.row for p in found)}
-            cells = [cell for cell in cells if summary.row(cell) in rows]
+        if study == "real":  # rows other than the main ones count once they are begun
+            begun = {(p.cell.task, p.row) for p in found}
+            cells = [cell for cell in cells if summary.row(cell) in MAIN_ROWS
+                     or (cell.task, summary.row(cell)) in begun]
         return found, cells
 
     def is_there(self, study: str) -> bool:
@@ -85,11 +87,6 @@ class Facts:
     def mean(self, address: str, name: str = "score", digits: int = 2) -> str:
         return plus_minus(self.points[address].mean(name), digits)
 
-    def highest(self, address: str, digits: int = 2) -> str:
-        """The score of the best method at its place."""
-        holds = self.score(address) >= self.score(max(self._rivals(address), key=self.score))
-        return self.figure(self.mean(address, digits=digits), holds, "the highest")
-
     def top(self, start: str, limit: float = GOOD) -> str:
         """The highest score of the addresses that start so; below the limit."""
         best = max(self._below(start), key=self.score)
@@ -116,14 +113,6 @@ class Facts:
     def _below(self, start: str) -> list[str]:
         return [a for a in self.points if a.startswith(f"{start}/")]
 
-    def _rivals(self, address: str) -> list[str]:
-        """Addresses that differ in the method alone."""
-        def place(a: str) -> list[str]:
-            study, _, *rest = a.split("/")
-            return [study, *rest]
-
-        return [a for a in self.points if a != address and place(a) == place(address)]
-
     # Phrases that follow from a rule
 
     def called(self, address: str, name: str = "score", digits: int = 2) -> str:
@@ -145,12 +134,12 @@ class Facts:
             f"{self.called(good[0])} alone scores {GOOD} or more" if good else f"no method scores {GOOD} or more")
         return text + (f"; {'the next is' if good else 'the best is'} {self.called(below[0])}" if below else "")
 
-    def leader(self, study: str, *place) -> str:
+    def leader(self, study: str, *place, digits: int = 2) -> str:
         """The method with the highest mean, and its lead over the next."""
         first, second, *_ = self.at(study, *place)
         d = self.diff(first, second)
         lead = "ahead of" if beyond_chance(d) > 0 else "not beyond chance ahead of"
-        return f"{self.called(first)}, {lead} {method(second.split('/')[1])} by {plus_minus(d)}"
+        return f"{self.called(first, digits=digits)}, {lead} {method(second.split('/')[1])} by {plus_minus(d, digits)}"
 
     def behind(self, study: str, *place) -> str:
         """The methods that are behind the leader beyond chance."""
@@ -171,15 +160,26 @@ class Facts:
         frozen = [p for p in self.found[study] if METHODS[p.cell.method].freezes_base]
         return f"{max(abs(x) for p in frozen for x in p.values('off').values()):g}"
 
+    def sweeps(self) -> list[tuple[Cell, list[float]]]:
+        """A cell and the learning rates of every sweep that has been run, each once, though studies share some."""
+        likes = {like.key: like for pairs in STUDIES.values() for _, like in pairs() if like is not None}
+        found = {tuple(c.key for c in sweep_cells(self.lines, like)): like for like in likes.values() if sweep(like)}
+        return [(like, [*sweep_losses(self.lines, like)]) for cells, like in found.items() if cells]
+
     def edges(self) -> str:
         """The number of sweeps, and of those whose best learning rate lies at an edge."""
-        likes = {like.key: like for pairs in STUDIES.values() for _, like in pairs() if like is not None}
-        sweeps = {tuple(c.key for c in sweep_cells(self.lines, like)): like for like in likes.values() if sweep(like)}
-        rates = []
-        for like in sweeps.values():
-            with contextlib.suppress(Error):  # not run, or diverged at every learning rate
-                rates.append((chosen(self.lines, like), [*sweep_losses(self.lines, like)]))
-        return f"{sum(best in (its[0], its[-1]) for best, its in rates)} of {len(rates)}"
+        best = []
+        for like, rates in self.sweeps():
+            with contextlib.suppress(Error):  # diverged at every learning rate
+                best.append(chosen(self.lines, like) in (rates[0], rates[-1]))
+        return f"{sum(best)} of {len(best)}"
+
+    def effort(self) -> str:
+        """The mean number of runs a sweep, of the methods of the tables."""
+        runs: dict[str, list[int]] = {}
+        for like, rates in self.sweeps():
+            runs.setdefault(summary.row(like), []).append(len(rates))
+        return joined(f"{method(row)} {statistics.mean(n):.1f}" for row, n in runs.items())
 
     def enough(self, start: str) -> str:
         """The fewest virtual tokens with which GOOD is reached."""
@@ -236,7 +236,7 @@ class Facts:
         return self.figure(plus_minus(d, digits, "+"), beyond_chance(d) == 0, "zero within chance")
 
     def diffs(self, a: str, b: str, name: str = "score", label: str = "{}",
-              skip: tuple = ()) -> dict[str, Interval]:
+              skip: Container[str] = ()) -> dict[str, Interval]:
         """{label: a minus b} of all points whose address is `a` with something for its *, which
         also stands for the * of `b`."""
         before, _, after = a.partition("*")

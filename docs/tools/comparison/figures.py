@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable
 
 from docs.tools.comparison.summary import Interval, Point, by, distinct, points, select, value_of
-from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front, task
+from docs.tools.comparison.tables import BLEU_TASK, cost_rows, of_budget, pareto_front, task
 from docs.tools.drawing import COLOURS, MARKERS, figure
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality.grid import sweep_losses
 from minipeft.bench.quality.lines import Lines
-from minipeft.bench.quality.real import SCORED
 from minipeft.bench.quality.studies import BUDGETS, method_of
 from minipeft.methods import WHOLE
 
@@ -239,24 +238,6 @@ def projection(lines: Lines, costs: dict | None):
     return fig
 
 
-def real(lines: Lines, costs: dict | None):
-    """BLEU, held-out loss, and its gap to the training loss, methods side by side."""
-    found = points(lines, "real")
-    examples, rows = distinct(found, "examples"), distinct(found, "row")
-    titles = {"score": f"BLEU of\n{SCORED} completions", "loss": "loss on test pairs,\nnats/token",
-              "gap": "the same minus\nthe training loss"}
-    fig, axes = panels(len(titles), 4.0, columns=len(titles))
-    for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        for i, row in enumerate(rows):
-            its, aside = select(found, row=row), 1.1 ** (i - (len(rows) - 1) / 2)
-            xs = [aside * p.cell.examples for p in its]
-            draw_line(ax, xs, [p.mean(name) for p in its], row, share=False)
-        ax.set(xscale="log", xlabel="examples", title=title)
-        ticks(ax, examples, list(map(str, examples)))
-    legend(fig, axes, note=OVER_SEEDS)
-    return fig
-
-
 def data(lines: Lines, costs: dict | None):
     """Exact match above, the gap of held-out and training loss below."""
     found = points(lines, "data")
@@ -281,23 +262,24 @@ def side_by_side(found: list[Point], title: Callable[[str], str]):
     tasks, rows = distinct(found, "task"), distinct(found, "row")[::-1]  # the first row on top
     fig, axes = panels(2 * len(tasks), 0.9 + len(tasks) * (0.7 + 0.28 * len(rows)), sharey=True)
     for i, t in enumerate(tasks):
-        for ax, name in zip(axes[2 * i:2 * i + 2], ("score", "forgetting"), strict=True):
+        score, change, is_share = *axes[2 * i:2 * i + 2], t != BLEU_TASK
+        for ax, name in ((score, "score"), (change, "forgetting")):
             for p in (p for p in select(found, task=t) if p.values(name)):
                 y, values = rows.index(p.row), list(p.values(name).values())
-                ax.errorbar([p.mean(name)[0]], [y], xerr=bars([p.mean(name)], name == "score"),
+                ax.errorbar([p.mean(name)[0]], [y], xerr=bars([p.mean(name)], name == "score" and is_share),
                             **style(p.row, linestyle="none", markersize=8))
                 ax.plot(values, [y - 0.3] * len(values), "o", color=style(p.row)["color"], markersize=3, alpha=0.6)
             ax.set(title=title(t), ylim=(-0.7, len(rows) - 0.4))
-        axes[2 * i].set(xlim=(-0.08, 1.08), xlabel="exact match")
-        axes[2 * i + 1].set_xlabel("forgetting, nats/token")
-        axes[2 * i + 1].axvline(0, color=COLOURS[WHOLE], linewidth=1)
-        axes[2 * i].set_yticks(range(len(rows)), rows)
+        score.set(xlabel="exact match" if is_share else "BLEU", **({"xlim": (-0.08, 1.08)} if is_share else {}))
+        change.set_xlabel("forgetting, nats/token")
+        change.axvline(0, color=COLOURS[WHOLE], linewidth=1)
+        score.set_yticks(range(len(rows)), rows)
     fig.supxlabel(f"{CUT} for exact match; dots: seeds", fontsize=12)
     return fig
 
 
-def kinds(lines: Lines, costs: dict | None):
-    return side_by_side(points(lines, "kinds"), str)
+def real(lines: Lines, costs: dict | None):
+    return side_by_side(points(lines, "real"), str)
 
 
 def forgetting(lines: Lines, costs: dict | None):

@@ -8,11 +8,11 @@ import jinja2  # torch itself requires it
 
 from docs.tools.comparison import figures, trends
 from docs.tools.comparison.facts import CELLS_OF, Facts
-from docs.tools.comparison.tables import TABLES, cost
+from docs.tools.comparison.tables import TABLES, cost, digits_of
 from docs.tools.drawing import picture
 from minipeft import Error
 from minipeft.bench.measure import card_line
-from minipeft.bench.quality import studies
+from minipeft.bench.quality import real, studies
 from minipeft.bench.quality.again import AVX2, TOLERANCE
 from minipeft.bench.quality.cell import HELD_OUT
 from minipeft.bench.quality.costs import place
@@ -22,7 +22,7 @@ from minipeft.files.atomic import read_json, write_atomically, write_text
 from minipeft.methods import WHOLE
 
 SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
-            "kinds", "forgetting", "cost")
+            "forgetting", "cost")
 
 def write(path: Path, folder: Path) -> dict:
     """Write pages and figures; returns {"pages", "figures", "trends"}.
@@ -62,7 +62,7 @@ def drawn(facts: Facts) -> list[str]:
 def command(study: str) -> str:
     """The command that writes a section's lines."""
     name = f"{CELLS_OF[study]} cost" if study in CELLS_OF else study
-    folders = {"real": " --smollm2 FOLDER --e2e FOLDER", "kinds": " --smollm2 FOLDER"}.get(study, "")
+    folders = " --smollm2 FOLDER --e2e FOLDER" * (study == "real")
     return f"python bench.py quality --study {name}{folders}"
 
 
@@ -81,9 +81,11 @@ def markdown(facts: Facts, path: Path) -> str:
                                   lstrip_blocks=True)
     text = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
     page = template.from_string(text).render(
-        f=facts, file=path.name, tables=tables, command=command, avx2=AVX2, tolerance=TOLERANCE, held_out=HELD_OUT,
-        machines=machines(lines), runs=f"{len(lines):,}", hours=f"{hours:.1f}", seeds=len(seeds),
-        rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"], rule=trends.RULE,
+        f=facts, file=path.name, tables=tables, command=command, digits_of=digits_of, avx2=AVX2,
+        tolerance=TOLERANCE, held_out=HELD_OUT, machines=machines(lines), runs=f"{len(lines):,}",
+        hours=f"{hours:.1f}", seeds=len(seeds),
+        rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"],
+        examples=studies.REAL_EXAMPLES, steps=real.STEPS, batch=real.BATCH, rule=trends.RULE,
         trends=trends.table(facts))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 

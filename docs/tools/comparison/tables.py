@@ -11,12 +11,13 @@ from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.measure import aligned
 from minipeft.bench.quality.grid import chosen, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
-from minipeft.bench.quality.real import LONGEST, SCORED, SENTENCES_SCORED
+from minipeft.bench.quality.real import SCORED, SENTENCES_SCORED
 from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row, sweep
 from minipeft.data.tasks import find_task
 from minipeft.methods import METHODS, WHOLE
 
 APART = 0.05  # of exact match
+BLEU_TASK = "e2e"  # the others are scored by exact match
 MEDIANS = f"; in brackets the median, where it is more than {APART} from the mean"
 LETTERS = {name: spec.symbol for method in METHODS.values() for name, spec in method.hyperparameters.items()
            if spec.symbol}
@@ -55,12 +56,17 @@ def seeds(found: list[Point]) -> str:
     return f"{n[0]} seeds" if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
 
 
+def digits_of(task: str) -> int:
+    """Decimal places of a task's scores."""
+    return 1 if task == BLEU_TASK else 2
+
+
 def score(p: Point | None, name: str = "score", digits: int = 2) -> str:
     """A point's mean and interval, and the median of an exact match that MEDIANS names; a dash where there is none."""
     if p is None or not p.values(name):
         return "-"
     text, median = plus_minus(p.mean(name), digits), p.median(name)
-    apart = name == "score" and p.cell.task != "e2e" and abs(median - p.mean(name)[0]) > APART
+    apart = name == "score" and p.cell.task != BLEU_TASK and abs(median - p.mean(name)[0]) > APART
     return f"{text} ({median:.{digits}f})" if apart else text
 
 
@@ -185,34 +191,23 @@ def data(lines: Lines) -> list[Table]:
 
 
 def real(lines: Lines) -> list[Table]:
-    found = points(lines, "real")
-    c = found[0].cell
-    title = (f"BLEU of {SCORED} test MRs by training examples, {c.base}, {c.steps} steps of "
-             f"{c.batch_size} pairs of at most {LONGEST} tokens; prompt and prefix start from a "
-             f"wording, {seeds(found)}")
-    gap = "Gap: that loss minus the training loss, nats per token"
-    tables = [by_row(title, found, "examples", digits=1),
-              by_row("Loss on test pairs, nats per token", found, "examples", "loss", 3),
-              by_row(gap, found, "examples", "gap", 3)]
-    if any(p.values("forgetting") for p in found):
-        tables.append(by_row("Forgetting: loss on other English after training less before, nats per token", found,
-                             "examples", "forgetting", 3))
-    return [*tables, sweep_table(lines, "real")]
-
-
-def kinds(lines: Lines) -> list[Table]:
-    found = points(lines, "kinds")
-    rows = []
-    for p in found:
-        line = next(iter(p.runs.values()))
-        rows.append([p.cell.task, p.row, score(p), score(p, "loss", 3), score(p, "forgetting", 3), score(p, "off", 3),
-                     score(p, "seconds", 0), f"{line['trained']:,}", f"{line['stored_bytes'] / 1000:,.0f}"])
-    c = found[0].cell if found else None
-    head = ["task", "method", "exact match", "loss", "forgetting", "adapter off", "seconds", "trained", "stored KB"]
-    title = (f"Exact match on {SENTENCES_SCORED} held-out sentences, {c.base}, {c.examples} examples, {c.steps} steps "
-             f"of {c.batch_size}, {seeds(found)}{MEDIANS}. Loss: on them, nats per token. Forgetting: loss on other "
-             "English after training less before; with the adapter off: what is left of it" if c else "")
-    return [Table(title, head, rows), sweep_table(lines, "kinds")] if c else []
+    """A table for each task."""
+    found, tables = points(lines, "real"), []
+    for t in distinct(found, "task"):
+        its = select(found, task=t)
+        c, measure, n = its[0].cell, *(("BLEU", SCORED) if t == BLEU_TASK else ("exact match", SENTENCES_SCORED))
+        rows = []
+        for p in its:
+            line, peak = next(iter(p.runs.values())), max(p.values("peak_bytes").values(), default=0)
+            rows.append([p.row, score(p, digits=digits_of(t)), score(p, "loss", 3), score(p, "gap", 3),
+                         score(p, "forgetting", 3), score(p, "off", 3), score(p, "seconds", 0),
+                         f"{peak / 1e9:.2f}" if peak else "-", f"{line['trained']:,}",
+                         f"{line['stored_bytes'] / 1000:,.0f}"])
+        head = ["method", measure, "loss", "gap", "forgetting", "adapter off", "seconds", "peak GB", "trained",
+                "stored KB"]
+        title = f"`{t}`: {measure} on {n} held-out texts, {c.base}, {seeds(its)}{MEDIANS if t != BLEU_TASK else ''}"
+        tables.append(Table(title, head, rows))
+    return [*tables, sweep_table(lines, "real")] if tables else []
 
 
 def forgetting(lines: Lines, found: list[Point] | None = None) -> list[Table]:
@@ -276,4 +271,4 @@ def cost(lines: Lines, costs: dict | None) -> Table:
 
 
 TABLES = {study.__name__: study for study in
-          (methods, budget, scale, length, start, projection, data, real, kinds, forgetting)}
+          (methods, budget, scale, length, start, projection, data, real, forgetting)}

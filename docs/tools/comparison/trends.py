@@ -1,10 +1,14 @@
 """Published trends, each as differences measured here, and the rule that gives its verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Interval, plus_minus
+from docs.tools.comparison.tables import BLEU_TASK
+from minipeft.bench.quality.real import BATCH, STEPS
+from minipeft.bench.quality.studies import REAL_EXAMPLES
+from minipeft.data.sentences import SENTENCES
 
 AGREES, CONTRADICTED, INCONCLUSIVE = "agrees", "contradicted", "inconclusive"
 RULE = (
@@ -35,11 +39,14 @@ def together(verdicts: list[str]) -> str:
     return CONTRADICTED if CONTRADICTED in verdicts else INCONCLUSIVE
 
 
+Differences = Callable[[Facts], dict[str, Interval]]  # by setting
+
+
 class Trend(NamedTuple):
     study: str  # whose lines it takes
     source: str
     says: str
-    differences: Callable[[Facts], dict[str, Interval]]
+    differences: Differences
     comment: str
     margin: float = 0.0
     digits: int = 2
@@ -74,21 +81,25 @@ PEFT = ("[PEFT's benchmark](https://github.com/huggingface/peft/tree/main/method
         "MetaMathQA, Llama-3.2-3B, July 2026, one seed")
 FORGETS = "[#3419](https://github.com/huggingface/peft/pull/3419)"  # mends how that benchmark measures forgetting
 SMALL = "bases of 0.03 to 1.9 million parameters, on digits"
-ON_E2E = "200 examples, for which the learning rates were swept"
-ON_REAL = "SmolLM2-135M, 200 examples, at most 100 steps of 4"
+ON_REAL = f"SmolLM2-135M, {REAL_EXAMPLES} examples, {STEPS} steps of {BATCH}"
 
 
-def ahead(study: str, a: str, b: str, name: str = "score", skip: tuple = ()) -> Callable[[Facts], dict[str, Interval]]:
+def ahead(study: str, a: str, b: str, name: str = "score", skip: Container[str] = ()) -> Differences:
     """Row a less row b, on every task of a study."""
     return lambda f: f.diffs(f"{study}/{a}/*", f"{study}/{b}/*", name, skip=skip)
 
 
-def on_e2e(a: str, b: str, name: str = "score") -> Callable[[Facts], dict[str, Interval]]:
-    """Row a less row b on E2E, with the number of examples for which learning rates were swept."""
-    return lambda f: {"200 examples": f.diff(f"real/{a}/200", f"real/{b}/200", name)}
+def on_e2e(a: str, b: str, name: str = "score") -> Differences:
+    """Row a less row b on E2E, whose score is BLEU."""
+    return ahead("real", a, b, name, skip=SENTENCES)
 
 
-def also(*several: tuple[str, Callable[[Facts], dict[str, Interval]]]) -> Callable[[Facts], dict[str, Interval]]:
+def exact(a: str, b: str) -> Differences:
+    """Row a less row b on the real model's tasks with exact match."""
+    return ahead("real", a, b, skip=(BLEU_TASK,))
+
+
+def also(*several: tuple[str, Differences]) -> Differences:
     """Differences of several pairs of rows, each with its label in front."""
     return lambda f: {f"{label}, {place}": d for label, its in several for place, d in its(f).items()}
 
@@ -131,8 +142,8 @@ TRENDS = [
           "tokens each: prefix ahead by", ahead("scale", "prefix", "prompt"),
           "where both select the known skill, or neither learns the composition, there is no difference to find"),
     Trend("real", f"{LESTER}, figure 1", "on large models prompt tuning reaches full fine-tuning; here at 135M "
-          "parameters, as no large model was tried (SmolLM2 on E2E): its held-out loss lower by (nats per token)",
-          on_e2e("full", "prompt", "loss"), f"{ON_E2E}; of large models the figures say nothing"),
+          "parameters, as no large model was tried: its held-out loss lower by (nats per token)",
+          ahead("real", "full", "prompt", "loss"), f"{ON_REAL}; of large models the figures say nothing"),
     Trend("length", f"{LI}, figure 4", "a longer prefix is better up to a peak, past which it gets worse; here: the "
           "longest's loss above that of half its length by",
           lambda f: {f"`{task}`, 128 tokens above 64": f.diff(f"length/prefix/{task}/128", f"length/prefix/{task}/64",
@@ -176,29 +187,29 @@ TRENDS = [
           "the first edition said so, with learning rates that were swept on endless data"),
     Trend("real", f"{LI}, table 1", "on E2E a prefix is on a par with full fine-tuning or ahead; here, BLEU: prefix "
           "less full, margin −1",
-          on_e2e("prefix", "full"), f"{ON_E2E}; the prefix starts from a wording, full fine-tuning from the bare base",
+          on_e2e("prefix", "full"), f"{ON_REAL}; the prefix starts from a wording, full fine-tuning from the bare base",
           margin=-1.0, digits=1),
     Trend("real", f"{LI}, §7.2", "a prompt at the input alone is behind a prefix on E2E; here, BLEU: prefix ahead by",
           on_e2e("prefix", "prompt"), "both start from the same wording here", digits=1),
-    Trend("real", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here, on E2E: its "
-          "held-out loss lower by (nats per token)",
-          on_e2e("full", "prefix", "loss"), "75 steps of 4 pairs see 200 examples hardly more than once"),
-    Trend("real", f"{LI}, §6.3", "and overfits less; here, on E2E: its gap of held-out and training loss narrower by "
-          "(nats per token)", on_e2e("full", "prefix", "gap"), ON_E2E),
-    Trend("kinds", PEFT, "a prefix scores above a prompt (0.416 and 0.34); here, exact match: prefix ahead by",
-          ahead("kinds", "prefix", "prompt"), ON_REAL),
-    Trend("kinds", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
-          ahead("kinds", "lora", "prefix"), f"{ON_REAL}; the prefix starts from a wording, LoRA from the bare base"),
-    Trend("kinds", PEFT, "LoRA is on a par with full fine-tuning (0.478 and 0.472); here, exact match: LoRA less "
-          "full, margin −0.02", ahead("kinds", "lora", "full"), ON_REAL, margin=-0.02),
-    Trend("kinds", f"{PEFT}, {FORGETS}", "a prefix forgets more than LoRA (loss on other text up by 0.198 and 0.050 "
-          "nats); here: more by", ahead("kinds", "prefix", "lora", "forgetting"), ON_REAL),
-    Trend("kinds", f"{PEFT}, {FORGETS}", "a prompt forgets more than LoRA (0.15 and 0.050); here: more by",
-          ahead("kinds", "prompt", "lora", "forgetting"), ON_REAL),
-    Trend("kinds", PEFT, "LoRA forgets more than full fine-tuning (0.050 and 0.030); here: more by",
-          ahead("kinds", "lora", "full", "forgetting"), ON_REAL),
-    Trend("kinds", BIDERMAN, "LoRA forgets less than full fine-tuning; here: full more by",
-          ahead("kinds", "full", "lora", "forgetting"), f"{ON_REAL}; this report and PEFT's want opposite signs"),
+    Trend("real", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: its held-out "
+          "loss lower by (nats per token)",
+          ahead("real", "full", "prefix", "loss"), "50 steps of 4 see each of 200 examples once"),
+    Trend("real", f"{LI}, §6.3", "and overfits less; here: its gap of held-out and training loss narrower by (nats "
+          "per token)", ahead("real", "full", "prefix", "gap"), ON_REAL),
+    Trend("real", PEFT, "a prefix scores above a prompt (0.416 and 0.34); here, exact match: prefix ahead by",
+          exact("prefix", "prompt"), ON_REAL),
+    Trend("real", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
+          exact("lora", "prefix"), f"{ON_REAL}; the prefix starts from a wording, LoRA from the bare base"),
+    Trend("real", PEFT, "LoRA is on a par with full fine-tuning (0.478 and 0.472); here, exact match: LoRA less "
+          "full, margin −0.02", exact("lora", "full"), ON_REAL, margin=-0.02),
+    Trend("real", f"{PEFT}, {FORGETS}", "a prefix forgets more than LoRA (loss on other text up by 0.198 and 0.050 "
+          "nats); here: more by", ahead("real", "prefix", "lora", "forgetting"), ON_REAL),
+    Trend("real", f"{PEFT}, {FORGETS}", "a prompt forgets more than LoRA (0.15 and 0.050); here: more by",
+          ahead("real", "prompt", "lora", "forgetting"), ON_REAL),
+    Trend("real", PEFT, "LoRA forgets more than full fine-tuning (0.050 and 0.030); here: more by",
+          ahead("real", "lora", "full", "forgetting"), ON_REAL),
+    Trend("real", BIDERMAN, "LoRA forgets less than full fine-tuning; here: full more by",
+          ahead("real", "full", "lora", "forgetting"), f"{ON_REAL}; this report and PEFT's want opposite signs"),
     Trend("forgetting", f"{PEFT}, {FORGETS}", "a prefix forgets more than LoRA; here, loss on the skills told: more "
           "by", ahead("forgetting", "prefix", "lora", "forgetting"), SMALL),
     Trend("forgetting", BIDERMAN, "LoRA forgets less than full fine-tuning; here, loss on the skills told: full more "

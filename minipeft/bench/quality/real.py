@@ -8,7 +8,7 @@
     topics, amounts    the tasks of minipeft.data.sentences. Held-out examples have sentence patterns of
                        their own; the validation set has those of training. Score: exact match
 
-Examples are drawn by the seed; a smaller set is part of a larger one. Every run is `steps` batches of
+Examples are drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches of
 BATCH pairs of similar length, so it need not see all of them. The loss is of the held-out pairs; when a
 learning rate is chosen, of the validation set, and nothing is generated. Weights are float32. peak_bytes: of
 the process in training, with Python and torch; on a GPU, of torch's allocator.
@@ -58,7 +58,6 @@ TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 class RealTask(NamedTuple):
     wording: str
     num_virtual_tokens: int  # SmolLM2's tokens of the wording
-    steps: int
 
 
 # This wording shows an example; of the five that docs/tools/e2e.py tries it has the lowest loss on the
@@ -69,10 +68,10 @@ WORDING = (
     "<|im_end|>\n<|im_start|>user\n"
 )
 TASKS = {
-    "e2e": RealTask(WORDING, 46, 50),
+    "e2e": RealTask(WORDING, 46),
     "topics": RealTask(
-        "<|im_start|>user\nIs it delivery, refund, payment, account, hours, booking, complaint or praise?\n", 22, 50),
-    "amounts": RealTask("<|im_start|>user\nThe date and the amount as in 06-07 980 USD:\n", 23, 50),
+        "<|im_start|>user\nIs it delivery, refund, payment, account, hours, booking, complaint or praise?\n", 22),
+    "amounts": RealTask("<|im_start|>user\nThe date and the amount as in 06-07 980 USD:\n", 23),
 }
 
 
@@ -99,7 +98,7 @@ ROWS = {
 }
 VIRTUAL = ("prompt", "prefix")  # methods that start from a wording
 MATCHED = {"match": 16}  # start from rows matched to as many training examples
-BATCH = 4
+STEPS, BATCH = 50, 4
 LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
 SENTENCES_SCORED = 100
@@ -111,7 +110,7 @@ def cell(name: str, examples: int, task: str = "e2e") -> Cell:
     if method in VIRTUAL:
         size = {"num_virtual_tokens": its.num_virtual_tokens, **size}
     starts = {"wording": {"text": its.wording}, "match": MATCHED}
-    return Cell(BASE, task, method, size, starts.get(start, start), steps=its.steps, batch_size=BATCH,
+    return Cell(BASE, task, method, size, starts.get(start, start), steps=STEPS, batch_size=BATCH,
                 examples=examples)
 
 
