@@ -139,18 +139,18 @@ def test_sentences_are_scored_by_exact_match_and_a_wording_is_the_same_as_a_star
 
 
 def test_a_prefix_from_examples_starts_with_the_rows_that_are_matched_to_the_first_of_them(folders, monkeypatch):
-    monkeypatch.setattr(real, "MATCHED", {"match": 2})  # of more there is no room
+    monkeypatch.setattr(real, "MATCHED", {"match": 1})  # of more there is no room
     asked = replace(real.cell("prefix from examples", 40, "topics"), lr=3e-3, steps=0)
     base, template = GPT.from_pretrained(folders["smollm2"]), Template(real.TEMPLATE)
     training, _, test = real.sentences(asked)
     tokenizer = tokenizer_for(300, folders["smollm2"])
-    records = [tokenize(e, tokenizer, template) for e in training[:2]]
+    records = [tokenize(e, tokenizer, template) for e in training[:1]]
     text = torch.tensor([token for r in records for token in (*r.prompt, *r.completion)])
     rows = match(base, text, asked.size["num_virtual_tokens"])
     model = adapt(base, "prefix", **asked.size, init=rows._replace(bias=None))
     wanted = evaluate(model, batches([e for e, _ in test], tokenizer, template))[0]
     assert cells.run(asked, folders)["loss"] == pytest.approx(wanted, abs=1e-5)
-    assert abs(cells.run(replace(asked, start="random"), folders)["loss"] - wanted) > 1e-3
+    assert abs(cells.run(replace(asked, start="random"), folders)["loss"] - wanted) > 1e-4
 
 
 def missing(monkeypatch, name: str) -> None:
