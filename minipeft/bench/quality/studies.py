@@ -112,10 +112,9 @@ def methods(tasks=TASKS, seeds=SEEDS) -> Pairs:
 
 
 def budget() -> Pairs:
-    """Three budgets of trained parameters; the learning rates are those of the middle one."""
+    """Three budgets of trained parameters."""
     rows = [r for r in GROWS if r != "hidden prefix"]
-    return seeded([(cell(r, t, largest(r, b)), cell(r, t, largest(r, BUDGET)))
-                   for t in ("reverse+increment", "parity") for b in BUDGETS for r in rows])
+    return swept(cell(r, t, largest(r, b)) for t in ("reverse+increment", "parity") for b in BUDGETS for r in rows)
 
 
 def scale() -> Pairs:
@@ -126,9 +125,8 @@ def scale() -> Pairs:
 
 
 def length() -> Pairs:
-    """Lengths of prompt and prefix; the learning rates are those of 16 virtual tokens."""
-    return seeded([(cell(r, t, {"num_virtual_tokens": P}), cell(r, t, TOKENS))
-                   for t in TEXTS for r in ("prompt", "prefix") for P in LENGTHS])
+    """Lengths of prompt and prefix."""
+    return swept(cell(r, t, {"num_virtual_tokens": P}) for t in TEXTS for r in ("prompt", "prefix") for P in LENGTHS)
 
 
 def start() -> Pairs:
@@ -157,7 +155,7 @@ def projection() -> Pairs:
 
 
 def data() -> Pairs:
-    """10 to 3,000 training examples. The learning rates are swept with as many."""
+    """10 to 3,000 training examples."""
     sizes = {"prompt": TOKENS, "prefix": TOKENS, "lora": largest("lora", BUDGET), "full": {}}
     return swept(cell(r, t, size, examples=n)
                  for t in TEXTS for n in FEW for r, size in sizes.items())
