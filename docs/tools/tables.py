@@ -142,9 +142,9 @@ def findings() -> str:
         f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full "
         "fine-tuning.",
         f'**{claims.prompt_against_full().capitalize()} at 135M parameters: "prompt tuning reaches full '
-        f'fine-tuning"**: on {len(signs)} tasks with 200 examples its loss is higher beyond chance on '
-        f"{signs.count(1)}, lower on {signs.count(-1)} (five seeds). The article says it of large models; "
-        "none was tried.",
+        f'fine-tuning"**: on {signs.count(1)} of {len(signs)} tasks with 200 examples its loss is higher beyond chance'
+        f"{f', on {signs.count(-1)} lower' * (-1 in signs)} (five seeds). The article says it of large models; none "
+        "was tried.",
         claims.little_data(),
     )
 

@@ -92,6 +92,7 @@ ROWS = {
     "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (1e-2, 3e-2, 1e-1)),
     "adapter": Row("adapter", {"bottleneck_size": 8}, None, (6e-4, 2e-3, 6e-3)),
     "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (1e-2, 3e-2, 1e-1)),
+    "ia3": Row("ia3", {}, None, (3e-3, 1e-2, 3e-2)),
     "lora with wording": Row("lora", {"r": 8}, "wording", (2e-3, 6e-3, 2e-2)),
     "full with wording": Row("full", {}, "wording", (3e-5, 1e-4, 3e-4)),
     "hard-prompt": Row("hard-prompt", {}, "wording", ()),
@@ -116,11 +117,11 @@ def cell(name: str, examples: int, task: str = "e2e") -> Cell:
 
 def row(of: Cell) -> str:
     """The row of a cell."""
-    for name, (method, size, _, _) in ROWS.items():
-        same_size = of.size.get("space") == size.get("space")
-        if of.method == method and same_size and of.start == cell(name, of.examples, of.task).start:
+    for name in ROWS:
+        its = cell(name, of.examples, of.task)
+        if (its.method, its.size, its.start) == (of.method, of.size, of.start):
             return name
-    raise Error(f"no row of the real model's tables has {of.method} with start {of.start}")
+    raise Error(f"no row of the real model's tables has {of.method} of size {of.size} with start {of.start}")
 
 
 def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
