@@ -11,6 +11,8 @@ from two_languages import assert_in_step
 
 import train
 from docs.tools import chinese, claims, refresh, tables
+from docs.tools.comparison.trends import prompt_against_full
+from docs.tools.results import facts
 from minipeft import GPT, METHODS, PRESETS, accounting, adapt
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.attention import BACKENDS
@@ -174,7 +176,7 @@ def test_readme_says_what_the_claims_contradict_or_withdraw():
 )
 def test_pages_agree_on_large_models(page):
     text = " ".join(page.read_text(encoding="utf-8").split()).lower()
-    verdict = f"{claims.prompt_against_full()} at 135m parameters"
+    verdict = f"{prompt_against_full(facts())} at 135m parameters"
     for words in (verdict, "200 examples", "(none|no large model) was tried"):
         assert re.search(words, text), words
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CATALOGUE = Path(__file__).with_name("chinese.txt")
-NUMBER = re.compile(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)\d+(?:,\d{3})*(?:\.\d+)*(?:e-?\d+)?")
+NUMBER = re.compile(r"(?<![A-Za-z_\d])(?<![A-Za-z]-)(?:(?<![^ ])[+-])?\d+(?:,\d{3})*(?:\.\d+)*(?:e-?\d+)?")
 CELL = re.compile(r"(?<=\| )(?:[^|\\]|\\.)+?(?= \|)")
 OPENING, CLOSING = "（“《", "，。；：、！？）”》"
 PIECE = re.compile(  # code, a link or a word, with the punctuation that belongs to it

@@ -122,7 +122,7 @@ def of_size() -> list[Claim]:
             "On large models prompt tuning reaches full fine-tuning",
             REAL,
             f"SmolLM2-135M, 200 examples, held-out loss of prompt minus full: {listed(real('prompt', 'full', 'loss'))}",
-            f"{prompt_against_full()} at 135M parameters; no large model was tried",
+            f"{trends.prompt_against_full(facts())} at 135M parameters; no large model was tried",
         ),
         Claim(
             "5 virtual tokens of T5-XXL are 5 × 4096 = 20,480 parameters a task", params,
@@ -143,11 +143,6 @@ def of_size() -> list[Claim]:
             f"{trends.together([trends.verdict(d, MARGINS[digits_of(t.strip('`'))]) for t, d in ahead.items()])}, at "
             "two to four times the share"),
     ]
-
-
-def prompt_against_full() -> str:
-    """The verdict on "a prompt reaches full fine-tuning", by held-out loss on the real model."""
-    return trends.together([trends.verdict(d) for d in real("full", "prompt", "loss").values()])
 
 
 def of_prefixes() -> list[Claim]:

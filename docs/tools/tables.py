@@ -36,8 +36,9 @@ from docs.tools import (
 )
 from docs.tools.comparison.summary import Point, beyond_chance
 from docs.tools.comparison.tables import LETTERS
+from docs.tools.comparison.trends import prompt_against_full
 from docs.tools.markdown import fenced, name, paragraph, points_list, ratio, spread, table
-from docs.tools.results import RESULTS, plus_minus, quality, read, seeds_above, trained, version
+from docs.tools.results import RESULTS, facts, plus_minus, quality, read, seeds_above, trained, version
 from minipeft import METHODS, PRESETS, accounting
 from minipeft.bench import params
 from minipeft.data import NANO
@@ -141,7 +142,7 @@ def findings() -> str:
         f"{prefix['percent']:.2f} % of the parameters, and"
         f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full "
         "fine-tuning.",
-        f'**{claims.prompt_against_full().capitalize()} at 135M parameters: "prompt tuning reaches full '
+        f'**{prompt_against_full(facts()).capitalize()} at 135M parameters: "prompt tuning reaches full '
         f'fine-tuning"**: on {signs.count(1)} of {len(signs)} tasks with 200 examples its loss is higher beyond chance'
         f"{f', on {signs.count(-1)} lower' * (-1 in signs)} (five seeds). The article says it of large models; none "
         "was tried.",

@@ -86,6 +86,7 @@ def markdown(facts: Facts, path: Path) -> str:
         hours=f"{hours:.1f}", seeds=len(seeds),
         rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"],
         examples=studies.REAL_EXAMPLES, steps=real.STEPS, batch=real.BATCH, rule=trends.RULE,
+        reaches=trends.prompt_against_full(facts),
         trends=trends.table(facts))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 

@@ -39,6 +39,11 @@ def together(verdicts: list[str]) -> str:
     return CONTRADICTED if CONTRADICTED in verdicts else INCONCLUSIVE
 
 
+def prompt_against_full(facts: Facts) -> str:
+    """The verdict on "prompt tuning reaches full fine-tuning", by held-out loss on the real model's tasks."""
+    return together([verdict(d) for d in facts.diffs("real/full/*", "real/prompt/*", "loss").values()])
+
+
 Differences = Callable[[Facts], dict[str, Interval]]  # by setting
 
 
