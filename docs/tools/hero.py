@@ -39,7 +39,7 @@ NAMES = {
 }
 # Where a curve's name stands, seen from its last point.
 SHIFTS = {
-    "prompt": (9, -21), "prefix": (9, 0), "lora": (9, -4), "adapter": (9, 15), "llama-adapter": (9, -9),
+    "prompt": (9, -21), "prefix": (9, 0), "lora": (9, -4), "adapter": (9, -3), "llama-adapter": (9, -9),
     "full": (8, 20),
 }
 LIFTS = {"prompt": 3, "prefix": 3, "adapter": -3, "llama-adapter": -3}  # equal counts stand side by side
