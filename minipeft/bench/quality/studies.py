@@ -10,7 +10,7 @@ from dataclasses import replace
 from ...accounting import count
 from ...accounting.shapes import EMBEDDED, SCALES
 from ...checks import Error
-from . import real as e2e
+from . import real as real_model
 from .lines import Cell
 
 BASE = "small"
@@ -26,8 +26,8 @@ FEW = (10, 30, 100, 300, 1000, 3000)
 REAL_EXAMPLES = 200
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
-MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # with every number of examples
-MATCHED = e2e.MATCHED  # start from rows matched to a batch of training examples
+MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # of the study of data; the real model's first
+MATCHED = real_model.MATCHED  # start from rows matched to a batch of training examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
@@ -48,8 +48,8 @@ PROJECTION_LEARNING_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # for both form
 
 def row(cell: Cell) -> str:
     """Name of a cell's method in tables, where forms of a method have rows of their own."""
-    if cell.base == e2e.BASE:
-        return e2e.row(cell)
+    if cell.base == real_model.BASE:
+        return real_model.row(cell)
     if cell.size.get("prefix_projection"):
         return "prefix by an MLP"
     return "hidden prefix" if cell.size.get("space") == "hidden" else cell.method
@@ -80,8 +80,8 @@ def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
 def sweep(of: Cell) -> list[Cell]:
     """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
     lies at an edge, the sweep goes on (grid.next_of_sweep)."""
-    if of.base == e2e.BASE:
-        rates = e2e.ROWS[row(of)].rates
+    if of.base == real_model.BASE:
+        rates = real_model.ROWS[row(of)].rates
     else:
         of, rates = replace(of, start=None), ROWS[row(of)][2]
     return [swept_at(of, lr) for lr in rates]
@@ -163,7 +163,7 @@ def data() -> Pairs:
 
 def real() -> Pairs:
     """A real model on three tasks of text: a description, a classification and an exact transformation."""
-    return swept(e2e.cell(r, REAL_EXAMPLES, t) for t in e2e.TASKS for r in e2e.ROWS)
+    return swept(real_model.cell(r, REAL_EXAMPLES, t) for t in real_model.TASKS for r in real_model.ROWS)
 
 
 def forgetting() -> Pairs:
