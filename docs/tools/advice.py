@@ -9,6 +9,7 @@ from minipeft.accounting.shapes import EMBEDDED, PRESETS
 from minipeft.bench.quality.real import BASE as REAL
 from minipeft.bench.quality.real import TASKS
 from minipeft.bench.quality.studies import BASE
+from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
 ROWS = ("prompt", "prefix", "lora", "full")
@@ -64,11 +65,12 @@ def on_real_tasks(f: Facts) -> str:
     scores = {task: ", ".join(f.mean(f"real/{row}/{task}", digits=digits_of(task)) for row in ROWS) for task in TASKS}
     loss = {row: joined(f.mean(f"real/{row}/{task}", "known loss") for task in TASKS) for row in ROWS}
     bare = f.points["real/prefix/topics"].mean("known loss before")[0]
+    noise = joined(f.mean(f"real/prefix from noise/{task}") for task in SENTENCES)
     return ("**On SmolLM2-135M with 200 examples**, prompt, prefix, LoRA and full fine-tuning: "
             f"BLEU {scores['e2e']} on descriptions of restaurants; exact match {scores['topics']} on a classification, "
-            f"{scores['amounts']} on rewriting dates and amounts. Loss on other English, {bare:.2f} for the base, is "
-            f"{loss['prefix']} with the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it "
-            "was.")
+            f"{scores['amounts']} on rewriting dates and amounts. Started from noise and not from a wording, the "
+            f"prefix has {noise} on these two. Loss on other English, {bare:.2f} for the base, is {loss['prefix']} with "
+            f"the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it was.")
 
 
 def forgotten(f: Facts) -> str:

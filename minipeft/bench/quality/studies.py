@@ -163,7 +163,7 @@ def data() -> Pairs:
 
 def real() -> Pairs:
     """A real model on three tasks of text: a description, a classification and an exact transformation."""
-    return swept(real_model.cell(r, REAL_EXAMPLES, t) for t in real_model.TASKS for r in real_model.ROWS)
+    return swept(real_model.cell(r, REAL_EXAMPLES, t) for r in real_model.ROWS for t in real_model.TASKS)
 
 
 def forgetting() -> Pairs:
