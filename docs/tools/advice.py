@@ -69,8 +69,9 @@ def on_real_tasks(f: Facts) -> str:
     return ("**On SmolLM2-135M with 200 examples**, prompt, prefix, LoRA and full fine-tuning: "
             f"BLEU {scores['e2e']} on descriptions of restaurants; exact match {scores['topics']} on a classification, "
             f"{scores['amounts']} on rewriting dates and amounts. Started from noise and not from a wording, the "
-            f"prefix has {noise} on these two. Loss on other English, {bare:.2f} for the base, is {loss['prefix']} with "
-            f"the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it was.")
+            f"prefix has {noise} on these two. Loss on other English, {bare:.2f} for the base, is "
+            f"{loss['prefix']} with the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it "
+            "was.")
 
 
 def forgotten(f: Facts) -> str:
