@@ -155,6 +155,31 @@ def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where
     assert others == tables.sweep_table(diverged, "methods").rows
 
 
+def test_sweeps_are_counted_with_their_edges_and_their_runs():
+    rates = {0.1: 0.5, 0.3: 0.4, 1.0: 0.3, 3.0: 0.6}  # goes on once, beyond 1
+    lines = {}
+    for like, losses in ((studies.cell("prefix", "parity", studies.TOKENS), rates),
+                         (studies.cell("prefix", "reverse", studies.TOKENS), dict(list(rates.items())[:3]))):
+        for lr, loss in losses.items():
+            swept = studies.swept_at(like, lr)
+            lines[swept.key] = made_up(swept, random.Random(0)) | {"loss": loss}
+    f = Facts(lines, None)
+    assert f.edges() == "1 of 2" and f.effort() == "the prefix 3.5"
+
+
+def test_a_task_of_the_real_model_has_a_table_with_its_measure_and_the_rows_that_are_run(lines):
+    some = {k: v | {"peak_bytes": 1_500_000_000 + 10**7 * v["cell"]["seed"]} for k, v in lines.items()
+            if studies.row(Cell.of(v)) != "full" or v["cell"]["task"] != "topics"}
+    of_task = {t.title.split("`")[1]: t for t in tables.real(some)[:-1]}
+    assert [*of_task] == ["e2e", "topics", "amounts"]
+    assert [t.head[1] for t in of_task.values()] == ["BLEU", "exact match", "exact match"]
+    assert [row[0] for row in of_task["amounts"].rows] == [*studies.real_model.ROWS]
+    assert [row[0] for row in of_task["topics"].rows] == [r for r in studies.real_model.ROWS if r != "full"]
+    peaks = {row[of_task["e2e"].head.index("peak GB")] for row in of_task["e2e"].rows}
+    assert peaks == {"1.54"}  # the largest of five seeds
+    assert re.fullmatch(r"\d\d\.\d ± \d\.\d", of_task["e2e"].rows[0][1])
+
+
 @pytest.mark.parametrize("verdicts, word", [
     (["agrees", "agrees"], "agrees"), (["agrees", "inconclusive"], "agrees in 1 of 2"),
     (["agrees", "contradicted"], "agrees in 1 of 2"), (["inconclusive", "contradicted"], "contradicted"),
