@@ -175,6 +175,7 @@ def test_readme_says_what_the_claims_contradict_or_withdraw():
     "page", [ENGLISH, DOCS / "claims.md", DOCS / "comparison.md", DOCS / "results" / "comparison.md"], ids=name
 )
 def test_pages_agree_on_large_models(page):
+    pytest.importorskip("scipy")
     text = " ".join(page.read_text(encoding="utf-8").split()).lower()
     verdict = f"{prompt_against_full(facts())} at 135m parameters"
     for words in (verdict, "200 examples", "(none|no large model) was tried"):
