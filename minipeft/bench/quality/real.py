@@ -11,7 +11,7 @@
 Examples are drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches of
 BATCH pairs of similar length, so it need not see all of them. The loss is of the held-out pairs; when a
 learning rate is chosen, of the validation set, and nothing is generated. Weights are float32. peak_bytes: of
-the process in training, with Python and torch; on a GPU, of torch's allocator.
+the process in training, with Python, torch and what earlier cells left; on a GPU, of torch's allocator.
 
 Prompt and prefix start from a wording and have its length; the other methods start from the bare base, and
 "with wording" have it in front of every input. Hard-prompt is that wording, not trained. docs/tools/e2e.py is
