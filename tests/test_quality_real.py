@@ -9,6 +9,7 @@ import torch
 from folders import real_base
 
 from minipeft import GPT, Error, adapt
+from minipeft.bench import measure
 from minipeft.bench.quality import cell as cells
 from minipeft.bench.quality import forgetting, real, studies
 from minipeft.data.encoding import tokenize
@@ -136,6 +137,11 @@ def test_sentences_are_scored_by_exact_match_and_a_wording_is_the_same_as_a_star
         worded.append(run("hard-prompt", task, lr=None)["loss"])
         assert worded == pytest.approx([worded[0]] * 5, abs=1e-5) and abs(worded[0] - bare) > 1e-4
         assert all(studies.row(real.cell(name, 8, task)) == name for name in real.ROWS)
+
+
+def test_peak_memory_is_left_open_where_the_system_does_not_tell(folders, monkeypatch):
+    monkeypatch.setattr(measure, "resident_peak", lambda: None)
+    assert cells.run(cell(), folders)["peak_bytes"] is None
 
 
 def test_a_prefix_from_examples_starts_with_the_rows_that_are_matched_to_the_first_of_them(folders, monkeypatch):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from docs.tools.comparison import trends
 from docs.tools.comparison.summary import Interval, Point, beyond_chance
-from docs.tools.comparison.tables import digits_of
+from docs.tools.comparison.tables import BLEU_TASK
 from docs.tools.results import RESULTS, facts, plus_minus, quality, read, seeds_above
 from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
@@ -22,7 +22,6 @@ from minipeft.bench.quality.real import TASKS
 T5 = SHAPES["t5-xxl"]
 AGREES, CONDITIONS, CONTRADICTED = "agrees", "agrees, with conditions", "contradicted"
 REAL = "python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER"
-MARGINS = {1: -1.0, 2: -0.02}  # of "comparable", by the digits of a score: BLEU, exact match
 WITHDRAWN = "withdrawn: learning rates were swept on endless data"
 
 
@@ -59,11 +58,6 @@ def real(a: str, b: str, name: str = "score") -> dict[str, Interval]:
     return facts().diffs(f"real/{a}/*", f"real/{b}/*", name)
 
 
-def listed(differences: dict[str, Interval]) -> str:
-    """Differences with their tasks, signed."""
-    return ", ".join(f"{label} {plus_minus(d, 2, '+')}" for label, d in differences.items())
-
-
 def of_learning() -> list[Claim]:
     wordings = read("train-hard-prompt-reverse")["wordings"]
     good = sum(w["exact_match"] > 0.9 for w in wordings)
@@ -97,6 +91,7 @@ def of_size() -> list[Claim]:
     smollm2 = PRESETS["smollm2-135m"]
     trained_share = [count(smollm2, "prefix", num_virtual_tokens=task.num_virtual_tokens).trained
                      / base_parameters(smollm2) for task in TASKS.values()]
+    comparable = [trends.verdict(d, -1.0 if BLEU_TASK in task else -0.02) for task, d in ahead.items()]
     medium = PRESETS[
         "gpt2-medium"
     ]  # Li & Liang's, with the 5 virtual tokens of their table 1 and the MLP of their code
@@ -121,7 +116,8 @@ def of_size() -> list[Claim]:
         Claim(
             "On large models prompt tuning reaches full fine-tuning",
             REAL,
-            f"SmolLM2-135M, 200 examples, held-out loss of prompt minus full: {listed(real('prompt', 'full', 'loss'))}",
+            "SmolLM2-135M, 200 examples, held-out loss of prompt minus full: "
+            f"{facts().listed(real('prompt', 'full', 'loss'))}",
             f"{trends.prompt_against_full(facts())} at 135M parameters; no large model was tried",
         ),
         Claim(
@@ -137,11 +133,13 @@ def of_size() -> list[Claim]:
         Claim(
             "Prefix tuning trains 0.1 % of the parameters and is comparable to full fine-tuning",
             REAL,
-            f"SmolLM2-135M, 200 examples, prefix minus full (BLEU on `e2e`, else exact match): {listed(ahead)}; "
+            "SmolLM2-135M, 200 examples, prefix minus full (BLEU on `e2e`, else exact match): "
+            f"{facts().listed(ahead)}; "
             f"{100 * min(trained_share):.1f} to {100 * max(trained_share):.1f} % of the parameters. The paper's own "
             f"prefix is {100 * stored:.2f} % as stored and {100 * trained:.0f} % as trained, with its MLP",
-            f"{trends.together([trends.verdict(d, MARGINS[digits_of(t.strip('`'))]) for t, d in ahead.items()])}, at "
-            "two to four times the share"),
+            verdict(
+                f"{trends.together(comparable)}, at two to four times the share",
+                0.0015 < min(trained_share) < max(trained_share) < 0.0045)),
     ]
 
 
@@ -199,7 +197,7 @@ def overfitting() -> Claim:
         "With little data a prefix overfits less than full fine-tuning",
         "python bench.py quality --study data",
         f"{measured} SmolLM2-135M, 200 examples: the gap of held-out and training loss is narrower by "
-        f"{listed(real('full', 'prefix', 'gap'))}", verdict_of_it)
+        f"{facts().listed(real('full', 'prefix', 'gap'))}", verdict_of_it)
 
 
 def little_data_verdicts() -> list[str]:

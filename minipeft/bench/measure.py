@@ -200,7 +200,8 @@ def peak_above(before: int | None, device: torch.device) -> int | None:
     report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return None if before is None else resident_peak() - before
+    peak = resident_peak()
+    return None if before is None or peak is None else peak - before
 
 
 def _measure_peak(device: torch.device, work: Callable, arguments: tuple) -> int | None:
