@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from minipeft.runtime import console, profiling
 from minipeft.training.evaluation import batches, evaluate
 from minipeft.training.prompt_search import choose_wording
 
-MADE_HERE = [name for name in studies.STUDIES if name != "real"]
+MADE_HERE = [name for name in studies.STUDIES if name not in studies.REAL]
 TINY = Cell("tiny", "parity", "prompt", {"num_virtual_tokens": 4}, lr=0.1, steps=8, batch_size=4)
 
 
@@ -91,7 +92,7 @@ def test_what_a_study_compares_differs_in_nothing_but_its_axes(name):
             continue
         assert replace(like, size=c.size, start=c.start, seed=c.seed) == c and studies.row(like) == studies.row(c)
         swept = studies.sweep(like)
-        assert len({s.lr for s in swept}) == len(swept) == (0 if c.method == "hard-prompt" else 3)
+        assert len({s.lr for s in swept}) == len(swept) == (0 if c.method == "hard-prompt" else 5)
         for s in swept:  # on other data than any cell that is compared, in the setting of `like`
             assert s.seed not in studies.SEEDS and s.scored_on == "dev"
             assert replace(s, lr=None, seed=0, scored_on="held-out") == replace(like, seed=0, start=None)
@@ -116,8 +117,9 @@ def test_sizes_within_a_study_are_those_that_its_question_names():
     assert sizes("projection") == {"prefix": 30 * [tokens], "prefix by an MLP": 30 * [by_mlp]}
     without_text = ("random", "vocab", studies.PROMPT_RUNG, studies.MATCHED)
     assert all(c.size == (tokens if c.start in without_text else {}) for c, _ in studies.start())
-    trained = [rates for *_, rates in studies.ROWS.values() if rates] + [r.rates for r in real.ROWS.values() if r.rates]
-    assert {len(rates) for rates in trained} == {3}
+    rates = [its for *_, its in studies.ROWS.values()] + [r.rates for r in real.ALL_ROWS.values()]
+    assert {len(its) for its in rates if its} == {5}
+    assert all(2.9 < high / low < 3.5 for its in rates for low, high in pairwise(its))
 
 
 # The data
@@ -269,13 +271,36 @@ def test_lines_that_lack_a_field_are_run_again_at_the_learning_rates_there_are(t
     assert len(grid.read(path)) == before  # the later line of a cell takes the place of the earlier one
 
 
+def test_what_may_close_the_distance_to_lora_is_changed_one_at_a_time():
+    for task in real.TASKS:
+        before = {method: asdict(real.cell(name, 200, task))
+                  for method, name in (("prefix", "prefix from noise"), ("lora", "lora"))}
+        for row in real.CHANGED:
+            changed = asdict(real.cell(row, 200, task))
+            size, its = changed.pop("size"), dict(before[changed["method"]])
+            differs = [k for k in size if size[k] != its["size"].get(k)] + [k for k in changed if changed[k] != its[k]]
+            assert len(differs) == 1 and studies.row(real.cell(row, 200, task)) == row
+
+
+def test_a_run_of_many_examples_of_text_sees_each_once_and_others_have_the_steps_of_the_first_study():
+    assert {(c.examples, c.steps) for c, _ in studies.real_data()} == {(50, 50), (200, 50), (1000, 250)}
+    first = {c.key for c, _ in studies.real()}
+    assert all(c.key in first for c, _ in studies.real_data() if c.examples == 200)
+
+
 def test_a_part_of_a_study_is_named_by_tasks_and_rows():
     pairs = studies.real()
-    some = part(pairs, ["topics"], ["prefix", "lora with wording"])
+    some = part(pairs, {"tasks": ["topics"], "methods": ["prefix", "lora with wording"]})
     assert {(c.task, studies.row(c)) for c, _ in some} == {("topics", "prefix"), ("topics", "lora with wording")}
-    assert part(pairs, None, None) == pairs
+    assert part(pairs, {"tasks": None, "methods": None}) == pairs
+    assert {c.examples for c, _ in part(studies.real_data(), {"examples": [50, 1000]})} == {50, 1000}
     with pytest.raises(Error, match="^--methods prefixes: the study has adapter, full, "):
-        part(pairs, None, ["prefixes"])
+        part(pairs, {"methods": ["prefixes"]})
+    with pytest.raises(Error, match="^--examples 7: the study has 1000, 200, 50$"):
+        part(studies.real_data(), {"examples": [7]})
+    with pytest.raises(Error, match=r"^no cell of the study has the tasks \['e2e'\], the methods \['adapter'\]$"):
+        part([p for p in pairs if "e2e" != p[0].task or p[0].method != "adapter"],
+             {"tasks": ["e2e"], "methods": ["adapter"], "examples": None})
 
 
 # A grid
@@ -303,13 +328,13 @@ def asked_for() -> list[tuple[Cell, Cell]]:
 def test_a_grid_runs_what_is_not_there_and_nothing_twice(tmp_path, ran):
     path = tmp_path / "made" / "lines.jsonl"
     lines = grid.fill(path, asked_for(), 1, {}, "cpu")
-    assert len(ran) == len({c.key for c in ran}) == 10 == len(lines)
-    assert [c.scored_on for c in ran] == 6 * ["dev"] + 4 * ["held-out"]
-    (_, best, _), started = studies.ROWS["prompt"][2], [c.start for c in ran[6:] if c.start]
-    assert {c.lr for c in ran[6:]} == {best} and started == 2 * [{"rung": "prompt", "lr": best}]
+    assert len(ran) == len({c.key for c in ran}) == 14 == len(lines)
+    assert [c.scored_on for c in ran] == 10 * ["dev"] + 4 * ["held-out"]
+    best, started = studies.ROWS["prompt"][2][1], [c.start for c in ran[10:] if c.start]
+    assert {c.lr for c in ran[10:]} == {best} and started == 2 * [{"rung": "prompt", "lr": best}]
     whole = path.read_bytes()
     second = whole.index(b"\n") + 1
-    for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: second + 4], 9), (b"", 10), (whole, 0)):
+    for torn, missing in ((whole[:-20], 1), (whole[:-1], 1), (whole[: second + 4], 13), (b"", 14), (whole, 0)):
         ran.clear()
         path.write_bytes(torn)
         assert grid.fill(path, asked_for(), 1, {}, "cpu") == lines and len(ran) == missing
@@ -427,12 +452,12 @@ def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
 def test_a_rate_is_chosen_by_the_loss_on_dev_examples_or_refused():
     like = replace(TINY, method="lora", lr=None)
     swept = studies.sweep(like)
-    lines = {c.key: {"loss": loss} for c, loss in zip(swept, (2.0, 1.0, None), strict=True)}
+    lines = {c.key: {"loss": loss} for c, loss in zip(swept, (2.0, 1.0, None, 3.0, None), strict=True)}
     assert grid.chosen(lines, like) == swept[1].lr
     lines[swept[1].key] = {"loss": None}
     assert grid.chosen(lines, like) == swept[0].lr
-    lines[swept[0].key] = {"loss": None}
-    with pytest.raises(Error, match=r"no learning rate of \[0.006, 0.02, 0.06\] trains lora on parity"):
+    lines |= {c.key: {"loss": None} for c in swept}
+    with pytest.raises(Error, match=r"no learning rate of \[0.002, 0.006, 0.02, 0.06, 0.2\] trains lora on parity"):
         grid.chosen(lines, like)
     with pytest.raises(Error, match="the sweep of lora on parity is not run"):
         grid.chosen({swept[0].key: {"loss": 1.0}}, like)
@@ -446,10 +471,11 @@ def test_a_sweep_goes_on_beyond_the_edge_where_its_best_lies_until_it_is_inside(
     def loss_at(lr):  # lowest at `best`
         return abs(math.log(lr / best))
 
-    like = replace(TINY, method="lora", lr=None, examples=10)  # lora's first three: 6e-3, 2e-2, 6e-2
+    like = replace(TINY, method="lora", lr=None, examples=10)
+    first = list(studies.ROWS["lora"][2])  # 2e-3 … 0.2
     monkeypatch.setattr(grid, "done", lambda workers, cells, *rest: [run(c, *rest) for c in cells])
-    for best, rates in ((2e-2, [6e-3, 2e-2, 6e-2]), (6e-4, [2e-4, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2]),
-                        (0.2, [6e-3, 2e-2, 6e-2, 0.2, 0.6]), (1e-9, [6e-5, 2e-4, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2])):
+    for best, rates in ((2e-2, first), (6e-4, [2e-4, 6e-4, *first]), (0.2, [*first, 0.6]),
+                        (1e-9, [2e-5, 6e-5, 2e-4, 6e-4, *first])):
         path = tmp_path / f"{best}.jsonl"
         lines = grid.fill(path, [(replace(like, seed=0), like)], 1, {}, "cpu")
         losses = grid.sweep_losses(lines, like)

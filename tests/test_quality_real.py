@@ -159,6 +159,16 @@ def test_a_prefix_from_examples_starts_with_the_rows_that_are_matched_to_the_fir
     assert abs(cells.run(replace(asked, start="random"), folders)["loss"] - wanted) > 1e-4
 
 
+def test_a_changed_prefix_trains_what_its_change_says(folders):
+    c = GPT.from_pretrained(folders["smollm2"]).config
+    row, P, m = 2 * c.n_layer * c.kv, 22, c.n_embd
+    for name, trained in (("prefix of 8 from noise", 8 * row), ("prefix from noise, no positions", P * row),
+                          ("prefix from noise, by an MLP", P * m + (m + 1) * m + (m + 1) * row)):
+        result = cells.run(replace(real.cell(name, 8, "topics"), lr=1e-2, steps=2, scored_on="dev"), folders)
+        stored = (8 if " 8 " in name else P) * row * 4  # the MLP is folded away
+        assert result["trained"] == trained and stored < result["stored_bytes"] < stored + 2000
+
+
 def missing(monkeypatch, name: str) -> None:
     """As if the package were not installed."""
     found = importlib.util.find_spec

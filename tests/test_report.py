@@ -149,22 +149,23 @@ def test_a_sweep_is_a_row_with_the_rate_of_the_lowest_loss_marked_and_none_where
     assert [row[0] for row in shown.rows] == [r for r in studies.MAIN_ROWS for _ in studies.FEW for _ in studies.TEXTS]
     for row in shown.rows:
         losses = {mark: float(mark.split(": ")[1].removesuffix(" ←")) for mark in row[4:] if mark}
-        assert [mark.endswith("←") for mark in losses] == [loss == min(losses.values()) for loss in losses.values()]
+        marked = [loss for mark, loss in losses.items() if mark.endswith("←")]
+        assert len(losses) == 5 and marked == [min(losses.values())]
     diverged = {k: v | {"loss": None} if is_sweep(v, "lora") else v for k, v in lines.items()}
     others = [row for row in tables.sweep_table(lines, "methods").rows if row[0] != "lora"]
     assert others == tables.sweep_table(diverged, "methods").rows
 
 
 def test_sweeps_are_counted_with_their_edges_and_their_runs():
-    rates = {0.1: 0.5, 0.3: 0.4, 1.0: 0.3, 3.0: 0.6}  # goes on once, beyond 1
+    rates = {0.03: 0.8, 0.1: 0.6, 0.3: 0.5, 1.0: 0.4, 3.0: 0.3, 10.0: 0.6}  # goes on once, beyond 3
     lines = {}
     for like, losses in ((studies.cell("prefix", "parity", studies.TOKENS), rates),
-                         (studies.cell("prefix", "reverse", studies.TOKENS), dict(list(rates.items())[:3]))):
+                         (studies.cell("prefix", "reverse", studies.TOKENS), dict(list(rates.items())[:5]))):
         for lr, loss in losses.items():
             swept = studies.swept_at(like, lr)
             lines[swept.key] = made_up(swept, random.Random(0)) | {"loss": loss}
     f = Facts(lines, None)
-    assert f.edges() == "1 of 2" and f.effort() == "the prefix 3.5"
+    assert f.edges() == "1 of 2" and f.effort() == "the prefix 5.5"
 
 
 def test_a_task_of_the_real_model_has_a_table_with_its_measure_and_the_rows_that_are_run(lines):
@@ -178,6 +179,30 @@ def test_a_task_of_the_real_model_has_a_table_with_its_measure_and_the_rows_that
     peaks = {row[of_task["e2e"].head.index("peak GB")] for row in of_task["e2e"].rows}
     assert peaks == {"1.54"}  # the largest of five seeds
     assert re.fullmatch(r"\d\d\.\d ± \d\.\d", of_task["e2e"].rows[0][1])
+
+
+def test_what_closes_the_distance_to_lora_is_paired_by_seed_in_table_and_figure(lines):
+    pytest.importorskip("matplotlib")
+    table, its = tables.real_prefix(lines)[0], points(lines, "real_prefix")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert [*rows] == ["prefix", "lora", "prefix from noise", *studies.real_model.CHANGED]
+    score = {(p.row, p.cell.task): p.values("score") for p in its}
+    d = [score["prefix", "topics"][seed] - score["lora", "topics"][seed] for seed in range(5)]
+    less = rows["prefix"][table.head[1:].index("topics") + 1]
+    assert less.startswith(f"{np.mean(d):+.2f} ± ") and rows["lora"][1::2] == ["-"] * 3
+    middle = figures.real_prefix(lines, None).axes[1]
+    drawn = next(line for line in middle.lines if line.get_marker() == "o" and len(line.get_xdata()) == 5
+                 and line.get_ydata()[0] == pytest.approx(len(rows) - 2 - 0.3))  # the uppermost row: prefix
+    assert list(drawn.get_xdata()) == pytest.approx(d)
+
+
+def test_points_of_the_real_model_that_are_not_begun_are_not_missed(lines):
+    some = {k: v for k, v in lines.items() if v["cell"]["examples"] != 1000}
+    f = Facts(some, None)
+    assert f.is_complete("real_data") and f.amounts("real_data", "prefix", "topics") == [50, 200]
+    assert not Facts({}, None).is_there("real_data")
+    begun = {k: v for k, v in lines.items() if v["cell"]["seed"] != 4 or v["cell"]["examples"] != 1000}
+    assert not Facts(begun, None).is_complete("real_data")
 
 
 @pytest.mark.parametrize("verdicts, word", [
@@ -353,7 +378,7 @@ def test_a_method_has_its_colour_in_every_figure(lines, costs):
 
 
 @pytest.mark.parametrize("study", ["methods", "budget", "start", "projection", "length", "cost", "data", "real",
-                                   "forgetting"])
+                                   "real_data", "forgetting"])
 def test_a_figure_says_that_intervals_of_a_share_are_cut(study, lines, costs):
     pytest.importorskip("matplotlib")
     fig = getattr(figures, study)(lines, costs)

@@ -231,7 +231,7 @@ def results() -> str:
               *[plus_minus(scores[row, FORGOTTEN].mean("forgetting")) for _ in range(forgets)]] for row in rows]
     caption = [
         f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), {cell.steps} steps of",
-        f"{cell.batch_size} examples, the best of three learning rates for each row and task (`python bench.py quality",
+        f"{cell.batch_size} examples, the best of five learning rates for each row and task (`python bench.py quality",
         "--study methods`)."]
     if forgets:
         caption += [f"Forgets: loss on all eight known skills, told, after training on `{FORGOTTEN}` less before,",

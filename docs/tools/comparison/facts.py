@@ -16,14 +16,15 @@ from docs.tools.markdown import name as name_of
 from minipeft import Error
 from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
-from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, STUDIES, TEXTS, sweep
+from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, REAL, STUDIES, TEXTS, sweep
 from minipeft.methods import METHODS, WHOLE
 
 GOOD = 0.9  # exact match from which a method is said to do a task
 AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
         "scale": ("row", "task", "base"), "length": ("row", "task", "tokens"),
         "start": ("row", "task", "start"), "projection": ("row", "lr"), "data": ("row", "task", "examples"),
-        "real": ("row", "task"), "forgetting": ("row", "task")}
+        "real": ("row", "task"), "real_data": ("row", "task", "examples"), "real_prefix": ("row", "task"),
+        "forgetting": ("row", "task")}
 CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
 WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise")
 LITTLE = 300  # examples, at most, that are called few
@@ -51,16 +52,16 @@ class Facts:
         name = CELLS_OF.get(study, study)
         found = [] if study in CELLS_OF and not self.costs else self.found[name]
         cells = [cell for cell, _ in STUDIES[name]()]
-        if study == "real":  # rows other than the main ones count once they are begun
-            begun = {(p.cell.task, p.row) for p in found}
-            cells = [cell for cell in cells if summary.row(cell) in MAIN_ROWS
-                     or (cell.task, summary.row(cell)) in begun]
+        if study in REAL:  # points other than the first study's main ones count once they are begun
+            begun = {replace(p.cell, seed=0, lr=None).key for p in found}
+            cells = [cell for cell in cells if study == "real" and summary.row(cell) in MAIN_ROWS
+                     or replace(cell, seed=0).key in begun]
         return found, cells
 
     def is_there(self, study: str) -> bool:
         """At least half of the points have been run: some belong to other studies as well."""
         found, cells = self.runs(study)
-        return 2 * len(found) >= len({replace(cell, seed=0).key for cell in cells})
+        return bool(found) and 2 * len(found) >= len({replace(cell, seed=0).key for cell in cells})
 
     def is_complete(self, study: str) -> bool:
         found, cells = self.runs(study)
@@ -197,6 +198,10 @@ class Facts:
 
     def listed(self, differences: dict[str, Interval]) -> str:
         return ", ".join(f"{plus_minus(d, 2, '+')} ({label})" for label, d in differences.items())
+
+    def amounts(self, study: str, row: str, task: str) -> list[int]:
+        """The numbers of examples that a row has been run with."""
+        return [self.points[a].cell.examples for a in self._below(f"{study}/{row}/{task}")]
 
     def little(self, a: str, b: str, name: str = "score") -> dict[str, Interval]:
         """Row a less row b with at most LITTLE examples, on every task."""

@@ -47,8 +47,9 @@ def draw_rows(ax, found: list[Point], x: Callable[[Point], float], name: str = "
     """A line for every row of these points."""
     for row in distinct(found, "row"):
         its = sorted(select(found, row=row), key=x)
-        draw_line(ax, list(map(x, its)), [p.mean(name) for p in its], row, share=name == "score")
-        for p in its if name == "score" else ():
+        share = name == "score" and its[0].cell.task != BLEU_TASK
+        draw_line(ax, list(map(x, its)), [p.mean(name) for p in its], row, share)
+        for p in its if share else ():
             draw_seeds(ax, x(p), p)
 
 
@@ -280,6 +281,43 @@ def side_by_side(found: list[Point], title: Callable[[str], str]):
 
 def real(lines: Lines, costs: dict | None):
     return side_by_side(points(lines, "real"), str)
+
+
+def real_data(lines: Lines, costs: dict | None):
+    """The score above, what is forgotten below."""
+    found = points(lines, "real_data")
+    tasks, examples = distinct(found, "task"), sorted(distinct(found, "examples"))
+    fig, axes = panels(2 * len(tasks), 7.0, columns=len(tasks), sharex=True)
+    for t, above, below in zip(tasks, axes, axes[len(tasks):], strict=False):
+        draw_rows(above, select(found, task=t), lambda p: p.cell.examples)
+        draw_rows(below, select(found, task=t), lambda p: p.cell.examples, "forgetting")
+        above.set(title=f"{t}: {'BLEU' if t == BLEU_TASK else 'exact match'}", xscale="log",
+                  **({} if t == BLEU_TASK else {"ylim": SHARE}))
+        ticks(above, examples, [f"{n:,}" for n in examples])
+        below.set(xlabel="training examples")
+    axes[len(tasks)].set_ylabel("forgetting, nats/token")
+    legend(fig, axes, note=f"{CUT} for exact match\n{DOTS}")
+    return fig
+
+
+def real_prefix(lines: Lines, costs: dict | None):
+    """The score of each row less LoRA's, paired by seed; a dot for each seed."""
+    found = points(lines, "real_prefix")
+    its, rows = by(found, "row", "task"), [r for r in distinct(found, "row") if r != "lora"][::-1]
+    tasks = [t for t in distinct(found, "task") if ("lora", t) in its]
+    fig, axes = panels(len(tasks), 1.2 + 0.4 * len(rows), columns=len(tasks), sharey=True)
+    for ax, t in zip(axes, tasks, strict=True):
+        for y, r in enumerate(rows):
+            if p := its.get((r, t)):
+                d, lora = p.less(its["lora", t]), its["lora", t].values("score")
+                ax.errorbar([d[0]], [y], xerr=bars([d], share=False), **style(r, linestyle="none", markersize=8))
+                ax.plot([x - lora[seed] for seed, x in p.values("score").items() if seed in lora],
+                        [y - 0.3] * len(p.runs), "o", color=style(r)["color"], markersize=3, alpha=0.6)
+        ax.axvline(0, color=COLOURS["lora"], linewidth=1)
+        ax.set(title=t, xlabel="BLEU" if t == BLEU_TASK else "exact match", ylim=(-0.7, len(rows) - 0.4))
+    axes[0].set_yticks(range(len(rows)), rows)
+    fig.supxlabel(f"less LoRA (the line); {OVER_SEEDS}; dots: seeds", fontsize=12)
+    return fig
 
 
 def forgetting(lines: Lines, costs: dict | None):

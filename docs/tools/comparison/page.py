@@ -21,7 +21,7 @@ from minipeft.bench.quality.lines import Lines, read
 from minipeft.files.atomic import read_json, write_atomically, write_text
 from minipeft.methods import WHOLE
 
-SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", "real",
+SECTIONS = ("methods", "budget", "time", "scale", "length", "start", "projection", "data", *studies.REAL,
             "forgetting", "cost")
 
 def write(path: Path, folder: Path) -> dict:
@@ -62,7 +62,7 @@ def drawn(facts: Facts) -> list[str]:
 def command(study: str) -> str:
     """The command that writes a section's lines."""
     name = f"{CELLS_OF[study]} cost" if study in CELLS_OF else study
-    folders = " --smollm2 FOLDER --e2e FOLDER" * (study == "real")
+    folders = " --smollm2 FOLDER --e2e FOLDER" * (study in studies.REAL)
     return f"python bench.py quality --study {name}{folders}"
 
 

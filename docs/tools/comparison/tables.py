@@ -210,6 +210,35 @@ def real(lines: Lines) -> list[Table]:
     return [*tables, sweep_table(lines, "real")] if tables else []
 
 
+def real_data(lines: Lines) -> list[Table]:
+    """Score, loss, gap and forgetting by training examples, of each task."""
+    found, tables = points(lines, "real_data"), []
+    for t in distinct(found, "task"):
+        its, n = select(found, task=t), digits_of(t)
+        measure = f"`{t}`: {'BLEU' if t == BLEU_TASK else 'exact match'} by training examples, {seeds(its)}"
+        for title, name, digits in ((measure, "score", n), ("Held-out loss", "loss", 2),
+                                    ("Gap: held-out minus training loss", "gap", 2), ("Forgetting", "forgetting", 2)):
+            unit = "" if name == "score" else f", nats per token, `{t}`"
+            tables.append(by_row(title + unit, its, "examples", name, digits))
+    return [*tables, sweep_table(lines, "real_data")] if tables else []
+
+
+def real_prefix(lines: Lines) -> list[Table]:
+    """Scores of a prefix and LoRA, and what each is less LoRA."""
+    found = points(lines, "real_prefix")
+    its, tasks, rows = by(found, "row", "task"), distinct(found, "task"), []
+    for r in distinct(found, "row"):
+        line = [r]
+        for t in tasks:
+            p, lora = its.get((r, t)), its.get(("lora", t))
+            line += [score(p, digits=digits_of(t)),
+                     plus_minus(p.less(lora), digits_of(t), "+") if p and lora and p is not lora else "-"]
+        rows.append(line)
+    head = ["method", *(text for t in tasks for text in (t, "less LoRA"))]
+    title = f"A prefix and LoRA, one thing changed at a time, {seeds(found)}; e2e: BLEU, others: exact match{MEDIANS}"
+    return [Table(title, head, rows), sweep_table(lines, "real_prefix")] if found else []
+
+
 def forgetting(lines: Lines, found: list[Point] | None = None) -> list[Table]:
     """Score beside what is forgotten, of the points whose lines have it (None: those of the study)."""
     found = [p for p in found or points(lines, "forgetting") if p.values("forgetting")]
@@ -271,4 +300,4 @@ def cost(lines: Lines, costs: dict | None) -> Table:
 
 
 TABLES = {study.__name__: study for study in
-          (methods, budget, scale, length, start, projection, data, real, forgetting)}
+          (methods, budget, scale, length, start, projection, data, real, real_data, real_prefix, forgetting)}

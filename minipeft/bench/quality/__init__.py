@@ -4,7 +4,7 @@ A cell is one run: a method of some size, on a base, on a task, with a learning 
 study is a list of cells that answers one question and varies one thing. All methods of a seed see
 the same examples in the same order.
 
-    1. sweeps   each method trains once with each of three learning rates, with a seed of their own;
+    1. sweeps   each method trains once with each of five learning rates, with a seed of their own;
                 the lowest loss on the validation set decides, and where it lies at an edge, the
                 sweep goes on beyond it
     2. cells    each cell trains with that learning rate over seeds 0 … 4, and is scored on held-out
@@ -24,6 +24,7 @@ figures and pages from the lines.
 
 import os
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 from ...checks import Error
@@ -46,12 +47,13 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     add = p.add_argument_group("a part of it").add_argument
     add("--tasks", nargs="+", metavar="TASK", help="cells of these tasks only")
     add("--methods", nargs="+", metavar="ROW", help="cells of these rows of the tables only")
+    add("--examples", nargs="+", type=int, metavar="N", help="cells with as many training examples only")
     add = p.add_argument_group("data").add_argument
     add("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
         help="where cells are written and looked up")
-    add("--smollm2", metavar="FOLDER", type=local_path, help="study real: SmolLM2-135M-Instruct")
+    add("--smollm2", metavar="FOLDER", type=local_path, help="studies of the real model: SmolLM2-135M-Instruct")
     add("--e2e", metavar="FOLDER", type=local_path,
-        help="study real, task e2e: E2E NLG's devset.csv and testset_w_refs.csv")
+        help="task e2e: E2E NLG's devset.csv and testset_w_refs.csv")
     add = p.add_argument_group("machine").add_argument
     add("--processes", type=int, default=os.cpu_count(), metavar="N",
         help="cells at a time, each on one CPU thread")
@@ -70,7 +72,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     if args.quick:
         chosen = ["methods"]
-    wanted = part(wanted, args.tasks, args.methods)
+    wanted = part(wanted, {"tasks": args.tasks, "methods": args.methods, "examples": args.examples})
     for name, needs in (("smollm2", [c.base == real.BASE for c, _ in wanted]),
                         ("e2e", [c.task == "e2e" for c, _ in wanted])):
         if any(needs):
@@ -89,15 +91,20 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     return result, tables(lines, [name for name in chosen if name != "cost"]), args.out
 
 
-def part(wanted: studies.Pairs, tasks: list[str] | None, rows: list[str] | None) -> studies.Pairs:
-    """The cells of these tasks and rows. Raises Error for a name that none of them has, and without any."""
-    for flag, names, known in (("--tasks", tasks, {c.task for c, _ in wanted}),
-                               ("--methods", rows, {studies.row(c) for c, _ in wanted})):
-        for name in names or ():
-            if name not in known:
-                raise Error(f"{flag} {name}: the study has {', '.join(sorted(known))}")
-    kept = [(c, like) for c, like in wanted if c.task in (tasks or [c.task])
-            and studies.row(c) in (rows or [studies.row(c)])]
+PARTS = {"tasks": attrgetter("task"), "methods": studies.row, "examples": attrgetter("examples")}  # by flag
+
+
+def part(wanted: studies.Pairs, named: dict[str, "list | None"]) -> studies.Pairs:
+    """The cells that have one of the named values by every flag of PARTS (None: any). Raises Error for a value that
+    no cell has, and without cells."""
+    kept = wanted
+    for flag, values in named.items():
+        has = PARTS[flag]
+        known = {has(c) for c, _ in wanted}
+        for value in values or ():
+            if value not in known:
+                raise Error(f"--{flag} {value}: the study has {', '.join(sorted(map(str, known)))}")
+        kept = [(c, like) for c, like in kept if values is None or has(c) in values]
     if wanted and not kept:
-        raise Error(f"no cell of the study has the tasks {tasks} and the methods {rows}")
+        raise Error("no cell of the study has " + ", ".join(f"the {flag} {its}" for flag, its in named.items() if its))
     return kept

@@ -8,8 +8,8 @@
     topics, amounts    the tasks of minipeft.data.sentences. Held-out examples have sentence patterns of
                        their own; the validation set has those of training. Score: exact match
 
-Examples are drawn by the seed; a smaller set is part of a larger one. Every run is STEPS batches of
-BATCH pairs of similar length, so it need not see all of them. The loss is of the held-out pairs; when a
+Examples are drawn by the seed; a smaller set is part of a larger one. A run is STEPS batches of BATCH
+pairs of similar length, or as many as see every example once. The loss is of the held-out pairs; when a
 learning rate is chosen, of the validation set, and nothing is generated. Weights are float32. peak_bytes: of
 the process in training, with Python, torch and what earlier cells left; on a GPU, of torch's allocator.
 
@@ -55,6 +55,9 @@ BASE = "smollm2-135m"
 TEMPLATE = "{input}<|im_end|>\n<|im_start|>assistant\n"
 
 
+STEPS, BATCH = 50, 4
+
+
 class RealTask(NamedTuple):
     wording: str
     num_virtual_tokens: int  # SmolLM2's tokens of the wording
@@ -80,46 +83,57 @@ class Row(NamedTuple):
     size: dict[str, Any]
     start: str | None  # "wording": that of the task, whose length a prompt or prefix has; "random"; "match"
     rates: tuple[float, ...]  # of the sweep
+    steps: int = STEPS
 
 
 ROWS = {
-    "prompt": Row("prompt", {}, "wording", (1e-2, 3e-2, 1e-1)),
-    "prefix": Row("prefix", {}, "wording", (1e-2, 3e-2, 1e-1)),
-    "lora": Row("lora", {"r": 8}, None, (2e-3, 6e-3, 2e-2)),
-    "full": Row("full", {}, None, (3e-5, 1e-4, 3e-4)),
-    "prefix from noise": Row("prefix", {}, "random", (1e-2, 3e-2, 1e-1)),
-    "prefix from examples": Row("prefix", {}, "match", (1e-2, 3e-2, 1e-1)),
-    "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (1e-2, 3e-2, 1e-1)),
-    "adapter": Row("adapter", {"bottleneck_size": 8}, None, (6e-4, 2e-3, 6e-3)),
-    "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (1e-2, 3e-2, 1e-1)),
-    "ia3": Row("ia3", {}, None, (3e-3, 1e-2, 3e-2)),
-    "lora with wording": Row("lora", {"r": 8}, "wording", (2e-3, 6e-3, 2e-2)),
-    "full with wording": Row("full", {}, "wording", (3e-5, 1e-4, 3e-4)),
+    "prompt": Row("prompt", {}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix": Row("prefix", {}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "lora": Row("lora", {"r": 8}, None, (6e-4, 2e-3, 6e-3, 2e-2, 6e-2)),
+    "full": Row("full", {}, None, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    "prefix from noise": Row("prefix", {}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix from examples": Row("prefix", {}, "match", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "adapter": Row("adapter", {"bottleneck_size": 8}, None, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)),
+    "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "ia3": Row("ia3", {}, None, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "lora with wording": Row("lora", {"r": 8}, "wording", (6e-4, 2e-3, 6e-3, 2e-2, 6e-2)),
+    "full with wording": Row("full", {}, "wording", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
     "hard-prompt": Row("hard-prompt", {}, "wording", ()),
 }
+# What may close the distance of a prefix from noise to LoRA: each changes one thing.
+CHANGED = {
+    "prefix of 8 from noise": Row("prefix", {"num_virtual_tokens": 8}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix of 64 from noise": Row("prefix", {"num_virtual_tokens": 64}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix from noise, no positions": Row("prefix", {"positions": 0}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix from noise, by an MLP": Row("prefix", {"prefix_projection": True}, "random",
+                                        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+    "prefix from noise, twice the steps": Row("prefix", {}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 2 * STEPS),
+    "lora, twice the steps": Row("lora", {"r": 8}, None, (6e-4, 2e-3, 6e-3, 2e-2, 6e-2), 2 * STEPS),
+}
+ALL_ROWS = ROWS | CHANGED
 VIRTUAL = ("prompt", "prefix")  # methods that start from a wording
 MATCHED = {"match": 16}  # start from rows matched to as many training examples
-STEPS, BATCH = 50, 4
 LONGEST = 64  # tokens of a pair, without the virtual ones
 SCORED, NEW = 50, 40
 SENTENCES_SCORED = 100
 
 
 def cell(name: str, examples: int, task: str = "e2e") -> Cell:
-    """The cell of this row, without learning rate and seed."""
-    (method, size, start, _), its = ROWS[name], TASKS[task]
+    """The cell of this row, without learning rate and seed; with many examples it sees each once."""
+    (method, size, start, _, steps), its = ALL_ROWS[name], TASKS[task]
     if method in VIRTUAL:
         size = {"num_virtual_tokens": its.num_virtual_tokens, **size}
     starts = {"wording": {"text": its.wording}, "match": MATCHED}
-    return Cell(BASE, task, method, size, starts.get(start, start), steps=STEPS, batch_size=BATCH,
-                examples=examples)
+    return Cell(BASE, task, method, size, starts.get(start, start), batch_size=BATCH,
+                steps=max(steps, examples // BATCH), examples=examples)
 
 
 def row(of: Cell) -> str:
     """The row of a cell."""
-    for name in ROWS:
+    for name in ALL_ROWS:
         its = cell(name, of.examples, of.task)
-        if (its.method, its.size, its.start) == (of.method, of.size, of.start):
+        if (its.method, its.size, its.start, its.steps) == (of.method, of.size, of.start, of.steps):
             return name
     raise Error(f"no row of the real model's tables has {of.method} of size {of.size} with start {of.start}")
 
@@ -207,7 +221,7 @@ def sentences(cell: Cell) -> Split:
 
 def sizes(cell: Cell, model: Adapted) -> dict[str, int]:
     """Trained parameters, and the bytes of one task's adapter file by its closed form."""
-    size = dict(cell.size)
+    size = {k: n for k, n in cell.size.items() if k in model.method.sizes()}  # positions, for one, are no size
     if cell.method in ("hard-prompt", "prompt", "prefix"):  # as long as their initial value
         size["num_virtual_tokens"] = model.method.num_virtual_tokens
     return {"trained": sum(p.numel() for p in model.trainable_parameters()),

@@ -24,6 +24,7 @@ TOKENS = {"num_virtual_tokens": 16}  # size of a prompt or prefix, unless its le
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FEW = (10, 30, 100, 300, 1000, 3000)
 REAL_EXAMPLES = 200
+REAL_FEW = (50, REAL_EXAMPLES, 1000)
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # of the study of data; the real model's first
@@ -31,15 +32,15 @@ MATCHED = real_model.MATCHED  # start from rows matched to a batch of training e
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
-# learning rates of its sweep: a factor of about √10 apart, around the best of a pilot.
+# five learning rates of its sweep: a factor of about √10 apart, around the best of a pilot.
 ROWS = {
-    "prompt": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
-    "prefix": ("num_virtual_tokens", {}, (0.1, 0.3, 1.0)),
-    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}, (0.1, 0.3, 1.0)),
-    "lora": ("r", {}, (6e-3, 2e-2, 6e-2)),
-    "adapter": ("bottleneck_size", {"placement": "pfeiffer"}, (1e-2, 3e-2, 1e-1)),
-    "llama-adapter": ("adapter_len", {}, (0.1, 0.3, 1.0)),
-    "full": (None, {}, (1e-3, 3e-3, 1e-2)),
+    "prompt": ("num_virtual_tokens", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "prefix": ("num_virtual_tokens", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "lora": ("r", {}, (2e-3, 6e-3, 2e-2, 6e-2, 2e-1)),
+    "adapter": ("bottleneck_size", {"placement": "pfeiffer"}, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "llama-adapter": ("adapter_len", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "full": (None, {}, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "hard-prompt": (None, {}, ()),
 }
 GROWS = [name for name, (grows, _, _) in ROWS.items() if grows]
@@ -57,7 +58,7 @@ def row(cell: Cell) -> str:
 
 def method_of(name: str) -> str:
     """The method of a row."""
-    return "prefix" if "prefix" in name else name.removesuffix(" with wording")
+    return "prefix" if "prefix" in name else name.removesuffix(" with wording").split(",")[0]
 
 
 def largest(name: str, budget: int, base: str = BASE) -> dict:
@@ -81,7 +82,7 @@ def sweep(of: Cell) -> list[Cell]:
     """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
     lies at an edge, the sweep goes on (grid.next_of_sweep)."""
     if of.base == real_model.BASE:
-        rates = real_model.ROWS[row(of)].rates
+        rates = real_model.ALL_ROWS[row(of)].rates
     else:
         of, rates = replace(of, start=None), ROWS[row(of)][2]
     return [swept_at(of, lr) for lr in rates]
@@ -166,6 +167,17 @@ def real() -> Pairs:
     return swept(real_model.cell(r, REAL_EXAMPLES, t) for r in real_model.ROWS for t in real_model.TASKS)
 
 
+def real_data() -> Pairs:
+    """The same with 50, 200 and 1,000 examples."""
+    return swept(real_model.cell(r, n, t) for t in real_model.TASKS for n in REAL_FEW for r in MAIN_ROWS)
+
+
+def real_prefix() -> Pairs:
+    """The same for a prefix and LoRA, one thing changed at a time."""
+    rows = ("prefix", "lora", "prefix from noise", *real_model.CHANGED)
+    return swept(real_model.cell(r, REAL_EXAMPLES, t) for r in rows for t in real_model.TASKS)
+
+
 def forgetting() -> Pairs:
     """The first study on three of its tasks, for lines that have what is forgotten (grid.fill)."""
     return methods(KNOWN)
@@ -173,5 +185,7 @@ def forgetting() -> Pairs:
 
 # By name. Training time and cost are read from the cells of the first.
 STUDIES = {study.__name__: study
-           for study in (methods, budget, scale, length, start, projection, data, real, forgetting)}
-BY_NAME = ("real", "forgetting")  # not run unless they are asked for
+           for study in (methods, budget, scale, length, start, projection, data, real, real_data, real_prefix,
+                         forgetting)}
+REAL = ("real", "real_data", "real_prefix")
+BY_NAME = (*REAL, "forgetting")  # not run unless they are asked for
