@@ -563,19 +563,27 @@ def replace_score(line: str) -> str:
     return json.dumps(json.loads(line) | {"score": 0.123})
 
 
-def lonely(end) -> None:
-    """A grid of one long cell, in a process of its own. Its worker, forked, holds the end of the pipe as well."""
-    start = multiprocessing.get_context("fork")
-    grid.multiprocessing.get_context = lambda name: start
+def sleep() -> None:
+    lonely.end.send("begun")
+    time.sleep(600)
+
+
+def lonely(of: str, end) -> None:
+    """A grid of one long cell, or a measurement, in a process of its own. The worker, forked, holds the end of the
+    pipe as well."""
+    lonely.end, start = end, multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda name: start
+    if of == "measurement":
+        measure.in_new_process(sleep)
     with grid.pool(1) as workers:
-        workers.submit(grid.work, replace(TINY, steps=20_000), {}, "cpu")
-        end.send("begun")
+        workers.submit(sleep)
         end.recv()
 
 
-def test_when_a_grid_is_killed_its_workers_end_too():
+@pytest.mark.parametrize("of", ["grid", "measurement"])
+def test_when_a_grid_or_a_measurement_is_killed_its_workers_end_too(of):
     ours, theirs = context().Pipe()
-    process = context().Process(target=lonely, args=(theirs,))
+    process = context().Process(target=lonely, args=(of, theirs))
     process.start()
     theirs.close()
     assert ours.recv() == "begun"

@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import multiprocessing
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -176,13 +178,27 @@ def in_new_process(work: Callable, *arguments):
     """work(*arguments) in a new process with as many threads as this one. Raises Error if it fails."""
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, context, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        with ProcessPoolExecutor(1, context, _start_process, (torch.get_num_threads(),)) as pool:
             return pool.submit(work, *arguments).result()
     except BrokenProcessPool:
         reason = "the process was killed, most likely because memory ran out"
     except Exception as e:
         reason = first_line(e)
     raise Error(reason)
+
+
+def _start_process(threads: int) -> None:
+    torch.set_num_threads(threads)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a process of multiprocessing: it ends when its parent does, though that was killed."""
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def restart_peak(device: torch.device) -> None:

@@ -23,6 +23,7 @@ from ...checks import Error
 from ...methods import METHODS
 from ...runtime.console import progress
 from ...runtime.profiling import card
+from ..measure import end_with_parent
 from .cell import run
 from .lines import Cell, Lines, read
 from .studies import PROMPT_RUNG, Pairs, sweep, swept_at
@@ -199,12 +200,7 @@ def start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())  # tqdm's own is a system semaphore, which a kill leaks
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
