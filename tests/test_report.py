@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("scipy")
 import bench
-from docs.tools import advice, chinese, claims, comparison, hero
-from docs.tools import tables as readme_tables
+from docs.tools import advice, chinese, claims, comparison, hero, study_tables
 from docs.tools.comparison import figures, page, tables, trends
 from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
@@ -276,12 +275,12 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
 def test_sentences_on_studies_that_are_run_later_have_their_chinese(lines, costs, monkeypatch):
     for module in (advice, claims):
         monkeypatch.setattr(module, "facts", lambda: Facts(lines, costs))
-    monkeypatch.setattr(readme_tables, "quality", lambda study: points(lines, study))
+    monkeypatch.setattr(study_tables, "quality", lambda study: points(lines, study))
     text, claim = advice.what_to_use(), claims.overfitting()
     for words in ("With 10 examples", "On SmolLM2-135M", "What is forgotten"):
         assert words in text
     assert claim.verdict in ("agrees", "contradicted", "inconclusive") or claim.verdict.startswith("agrees in ")
-    table = readme_tables.results()
+    table = study_tables.results()
     assert "| forgets |" in table and "Forgets: loss on all eight known skills" in " ".join(table.split())
     for block in (text, f"| {claim.measured} | {claim.verdict} |", f"- {claims.little_data()}", table):
         assert not chinese.untranslated(block)
@@ -391,7 +390,7 @@ def test_the_lead_picture_has_the_counts_of_the_table_below_it():
     table = {p.row: (trained(p), seeds_above(p)) for p in quality("methods") if p.cell.task == hero.NEW_SKILL}
     assert found.pop("full") == [table["full"]]
     assert found and all(table[row] in its for row, its in found.items())
-    assert f"new `{hero.NEW_SKILL}`" in (summary := readme_tables.summary()) and f"{hero.BUDGET:,}" in summary
+    assert f"new `{hero.NEW_SKILL}`" in (summary := study_tables.summary()) and f"{hero.BUDGET:,}" in summary
 
 
 def test_methods_take_colours_and_markers_in_their_order_until_the_palette_ends():

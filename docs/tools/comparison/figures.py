@@ -10,7 +10,7 @@ from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality.grid import sweep_losses
 from minipeft.bench.quality.lines import Lines
-from minipeft.bench.quality.studies import BUDGETS, method_of
+from minipeft.bench.quality.studies import AGAINST, BUDGETS, method_of
 from minipeft.methods import WHOLE
 
 EXACT = "exact match on held-out examples"
@@ -303,20 +303,20 @@ def real_data(lines: Lines, costs: dict | None):
 def real_prefix(lines: Lines, costs: dict | None):
     """The score of each row less LoRA's, paired by seed; a dot for each seed."""
     found = points(lines, "real_prefix")
-    its, rows = by(found, "row", "task"), [r for r in distinct(found, "row") if r != "lora"][::-1]
-    tasks = [t for t in distinct(found, "task") if ("lora", t) in its]
+    its, rows = by(found, "row", "task"), [r for r in distinct(found, "row") if r != AGAINST][::-1]
+    tasks = [t for t in distinct(found, "task") if (AGAINST, t) in its]
     fig, axes = panels(len(tasks), 1.2 + 0.4 * len(rows), columns=len(tasks), sharey=True)
     for ax, t in zip(axes, tasks, strict=True):
         for y, r in enumerate(rows):
             if p := its.get((r, t)):
-                d, lora = p.less(its["lora", t]), its["lora", t].values("score")
+                d, other = p.less(its[AGAINST, t]), its[AGAINST, t].values("score")
                 ax.errorbar([d[0]], [y], xerr=bars([d], share=False), **style(r, linestyle="none", markersize=8))
-                ax.plot([x - lora[seed] for seed, x in p.values("score").items() if seed in lora],
+                ax.plot([x - other[seed] for seed, x in p.values("score").items() if seed in other],
                         [y - 0.3] * len(p.runs), "o", color=style(r)["color"], markersize=3, alpha=0.6)
-        ax.axvline(0, color=COLOURS["lora"], linewidth=1)
+        ax.axvline(0, color=COLOURS[AGAINST], linewidth=1)
         ax.set(title=t, xlabel="BLEU" if t == BLEU_TASK else "exact match", ylim=(-0.7, len(rows) - 0.4))
     axes[0].set_yticks(range(len(rows)), rows)
-    fig.supxlabel(f"less LoRA (the line); {OVER_SEEDS}; dots: seeds", fontsize=12)
+    fig.supxlabel(f"less {AGAINST} (the line); {OVER_SEEDS}; dots: seeds", fontsize=12)
     return fig
 
 

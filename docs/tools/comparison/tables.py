@@ -12,7 +12,7 @@ from minipeft.bench.measure import aligned
 from minipeft.bench.quality.grid import chosen, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.real import SCORED, SENTENCES_SCORED
-from minipeft.bench.quality.studies import BUDGETS, STUDIES, largest, row, sweep
+from minipeft.bench.quality.studies import AGAINST, BUDGETS, STUDIES, largest, row, sweep
 from minipeft.data.tasks import find_task
 from minipeft.methods import METHODS, WHOLE
 
@@ -224,17 +224,17 @@ def real_data(lines: Lines) -> list[Table]:
 
 
 def real_prefix(lines: Lines) -> list[Table]:
-    """Scores of a prefix and LoRA, and what each is less LoRA."""
+    """Scores of a prefix and LoRA, and what each is less the other."""
     found = points(lines, "real_prefix")
     its, tasks, rows = by(found, "row", "task"), distinct(found, "task"), []
     for r in distinct(found, "row"):
         line = [r]
         for t in tasks:
-            p, lora = its.get((r, t)), its.get(("lora", t))
+            p, other = its.get((r, t)), its.get((AGAINST, t))
             line += [score(p, digits=digits_of(t)),
-                     plus_minus(p.less(lora), digits_of(t), "+") if p and lora and p is not lora else "-"]
+                     plus_minus(p.less(other), digits_of(t), "+") if p and other and p is not other else "-"]
         rows.append(line)
-    head = ["method", *(text for t in tasks for text in (t, "less LoRA"))]
+    head = ["method", *(text for t in tasks for text in (t, f"less {AGAINST}"))]
     title = f"A prefix and LoRA, one thing changed at a time, {seeds(found)}; e2e: BLEU, others: exact match{MEDIANS}"
     return [Table(title, head, rows), sweep_table(lines, "real_prefix")] if found else []
 

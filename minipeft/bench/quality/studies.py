@@ -28,6 +28,7 @@ REAL_FEW = (50, REAL_EXAMPLES, 1000)
 KNOWN = ("reverse", "parity", "differences")  # tasks of the study of forgetting
 TEXTS = {"reverse": "last to first: ", "parity": "odd or even: "}  # describe the task
 MAIN_ROWS = ("prompt", "prefix", "lora", "full")  # of the study of data; the real model's first
+AGAINST = "lora"  # what the study real_prefix compares with
 MATCHED = real_model.MATCHED  # start from rows matched to a batch of training examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
@@ -174,7 +175,7 @@ def real_data() -> Pairs:
 
 def real_prefix() -> Pairs:
     """The same for a prefix and LoRA, one thing changed at a time."""
-    rows = ("prefix", "lora", "prefix from noise", *real_model.CHANGED)
+    rows = ("prefix", AGAINST, "prefix from noise", *real_model.CHANGED)
     return swept(real_model.cell(r, REAL_EXAMPLES, t) for r in rows for t in real_model.TASKS)
 
 
