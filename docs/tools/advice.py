@@ -6,8 +6,9 @@ from docs.tools.markdown import points_list
 from docs.tools.results import facts, read
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED, PRESETS
+from minipeft.bench.quality.cell import DEV
 from minipeft.bench.quality.real import BASE as REAL
-from minipeft.bench.quality.real import TASKS
+from minipeft.bench.quality.real import SCORED, SENTENCES_SCORED, TASKS
 from minipeft.bench.quality.studies import BASE
 from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
@@ -44,34 +45,40 @@ def choices(f: Facts) -> list[str]:
     return [
         f"**A wording, if one does it**: the best of {len(INSTRUCTIONS)} instructions scores "
         f"{score('hard-prompt', 'reverse')} on a known skill and trains nothing.",
-        f"**A soft prompt to select a known skill with the smallest file**: {score('prompt', 'reverse')} on "
-        f"`reverse`, but {score('prompt', 'parity')} on the new `parity`. It takes places in the text: a step on "
-        f"GPT-2's shape costs {times('prompt', 8)} of full fine-tuning's with 8 virtual tokens and "
-        f"{times('prompt', 128)} with 128.",
-        "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with as "
-        f"many parameters {score('prefix', 'parity')} on `parity`, where the prompt has {score('prompt', 'parity')}. A "
-        f"step costs {times('prefix', 8)} with 8 virtual tokens and {times('prefix', 128)} with 128; "
-        f"its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} times a prompt's of the same "
-        "length. Start it from words.",
+        f"**A soft prompt to select a known skill with the smallest file**: {f.mean('length/prompt/reverse/8')} on "
+        f"`reverse` with 8 virtual tokens, but on the new `parity` at most {f.mean(f.best('length/prompt/parity'))}, "
+        f"with 1 to 128. It takes places in the text: a step on GPT-2's shape costs {times('prompt', 8)} of full "
+        f"fine-tuning's with 8 virtual tokens and {times('prompt', 128)} with 128.",
+        "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with 8 "
+        f"virtual tokens {score('prefix', 'parity')} on `parity`, where a prompt of as many parameters has "
+        f"{score('prompt', 'parity')}. A step costs {times('prefix', 8)} with 8 virtual tokens and "
+        f"{times('prefix', 128)} with 128; its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} "
+        "times a prompt's of the same length. Start it from words that say the task. Try noise as well for something "
+        f"new: with 16 virtual tokens `parity` is learnt to {f.mean('start/prefix/parity/noise')} from noise, to "
+        f"{f.mean('start/prefix/parity/the best wording')} from the wording of another skill.",
         f"**LoRA to teach something new**: {score('lora', 'reverse+increment')} on two skills in a row where the "
         f"prefix has {score('prefix', 'reverse+increment')}; a step costs {lora['step_against_full']:.2f}, and "
         "merged into the weights it costs nothing in use, for one task at a time.",
         f"**Full fine-tuning if a whole model a task can be stored**: {score('full', 'differences')} on "
-        f"`differences`, where LoRA has {score('lora', 'differences')}.",
+        f"`differences`, where LoRA of rank 4 has {score('lora', 'differences')} after as many steps.",
     ]
 
 
 def on_real_tasks(f: Facts) -> str:
     scores = {task: ", ".join(f.mean(f"real/{row}/{task}", digits=digits_of(task)) for row in ROWS) for task in TASKS}
-    loss = {row: joined(f.mean(f"real/{row}/{task}", "known loss") for task in TASKS) for row in ROWS}
+    loss = {row: joined(f.mean(f"real/{row}/{task}", "known loss") for task in TASKS)
+            for row in (*ROWS, "hard-prompt")}
     bare = f.points["real/prefix/topics"].mean("known loss before")[0]
-    noise = joined(f.mean(f"real/prefix from noise/{task}") for task in SENTENCES)
-    return ("**On SmolLM2-135M with 200 examples**, prompt, prefix, LoRA and full fine-tuning: "
+    noise, worded = (joined(f.mean(f"real/{row}/{task}") for task in SENTENCES)
+                     for row in ("prefix from noise", "lora with wording"))
+    return ("**On SmolLM2-135M-Instruct with 200 examples, each seen once**, prompt and prefix started from a wording, "
+            "LoRA and full fine-tuning without one: "
             f"BLEU {scores['e2e']} on descriptions of restaurants; exact match {scores['topics']} on a classification, "
-            f"{scores['amounts']} on rewriting dates and amounts. Started from noise and not from a wording, the "
-            f"prefix has {noise} on these two. Loss on other English, {bare:.2f} for the base, is "
-            f"{loss['prefix']} with the prefix on, {loss['lora']} with LoRA; switched off, both leave the base as it "
-            "was.")
+            f"{scores['amounts']} on rewriting dates and amounts. On these two LoRA with the wording in front of every "
+            f"input has {worded}, a prefix started from noise {noise}. Loss on other English, {bare:.2f} for the base, "
+            f"is {loss['prompt']} with the prompt on, {loss['prefix']} with the prefix, {loss['lora']} with LoRA, "
+            f"{loss['full']} after full fine-tuning, and {loss['hard-prompt']} with the wording alone, which trains "
+            "nothing. Switched off, all but full fine-tuning leave the base as it was.")
 
 
 def forgotten(f: Facts) -> str:
@@ -87,7 +94,8 @@ def limits(f: Facts) -> str:
     of_full = {row: f"{step[row] / step['full']:.2f}" for row in ("prompt", "prefix")}
     tokens = {row: f.points[f"methods/{row}/parity"].cell.size["num_virtual_tokens"] for row in of_full}
     small, real = (base_parameters(c) / 1e6 for c in (EMBEDDED[BASE], PRESETS[REAL]))
-    return (f"**Limits**: bases of {small:.1f} and {real:.0f} million parameters, short texts, "
+    return (f"**Limits**: learning rates chosen on {DEV} further examples, for SmolLM2 {SCORED} or {SENTENCES_SCORED}; "
+            f"bases of {small:.1f} and {real:.0f} million parameters, short texts, "
             f"{len(f.points['methods/lora/parity'].runs)} seeds; steps on 2 CPU cores. At equal parameters a prompt of "
             f"{tokens['prompt']} tokens takes {of_full['prompt']} of full fine-tuning's step, a prefix of "
             f"{tokens['prefix']} takes {of_full['prefix']}.")

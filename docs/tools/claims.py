@@ -54,7 +54,7 @@ def methods() -> dict[tuple[str, str], Point]:
 
 
 def real(a: str, b: str, name: str = "score") -> dict[str, Interval]:
-    """Row a less row b on each task of SmolLM2-135M, paired over five seeds."""
+    """Row a less row b on each task of the real model, paired over five seeds."""
     return facts().diffs(f"real/{a}/*", f"real/{b}/*", name)
 
 
@@ -116,7 +116,7 @@ def of_size() -> list[Claim]:
         Claim(
             "On large models prompt tuning reaches full fine-tuning",
             REAL,
-            "SmolLM2-135M, 200 examples, held-out loss of prompt minus full: "
+            "SmolLM2-135M-Instruct, 200 examples seen once, held-out loss of prompt minus full: "
             f"{facts().listed(real('prompt', 'full', 'loss'))}",
             f"{trends.prompt_against_full(facts())} at 135M parameters; no large model was tried",
         ),
@@ -133,7 +133,7 @@ def of_size() -> list[Claim]:
         Claim(
             "Prefix tuning trains 0.1 % of the parameters and is comparable to full fine-tuning",
             REAL,
-            "SmolLM2-135M, 200 examples, prefix minus full (BLEU on `e2e`, else exact match): "
+            "SmolLM2-135M-Instruct, 200 examples seen once, prefix minus full (BLEU on `e2e`, else exact match): "
             f"{facts().listed(ahead)}; "
             f"{100 * min(trained_share):.1f} to {100 * max(trained_share):.1f} % of the parameters. The paper's own "
             f"prefix is {100 * stored:.2f} % as stored and {100 * trained:.0f} % as trained, with its MLP",
@@ -191,12 +191,14 @@ def overfitting() -> Claim:
     if facts().is_complete("data"):
         words = little_data_verdicts()
         verdict_of_it = trends.together(words)
-        measured = ("10 to 300 examples, two tasks, learning rates swept for each: the gap is narrower beyond "
-                    f"chance in {words.count(AGREES)} of {len(words)} settings, wider in {words.count(CONTRADICTED)}.")
+        measured = ("10 to 300 examples, two tasks, learning rates swept for each: where both fit their training "
+                    f"examples, the gap is narrower beyond chance in {words.count(AGREES)} of {len(words)} settings, "
+                    f"wider in {words.count(CONTRADICTED)}.")
     return Claim(
         "With little data a prefix overfits less than full fine-tuning",
         "python bench.py quality --study data",
-        f"{measured} SmolLM2-135M, 200 examples: the gap of held-out and training loss is narrower by "
+        f"{measured} SmolLM2-135M-Instruct, 200 examples seen once: the gap of held-out and training loss is "
+        "narrower by "
         f"{facts().listed(real('full', 'prefix', 'gap'))}", verdict_of_it)
 
 
@@ -211,8 +213,8 @@ def little_data() -> str:
                 "learning rates that were not chosen for little data.")
     words = little_data_verdicts()
     return ('**Corrected: "with little data a prefix overfits less than full fine-tuning"**: with learning rates swept '
-            f"for 10 to 300 examples, its gap is narrower beyond chance in {words.count(AGREES)} of {len(words)} "
-            f"settings, wider in {words.count(CONTRADICTED)}.")
+            f"for 10 to 300 examples, its gap is narrower beyond chance in {words.count(AGREES)} of the {len(words)} "
+            f"settings in which both fit their training examples, wider in {words.count(CONTRADICTED)}.")
 
 
 def of_use() -> list[Claim]:

@@ -59,7 +59,8 @@ def findings() -> str:
     peak = prefix["peak_bytes"] / full["peak_bytes"]
     return points_list(
         f"**A prompt can select a known skill; it taught none of {COUNTS[len(NEW)]} new ones**: every one of five "
-        "seeds passes the known skill, and not one a new skill.",
+        f"seeds passes the known skill, with {it['prompt', 'reverse'].cell.size['num_virtual_tokens']} virtual tokens, "
+        "and not one a new skill.",
         f"**A prefix is more than a long prompt**: with the same {budget:,} parameters it learns `parity`, a new map "
         f"of digits, in {seeds} seeds of five, a soft prompt in none; it can use keys and values that no input could "
         "produce.",
@@ -68,7 +69,8 @@ def findings() -> str:
         f" a step still takes {share:.2f} of the time and {peak:.2f} of the peak memory of full "
         "fine-tuning.",
         f'**{prompt_against_full(facts()).capitalize()} at 135M parameters: "prompt tuning reaches full '
-        f'fine-tuning"**: on {signs.count(1)} of {len(signs)} tasks with 200 examples its loss is higher beyond chance'
+        f'fine-tuning"**: on {signs.count(1)} of {len(signs)} tasks with 200 examples, each seen once, its loss is '
+        'higher beyond chance'
         f"{f', on {signs.count(-1)} lower' * (-1 in signs)} (five seeds). The article says it of large models; none "
         "was tried.",
         claims.little_data(),

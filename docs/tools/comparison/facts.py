@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from docs.tools.comparison import summary
 from docs.tools.comparison.summary import Interval, Point, beyond_chance, plus_minus
-from docs.tools.comparison.tables import cost_rows, of_budget, pareto_front
+from docs.tools.comparison.tables import cost_rows, digits_of, of_budget, pareto_front
 from docs.tools.markdown import name as name_of
 from minipeft import Error
 from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
@@ -28,6 +28,7 @@ AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
 CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
 WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise")
 LITTLE = 300  # examples, at most, that are called few
+FITTED = 0.1  # nats per token: training loss below which the examples are said to be fitted
 
 
 class Facts:
@@ -148,13 +149,17 @@ class Facts:
         return joined(method(a.split("/")[1]) for a in others if beyond_chance(self.diff(first, a)) > 0) or "none"
 
     def forgets(self, study: str, task: str) -> str:
-        """The methods that forget least and most, and LoRA beside a prefix."""
+        """The methods that forget least and most, LoRA beside a prefix, and what a wording alone changes."""
         its = sorted((a for a in self.at(study, task) if self.points[a].values("forgetting")),
                      key=lambda a: self.points[a].mean("forgetting")[0])
         trained = [a for a in its if METHODS[self.points[a].cell.method].trains()]
         less = self.diff(f"{study}/prefix/{task}", f"{study}/lora/{task}", "forgetting")
-        return (f"{self.called(trained[0], 'forgetting')} forgets least and {self.called(trained[-1], 'forgetting')} "
-                f"most (nats per token); the prefix less LoRA: {plus_minus(less, 2, '+')}")
+        least, most = (f"{method(a.split('/')[1])} ({self.mean(a, 'forgetting')}, with a score of "
+                       f"{self.score(a):.{digits_of(task)}f})" for a in (trained[0], trained[-1]))
+        untrained = [a for a in its if a not in trained]
+        alone = f"; a wording alone, untrained: {self.mean(untrained[0], 'forgetting')}" if untrained else ""
+        return (f"{least} forgets least and {most} most (nats per token); the prefix less LoRA: "
+                f"{plus_minus(less, 2, '+')}{alone}")
 
     def off(self, study: str) -> str:
         """The largest change that is left with the adapter off, of the methods that freeze the base."""
@@ -204,9 +209,10 @@ class Facts:
         return [self.points[a].cell.examples for a in self._below(f"{study}/{row}/{task}")]
 
     def little(self, a: str, b: str, name: str = "score") -> dict[str, Interval]:
-        """Row a less row b with at most LITTLE examples, on every task."""
-        return {f"`{t}`, {n}": self.diff(f"data/{a}/{t}/{n}", f"data/{b}/{t}/{n}", name)
-                for t in TEXTS for n in FEW if n <= LITTLE}
+        """Row a less row b with at most LITTLE examples, on every task; of gaps, where both fit their examples."""
+        its = {f"`{t}`, {n}": (f"data/{a}/{t}/{n}", f"data/{b}/{t}/{n}") for t in TEXTS for n in FEW if n <= LITTLE}
+        return {label: self.diff(*pair, name) for label, pair in its.items()
+                if name != "gap" or all(self.points[p].mean("loss_on_learnt")[0] < FITTED for p in pair)}
 
     def first_edition(self, row: str, task: str, n: int) -> str:
         """Validation loss with n examples at the learning rate for endless data, and at that for n."""

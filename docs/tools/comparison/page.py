@@ -7,14 +7,14 @@ from pathlib import Path
 import jinja2  # torch itself requires it
 
 from docs.tools.comparison import figures, trends
-from docs.tools.comparison.facts import CELLS_OF, Facts
+from docs.tools.comparison.facts import CELLS_OF, FITTED, Facts
 from docs.tools.comparison.tables import TABLES, cost, digits_of
 from docs.tools.drawing import picture
 from minipeft import Error
 from minipeft.bench.measure import card_line
-from minipeft.bench.quality import real, studies
+from minipeft.bench.quality import forgetting, real, studies
 from minipeft.bench.quality.again import AVX2, TOLERANCE
-from minipeft.bench.quality.cell import HELD_OUT
+from minipeft.bench.quality.cell import DEV, HELD_OUT
 from minipeft.bench.quality.costs import place
 from minipeft.bench.quality.grid import BEYOND
 from minipeft.bench.quality.lines import Lines, read
@@ -85,6 +85,7 @@ def markdown(facts: Facts, path: Path) -> str:
         tolerance=TOLERANCE, held_out=HELD_OUT, machines=machines(lines), runs=f"{len(lines):,}",
         hours=f"{hours:.1f}", seeds=len(seeds),
         rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"],
+        dev=DEV, scored=real.SCORED, sentences=real.SENTENCES_SCORED, paragraphs=forgetting.PARAGRAPHS, fitted=FITTED,
         examples=studies.REAL_EXAMPLES, steps=real.STEPS, batch=real.BATCH, rule=trends.RULE,
         reaches=trends.prompt_against_full(facts),
         trends=trends.table(facts))

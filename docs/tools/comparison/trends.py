@@ -86,7 +86,7 @@ PEFT = ("[PEFT's benchmark](https://github.com/huggingface/peft/tree/main/method
         "MetaMathQA, Llama-3.2-3B, July 2026, one seed")
 FORGETS = "[#3419](https://github.com/huggingface/peft/pull/3419)"  # mends how that benchmark measures forgetting
 SMALL = "bases of 0.03 to 1.9 million parameters, on digits"
-ON_REAL = f"SmolLM2-135M, {REAL_EXAMPLES} examples, {STEPS} steps of {BATCH}"
+ON_REAL = f"SmolLM2-135M-Instruct, {REAL_EXAMPLES} examples, {STEPS} steps of {BATCH}: each is seen once"
 
 
 def ahead(study: str, a: str, b: str, name: str = "score", skip: Container[str] = ()) -> Differences:
@@ -148,7 +148,8 @@ TRENDS = [
           "where both select the known skill, or neither learns the composition, there is no difference to find"),
     Trend("real", f"{LESTER}, figure 1", "on large models prompt tuning reaches full fine-tuning; here at 135M "
           "parameters, as no large model was tried: its held-out loss lower by (nats per token)",
-          ahead("real", "full", "prompt", "loss"), f"{ON_REAL}; of large models the figures say nothing"),
+          ahead("real", "full", "prompt", "loss"),
+          f"{ON_REAL}, and more steps may favour the prompt; of large models the figures say nothing"),
     Trend("length", f"{LI}, figure 4", "a longer prefix is better up to a peak, past which it gets worse; here: the "
           "longest's loss above that of half its length by",
           lambda f: {f"`{task}`, 128 tokens above 64": f.diff(f"length/prefix/{task}/128", f"length/prefix/{task}/64",
@@ -179,7 +180,7 @@ TRENDS = [
     Trend("projection", f"{LI}, §4.3", "trained directly a prefix ends somewhat lower than through the MLP; here, "
           "each at its best learning rate: the MLP ahead by",
           lambda f: {"`parity`": f.diff(f.best("projection/prefix by an MLP"), f.best("projection/prefix"))},
-          "each form has its own sweep here; at one learning rate for both, the MLP can look far better"),
+          "each form at the best of six learning rates, by these scores; at one for both, the MLP can look far better"),
     Trend("projection", f"{LI}, §4.3; {CHATGLM}", "without the MLP training is unstable or does not converge; here, "
           "each at its best learning rate: worst seed of the MLP ahead of the worst of the direct form by",
           lambda f: {"`parity`": (f.worst("projection/prefix by an MLP") - f.worst("projection/prefix"), None)},
@@ -189,7 +190,8 @@ TRENDS = [
           "learning rates swept with as many examples; the paper has tables and summaries on GPT-2 and BART"),
     Trend("data", f"{LI}, §6.3", "and overfits less; here: its gap of held-out and training loss narrower by (nats "
           "per token)", lambda f: f.little("full", "prefix", "gap"),
-          "the first edition said so, with learning rates that were swept on endless data"),
+          "settings where both fit their training examples; the first edition said so, with learning rates that were "
+          "swept on endless data"),
     Trend("real", f"{LI}, table 1", "on E2E a prefix is on a par with full fine-tuning or ahead; here, BLEU: prefix "
           "less full, margin −1",
           on_e2e("prefix", "full"), f"{ON_REAL}; the prefix starts from a wording, full fine-tuning from the bare base",
@@ -198,9 +200,9 @@ TRENDS = [
           on_e2e("prefix", "prompt"), "both start from the same wording here", digits=1),
     Trend("real", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: its held-out "
           "loss lower by (nats per token)",
-          ahead("real", "full", "prefix", "loss"), "50 steps of 4 see each of 200 examples once"),
+          ahead("real", "full", "prefix", "loss"), ON_REAL),
     Trend("real", f"{LI}, §6.3", "and overfits less; here: its gap of held-out and training loss narrower by (nats "
-          "per token)", ahead("real", "full", "prefix", "gap"), ON_REAL),
+          "per token)", ahead("real", "full", "prefix", "gap"), f"{ON_REAL}, which leaves little to overfit"),
     Trend("real", PEFT, "a prefix scores above a prompt (0.416 and 0.34); here, exact match: prefix ahead by",
           exact("prefix", "prompt"), ON_REAL),
     Trend("real", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
