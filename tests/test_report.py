@@ -35,7 +35,7 @@ def made_up(cell: Cell, rng: random.Random) -> dict:
     """A line with a score by the method and some noise; curves rise evenly to it."""
     score = min(1, max(0, GOOD.get(cell.method, 0.6) + rng.gauss(0, 0.05))) * (50 if cell.task == "e2e" else 1)
     curve = [[step, score * step / cell.steps, 1.0] for step in range(0, cell.steps, 37)]
-    few = {"loss_on_learnt": rng.random()} if cell.examples else {}
+    few = {"loss_on_learnt": rng.random() / 20} if cell.examples else {}
     loss = 2 - GOOD.get(cell.method, 0.6) + rng.random() / 10
     numbers = {"score": score, "loss": loss, "trained": 10, "stored_bytes": 20, "seconds": 1.0}
     known = {"before": [0.1, 0.99], "after": [0.1 + rng.random(), 0.5], "off": [0.1, 0.99]}
@@ -207,7 +207,7 @@ def test_points_of_the_real_model_that_are_not_begun_are_not_missed(lines):
 @pytest.mark.parametrize("verdicts, word", [
     (["agrees", "agrees"], "agrees"), (["agrees", "inconclusive"], "agrees in 1 of 2"),
     (["agrees", "contradicted"], "agrees in 1 of 2"), (["inconclusive", "contradicted"], "contradicted"),
-    (["inconclusive", "inconclusive"], "inconclusive")])
+    (["inconclusive", "inconclusive"], "inconclusive"), ([], "inconclusive")])
 def test_a_verdict_of_several_settings_follows_from_their_own(verdicts, word):
     assert trends.together(verdicts) == word
 
@@ -266,6 +266,11 @@ def test_little_data_has_findings_from_its_lines_and_is_withdrawn_without_them(l
     assert "with 10 examples full fine-tuning (0.9" in its and "![" in its
     f = Facts(lines, costs)
     assert f.first_edition("full", "reverse", 10) in its
+    unfit = {k: v | {"loss_on_learnt": 0.2} if v["cell"]["method"] == "full" and v["cell"]["examples"] == 30 else v
+             for k, v in lines.items()}
+    gaps = Facts(unfit, costs).little("full", "prefix", "gap")
+    every = [*f.little("full", "prefix")]
+    assert [*f.little("full", "prefix", "gap")] == every and [*gaps] == [p for p in every if not p.endswith(", 30")]
     without, text = section({k: v for k, v in lines.items() if not of_few(v["cell"])})
     assert "Not run yet: `python bench.py quality --study data`." in without and "![" not in without
     assert "its first edition used those of endless data, and is withdrawn" in text

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Interval, plus_minus
 from docs.tools.comparison.tables import BLEU_TASK
-from minipeft.bench.quality.real import BATCH, STEPS
-from minipeft.bench.quality.studies import REAL_EXAMPLES
+from minipeft.bench.quality.real import BATCH, STEPS, TASKS
+from minipeft.bench.quality.studies import REAL_EXAMPLES, REAL_FEW
 from minipeft.data.sentences import SENTENCES
 
 AGREES, CONTRADICTED, INCONCLUSIVE = "agrees", "contradicted", "inconclusive"
@@ -32,7 +32,7 @@ def verdict(difference: Interval, margin: float = 0.0, digits: int = 2) -> str:
 def together(verdicts: list[str]) -> str:
     """The rule for several settings."""
     agree = verdicts.count(AGREES)
-    if agree == len(verdicts):
+    if verdicts and agree == len(verdicts):
         return AGREES
     if agree:
         return f"{AGREES} in {agree} of {len(verdicts)}"
@@ -86,6 +86,7 @@ PEFT = ("[PEFT's benchmark](https://github.com/huggingface/peft/tree/main/method
         "MetaMathQA, Llama-3.2-3B, July 2026, one seed")
 FORGETS = "[#3419](https://github.com/huggingface/peft/pull/3419)"  # mends how that benchmark measures forgetting
 SMALL = "bases of 0.03 to 1.9 million parameters, on digits"
+FEWEST = f"SmolLM2-135M-Instruct, {REAL_FEW[0]} examples, seen {STEPS * BATCH // REAL_FEW[0]} times"
 ON_REAL = f"SmolLM2-135M-Instruct, {REAL_EXAMPLES} examples, {STEPS} steps of {BATCH}: each is seen once"
 
 
@@ -102,6 +103,12 @@ def on_e2e(a: str, b: str, name: str = "score") -> Differences:
 def exact(a: str, b: str) -> Differences:
     """Row a less row b on the real model's tasks with exact match."""
     return ahead("real", a, b, skip=(BLEU_TASK,))
+
+
+def with_fewest(a: str, b: str, name: str) -> Differences:
+    """Row a less row b with the fewest examples, on every task of the real model."""
+    return lambda f: {f"`{task}`": f.diff(*(f"real_data/{row}/{task}/{REAL_FEW[0]}" for row in (a, b)), name)
+                      for task in TASKS}
 
 
 def also(*several: tuple[str, Differences]) -> Differences:
@@ -203,10 +210,16 @@ TRENDS = [
           ahead("real", "full", "prefix", "loss"), ON_REAL),
     Trend("real", f"{LI}, §6.3", "and overfits less; here: its gap of held-out and training loss narrower by (nats "
           "per token)", ahead("real", "full", "prefix", "gap"), f"{ON_REAL}, which leaves little to overfit"),
+    Trend("real_data", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: its held-out "
+          "loss lower by (nats per token)", with_fewest("full", "prefix", "loss"), FEWEST),
+    Trend("real_data", f"{LI}, §6.3", "and overfits less; here: its gap of held-out and training loss narrower by "
+          "(nats per token)", with_fewest("full", "prefix", "gap"), FEWEST),
     Trend("real", PEFT, "a prefix scores above a prompt (0.416 and 0.34); here, exact match: prefix ahead by",
           exact("prefix", "prompt"), ON_REAL),
     Trend("real", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
           exact("lora", "prefix"), f"{ON_REAL}; the prefix starts from a wording, LoRA from the bare base"),
+    Trend("real", PEFT, "the same, the prefix started from noise, as PEFT starts it; here, exact match: LoRA ahead by",
+          exact("lora", "prefix from noise"), ON_REAL),
     Trend("real", PEFT, "LoRA is on a par with full fine-tuning (0.478 and 0.472); here, exact match: LoRA less "
           "full, margin −0.02", exact("lora", "full"), ON_REAL, margin=-0.02),
     Trend("real", f"{PEFT}, {FORGETS}", "a prefix forgets more than LoRA (loss on other text up by 0.198 and 0.050 "
