@@ -19,6 +19,7 @@ figures and pages from the lines.
     python bench.py quality --study length      one question
     python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER     a real model, real data
     python bench.py quality --study real --smollm2 FOLDER --tasks topics --methods prompt prefix
+    python bench.py quality --study real_data --smollm2 FOLDER --tasks topics --examples 50
     python bench.py quality --again 1           run line 1 again: is the score the same?
 """
 
