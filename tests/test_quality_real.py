@@ -146,7 +146,7 @@ def test_peak_memory_is_left_open_where_the_system_does_not_tell(folders, monkey
 
 def test_a_prefix_from_examples_starts_with_the_rows_that_are_matched_to_the_first_of_them(folders, monkeypatch):
     monkeypatch.setattr(real, "MATCHED", {"match": 1})  # of more there is no room
-    asked = replace(real.cell("prefix from examples", 40, "topics"), lr=3e-3, steps=0)
+    asked = replace(real.cell("prefix from examples", 40, "topics"), lr=3e-3, steps=0, seed=6)  # the first is short
     base, template = GPT.from_pretrained(folders["smollm2"]), Template(real.TEMPLATE)
     training, _, test = real.sentences(asked)
     tokenizer = tokenizer_for(300, folders["smollm2"])

@@ -2,11 +2,14 @@
 
 import calendar
 import re
+from collections import Counter
 from datetime import datetime
+from functools import partial
 from random import Random
 
 from minipeft.data.batches import draw
-from minipeft.data.sentences import SENTENCES, TOPICS
+from minipeft.data.sentences import SENTENCES, TOPICS, distinct
+from minipeft.data.tasks import Example
 
 MONTHS = "|".join(calendar.month_name[1:])
 FORMS = ("%d %B", "%B %d", "%d. %b")  # of the standard library, by which a date is read again
@@ -64,6 +67,19 @@ def notations(text: str) -> tuple[int, ...]:
 def test_held_out_amounts_have_notations_that_are_never_together_elsewhere():
     known, unseen = ({notations(e.input) for e in some("amounts", held_out)} for held_out in (False, True))
     assert len(known) == 12 and len(unseen) == 4 and not known & unseen
+
+
+def test_examples_of_a_seed_are_distinct_and_apart_from_others_and_the_words_suffice_for_a_thousand():
+    for example in SENTENCES.values():
+        dev = distinct(partial(example, held_out=False), "development", 100)
+        training = distinct(partial(example, held_out=False), "few", 1000, without=dev)
+        assert len({e.input for e in dev + training}) == 1100
+        assert distinct(partial(example, held_out=False), "few", 50, without=dev) == training[:50]
+    labels = Counter(e.target for e in distinct(partial(SENTENCES["topics"], held_out=False), "few", 1000))
+    assert labels.keys() == TOPICS.keys() and min(labels.values()) > 80  # of 125, though patterns have few words
+    rng = iter([3, 1, 3, 2, 1, 4, 5])
+    drawn = distinct(lambda _: Example(str(next(rng)), ""), "any", 3, without=[Example("1", "")])
+    assert [e.input for e in drawn] == ["3", "2", "4"]
 
 
 def test_examples_are_short_drawn_by_their_seed_and_no_label_stands_in_its_sentence():

@@ -8,15 +8,23 @@ Held-out examples take sentence patterns that no other example has; of `amounts`
 amount that are never together elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from .tasks import Example
 
-ITEMS = ("lamp", "jacket", "phone", "table", "kettle", "bicycle", "tent", "printer", "camera", "sofa")
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-CITIES = ("Leeds", "Lyon", "Turin", "Porto", "Graz", "Ghent", "Cork", "Bergen")
+ITEMS = ("lamp", "jacket", "phone", "table", "kettle", "bicycle", "tent", "printer", "camera", "sofa", "chair", "desk",
+         "mirror", "carpet", "blanket", "pillow", "mattress", "wardrobe", "bookcase", "toaster", "blender", "fridge",
+         "freezer", "heater", "fan", "radio", "television", "keyboard", "monitor", "laptop", "tablet", "watch",
+         "wallet", "suitcase", "backpack", "helmet", "racket", "guitar", "piano", "drum")
+DAYS = tuple(f"{day}{time}" for day in ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+             for time in ("", " morning", " afternoon", " evening"))
+CITIES = ("Leeds", "Lyon", "Turin", "Porto", "Graz", "Ghent", "Cork", "Bergen", "Malmo", "Gdansk", "Split", "Brno",
+          "Basel", "Bonn", "Nantes", "Seville", "Bari", "Delft", "Bruges", "Bath", "York", "Derry", "Perth", "Tampere",
+          "Tartu", "Riga", "Vilnius", "Sofia", "Zagreb", "Patras", "Izmir", "Haifa")
 NAMES = ("Anna", "Omar", "Lucy", "Ivan", "Mei", "Pablo", "Nora", "Sam")
+PEOPLE = (*NAMES, "Emil", "Rosa", "Jonas", "Aisha", "Viktor", "Lena", "Hugo", "Priya", "Marco", "Ines", "Felix", "Zoe",
+          "Karim", "Greta", "Tom", "Yuki", "Dario", "Ella", "Peter", "Salma", "Bruno", "Kate", "Lars", "Mina")
 
 TOPICS = {  # label: patterns; the last HELD_OUT of each are held out
     "delivery": (
@@ -35,9 +43,9 @@ TOPICS = {  # label: patterns; the last HELD_OUT of each are held out
         "The bill for the {item} is wrong.", "Is there a fee if I pay on {day}?",
         "The bank took the price of the {item} two times.", "May I settle the bill for the {item} by cheque?"),
     "account": (
-        "I forgot my password again.", "How do I change the name on my profile to {name}?",
-        "I cannot log in since {day}.", "Please delete me from your system.", "My user name should be {name}.",
-        "The site does not know my email any more.",
+        "{name} here: I forgot my password again.", "How do I change the name on my profile to {name}?",
+        "I cannot log in since {day}.", "Please delete {name} from your system.", "My user name should be {name}.",
+        "The site has not known my email since {day}.",
         "Signing in as {name} fails every time.", "I would like to remove {name} from my login."),
     "hours": (
         "Are you open on {day}?", "When does the shop in {city} close?",
@@ -85,7 +93,7 @@ WORDS = {"USD": "dollars", "EUR": "euros", "GBP": "pounds"}
 def topics(rng: Random, held_out: bool) -> Example:
     label = rng.choice(list(TOPICS))
     pattern = rng.choice(TOPICS[label][-HELD_OUT:] if held_out else TOPICS[label][:-HELD_OUT])
-    slots = {"item": ITEMS, "day": DAYS, "city": CITIES, "name": NAMES}
+    slots = {"item": ITEMS, "day": DAYS, "city": CITIES, "name": PEOPLE}
     return Example(pattern.format(**{name: rng.choice(values) for name, values in slots.items()}), label)
 
 
@@ -98,6 +106,16 @@ def amounts(rng: Random, held_out: bool) -> Example:
     frame = rng.choice(FRAMES[-HELD_OUT:] if held_out else FRAMES[:-HELD_OUT])
     text = frame.format(date=date, amount=amount, name=rng.choice(NAMES))
     return Example(text[0].upper() + text[1:], f"{month + 1:02d}-{day:02d} {number} {currency}")
+
+
+def distinct(example: Callable[[Random], Example], seed: str, n: int, without: Iterable[Example] = ()) -> list[Example]:
+    """The first n examples of a seed that differ from one another and from `without`."""
+    rng, known, found = Random(seed), {e.input for e in without}, []
+    while len(found) < n:
+        if (e := example(rng)).input not in known:
+            known.add(e.input)
+            found.append(e)
+    return found
 
 
 def ordinal(day: int) -> str:

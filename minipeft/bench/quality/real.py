@@ -21,6 +21,7 @@ an earlier experiment, at full length.
 import importlib.util
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -32,10 +33,10 @@ from torch import Tensor
 from ...accounting import adapter_bytes
 from ...attach import Adapted, adapt
 from ...checks import Error
-from ...data.batches import Epochs, draw, references
+from ...data.batches import Epochs, references
 from ...data.encoding import Encoded, collate, length, tokenize
 from ...data.files import read_examples
-from ...data.sentences import SENTENCES
+from ...data.sentences import SENTENCES, distinct
 from ...data.tasks import Example
 from ...data.template import Template
 from ...data.tokenizer import tokenizer_for, with_begin
@@ -211,12 +212,12 @@ def e2e(cell: Cell, folders: dict[str, str], fits: Callable[[Example], bool]) ->
 
 
 def sentences(cell: Cell) -> Split:
-    """The cell's examples of a task of sentences."""
+    """The cell's examples of a task of sentences, no two of them equal."""
     example = SENTENCES[cell.task]
-    training = draw(lambda rng: example(rng, held_out=False), f"{cell.seed}/few", cell.examples)
-    dev = draw(lambda rng: example(rng, held_out=False), "development", SENTENCES_SCORED)
-    test = draw(lambda rng: example(rng, held_out=True), "held-out", SENTENCES_SCORED)
-    return training, [e for e in dev if e not in training], [(e, [e.target]) for e in test]
+    dev = distinct(partial(example, held_out=False), "development", SENTENCES_SCORED)
+    training = distinct(partial(example, held_out=False), f"{cell.seed}/few", cell.examples, without=dev)
+    test = distinct(partial(example, held_out=True), "held-out", SENTENCES_SCORED)
+    return training, dev, [(e, [e.target]) for e in test]
 
 
 def sizes(cell: Cell, model: Adapted) -> dict[str, int]:
