@@ -260,15 +260,12 @@ def test_what_is_known_is_as_before_once_the_adapter_is_off(row, monkeypatch):
     assert known["off"] == known["after" if row == "full" else "before"]  # full fine-tuning changed the base itself
 
 
-def test_lines_that_lack_a_field_are_run_again_at_the_learning_rates_there_are(tmp_path, ran):
-    path = tmp_path / "lines.jsonl"
-    cell = replace(TINY, lr=None)
-    grid.fill(path, studies.swept([cell], range(2)), 1, {}, "cpu")
-    before, _ = len(ran), ran.clear()
-    assert grid.planned(grid.read(path), studies.swept([cell], range(2))) == []
-    grid.fill(path, studies.swept([cell], range(2)), 1, {}, "cpu", field="known")
-    assert [(c.seed, c.scored_on) for c in ran] == [(0, "held-out"), (1, "held-out")] and before > 2
-    assert len(grid.read(path)) == before  # the later line of a cell takes the place of the earlier one
+def test_a_study_of_starts_runs_the_sweep_of_the_soft_prompt_that_a_prefix_starts_from(tmp_path, ran):
+    prefix = replace(TINY, method="prefix", lr=None)
+    wanted = [(replace(prefix, start=studies.PROMPT_RUNG), prefix)]
+    grid.fill(tmp_path / "lines.jsonl", wanted, 1, {}, "cpu")
+    assert [c.method for c in ran] == ["prompt"] * 5 + ["prefix"] * 6
+    assert grid.planned(grid.read(tmp_path / "lines.jsonl"), wanted) == []
 
 
 def test_what_may_close_the_distance_to_lora_is_changed_one_at_a_time():
@@ -429,6 +426,17 @@ def test_scores_of_another_kind_of_cpu_are_compared_by_a_tolerance(tmp_path, mon
         monkeypatch.setattr(again, "work", lambda *_, change=change: line | change)
         result = again.run(path, 1, {}, "cpu")
         assert (result["same"], result["close"]) == (same, close) and verdict in again.table(result)
+
+
+def test_what_a_real_model_forgets_is_compared_on_the_text_of_one_python(tmp_path, monkeypatch):
+    of = replace(real.cell("prompt", 8, "topics"), lr=0.1)
+    line = {"cell": json.loads(of.key), "score": 0.5, "loss": 1.0, "known": {"before": [1.0, 0.1]},
+            "card": {"device": "AMD X", "device_type": "cpu", "torch": "2", "python": "3.11.7"}}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    for python, same in (("3.11.7", False), ("3.12.1", True)):
+        now = line | {"known": {"before": [2.0, 0.1]}, "card": line["card"] | {"python": python}}
+        monkeypatch.setattr(again, "work", lambda *_, now=now: now)
+        assert again.run(tmp_path / "lines.jsonl", 1, {}, "cpu")["same"] == same
 
 
 def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):

@@ -202,6 +202,17 @@ def test_points_of_the_real_model_that_are_not_begun_are_not_missed(lines):
     assert not Facts({}, None).is_there("real_data")
     begun = {k: v for k, v in lines.items() if v["cell"]["seed"] != 4 or v["cell"]["examples"] != 1000}
     assert not Facts(begun, None).is_complete("real_data")
+    first = {c.key for c in (with_learning_rate(lines, *pair) for pair in studies.real())}
+    alone = {k: v for k, v in lines.items() if k in first or v["cell"]["scored_on"] == "dev"}
+    f = Facts(alone, None)  # shares cells with the two others
+    assert f.is_complete("real") and not any(f.is_there(s) or f.is_complete(s) for s in ("real_data", "real_prefix"))
+
+
+def test_a_run_that_diverged_is_counted_beside_the_mean_of_the_others():
+    runs = {0: {"score": 0.5, "loss": 1.0, "curve": [[0, 0.2, 2.0]]}, 1: {"score": 0.0, "loss": None, "failed": "nan"}}
+    p = Point(Cell("small", "reverse", "lora", steps=8), runs)
+    assert tables.score(p, "loss").endswith(", 1 diverged") and tables.score(p).startswith("0.25")
+    assert p.values("curve") == {0: 0.2} and p.values("half-way") == {0: 0.2} and p.values("loss") == {0: 1.0}
 
 
 @pytest.mark.parametrize("verdicts, word", [

@@ -14,13 +14,14 @@ from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
 ROWS = ("prompt", "prefix", "lora", "full")
+WORDED = ("hard-prompt", "prefix from noise", "lora with wording")  # with and without the wording
 
 
 def what_to_use() -> str:
     """A point for each choice, and their limits; points on studies that are not run yet are left out."""
     f = facts()
     points = [*choices(f)]
-    if f.is_complete("real"):
+    if f.is_complete("real") and all(f"real/{row}/{task}" in f.points for row in WORDED for task in SENTENCES):
         points.append(on_real_tasks(f))
     if f.is_complete("data"):
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]

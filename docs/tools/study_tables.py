@@ -88,8 +88,8 @@ def results() -> str:
               *[plus_minus(scores[row, FORGOTTEN].mean("forgetting")) for _ in range(forgets)]] for row in rows]
     caption = [
         f"*Exact match, mean ± 95 % over five seeds: base `{cell.base}` (0.2M parameters), {cell.steps} steps of",
-        f"{cell.batch_size} examples, the best of five learning rates for each row and task (`python bench.py quality",
-        "--study methods`)."]
+        f"{cell.batch_size} examples, the best of five or more learning rates for each row and task (`python bench.py",
+        "quality --study methods`)."]
     if forgets:
         caption += [f"Forgets: loss on all eight known skills, told, after training on `{FORGOTTEN}` less before,",
                     "nats per token."]

@@ -54,9 +54,12 @@ class Facts:
         found = [] if study in CELLS_OF and not self.costs else self.found[name]
         cells = [cell for cell, _ in STUDIES[name]()]
         if study in REAL:  # points other than the first study's main ones count once they are begun
+            first = {cell.key for cell, _ in STUDIES[REAL[0]]()}
             begun = {replace(p.cell, seed=0, lr=None).key for p in found}
-            cells = [cell for cell in cells if study == "real" and summary.row(cell) in MAIN_ROWS
+            cells = [cell for cell in cells if study == REAL[0] and summary.row(cell) in MAIN_ROWS
                      or replace(cell, seed=0).key in begun]
+            if study != REAL[0] and begun <= first:  # which it shares
+                found = []
         return found, cells
 
     def is_there(self, study: str) -> bool:
@@ -112,6 +115,10 @@ class Facts:
         scores = [self.score(a) for a in self._below(start)]
         return sum(score > max(scores) - 0.1 for score in scores)
 
+    def moved(self, a: str, b: str) -> float:
+        """The best learning rate of one form over that of another, rounded."""
+        return round(self.points[self.best(a)].cell.lr / self.points[self.best(b)].cell.lr, 2)
+
     def _below(self, start: str) -> list[str]:
         return [a for a in self.points if a.startswith(f"{start}/")]
 
@@ -162,9 +169,10 @@ class Facts:
                 f"{plus_minus(less, 2, '+')}{alone}")
 
     def off(self, study: str) -> str:
-        """The largest change that is left with the adapter off, of the methods that freeze the base."""
+        """The largest change that is left with the adapter off, of the methods that freeze the base: none."""
         frozen = [p for p in self.found[study] if METHODS[p.cell.method].freezes_base]
-        return f"{max(abs(x) for p in frozen for x in p.values('off').values()):g}"
+        left = max((abs(x) for p in frozen for x in p.values("off").values()), default=0.0)
+        return self.figure(f"{left:g}", left == 0, "0")
 
     def sweeps(self) -> list[tuple[Cell, list[float]]]:
         """A cell and the learning rates of every sweep that has been run, each once, though studies share some."""
@@ -218,7 +226,10 @@ class Facts:
         """Validation loss with n examples at the learning rate for endless data, and at that for n."""
         few = self.points[f"data/{row}/{task}/{n}"].cell
         losses = sweep_losses(self.lines, few)
-        endless, best = chosen(self.lines, replace(few, examples=None)), chosen(self.lines, few)
+        try:
+            endless, best = chosen(self.lines, replace(few, examples=None)), chosen(self.lines, few)
+        except Error:  # the sweep on endless data is another study's, and not run
+            return f"{method(row)} (the study of lengths or methods has the first of them)"
         before = losses.get(endless)
         return (f"{method(row)} {before:.2f} at {endless:g}" if before is not None else
                 f"{method(row)} not tried at {endless:g}") + f", {losses[best]:.2f} at {best:g}"
@@ -267,6 +278,11 @@ class Facts:
             for base in (first, last) for r in (WHOLE, row))
         return summary.interval([full[seed] - its[seed] - (last_full[seed] - its_last[seed])
                                  for seed in full])
+
+    def narrows(self, row: str, task: str) -> str:
+        """narrowing(), above zero beyond chance."""
+        d = self.narrowing(row, task)
+        return self.figure(plus_minus(d), beyond_chance(d) > 0, "above zero beyond chance")
 
     # Time and cost
 

@@ -170,8 +170,8 @@ def scale(lines: Lines, costs: dict | None):
         xs = [base_parameters(EMBEDDED[b]) for b in bases]
         draw_rows(above, select(found, task=t), lambda p: base_parameters(EMBEDDED[p.cell.base]))
         for row in (r for r in distinct(found, "row") if r != WHOLE):
-            gaps = [its[WHOLE, b].less(its[row, b]) for b in bases]
-            draw_line(below, xs, gaps, row, share=False)
+            at = [(x, its[WHOLE, b].less(its[row, b])) for x, b in zip(xs, bases, strict=True) if (row, b) in its]
+            draw_line(below, [x for x, _ in at], [gap for _, gap in at], row, share=False)
         above.set(title=task(t), ylim=SHARE)
         below.axhline(0, color=COLOURS[WHOLE], linewidth=1)
         below.set(xscale="log", xlabel="parameters of the base")
@@ -311,8 +311,8 @@ def real_prefix(lines: Lines, costs: dict | None):
             if p := its.get((r, t)):
                 d, other = p.less(its[AGAINST, t]), its[AGAINST, t].values("score")
                 ax.errorbar([d[0]], [y], xerr=bars([d], share=False), **style(r, linestyle="none", markersize=8))
-                ax.plot([x - other[seed] for seed, x in p.values("score").items() if seed in other],
-                        [y - 0.3] * len(p.runs), "o", color=style(r)["color"], markersize=3, alpha=0.6)
+                paired = [x - other[seed] for seed, x in p.values("score").items() if seed in other]
+                ax.plot(paired, [y - 0.3] * len(paired), "o", color=style(r)["color"], markersize=3, alpha=0.6)
         ax.axvline(0, color=COLOURS[AGAINST], linewidth=1)
         ax.set(title=t, xlabel="BLEU" if t == BLEU_TASK else "exact match", ylim=(-0.7, len(rows) - 0.4))
     axes[0].set_yticks(range(len(rows)), rows)

@@ -65,6 +65,11 @@ class Point:
     def row(self) -> str:
         return row(self.cell)
 
+    @property
+    def finished(self) -> dict[int, dict]:
+        """The runs whose training did not diverge."""
+        return {seed: line for seed, line in self.runs.items() if "failed" not in line}
+
     def values(self, name: str) -> dict[int, float]:
         """{seed: value} of a field of the lines: "score" (BLEU on E2E, else exact match), "loss" …
 
@@ -79,12 +84,12 @@ class Point:
             return {seed: losses[seed] - loss for seed, loss in training.items()}
         if name == "curve":
             return {seed: statistics.mean(score for _, score, _ in line["curve"])
-                    for seed, line in self.runs.items()}
+                    for seed, line in self.finished.items()}
         if name == "half-way":  # of all steps, those of a soft prompt below included
             has_prompt = self.cell.start and "lr" in self.cell.start
             half = self.cell.steps / 2 - (self.cell.steps // 2 if has_prompt else 0)
             return {seed: min(line["curve"], key=lambda at: abs(at[0] - half))[1]
-                    for seed, line in self.runs.items()}
+                    for seed, line in self.finished.items()}
         return {seed: line[name] for seed, line in self.runs.items() if line.get(name) is not None}
 
     def mean(self, name: str = "score") -> Interval:
@@ -100,7 +105,7 @@ class Point:
 
     def curve(self) -> list[tuple[int, Interval]]:
         """(step, score) of every evaluation, and of the end."""
-        evaluations = zip(*(line["curve"] for line in self.runs.values()), strict=True)
+        evaluations = zip(*(line["curve"] for line in self.finished.values()), strict=True)
         steps = [(at[0][0], interval([score for _, score, _ in at])) for at in evaluations]
         return [*steps, (self.cell.steps, self.mean())]
 
@@ -114,7 +119,7 @@ def points(lines: Lines, study: str) -> list[Point]:
         except Error:  # its sweep has not been run
             continue
         line = lines.get(cell.key)
-        if line and (study != "forgetting" or "known" in line):
+        if line and (study != "forgetting" or "known" in line or "failed" in line):
             groups.setdefault(replace(cell, seed=0).key, Point(cell, {})).runs[cell.seed] = line
     return list(groups.values())
 

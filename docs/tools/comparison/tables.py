@@ -65,7 +65,8 @@ def score(p: Point | None, name: str = "score", digits: int = 2) -> str:
     """A point's mean and interval, and the median of an exact match that MEDIANS names; a dash where there is none."""
     if p is None or not p.values(name):
         return "-"
-    text, median = plus_minus(p.mean(name), digits), p.median(name)
+    text, median, diverged = plus_minus(p.mean(name), digits), p.median(name), len(p.runs) - len(p.finished)
+    text += f", {diverged} diverged" * bool(diverged)
     apart = name == "score" and p.cell.task != BLEU_TASK and abs(median - p.mean(name)[0]) > APART
     return f"{text} ({median:.{digits}f})" if apart else text
 
@@ -198,11 +199,11 @@ def real(lines: Lines) -> list[Table]:
         c, measure, n = its[0].cell, *(("BLEU", SCORED) if t == BLEU_TASK else ("exact match", SENTENCES_SCORED))
         rows = []
         for p in its:
-            line, peak = next(iter(p.runs.values())), max(p.values("peak_bytes").values(), default=0)
+            peak, line = max(p.values("peak_bytes").values(), default=0), next(iter(p.finished.values()), {})
             rows.append([p.row, score(p, digits=digits_of(t)), score(p, "loss", 3), score(p, "gap", 3),
                          score(p, "forgetting", 3), score(p, "off", 3), score(p, "seconds", 0),
-                         f"{peak / 1e9:.2f}" if peak else "-", f"{line['trained']:,}",
-                         f"{line['stored_bytes'] / 1000:,.0f}"])
+                         f"{peak / 1e9:.2f}" if peak else "-", f"{line['trained']:,}" if line else "-",
+                         f"{line['stored_bytes'] / 1000:,.0f}" if line else "-"])
         head = ["method", measure, "loss", "gap", "forgetting", "adapter off", "seconds", "peak GB", "trained",
                 "stored KB"]
         title = f"`{t}`: {measure} on {n} held-out texts, {c.base}, {seeds(its)}{MEDIANS if t != BLEU_TASK else ''}"

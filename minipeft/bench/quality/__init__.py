@@ -42,7 +42,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     names = [*studies.STUDIES, "cost"]
     which = p.add_argument_group("what to run").add_mutually_exclusive_group()
     which.add_argument("--study", nargs="+", choices=names, metavar="NAME",
-                       help=f"of {', '.join(names)} (default: all but {', '.join(studies.BY_NAME)})")
+                       help=f"of {', '.join(names)} (default: all but {', '.join(studies.REAL)})")
     which.add_argument("--quick", action="store_true", help="two tasks of the first study, 2 seeds")
     which.add_argument("--again", type=int, metavar="N", help="line N of --lines again, to compare")
     add = p.add_argument_group("a part of it").add_argument
@@ -68,7 +68,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     if args.again is not None:
         result = again.run(args.lines, args.again, folders, args.device)
         return result, again.table(result), args.out
-    chosen = args.study or [name for name in names if name not in studies.BY_NAME]
+    chosen = args.study or [name for name in names if name not in studies.REAL]
     wanted = studies.methods(studies.QUICK, seeds=range(2)) if args.quick else [
         pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     if args.quick:
@@ -80,12 +80,11 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
             real.folder_of(folders, name)  # missing folders are reported before anything runs
     lines = read(args.lines)
     tables(lines, [])  # so are a damaged file and a missing package
-    field = "known" if "forgetting" in chosen else None
-    if planned := grid.planned(lines, wanted, field):
+    if planned := grid.planned(lines, wanted):
         minutes = sum(map(grid.seconds, planned)) / args.processes / 60
-        note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes"
-             + ("" if field else ", more where a sweep goes on beyond its learning rates"))
-    lines = grid.fill(args.lines, wanted, args.processes, folders, args.device, field)
+        note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes, "
+             "more where a sweep goes on beyond its learning rates")
+    lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
     if "cost" in chosen:
         costs.measure(args.lines, args.device)
     result = {"cells": len(lines), "lines": str(args.lines)}

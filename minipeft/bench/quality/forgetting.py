@@ -4,8 +4,8 @@
     SmolLM2           PARAGRAPHS paragraphs of the Python Language Reference (PSF licence), which comes with
                       Python: the module pydoc_data.topics
 
-As PEFT's benchmark has it: loss after less loss before, on texts that have nothing to do with the task
-(huggingface/peft, method_comparison/MetaMathQA), where "before" is of the bare base, without a method.
+As PEFT's benchmark has it (huggingface/peft, method_comparison/MetaMathQA): loss after less loss before, where
+"before" is of the bare base, without a method. The English is another with every version of Python.
 """
 
 import re

@@ -84,16 +84,16 @@ def beside(cells: list[Cell], edge: int) -> float:
     return float(f"{cells[1].lr / 10 if edge == 0 else cells[-2].lr * 10:.0e}")
 
 
-def next_of_sweep(lines: Lines, like: Cell, beyond: int = BEYOND) -> list[Cell]:
+def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
     """The runs that a cell's sweep needs next: the first ones, then one beyond an edge with the lowest loss, at
-    most `beyond` on a side; [] when it is finished."""
+    most BEYOND on a side; [] when it is finished."""
     first = sweep(like)
     if missing := [c for c in first if c.key not in lines]:
         return missing
     best, rates, cells = lowest(sweep_losses(lines, like)), [c.lr for c in first], sweep_cells(lines, like)
     added = {0: sum(c.lr < min(rates) for c in cells), -1: sum(c.lr > max(rates) for c in cells)}
     return [swept_at(cells[edge], beside(cells, edge)) for edge, n in added.items()
-            if cells and best == cells[edge].lr and n < beyond]
+            if cells and best == cells[edge].lr and n < BEYOND]
 
 
 def lowest(losses: dict[float, "float | None"]) -> float | None:
@@ -125,47 +125,41 @@ def with_learning_rate(lines: Lines, cell: Cell, like: Cell | None) -> Cell:
     if like is None:
         return cell
     if cell.start == PROMPT_RUNG:
-        prompt = replace(like, method=PROMPT_RUNG["rung"])
-        cell = replace(cell, start={**PROMPT_RUNG, "lr": chosen(lines, prompt)})
+        cell = replace(cell, start={**PROMPT_RUNG, "lr": chosen(lines, prompt_below(like))})
     return replace(cell, lr=chosen(lines, like))
 
 
-def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str,
-         field: str | None = None) -> Lines:
-    """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines.
-
-    field: cells whose line lacks this field are run again, at the learning rate of the sweep as it is;
-    the new line takes the place of the old one.
-    """
+def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], device: str) -> Lines:
+    """Run the sweeps of these cells, then the cells, where a line is missing; returns all lines."""
     likes = sweeps_of(wanted)
-    beyond = BEYOND if field is None else 0
     with appending(path) as (lines, write), pool(processes) as workers:
 
         def run_missing(cells: Iterable[Cell]) -> bool:
-            missing = [c for c in {c.key: c for c in cells}.values() if is_missing(lines, c, field)]
+            missing = [c for c in {c.key: c for c in cells}.values() if c.key not in lines]
             for line in done(workers, missing, folders, device) if missing else ():
                 write(line)
             return bool(missing)
 
-        while run_missing(c for like in likes for c in next_of_sweep(lines, like, beyond)):
+        while run_missing(c for like in likes for c in next_of_sweep(lines, like)):
             pass
         cells = [with_learning_rate(lines, *pair) for pair in wanted]
         run_missing(cells)
     return {c.key: lines[c.key] for c in [c for like in likes for c in sweep_cells(lines, like)] + cells}
 
 
-def is_missing(lines: Lines, cell: Cell, field: str | None) -> bool:
-    """No line has this cell, or its line lacks the field (a sweep's run does not need it)."""
-    line = lines.get(cell.key, {})
-    return not line or not (field is None or field in line or "failed" in line or cell.scored_on == "dev")
-
-
 def sweeps_of(wanted: Pairs) -> list[Cell]:
     """The cells for whose settings learning rates are swept, each once, whatever its seed."""
-    return list({like.key: like for _, like in wanted if like is not None}.values())
+    likes = [of for cell, like in wanted if like is not None
+             for of in ([prompt_below(like)] if cell.start == PROMPT_RUNG else []) + [like]]
+    return list({like.key: like for like in likes}.values())
 
 
-def planned(lines: Lines, wanted: Pairs, field: str | None = None) -> list[Cell]:
+def prompt_below(like: Cell) -> Cell:
+    """The soft prompt that a prefix starts from, trained at a learning rate of its own."""
+    return replace(like, method=PROMPT_RUNG["rung"])
+
+
+def planned(lines: Lines, wanted: Pairs) -> list[Cell]:
     """The cells that fill() would run, but for those of a sweep beyond its edges."""
     sweeps = {c.key: c for like in sweeps_of(wanted) for c in sweep(like)}
     missing = [c for c in sweeps.values() if c.key not in lines]
@@ -175,7 +169,7 @@ def planned(lines: Lines, wanted: Pairs, field: str | None = None) -> list[Cell]
         except Error:  # its sweep has not been run
             missing.append(replace(pair[0], lr=1.0))
         else:
-            missing += [cell] if is_missing(lines, cell, field) else []
+            missing += [cell] if cell.key not in lines else []
     return list({c.key: c for c in missing}.values())
 
 

@@ -180,7 +180,7 @@ def real_prefix() -> Pairs:
 
 
 def forgetting() -> Pairs:
-    """The first study on three of its tasks, for lines that have what is forgotten (grid.fill)."""
+    """The first study on three of its tasks: what a base forgets on which it knew, or did not."""
     return methods(KNOWN)
 
 
@@ -188,5 +188,4 @@ def forgetting() -> Pairs:
 STUDIES = {study.__name__: study
            for study in (methods, budget, scale, length, start, projection, data, real, real_data, real_prefix,
                          forgetting)}
-REAL = ("real", "real_data", "real_prefix")
-BY_NAME = (*REAL, "forgetting")  # not run unless they are asked for
+REAL = ("real", "real_data", "real_prefix")  # not run unless they are asked for
