@@ -10,9 +10,9 @@ import torch
 from two_languages import assert_in_step
 
 import train
-from docs.tools import chinese, claims, refresh, tables
+from docs.tools import chinese, claims, cost_tables, refresh, tables
 from docs.tools.comparison.trends import prompt_against_full
-from docs.tools.results import facts
+from docs.tools.results import facts, read
 from minipeft import GPT, METHODS, PRESETS, accounting, adapt
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.attention import BACKENDS
@@ -228,7 +228,7 @@ def test_counted_columns_are_what_the_code_of_today_counts(page, place, config, 
         method, h = setting(place, *english[:2])
         wanted = [f"{accounting.count(config, method, **h).trained:,}" if METHODS[method].trains() else "0"]
         if size is not None:
-            wanted.append(tables.file_size(accounting.adapter_bytes(config, method, **h)))
+            wanted.append(cost_tables.file_size(accounting.adapter_bytes(config, method, **h)))
         assert [row[i] for i in (parameters, size) if i is not None] == wanted, (
             f"{name(page)}, {row[0]}: run: python docs/tools/refresh.py pages")
 
@@ -247,7 +247,7 @@ def test_the_first_result_has_the_sizes_of_today(page, tmp_path, monkeypatch):
     assert model.trainable_summary() in page.read_text(encoding="utf-8"), refresh_it
     assert Path(out) == train.arguments([]).out, refresh_it
     of_base = 4 * accounting.base_parameters(base.config) / 1000
-    measured_with = tables.read("train-prefix-reverse")["card"]["torch"].partition("+")[0]
+    measured_with = read("train-prefix-reverse")["card"]["torch"].partition("+")[0]
     if torch.__version__.partition("+")[0] == measured_with:  # a .bin of other versions has other margins
         assert printed == [f"{size_kb(tmp_path):,.1f}", f"{of_base:,.1f}"], refresh_it
     assert float(printed[0]) == pytest.approx(size_kb(tmp_path), rel=0.01), refresh_it

@@ -59,8 +59,7 @@ def findings() -> str:
     peak = prefix["peak_bytes"] / full["peak_bytes"]
     return points_list(
         f"**A prompt can select a known skill; it taught none of {COUNTS[len(NEW)]} new ones**: every one of five "
-        f"seeds passes the known skill, with {it['prompt', 'reverse'].cell.size['num_virtual_tokens']} virtual tokens, "
-        "and not one a new skill.",
+        "seeds passes the known skill, and not one a new skill.",
         f"**A prefix is more than a long prompt**: with the same {budget:,} parameters it learns `parity`, a new map "
         f"of digits, in {seeds} seeds of five, a soft prompt in none; it can use keys and values that no input could "
         "produce.",
