@@ -26,7 +26,8 @@ AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
         "real": ("row", "task"), "real_data": ("row", "task", "examples"), "real_prefix": ("row", "task"),
         "forgetting": ("row", "task")}
 CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's cells and costs
-WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise")
+WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise",
+                "prefix from examples")
 LITTLE = 300  # examples, at most, that are called few
 FITTED = 0.1  # nats per token: training loss below which the examples are said to be fitted
 
