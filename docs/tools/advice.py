@@ -1,8 +1,10 @@
 """Prompt or prefix, and what to use when: the advice of docs/comparison.md, with its numbers from the result files."""
 
+from collections.abc import Iterable
+
 from docs.tools.comparison.facts import Facts, joined
 from docs.tools.comparison.tables import digits_of
-from docs.tools.markdown import points_list
+from docs.tools.markdown import points_list, table
 from docs.tools.results import facts, read
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED, PRESETS
@@ -14,22 +16,28 @@ from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
 ROWS = ("prompt", "prefix", "lora", "full")
+REAL_ROWS = {
+    "prompt": "soft prompt, from a wording", "prefix": "prefix, from a wording",
+    "prefix from noise": "prefix, from noise", "lora": "LoRA", "lora with wording": "LoRA, the wording in front",
+    "full": "full fine-tuning",
+    "hard-prompt": "the wording alone, untrained"}
 WORDED = ("hard-prompt", "prefix from noise", "lora with wording")  # with and without the wording
 
 
 def what_to_use() -> str:
     """A point for each choice, and their limits; points on studies that are not run yet are left out."""
     f = facts()
-    points = [*choices(f)]
+    points, tables = [*choices(f)], []
     if f.is_complete("real") and all(f"real/{row}/{task}" in f.points for row in WORDED for task in SENTENCES):
         points.append(on_real_tasks(f))
+        tables.append(real_table(f))
     if f.is_complete("data"):
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
         points.append("**With 10 examples of a known skill**, prompt, prefix, LoRA and full fine-tuning score "
                       f"{', '.join(scores[:3])} and {scores[3]}.")
     if f.is_complete("forgetting"):
         points.append(forgotten(f))
-    return points_list(*points, limits(f))
+    return "\n\n".join([points_list(*points, limits(f)), *tables])
 
 
 def choices(f: Facts) -> list[str]:
@@ -66,20 +74,27 @@ def choices(f: Facts) -> list[str]:
 
 
 def on_real_tasks(f: Facts) -> str:
-    scores = {task: ", ".join(f.mean(f"real/{row}/{task}", digits=digits_of(task)) for row in ROWS) for task in TASKS}
-    loss = {row: joined(f.mean(f"real/{row}/{task}", "known loss") for task in TASKS)
-            for row in (*ROWS, "hard-prompt")}
     bare = f.points["real/prefix/topics"].mean("known loss before")[0]
-    noise, worded = (joined(f.mean(f"real/{row}/{task}") for task in SENTENCES)
-                     for row in ("prefix from noise", "lora with wording"))
-    return ("**On SmolLM2-135M-Instruct with 200 examples, each seen once**, prompt and prefix started from a wording, "
-            "LoRA and full fine-tuning without one: "
-            f"BLEU {scores['e2e']} on descriptions of restaurants; exact match {scores['topics']} on a classification, "
-            f"{scores['amounts']} on rewriting dates and amounts. On these two LoRA with the wording in front of every "
-            f"input has {worded}, a prefix started from noise {noise}. Loss on other English, {bare:.2f} for the base, "
-            f"is {loss['prompt']} with the prompt on, {loss['prefix']} with the prefix, {loss['lora']} with LoRA, "
-            f"{loss['full']} after full fine-tuning, and {loss['hard-prompt']} with the wording alone, which trains "
-            "nothing. Switched off, all but full fine-tuning leave the base as it was.")
+
+    def less(other: str, tasks: Iterable[str], name: str = "score") -> str:
+        return joined(f"{f.less(f'real/prefix/{task}', f'real/{other}/{task}', name)} (`{task}`)" for task in tasks)
+
+    return ("**On SmolLM2-135M-Instruct with 200 examples, each seen once**: the table below. A prefix started from a "
+            f"wording, less one from noise: {less('prefix from noise', SENTENCES)}. While a method is on, the loss on "
+            f"other English, {bare:.2f} nats per token for the base, rises (*forgets*); the prefix's rise less LoRA's: "
+            f"{less('lora', TASKS, 'forgetting')}. Switched off, all but full fine-tuning leave the base as it was.")
+
+
+def real_table(f: Facts) -> str:
+    """Scores on the real tasks, and what is forgotten while the method is on."""
+    rows = []
+    for row, called in REAL_ROWS.items():
+        its = {task: f"real/{row}/{task}" for task in TASKS}
+        rows.append([called] + [f.mean(its[t], digits=digits_of(t)) if its[t] in f.points else "-" for t in TASKS]
+                    + [f.mean(its[t], "forgetting") if its[t] in f.points else "-" for t in TASKS])
+    head = ["200 examples, SmolLM2-135M",
+            "`e2e`, BLEU", "`topics`", "`amounts`", *(f"forgets, `{t}`" for t in TASKS)]
+    return table(head, rows)
 
 
 def forgotten(f: Facts) -> str:
