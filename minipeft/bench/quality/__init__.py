@@ -100,10 +100,10 @@ def part(wanted: studies.Pairs, named: dict[str, "list | None"]) -> studies.Pair
     kept = wanted
     for flag, values in named.items():
         has = PARTS[flag]
-        known = {has(c) for c, _ in wanted}
+        known = {has(c) for c, _ in wanted} - {None}  # endless examples
         for value in values or ():
             if value not in known:
-                raise Error(f"--{flag} {value}: the study has {', '.join(sorted(map(str, known)))}")
+                raise Error(f"--{flag} {value}: the study has {', '.join(map(str, sorted(known)))}")
         kept = [(c, like) for c, like in kept if values is None or has(c) in values]
     if wanted and not kept:
         raise Error("no cell of the study has " + ", ".join(f"the {flag} {its}" for flag, its in named.items() if its))
