@@ -90,7 +90,7 @@ def test_methods_see_the_same_pairs_the_fewer_among_the_more_and_none_of_an_mr_t
     assert all(its == dev for its in scored) and len(dev) == 4
     cells.run(cell(scored_on="held-out"), folders)
     test, learnt = scored[-2:]
-    assert learnt != test and set(learnt) <= flat(more) and len({e.input for e in test}) == 4
+    assert learnt != test and len(learnt) == 4 and set(learnt) <= flat(more) and len({e.input for e in test}) == 4
     inputs = [{e.input for e in its} for its in (everything, dev, test)]
     assert len(set.union(*inputs)) == sum(map(len, inputs))
 

@@ -11,7 +11,7 @@ from minipeft.accounting.shapes import EMBEDDED, PRESETS
 from minipeft.bench.quality.cell import DEV
 from minipeft.bench.quality.real import BASE as REAL
 from minipeft.bench.quality.real import SCORED, SENTENCES_SCORED, TASKS
-from minipeft.bench.quality.studies import BASE
+from minipeft.bench.quality.studies import BASE, LENGTHS, REAL_EXAMPLES, TOKENS
 from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
@@ -56,20 +56,22 @@ def choices(f: Facts) -> list[str]:
         f"{score('hard-prompt', 'reverse')} on a known skill and trains nothing.",
         f"**A soft prompt to select a known skill with the smallest file**: {f.mean('length/prompt/reverse/8')} on "
         f"`reverse` with 8 virtual tokens, but on the new `parity` at most {f.mean(f.best('length/prompt/parity'))}, "
-        f"with 1 to 128. It takes places in the text: a step on GPT-2's shape costs {times('prompt', 8)} of full "
-        f"fine-tuning's with 8 virtual tokens and {times('prompt', 128)} with 128.",
+        f"with {min(LENGTHS)} to {max(LENGTHS)}. It takes places in the text: a step on GPT-2's shape costs "
+        f"{times('prompt', 8)} of full fine-tuning's with 8 virtual tokens and {times('prompt', 128)} with 128.",
         "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with 8 "
         f"virtual tokens {score('prefix', 'parity')} on `parity`, where a prompt of as many parameters has "
         f"{score('prompt', 'parity')}. A step costs {times('prefix', 8)} with 8 virtual tokens and "
         f"{times('prefix', 128)} with 128; its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} "
         "times a prompt's of the same length. Start it from words that say the task. Try noise as well for something "
-        f"new: with 16 virtual tokens `parity` is learnt to {f.mean('start/prefix/parity/noise')} from noise, to "
+        f"new: with {TOKENS['num_virtual_tokens']} virtual tokens `parity` is learnt to "
+        f"{f.mean('start/prefix/parity/noise')} from noise, to "
         f"{f.mean('start/prefix/parity/the best wording')} from the wording of another skill.",
         f"**LoRA to teach something new**: {score('lora', 'reverse+increment')} on two skills in a row where the "
         f"prefix has {score('prefix', 'reverse+increment')}; a step costs {lora['step_against_full']:.2f}, and "
         "merged into the weights it costs nothing in use, for one task at a time.",
         f"**Full fine-tuning if a whole model a task can be stored**: {score('full', 'differences')} on "
-        f"`differences`, where LoRA of rank 4 has {score('lora', 'differences')} after as many steps.",
+        f"`differences`, where LoRA of rank {f.points['methods/lora/differences'].cell.size['r']} has "
+        f"{score('lora', 'differences')} after as many steps.",
     ]
 
 
@@ -87,13 +89,13 @@ def on_real_tasks(f: Facts) -> str:
 
 def real_table(f: Facts) -> str:
     """Scores on the real tasks, and what is forgotten while the method is on."""
-    rows = []
-    for row, called in REAL_ROWS.items():
-        its = {task: f"real/{row}/{task}" for task in TASKS}
-        rows.append([called] + [f.mean(its[t], digits=digits_of(t)) if its[t] in f.points else "-" for t in TASKS]
-                    + [f.mean(its[t], "forgetting") if its[t] in f.points else "-" for t in TASKS])
-    head = ["200 examples, SmolLM2-135M",
-            "`e2e`, BLEU", "`topics`", "`amounts`", *(f"forgets, `{t}`" for t in TASKS)]
+    def cell(row: str, task: str, name: str, digits: int = 2) -> str:
+        return f.mean(at, name, digits) if (at := f"real/{row}/{task}") in f.points else "-"
+
+    rows = [[called, *(cell(row, t, "score", digits_of(t)) for t in TASKS),
+             *(cell(row, t, "forgetting") for t in TASKS)] for row, called in REAL_ROWS.items()]
+    head = [f"{REAL_EXAMPLES} examples, SmolLM2-135M", "`e2e`, BLEU", "`topics`", "`amounts`",
+            *(f"forgets, `{t}`" for t in TASKS)]
     return table(head, rows)
 
 

@@ -230,7 +230,7 @@ class Facts:
         try:
             endless, best = chosen(self.lines, replace(few, examples=None)), chosen(self.lines, few)
         except Error:  # the sweep on endless data is another study's, and not run
-            return f"{method(row)} (the study of lengths or methods has the first of them)"
+            return f"{method(row)} (its sweep on endless data is not run)"
         before = losses.get(endless)
         return (f"{method(row)} {before:.2f} at {endless:g}" if before is not None else
                 f"{method(row)} not tried at {endless:g}") + f", {losses[best]:.2f} at {best:g}"

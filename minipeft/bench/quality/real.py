@@ -87,30 +87,33 @@ class Row(NamedTuple):
     steps: int = STEPS
 
 
+VECTORS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # learning rates of virtual tokens, of LoRA, of the base itself
+LOW_RANK = (6e-4, 2e-3, 6e-3, 2e-2, 6e-2)
+WEIGHTS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 ROWS = {
-    "prompt": Row("prompt", {}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "prefix": Row("prefix", {}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "lora": Row("lora", {"r": 8}, None, (6e-4, 2e-3, 6e-3, 2e-2, 6e-2)),
-    "full": Row("full", {}, None, (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
-    "prefix from noise": Row("prefix", {}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "prefix from examples": Row("prefix", {}, "match", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prompt": Row("prompt", {}, "wording", VECTORS),
+    "prefix": Row("prefix", {}, "wording", VECTORS),
+    "lora": Row("lora", {"r": 8}, None, LOW_RANK),
+    "full": Row("full", {}, None, WEIGHTS),
+    "prefix from noise": Row("prefix", {}, "random", VECTORS),
+    "prefix from examples": Row("prefix", {}, "match", VECTORS),
+    "hidden prefix": Row("prefix", {"space": "hidden"}, "wording", VECTORS),
     "adapter": Row("adapter", {"bottleneck_size": 8}, None, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2)),
-    "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "llama-adapter": Row("llama-adapter", {"adapter_len": 10}, None, VECTORS),
     "ia3": Row("ia3", {}, None, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
-    "lora with wording": Row("lora", {"r": 8}, "wording", (6e-4, 2e-3, 6e-3, 2e-2, 6e-2)),
-    "full with wording": Row("full", {}, "wording", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)),
+    "lora with wording": Row("lora", {"r": 8}, "wording", LOW_RANK),
+    "full with wording": Row("full", {}, "wording", WEIGHTS),
     "hard-prompt": Row("hard-prompt", {}, "wording", ()),
 }
 # What may close the distance of a prefix from noise to LoRA: each changes one thing.
 CHANGED = {
-    "prefix of 8 from noise": Row("prefix", {"num_virtual_tokens": 8}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "prefix of 64 from noise": Row("prefix", {"num_virtual_tokens": 64}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "prefix from noise, no positions": Row("prefix", {"positions": 0}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+    "prefix of 8 from noise": Row("prefix", {"num_virtual_tokens": 8}, "random", VECTORS),
+    "prefix of 64 from noise": Row("prefix", {"num_virtual_tokens": 64}, "random", VECTORS),
+    "prefix from noise, no positions": Row("prefix", {"positions": 0}, "random", VECTORS),
     "prefix from noise, by an MLP": Row("prefix", {"prefix_projection": True}, "random",
                                         (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
-    "prefix from noise, twice the steps": Row("prefix", {}, "random", (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 2 * STEPS),
-    "lora, twice the steps": Row("lora", {"r": 8}, None, (6e-4, 2e-3, 6e-3, 2e-2, 6e-2), 2 * STEPS),
+    "prefix from noise, twice the steps": Row("prefix", {}, "random", VECTORS, 2 * STEPS),
+    "lora, twice the steps": Row("lora", {"r": 8}, None, LOW_RANK, 2 * STEPS),
 }
 ALL_ROWS = ROWS | CHANGED
 VIRTUAL = ("prompt", "prefix")  # methods that start from a wording

@@ -32,15 +32,16 @@ AGAINST = "lora"  # what the study real_prefix compares with
 MATCHED = real_model.MATCHED  # start from rows matched to a batch of training examples
 PROMPT_RUNG = {"rung": "prompt"}  # start from a soft prompt, trained at its own learning rate
 
+VECTORS = (0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of virtual tokens
 # For every row of a table: the hyper-parameter that grows with its budget, the others, and the
 # five learning rates of its sweep: a factor of about √10 apart, around the best of a pilot.
 ROWS = {
-    "prompt": ("num_virtual_tokens", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
-    "prefix": ("num_virtual_tokens", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
-    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "prompt": ("num_virtual_tokens", {}, VECTORS),
+    "prefix": ("num_virtual_tokens", {}, VECTORS),
+    "hidden prefix": ("num_virtual_tokens", {"space": "hidden"}, VECTORS),
     "lora": ("r", {}, (2e-3, 6e-3, 2e-2, 6e-2, 2e-1)),
     "adapter": ("bottleneck_size", {"placement": "pfeiffer"}, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
-    "llama-adapter": ("adapter_len", {}, (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "llama-adapter": ("adapter_len", {}, VECTORS),
     "full": (None, {}, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "hard-prompt": (None, {}, ()),
 }
