@@ -49,8 +49,8 @@ NOT_RUN = {  # commands of the other pages
     "pip install .": "test_package.py: the wheel, installed alone",
     "python train.py --base scratch --method full --task skills --steps 3500 --lr 2e-3 --seed 1 "
     "--out minipeft/data/nano": "ten minutes: test_embedded_base.py",
-    "python bench.py quality --quick": "ten minutes: test_quality.py",
-    "python bench.py quality": "hours: test_quality.py",
+    "python bench.py quality --quick": "ten minutes: test_quality_grid.py",
+    "python bench.py quality": "hours: test_quality_grid.py",
 }
 OF_SMOLLM2 = ("tokenizers", "safetensors", "sacrebleu")  # extras that docs/own-data.md needs
 PASTED = [page for page in tables.pages() if not tables.is_chinese(page)
