@@ -114,7 +114,8 @@ def executed(page: Path, language: str) -> dict:
         raise Error("running notebooks needs: pip install nbclient ipykernel") from None
     made = nbformat.from_dict(notebook(page, language))
     try:
-        NotebookClient(made, timeout=600, resources={"metadata": {"path": str(lessons.LESSONS)}}).execute()
+        NotebookClient(made, timeout=600, coalesce_streams=True,  # one text a cell, however it arrives
+                       resources={"metadata": {"path": str(lessons.LESSONS)}}).execute()
     except CellExecutionError as e:
         raise Error(f"{page.name}: a cell fails: {e.ename}: {e.evalue}") from None
     for cell in made.cells:
