@@ -17,11 +17,11 @@ small GPT with random weights.
     python bench.py document         a text as a prefix of fewer rows: what is kept, at what cost
     python bench.py params           the same costs by closed forms, on a shape of any size
     python bench.py quality          the quality of every method, on equal terms (--quick: short)
-    python bench.py report           tables, figures and a page of it
+    python bench.py report           tables, figures and a page of these results
     python bench.py bases            pretrain the bases that ship with the package
 
 Each has its own --help. Columns of the table: parameters trained, stored for one task, trained in %
-of the base; the adapter on disk; the optimizer's state; bytes saved for backward; peak memory of a
+of all parameters; the adapter on disk; optimizer state; bytes saved for backward; peak memory of a
 training process; a training step of B·T real tokens, also as a ratio to full fine-tuning's and to
 the time of its matmuls alone (floor); a forward pass without gradients. The same as one JSON
 document: by --out, and as the last line of stdout where that is a pipe or a file.

@@ -69,14 +69,14 @@ def parser() -> argparse.ArgumentParser:
         help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
              '{"text": "…"}, {"messages": […]} … on every line (docs/own-data.md)')
     add("--dev", metavar="FILE", type=local_path,
-        help=f"validation set, at most {VALIDATION} of it (default: a tenth of --data)")
+        help=f"validation set, at most {VALIDATION} (default: of --data: docs/own-data.md)")
     add("--test", metavar="FILE", type=local_path,
-        help=f"held-out set, the loss on at most {REPORTED} of it (default: as --dev)")
+        help=f"held-out set, at most {REPORTED} (default: --dev, or of --data)")
     add("--columns", nargs=2, type=utf8_text, metavar=("INPUT", "TARGET"),
-        help="their names in the files; other fields are left out, which the run says")
+        help="names of input and target in the files; others are left out, with a note")
     add("--limit", type=int, metavar="N", help="train on N examples of --data, drawn by --seed")
     add("--max-length", type=int, default=1024, metavar="T",
-        help="cut longer inputs, virtual tokens included")
+        help="tokens of a sequence, virtual included; longer is cut")
     add("--template", metavar="TEXT", type=utf8_text,
         help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}"); '
              "with {soft} virtual tokens stand there")
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     duration.add_argument("--steps", type=int, help="optimizer steps (default: 300 on a task)")
     duration.add_argument("--epochs", type=int, metavar="E", help="over --data (default: 3)")
     add("--keep-best", action="store_true",
-        help="save the best of ten evaluations on the validation set")
+        help="save the best by the validation set, evaluated ten times or more")
     add("--seed", type=seed, default=0, help="of initial values and data order")
 
     add = p.add_argument_group("precision and memory").add_argument
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gradient-checkpointing", action="store_true",
         help="save less for backward, and run every block twice")
     add("--compile", action=argparse.BooleanOptionalAction,
-        help="the blocks, for training (default: where it pays)")
+        help="compile the blocks (default: on a CPU, if the first steps say it pays)")
 
     group = p.add_argument_group("run folder")
     group.add_argument("--out", metavar="FOLDER", type=local_path,
@@ -243,7 +243,7 @@ def report(r: dict) -> str:
     (before, after), (loss, lower), (adapter, base) = r["exact_match"], r["loss"], r["kb"]
     lines = []
     if r["wordings"]:
-        lines.append(f"wordings, best first, on {VALIDATION} other examples: exact match, loss")
+        lines.append(f"wordings, best first, on at most {VALIDATION} examples of the validation set: exact match, loss")
         lines += ["  {exact_match:.3f} {loss:6.3f}  {wording!r}".format(**w) for w in r["wordings"]]
     lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, "
                  f"loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")

@@ -174,7 +174,7 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
 
 
 def stands_for(folder: Path, base: GPT) -> list[str]:
-    """The text that a prefix stands for, and how many keys its own weigh as; none for other adapters."""
+    """Lines on the document, the positions and the mass of the keys of a prefix; [] for other adapters."""
     lines, note = [], folder / "document.json"
     if note.exists():
         found = read_json(note)
@@ -184,8 +184,8 @@ def stands_for(folder: Path, base: GPT) -> list[str]:
     if isinstance(prefix, Prefix):
         lines.append(f"  {'stands for':<20}{prefix.most_taken} positions, in {prefix.k.size(3)} rows")
         if prefix.bias is not None:
-            mass = prefix.bias.detach().exp().sum(-1).mean((1, 2)).tolist()  # a plain key's is 1
-            lines.append("  mass of the keys, by layer, of a plain key's: " + " ".join(f"{x:.0f}" for x in mass))
+            mass = " ".join(f"{x:.0f}" for x in prefix.bias.detach().exp().sum(-1).mean((1, 2)).tolist())
+            lines.append(f"  mass of the keys in each layer (1: a key without bias): {mass}")
     return lines
 
 

@@ -19,7 +19,7 @@ from .slots import Prefix, Slots
 
 
 class Attachments(WeakSet):
-    """The attachments at a base, held weakly as `base.attached`. A copy has those that are copied with the base."""
+    """Weak set of the adapters attached to a base, as `base.attached`; a deepcopy keeps those copied with the base."""
 
     def __init__(self, attachments=(), required_grad: "list[bool] | None" = None):
         super().__init__(attachments)
@@ -30,7 +30,9 @@ class Attachments(WeakSet):
 
 
 class Attachment:
-    """An adapter's place at its base, as long as the adapter lives. Raises Error where it cannot be there."""
+    """Registration of an adapter at its base, until it is detached or deleted.
+
+    Raises Error if the base is merged, or if one of several adapters would train it."""
 
     original: dict[str, Tensor] = {}  # while merged: the base's weights without the change
 
@@ -79,9 +81,9 @@ class Attachment:
 
 
 class Adapted(nn.Module):
-    """A base with a method attached. Attaching freezes the base; `detach()` returns it as it was.
+    """A base with a method attached. All methods but `full` freeze the base, and `detach()` returns it as it was.
 
-    Any number of methods may share a frozen base; `full`, which changes it, raises Error there.
+    Any number of them may share one base; `full` must have a base of its own, or raises Error.
     """
 
     teacher: Prefix | None = None  # see distil_from
@@ -103,8 +105,10 @@ class Adapted(nn.Module):
         return self.base(idx, *self.slots())
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over supervised positions, a scalar; targets (B, T) int64: the next
-        token of each position, or -100. Raises Error while merged."""
+        """Mean cross-entropy over supervised positions, a scalar; after distil_from the mean KL.
+
+        targets (B, T) int64: the next token of each position, or -100. Raises Error while merged.
+        """
         if self.merged:
             raise Error("merged into the base: unmerge() before training or evaluating a loss")
         x = self.base.hidden(idx, *self.slots())  # (B, T, C)
@@ -120,8 +124,8 @@ class Adapted(nn.Module):
         """Context distillation (Snell et al. 2022, 2209.15189): from now on `loss` is the mean KL from the base behind
         this prefix, the teacher, to the model, over supervised positions. A text as a prefix: documents.prefill.
 
-        top_k: of the teacher's k most likely tokens alone. None: the loss of the targets again. Raises Error for a
-        method that trains the base, and without the teacher.
+        teacher None: back to the cross-entropy of the targets. top_k: KL over the teacher's k most likely tokens
+        only. Raises Error for a method that trains the base, and for a top_k below 1.
         """
         if teacher is not None and not self.method.freezes_base:
             raise Error(f"{self.method.name} changes the base, which is the teacher: distillation needs a frozen one")
@@ -135,14 +139,15 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the learnt change to the base's weights, until unmerge() or the end of this adapter: a
-        forward pass then costs the base's. Raises Error for a method that changes no weights, or a
-        shared base."""
+        """Add the learnt change to the base's weights, until unmerge() or until this object is deleted; a forward
+        pass then costs what the base's does. Raises Error for a method without weight_changes, for several methods,
+        for a quantised or shared base, and when already merged."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]
-            raise Error(f"{self.method.name} cannot be merged: it is no change of the base's weights "
-                        f"({', '.join(can)} can)")
+            combined = "+" in self.method.name
+            why = "only one method at a time can" if combined else "it is no change of the base's weights"
+            raise Error(f"{self.method.name} cannot be merged: {why} ({', '.join(can)} can)")
         if self.merged:
             raise Error("already merged")
         if not self._attachment.alone:

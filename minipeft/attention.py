@@ -47,7 +47,8 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     prefix_bias     (1|B, n_kv, P) as the prefix, β; -inf: that key is not there. Not with a gate
     returns   (B, nh, Tq, hs) in q's dtype
 
-    Raises Error for shapes that do not fit together or an unknown backend.
+    Raises Error for shapes that do not fit together, an unknown backend, or one that cannot run here: "fused" and
+    "split" in float16; "flash" on a GPU or while gradients are recorded.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise Error(f"attention backend must be one of {', '.join(BACKENDS)}, not {shown(backend)}")
@@ -90,7 +91,7 @@ def _prefix_mask(P: int, prefix_length: Tensor) -> Tensor:
 
 
 def _bias_mask(mask: Tensor, prefix_bias: Tensor, nh: int, dtype: torch.dtype) -> Tensor:
-    """The mask (…, Tq, P + Tk) with β in the prefix's columns, as numbers to add: (1|B, nh, Tq, P + Tk)."""
+    """Boolean mask -> additive mask (1|B, nh, Tq, P + Tk): β for prefix keys, 0 for others, -inf where masked."""
     bias = prefix_bias.to(dtype).repeat_interleave(nh // prefix_bias.size(1), dim=1).unsqueeze(2)
     bias = F.pad(bias, (0, mask.size(-1) - bias.size(-1)))  # (1|B, nh, 1, P + Tk)
     return torch.where(mask, bias, -math.inf)
@@ -146,9 +147,6 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
 
 def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias, whole=False):
     """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
-    if q.dtype == torch.float16:
-        raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
-                    "or backend='sdpa'")
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
     return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole, window,
                            prefix_bias)
@@ -219,7 +217,7 @@ def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[T
 def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     backend = faster(q, torch.compiler.is_compiling())
     if prefix_bias is not None and backend == "sdpa" and q.dtype != torch.float16:
-        backend = "split"  # for a mask of floats that needs a gradient sdpa would keep all weights
+        backend = "split"  # sdpa saves all attention weights if its mask needs a gradient
     if apart_in_inference(q, k, prefix_k):
         backend = "flash" if q.device.type == "cpu" else backend if q.dtype == torch.float16 else "split"
     return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)

@@ -84,7 +84,7 @@ def check_shape(name: str, x: torch.Tensor, shape: tuple) -> None:
 
 
 def check_tokens(idx, at_least: int = 1) -> None:
-    """Raise Error unless idx holds token ids (B, T), so many or more in a row."""
+    """Raise Error unless idx holds token ids (B, T) with T >= at_least."""
     ids = isinstance(idx, torch.Tensor) and idx.dtype in (torch.int64, torch.int32)
     if not ids or idx.dim() != 2 or idx.size(1) < at_least:
         raise Error(f"idx {described(idx)} must be (B, T) int64{at_least * ' with at least one token to go on from'}")
@@ -126,7 +126,7 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
 
 
 def _positions(prefix, B: int) -> int:
-    """The most positions that a Prefix takes in a row. Raises Error for `positions` that are no such number."""
+    """Positions that a Prefix takes, the most of any row of the batch. Raises Error for invalid ones."""
     p = prefix.positions
     fits = p is None or (type(p) is int and p >= 0)
     if isinstance(p, torch.Tensor):
@@ -168,4 +168,5 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
         raise Error(f"hooks must be one {{module name: function}} for each of {c.n_layer} layers, "
                     f"with names of {', '.join(hookable)}")
     if P + T > c.block_size:
-        raise Error(f"{P} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")
+        used = f"{cached} cached + " if cached else ""
+        raise Error(f"{used}{P - cached} virtual + {T} real tokens do not fit the base's block size of {c.block_size}")

@@ -46,7 +46,7 @@ class GPTConfig:
     n_layer: int = 12  # L
     n_head: int = 12  # nh
     n_embd: int = 768  # C
-    n_kv_head: int | None = None  # key-value heads, shared by nh / n_kv queries (2305.13245); None: nh
+    n_kv_head: int | None = None  # each shared by nh / n_kv query heads (GQA, 2305.13245); None: nh
     head_dim: int | None = None  # hs apart from C / nh (Qwen3, Gemma 3); None: C / nh
     n_inner: int | None = None  # M, width of the MLP; None: 4C
     position: str = "learned"  # "learned" (GPT-2: a table added to the input) or "rotary" (RoPE)
@@ -57,7 +57,7 @@ class GPTConfig:
     sandwich_norm: bool = False  # a norm behind attention and MLP too, before they are added (Gemma 3)
     qk_norm: bool = False  # a norm of each head's queries and keys, before the rotation (Qwen3, Gemma 3)
     mlp: str = "gelu"  # "gelu" (two linears), "swiglu" or "geglu" (three, one gates another; 2002.05202)
-    projections: str = "joined"  # q, k and v from one matrix ("joined") or one each ("apart")
+    projections: str = "joined"  # q, k, v by one matrix ("joined": fused QKV) or three ("apart")
     bias: str = "all"  # linears with a bias: "all", "qkv" (only q, k and v: Qwen2) or "none"
     tied: bool = True  # the output head is the embedding table
     scale_embeddings: bool = False  # token embeddings times sqrt(C) (Gemma 3)
@@ -140,11 +140,11 @@ class GPTConfig:
         return self.rope_theta, self.rope_scaling
 
     def by_layer(self, every: int | None, nth, others) -> list:
-        """A value for every layer: `nth` for every so many-th, `others` for those between."""
+        """One value a layer: `nth` at layers `every`, 2·`every`, … (counted from 1), `others` elsewhere."""
         return [nth if every and i % every == 0 else others for i in range(1, self.n_layer + 1)]
 
     def resolved(self) -> "GPTConfig":
-        """The config in one form: two configs describe one model when these are equal."""
+        """Canonical form: two configs describe the same model when their resolved() are equal."""
         L, by_layer = self.n_layer, {name: getattr(self, name) for name in BY_LAYER}
         for name in ("sliding_window_pattern", "no_rope_layer_interval"):
             if by_layer[name] is not None and by_layer[name] > L:

@@ -60,8 +60,13 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
                     prefix_length=None, length=None, whole: bool = False, window: Window | None = None,
                     prefix_bias=None) -> Tensor:
-    """Split attention, with its own backward; through_compile: compiled for each set of shapes; whole: in one
-    span, for a graph of any T."""
+    """Split attention with the custom backward below; ragged batches use autograd's.
+
+    through_compile: compiled once per set of shapes. whole: all queries in one span, so that one graph serves any T.
+    Raises Error for float16."""
+    if q.dtype == torch.float16:
+        raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
+                    "or backend='sdpa'")
     k, v, prefix_k, prefix_v = (x.to(q.dtype) for x in (k, v, prefix_k, prefix_v))
     if prefix_length is not None or length is not None or not torch.is_grad_enabled():
         run = compiled(split_attention) if through_compile else split_attention
@@ -229,7 +234,8 @@ def causal_backward(do, half_q, k, v, D, lse, scale, whole=False, window=None):
 
 
 def query_spans(T: int, dtype: torch.dtype, whole: bool = False) -> list[tuple[int, int]]:
-    """Spans of queries: short ones mask fewer scores, long ones make faster matmuls (tuned on a CPU). whole: one."""
+    """Spans (start, stop) of T queries; whole: one. Short ones mask fewer scores, long ones make faster matmuls
+    (tuned on a CPU)."""
     if whole:
         return [(0, T)]
     size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64

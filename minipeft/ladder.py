@@ -7,9 +7,9 @@
 
 (2·L·P·C where n_kv·hs is C, without grouped heads.) Converting up keeps the logits, to rounding:
 attention is causal, so virtual tokens never see the real ones and pass through the blocks in the same
-way whatever follows; real tokens see them only through keys and values. The states of a soft prompt at
-the input of every block are thus a hidden prefix, and the keys and values that each block makes of those
-a prefix. There is no way down in general: one prompt fixes the keys and values of all blocks.
+way whatever follows; real tokens see them only through keys and values. So the states of a soft prompt
+at every block's input are a hidden prefix, and the keys and values that each block computes from a
+hidden prefix are a prefix. In general there is no way down: one prompt fixes the keys and values of all blocks.
 """
 
 from collections.abc import Callable

@@ -34,8 +34,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or
     above; nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's.
-    Raises Error for targets that do not fit x or lie outside the vocabulary; on a GPU, which would
-    have to wait for that check, the loss is nan.
+    Raises Error for targets that do not fit x or, on a CPU, lie outside the vocabulary. A GPU would have
+    to wait for that check: there the loss is nan, or CUDA stops with an assertion of its own.
     """
     if targets.dtype != torch.int64 or targets.shape != x.shape[:1]:
         raise Error(f"targets {described(targets)} must be ({len(x)},) int64, one for each position")

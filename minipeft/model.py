@@ -12,7 +12,7 @@ place of a block (config.hookable_modules) whose input was `x`.
 
 The architecture is GPT-2's (Radford et al. 2019) and so are the parameter names. Changes of Llama
 (2302.13971), Mistral, Qwen3, SmolLM3 and Gemma 3 are choices of the config (docs/architectures.md).
-The model knows no tuning method by name. Read from leaf to root.
+The model knows no tuning method by name. The file goes bottom-up: attention, MLP, block, GPT.
 """
 
 import math
@@ -37,7 +37,7 @@ from .slots import KVCache, Prefix, SoftTokens
 
 
 def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """The output y of the place `name`, whose input was x, or what its hook, or several in turn, make of it."""
+    """Pass the output y of the place `name`, whose input was x, through its hook, or its tuple of hooks in turn."""
     found = hooks.get(name, ()) if hooks else ()
     for hook in found if isinstance(found, tuple) else (found,):
         y = hook(x, y)
@@ -159,7 +159,8 @@ class GPT(nn.Module):
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Token embeddings (B, T, C), scaled where the config says so. Raises Error for ids outside the vocabulary."""
+        """Token embeddings (B, T, C), times sqrt(C) if config.scale_embeddings. On a CPU, raises Error for ids
+        outside the vocabulary."""
         try:
             x = self.wte(idx)
         except IndexError:
@@ -198,8 +199,9 @@ class GPT(nn.Module):
                  of config.hookable_modules whose input was x
         cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1 (a Prefix those it says, gated none), real tokens follow. Raises
-        Error when P + T exceeds block_size, or for a prompt or prefix of another shape.
+        Virtual tokens take positions 0 … P-1 (a Prefix: its `positions`, a gated one none; SoftTokens: their places
+        in idx), real tokens follow. Raises Error when they exceed block_size, for a prompt or prefix of another shape,
+        and for a hook at an unknown place.
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
@@ -253,6 +255,6 @@ class GPT(nn.Module):
         return open_folder(cls, folder, dtype)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
-        """Write a Hugging Face folder; shapes of the families in huggingface.FAMILIES open in transformers.
-        safe_serialization: False writes pytorch_model.bin; None writes safetensors if installed."""
+        """Write a Hugging Face folder; transformers opens those whose shape is of files.families.FAMILIES.
+        safe_serialization: False writes pytorch_model.bin; None safetensors if installed. Raises Error if quantised."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

@@ -1,4 +1,4 @@
-"""What enters a GPT from outside: a prompt (slot 1), a prefix (slot 2), hooks, and a key-value cache."""
+"""Inputs of a GPT beside token ids: a prompt (slot 1), a prefix (slot 2), hooks, and a key-value cache."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from .checks import Error
 class Prefix(NamedTuple):
     """Prefix keys and values for the top n layers, with an optional gate, bias and per-row lengths.
 
-    A gated prefix has its own softmax: it stands beside the sequence and takes no positions. Any other
-    takes as many as it has rows, unless it stands for a longer text, or for none: `positions`.
+    A gated prefix has its own softmax and takes no positions. Any other takes one position a key, unless
+    `positions` says how many: those of the longer text that it stands for, or 0.
     """
 
     k: Tensor  # (n, 1|B, n_kv, P, hs), n <= L
@@ -86,7 +86,7 @@ class SoftTokens(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What a method puts into the model: base(idx, *slots)."""
+    """Prompt, prefix and hooks of a method, as arguments of the model: base(idx, *slots)."""
 
     prompt: "Tensor | SoftTokens | None" = None  # (1|B, P, C), or in the text
     prefix: "Tensor | Prefix | None" = None  # (L, 2, 1|B, n_kv, P, hs)
@@ -98,10 +98,10 @@ class KVCache(NamedTuple):
 
     k: Tensor  # (L, B, n_kv, S, hs)
     v: Tensor  # (L, B, n_kv, S, hs)
-    read: int = 0  # positions in use; where rows differ, those of the longest
-    length: Tensor | None = None  # (B,) int64: positions in use in each row, where rows differ
-    virtual: int = 0  # the first so many are a prefix's or a soft prompt's: no window hides them
-    shift: int = 0  # the positions that a prefix among them takes, less its rows
+    read: int = 0  # positions in use, the most of any row
+    length: Tensor | None = None  # (B,) int64: positions in use in each row; None: `read` in all
+    virtual: int = 0  # the leading ones, of virtual tokens: a sliding window never hides them
+    shift: int = 0  # positions that a prefix in the cache takes, minus its keys
 
     def layers(self, L: int) -> "list[KVCache]":
         """One KVCache per layer, without the first dimension."""

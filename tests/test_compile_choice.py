@@ -53,7 +53,7 @@ def compiled(monkeypatch):
     """Compiling always pays, and generates no code; the calls of compiled blocks."""
     calls, run = [], compiling_by("aot_eager")
     monkeypatch.setattr(compile_choice, "GAIN", {torch.float32: 1.0})
-    monkeypatch.setattr(compile_choice, "SECONDS", 0)
+    monkeypatch.setattr(compile_choice, "COMPILE_SECONDS", 0)
     monkeypatch.setattr(minipeft.model, "can_compile", lambda device_type: True)
     monkeypatch.setattr(minipeft.model, "compiled", lambda block: calls.append(block) or run(block))
     return calls

@@ -126,8 +126,8 @@ def test_matching_is_nearer_to_the_text_than_as_many_of_its_rows(nano):
     (lambda base: prefill(base, torch.tensor([], dtype=torch.int64)), "the document is empty"),
     (lambda base: prefill(base, torch.zeros(48, dtype=torch.int64)), "48 tokens, and the base's block size is 48"),
     (lambda base: prefill(base, torch.zeros(3)), "token ids"),
-    (lambda base: match(base, torch.arange(9), 10), "a document of 9 tokens has 1 … 9 rows, not 10"),
-    (lambda base: match(base, torch.arange(9), 0), "has 1 … 9 rows, not 0"),
+    (lambda base: match(base, torch.arange(9), 10), "of a document of 9 tokens 1 … 9 rows can be kept, not 10"),
+    (lambda base: match(base, torch.arange(9), 0), "1 … 9 rows can be kept, not 0"),
     (lambda base: match(base, torch.arange(9), 3, choose="best"), "choose must be 'pursuit' or 'attention'"),
     (lambda base: match(base, torch.arange(9), 3, [torch.tensor([], dtype=torch.int64)]), "at least one token"),
 ])
@@ -253,7 +253,7 @@ def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(nano
     __main__.main(["inspect", str(tmp_path / "match")])
     shown = capsys.readouterr().out
     assert "doc.txt, 230 tokens, by match" in shown and "230 positions, in 24 rows" in shown
-    assert "mass of the keys, by layer" in shown
+    assert "mass of the keys in each layer" in shown
 
 
 @pytest.mark.parametrize("words, message", [

@@ -198,7 +198,7 @@ def test_the_same_seed_draws_the_same_text(base, idx):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(max_new_tokens=38), "0 virtual tokens and 48 to read|do not fit the base's block size of 48"),
+        (dict(max_new_tokens=38), "0 virtual tokens and 48 of input and output|do not fit the base's block size of 48"),
         (dict(max_new_tokens=-1), "at least 0, not -1"),
         (dict(temperature=-0.5), "0 or above"),
         (dict(temperature=float("nan")), "0 or above"),

@@ -96,8 +96,8 @@ FORGERIES = {
     "no dictionary": (lambda s: s.update(moments=3), "moments is no dictionary"),
     "another key": (lambda s: s.update(more=3), "is not a training checkpoint"),
     "no step": (lambda s: s.update(step="12"), "is not a training checkpoint"),
-    "a step beyond the end": (lambda s: s.update(step=21), "step 21 is none of the 20"),
-    "a step before the start": (lambda s: s.update(step=-1), "step -1 is none of the 20"),
+    "a step beyond the end": (lambda s: s.update(step=21), "it is of step 21, the run has 20"),
+    "a step before the start": (lambda s: s.update(step=-1), "it is of step -1, the run has 20"),
     "trained of another shape": (
         lambda s: s["trained"].update({next(iter(s["trained"])): torch.zeros(3)}),
         "does not fit",
@@ -116,7 +116,7 @@ FORGERIES = {
         lambda s: s["settings"].update(seed=torch.zeros(3)),
         "its .seed. is <Tensor>, here it is 0",
     ),
-    "a best that is none": (lambda s: s.update(best=[1]), "its best is none"),
+    "a best that is none": (lambda s: s.update(best=[1]), "`best` is not a score with its parameters"),
 }
 
 

@@ -61,9 +61,8 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
 
     Not counted: what is not a matmul (norms, softmax, the optimizer; to dequantise a base a look-up and
     a multiplication for each weight of its matrices, in forward and again in backward, whatever B·S:
-    little beside 2·B·S in training, as much as the matmul itself for one new token). Adapted.loss stores no logits
-    (loss.py): it computes the head's input gradient in the forward pass, and with a trained head
-    computes the logits a second time in backward.
+    little beside 2·B·S in training, as much as the matmul itself for one new token); and with a trained head the
+    second computation of the logits, in the backward pass of a loss that stores none (loss.py).
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
     return Flops(*(total(pass_terms(every, name)) for name in Flops._fields))

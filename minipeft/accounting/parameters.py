@@ -26,8 +26,9 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
 
         V·C              token embeddings; once more for a head that is not tied
         block_size·C     position embeddings, if learned
-        L · block        the linears of a block (config.linears) with their biases, and two norms
-        2·C or C         a norm: "layer" or "rms"; ln_f, and two in every block
+        L · block        a block's linears (config.linears), their biases if any, and its norms
+        2·C or C         a norm, "layer" or "rms": ln_f, and two in a block (sandwich_norm: four;
+                         qk_norm: two more, of hs)
 
     GPT-2: V·C + block_size·C + L·(12·C² + 13·C) + 2·C.
     T5 v1.1: 2·V·C + 2·buckets·nh + L·(12·C·nh·hs + 6·C·M + 5·C) + 2·C. Here a layer is one of the

@@ -15,12 +15,12 @@ from .parameters import Declared, base_parameters, count, tensor_terms
 from .step_memory import TrainBytes, state_terms, train_bytes, trained_tensors
 from .storage import adapter_bytes, folder_terms, storage_bytes, storage_terms
 
-SHORT = {  # quantities of `terms` that others are made of: their symbols
+SHORT = {  # {quantity of `terms`: its symbol in the formulas of others}
     "base_parameters": "base", "trained": "trained", "stored": "stored", "tensors": "tensors", "block": "block",
     "rest": "rest", "adapter_bytes": "adapter", **{f"train_{part}": part for part in TrainBytes._fields},
     **{f"flops_{part}": part for part in (*Flops._fields, "step")}}
 
-OF_WHOLE = {"flops_step": "full", "adapter_bytes": "folder"}  # the same of full fine-tuning
+OF_WHOLE = {"flops_step": "full", "adapter_bytes": "folder"}  # as SHORT, of full fine-tuning
 
 
 class Work(NamedTuple):

@@ -3,7 +3,7 @@
 Rows as in training (forward x Wᵀ, and the gradient dx = dy W) and as in generation, where a few rows meet weights
 that come from memory, read as they are or from a copy in oneDNN's order. Both libraries are first compared with
 float64, and interleaved call by call. The last line says which one minipeft takes here (runtime/matmul.py);
-MINIPEFT_MATMUL=torch or onednn in front of a command overrides it. Weights of bfloat16 torch gives to oneDNN itself.
+MINIPEFT_MATMUL=torch or onednn in front of a command overrides it. torch itself uses oneDNN for weights of bfloat16.
 """
 
 import argparse

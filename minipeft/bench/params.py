@@ -7,8 +7,8 @@ evaluates every printed line.
 
 Columns: parameters trained, stored for one task, stored in % of the base; the adapter on disk, and
 many tasks on disk (one base and their adapters; full: as many bases); memory to train, and its
-activations; FLOPs of a step, and their ratio to full fine-tuning's; bytes that one of two processes
-sends in a step; FLOPs of one more token at inference, and the method's part of them.
+activations; FLOPs of a step, and their ratio to full fine-tuning's; bytes that each of two processes
+hands to collectives in a step; FLOPs of one more token at inference, and the method's part of them.
 """
 
 import argparse
@@ -254,7 +254,7 @@ def table(result: dict) -> str:
             "activations": if_trained(lambda r: in_units(r["train_activations"])),
             "step GFLOP": if_trained(lambda r: f"{step(r) / 1e9:,.1f}"),
             "× full": if_trained(lambda r: f"{step(r) / step(full):.2f}"),
-            "sent": if_trained(lambda r: in_units(r["wire_2"])),
+            "to collectives": if_trained(lambda r: in_units(r["wire_2"])),
             "token MFLOP": cell("inference_token_flops", "{:,.1f}", 1e6),
             "more": cell("inference_extra_token_flops", "{:,.2f}", 1e6),
         }

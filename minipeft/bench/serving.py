@@ -212,7 +212,7 @@ def fits(s: ServingSettings, row: Row) -> bool:
 
 
 def run(s: ServingSettings) -> dict:
-    """{"card", "settings", "rows", "left_out", "attention", "ratios"}, ready for JSON."""
+    """{"card", "settings", "flops_per_s", "bytes_per_s", "rows", "left_out", "attention", "ratios"}, for JSON."""
     device, every = torch.device(s.device), rows_of(s)
     rows = [row for row in every if fits(s, row)]
     left_out = [row for row in every if row not in rows]

@@ -57,9 +57,9 @@ def prompt_ids(example: Example, tokenizer: Tokenizer, template: Template = ARRO
 
 
 def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> Encoded:
-    """Prompt and completion are tokenised separately, so no token ever spans the two.
+    """Tokenise an example: prompt and completion separately, so that no token spans the two.
 
-    Marks that a target holds already, a begin or an end of its own, are taken from it.
+    A begin or end mark that the target's text already holds is removed first.
     """
     stops = template.stops(tokenizer)
     begin, ends = mark_texts(tokenizer, stops)

@@ -5,7 +5,7 @@
     .tsv            the same, divided by tabs; there is no quoting: a quote is a character
 
 The names of FORMS, or those in `columns`, say which fields are read. A line on stderr says which
-others are left out. Every error names the file and the line.
+others are left out. Every error names the file, and the line if it is about one.
 """
 
 import codecs

@@ -2,7 +2,7 @@
 
     topics     the topic of a customer's message, one of eight words      "Is the shop open on Monday?" -> "hours"
     amounts    the date and the amount in a sentence, in one notation
-               "The rent of 7 June was $980." -> "06-07 980 USD"
+               "On 7 June we paid 980 dollars." -> "06-07 980 USD"
 
 Held-out examples take sentence patterns that no other example has; of `amounts`, also notations of date and
 amount that are never together elsewhere.

@@ -13,9 +13,9 @@ CHAT_MARKS = {"<|im_start|>", "<|im_end|>"}
 class Template:
     """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} and {soft} are plain text.
 
-    Earlier turns of a conversation come first: as the folder's chat template, or else ChatML, has
-    them in a chat, else as `role: content` lines. {soft}, once at most and in no chat, stands for
-    num_soft virtual tokens in the text. Raises Error unless {input} occurs exactly once.
+    Earlier turns of a conversation come first: in a chat by the folder's chat template, or ChatML if it has
+    none; otherwise as `role: content` lines. {soft}, at most once and not in a chat, is the place of num_soft
+    virtual tokens. Raises Error unless {input} occurs exactly once.
     """
 
     def __init__(self, text: str = DEFAULT, num_soft: int = 0):

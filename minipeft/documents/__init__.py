@@ -5,7 +5,7 @@
     write_self_study   texts about it to distil on                     self_study.py
     divergence         KL to the base behind the whole text            divergence.py
 
-The loss of distillation is Adapted.distil_from, for any method; its loop is that of training.
+Adapted.distil_from sets the loss of distillation, for any method; the loop is training.loop.train.
 """
 
 from .divergence import Divergence, divergence

@@ -64,7 +64,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     text = prefill(base, tokens)
     n, c = len(tokens), base.config
     if type(P) is not int or not 1 <= P <= n:
-        raise Error(f"a document of {n} tokens has 1 … {n} rows, not {shown(P)}")
+        raise Error(f"of a document of {n} tokens 1 … {n} rows can be kept, not {shown(P)}")
     device, room = tokens.device, c.block_size - n
     pieces = [piece for t in (reference or tokens.split(PIECE)) for piece in t.to(device).split(room) if len(piece)]
     if not pieces:

@@ -55,7 +55,9 @@ def read_seeds(path: str | Path = SEEDS) -> list[str]:
 def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str | Path, count: int = 128,
                      temperature: float = TEMPERATURE, seeds: list[str] | None = None, seed: int = 0,
                      ) -> list[Example]:
-    """Write `count` examples about the document, tokens (n,) int64, to a JSONL, and return them.
+    """Fill a JSONL up to `count` examples about the document, tokens (n,) int64; return all that it holds.
+
+    They are fewer if the base keeps repeating itself, and more if the file already held more.
 
     Lines that the file holds already are kept, so a stopped run goes on, and an edited file is completed; equal texts
     are written once. Raises Error as `prefill` does, and for a document that leaves no room for a text behind it.

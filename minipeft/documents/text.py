@@ -16,8 +16,10 @@ from ..slots import KVCache, Prefix
 
 @torch.no_grad()
 def prefill(base: GPT, tokens: Tensor) -> Prefix:
-    """tokens (n,) int64 -> keys and values (L, 1, n_kv, n, hs). Raises Error for an empty text, or one that leaves no
-    room for a token behind it."""
+    """tokens (n,) int64 -> keys and values, each (L, 1, n_kv, n, hs).
+
+    Raises Error for an empty text, one that fills the block size, or one not shorter than the base's sliding window.
+    """
     if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
         raise Error(f"a document must be token ids (n,) int64, not {described(tokens)}")
     c, n = base.config, len(tokens)

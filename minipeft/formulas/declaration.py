@@ -9,8 +9,8 @@ from .terms import Cost, Hyperparameter, Shapes
 
 DECLARED = {  # by every method, in its own class
     "name": "its key in METHODS",
-    "learning_rate": "the default on the shipped bases (AdamW, warm-up, cosine)",
-    "learning_rate_wide": "the default on pretrained models",
+    "learning_rate": "the default on bases narrower than base.WIDE (AdamW, warm-up, cosine)",
+    "learning_rate_wide": "the default on bases of n_embd >= base.WIDE",
     "hyperparameters": "a Hyperparameter for every argument of __init__, shapes and cost",
     "typical": "settings of these to test and to measure it at",
     "peft_types": "values of peft_type in adapter_config.json",
@@ -76,7 +76,7 @@ class Declaration:
             if place == "attn.heads" and hook.saves_x:
                 raise Error(f"{where}: of the queries at attn.heads declare what is saved as a Saved, not saves_x")
             for matmul in hook.matmuls:
-                one_of(f"{where}: of of the matmul {matmul.name!r}", matmul.of, ("x", "y", "own"))
+                one_of(f"{where}: `of` of the Matmul {matmul.name!r}", matmul.of, ("x", "y", "own"))
 
     @staticmethod
     def shapes(c: GPTConfig, *sizes) -> Shapes:

@@ -49,7 +49,7 @@ class SymbolicShape:
 
 
 def symbol(name: str):
-    """A whole number above 0."""
+    """The sympy symbol of this name, a positive integer."""
     import sympy
 
     return sympy.Symbol(name, integer=True, positive=True)

@@ -46,7 +46,7 @@ class Matmul(NamedTuple):
     name: str
     n_in: Size
     n_out: Size
-    of: str = "own"  # multiplied is a hook's x or its y, or ("own") what needs a gradient in any case
+    of: str = "own"  # its input: a hook's "x" or "y", or "own": a tensor that needs a gradient in any case
     trained: bool = True  # the weight
     rows: Size | None = None  # None: every position in the batch
 
@@ -101,7 +101,7 @@ def maximum(a: Size, b: Size) -> Size:
 
 
 def nearest(a: Size, b: Size) -> Size:
-    """a / b as a whole number, the nearest; of two as near the even one."""
+    """a / b rounded to the nearest integer, ties to the even one."""
     if not _are_ints(a, b):
         return _function("nearest", a, b)
     quotient, rest = divmod(a, b)

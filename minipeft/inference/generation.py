@@ -1,9 +1,9 @@
 """Generation: one token at a time, with a cache of keys and values.
 
-A prefix does not enter the cache of several rows. It stays beside it, once for all that share it, and
-attention merges the two (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take
-P·2·L·n_kv·hs elements, not B times as many. A single row shares it with nobody: there it is copied into
-the cache, and a token has one attention a layer, not two and their merging.
+With several rows, a prefix is not copied into the cache: it is stored once, and attention merges the
+prefix part and the context part (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take
+P·2·L·n_kv·hs elements, not B times as many. With a single row the prefix is copied into the cache,
+which saves the merge: one attention a layer instead of two.
 """
 
 import math
@@ -102,15 +102,16 @@ def _weights(base: GPT) -> list[Tensor]:
 
 
 def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
-    """A cache for B rows of T tokens and the soft prompt, empty but for the prefix of a single row; the slots, with a
-    Prefix, or without."""
+    """An empty cache for B rows of soft prompt and T tokens, and the slots beside it.
+
+    Of a single row, a plain prefix is copied into the cache; any other stays in the slots, as a Prefix."""
     (prompt, prefix, _), c = slots, base.config
     if isinstance(prefix, Tensor):
         prefix = Prefix.of(prefix)
     prefix_length = 0 if prefix is None else prefix.most_taken
     prompt_length = prompt.size(1) if isinstance(prompt, Tensor) else 0  # soft tokens in the text are part of T
     if (P := prefix_length + prompt_length) + T > c.block_size:
-        raise Error(f"{P} virtual tokens and {T} to read do not fit the base's block size of "
+        raise Error(f"{P} virtual tokens and {T} of input and output do not fit the base's block size of "
                     f"{c.block_size}")
     weight = base.wte.weight  # of a sharded base, whose new_zeros would be sharded too
     own = prefix.k.size(3) if prefix is not None and B == 1 and prefix.is_plain(c.n_layer) else 0

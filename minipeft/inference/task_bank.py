@@ -24,8 +24,9 @@ from .generation import generate
 
 
 class Rows:
-    """A base with these slots, a model for `generate`; of a bank the gathered tasks of one batch, a row for each (None:
-    any number of rows). rows(idx) returns logits."""
+    """A base with fixed slots, as a model for `generate`: rows(idx) returns logits.
+
+    num_tasks: rows that idx must have, one for each task gathered from a bank; None: any number."""
 
     def __init__(self, base: GPT, slots: Slots, num_tasks: int | None = None):
         self.base, self._slots, self.num_tasks, self.training = base, slots, num_tasks, False
@@ -112,7 +113,7 @@ class TaskBank:
         return Prefix(k, v, None, length, bias, None if positions == lengths else taken)
 
     def _hook_table(self, hooks: list[list[dict] | None]) -> "list[dict] | None":
-        """By layer {place: the hooks of all tasks in a stack}; 0 is the base."""
+        """Per layer {place: the stacked hook of all tasks}; entry 0 of a stack is the base."""
         places = list(dict.fromkeys(place for h in hooks if h for place in h[0]))
         if not places:
             return None

@@ -30,11 +30,11 @@ class Method(Declaration, nn.Module, registered=False):
     """
 
     learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
-    learning_rate_wide: float  # default on pretrained models
+    learning_rate_wide: float  # default on bases of n_embd >= WIDE
     num_virtual_tokens = 0  # vectors before the real tokens, or among them
 
     def slots(self, base: GPT) -> Slots:
-        """What it puts into the model: base(idx, *slots)."""
+        """Prompt, prefix and hooks of this method, for base(idx, *slots)."""
         raise NotImplementedError
 
     @classmethod

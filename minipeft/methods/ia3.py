@@ -6,7 +6,8 @@ In-Context Learning", 2205.05638 §3.3).
 act(x): the MLP's inner activations. Every l starts at 1, so step 0 is exactly the base. merge() scales
 rows of W_k and W_v, with their biases, and columns of W_out; a forward pass then costs the base's.
 
-trained = stored = L·(2·kv + M); L·(C + 2·kv + M) where q, k and v are one projection.
+trained = stored = L·(2·kv + M); rescaled="qv": L·(nh·hs + kv + M); where q, k and v are one projection:
+L·(nh·hs + 2·kv + M).
 
 Departs from the paper, whose T5 has a projection each: where q, k and v are one, as in GPT-2, queries
 are rescaled too, as in PEFT. rescaled="qv": queries instead of keys, PEFT's default on Qwen2.

@@ -15,8 +15,8 @@ At M = 0 step 0 is exactly the base. φ prevents merging into a weight.
 
 trained = stored = L·nh·hs²: as many as a prefix with P = hs/2 where n_kv = nh.
 
-Read were the paper's abstract and summaries of its equations. Not checked against it: that M starts
-at 0; that q is taken as attention takes it, behind rotary positions; that gelu is the exact one.
+Written from the paper's abstract and summaries of its equations. Not checked against the paper: that M
+starts at 0; that q is taken after rotary positions, as attention takes it; that gelu is the exact form.
 """
 
 from typing import Literal

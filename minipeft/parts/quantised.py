@@ -5,8 +5,8 @@
     nf4    w = s NF4[q]             s = max |w| of its block of 64, itself in 8 bits:
            s = t DYNAMIC[c] + m     t = max |s - m| of 256 blocks, m = mean of all s    4 + 8 / 64 + 32 / (64 · 256)
 
-NF4 has 16 quantiles of a normal distribution. A product takes the matrix in pieces: dequantise some rows, multiply,
-drop them; backward, dx = dy W, again. So a quantised linear saves nothing. Codes are those of bitsandbytes.
+NF4 has 16 quantiles of a normal distribution. Forward and backward (dx = dy W) dequantise some rows of W at a time
+and drop them after the matmul, so a quantised linear saves nothing for backward. Codes are those of bitsandbytes.
 """
 
 from collections.abc import Iterator
@@ -26,9 +26,10 @@ NF4 = torch.tensor([  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
-PAIRS = torch.cartesian_prod(NF4, NF4).view(torch.int64).flatten()  # by byte: the values of both its codes
-EDGES = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]  # 8-bit floats of 1511.04561 §2.2, a fraction's bits for
-POSITIVE = torch.cat([10.0 ** (e - 6) * ((x[:-1] + x[1:]) / 2) for e, x in enumerate(EDGES)])  # each exponent e - 6
+PAIRS = torch.cartesian_prod(NF4, NF4).view(torch.int64).flatten()  # by byte: both values, two float32 as one int64
+# dynamic 8-bit floats (1511.04561 §2.2): exponent e - 6 has 2**e fractions
+EDGES = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]
+POSITIVE = torch.cat([10.0 ** (e - 6) * ((x[:-1] + x[1:]) / 2) for e, x in enumerate(EDGES)])
 DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0])]).sort().values
 
 

@@ -29,12 +29,12 @@ def dtype_named(name: str | None) -> "torch.dtype | str | None":
 
 
 def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | str | None" = None) -> Model:
-    """A base's folder as model(config), in its own dtype or in `dtype`; with "int8" or "nf4" quantised.
+    """Open a base's folder as model(config). dtype: None (the file's own), a torch.dtype, or "int8" or "nf4".
 
-    Each matrix is rounded to bfloat16 and quantised as soon as it is read, so that a float32 base and its copy in
-    bfloat16 give the same, and there is never a whole copy in memory (of a .safetensors; a .bin is read at once).
-    Then the matrices are read again, for the fingerprint. Raises Error as huggingface.read_base does, and for other
-    texts.
+    To quantise, each matrix is rounded to bfloat16 and quantised as soon as it is read: a float32 base and its
+    bfloat16 copy give the same codes, and the unquantised base is never in memory as a whole (from .safetensors; a
+    .bin is read at once). The matrices are read a second time for the fingerprint. Raises Error as
+    huggingface.read_base does, and for any other string as dtype.
     """
     kind = None if dtype is None or isinstance(dtype, torch.dtype) else one_of("dtype", dtype, KINDS)
     made = {}  # name of a matrix: its quantised tensors

@@ -102,10 +102,10 @@ def progress(*args, **settings) -> tqdm:
 
 
 class Expected:
-    """Tells once how long the rest of a bar takes, measured over its first steps without the first.
+    """Estimate of a progress bar's remaining time, from its steps 2 to AFTER.
 
-    call it after each step. Once, it returns the seconds, otherwise None. It is silent where the rest takes less
-    than `least` seconds, and for a bar that is not shown: such a bar does not count.
+    Call it after every step: after step AFTER it returns the seconds left, otherwise None, and prints them if they
+    are at least `least`. For a bar that is not shown it always returns None.
     """
 
     AFTER = 6  # steps

@@ -1,10 +1,10 @@
-"""Products with a weight, x Wᵀ + b, by the library that is faster on this CPU.
+"""Linear layers, x Wᵀ + b, by the library that is faster on this CPU: torch's MKL or oneDNN.
 
-torch gives float32 matrices to MKL, which on AMD's CPUs with AVX-512 takes twice the time, or more, of oneDNN, the
-library that torch itself takes for bfloat16 (`bench.py matmul`). There forward and both gradients go to oneDNN;
-everywhere else, for products too small to pay for the call, and where something must see torch's own operators
-(torch.func, FlopCounterMode and other modes), this is F.linear. MINIPEFT_MATMUL=torch or onednn overrides the rule,
-which reads the CPU and measures nothing: a resumed run rounds as it did before.
+torch computes float32 matmuls with MKL. On AMD's CPUs with AVX-512 it takes longer than oneDNN, on some twice as
+long (`bench.py matmul`), so there forward and both gradients go to oneDNN. Everywhere else, for small matmuls, and
+where torch's own operators must be seen (torch.func, FlopCounterMode and other modes), this is F.linear. The choice
+depends on the model of the CPU, not on a measurement: a resumed run rounds as before. MINIPEFT_MATMUL=torch or
+onednn overrides it.
 
 In inference a weight is read once for each token, so reading it is what takes the time. `packed` lays weights out
 in oneDNN's own order for that, a copy for as long as it is used.

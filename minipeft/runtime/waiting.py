@@ -27,7 +27,7 @@ def sleep_where_others_run() -> None:
 
 
 def others_run(loadavg: Path) -> bool:
-    """True if a process besides this one is running at all looks but one; False where the system does not tell."""
+    """True if another process runs in at least LOOKS - 1 of LOOKS samples; False where the system does not tell."""
     alone = 0
     for _ in range(LOOKS):
         time.sleep(SECONDS_APART)

@@ -1,4 +1,4 @@
-"""Training checkpoints: a run restored from one goes on bit for bit as if it had never stopped.
+"""Training checkpoints. On one CPU, a resumed run ends bit for bit like one that never stopped.
 
 step       steps done; it determines the batches and the learning rate
 settings   what must be equal on both sides
@@ -55,7 +55,7 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
             a, b = shown(theirs.get(name)), shown(ours.get(name))
             raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b}")
     if not 0 <= state["step"] <= steps:
-        raise Error(f"{path} does not fit: step {state['step']} is none of the {steps}")
+        raise Error(f"{path} does not fit: it is of step {state['step']}, the run has {steps}")
     trained, moments = _dict(state, "trained", path), _dict(state, "moments", path)
     check_tensors(trained, parameters, path)
     if moments.keys() != (parameters.keys() if optimizer else set()):
@@ -67,7 +67,7 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
     if (best := state["best"]) is not None:
         if not (isinstance(best, dict) and best.keys() == set(Best._fields)
                 and isinstance(best["score"], float)):
-            raise Error(f"{path} does not fit: its best is none")
+            raise Error(f"{path} does not fit: `best` is not a score with its parameters")
         check_tensors(_dict(best, "trained", path), parameters, f"{path}, best")
         its_trained = {name: _local(best["trained"][name], p) for name, p in parameters.items()}
         best = Best(best["score"], its_trained)

@@ -5,9 +5,9 @@ import sys
 import torch
 from tqdm import tqdm
 
-SECONDS = 20  # that compiling is counted as, once for all lengths
-GAIN = {torch.float32: 0.05, torch.bfloat16: 0.2}  # share of a step that is counted as saved: eager over compiled
-#                                                    minipeft in the tables of docs/peers.md, on a CPU
+COMPILE_SECONDS = 20  # assumed time of compiling, once for all lengths
+# assumed share of a step that compiling saves on a CPU, from the tables of docs/peers.md
+GAIN = {torch.float32: 0.05, torch.bfloat16: 0.2}
 UNDECIDED = "undecided"
 
 
@@ -16,7 +16,8 @@ class CompileChoice:
     "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
 
     def __init__(self, model, wanted: bool | None, recorded: str | None, dtype: torch.dtype, may_decide: bool):
-        """wanted: by the user, None: no word. recorded: in a checkpoint. dtype: of the matmuls."""
+        """wanted: --compile or --no-compile, or None. recorded: a checkpoint's choice. dtype: of the matmuls.
+        may_decide: the first steps may choose."""
         by_itself = UNDECIDED if may_decide else "no"
         self.made = {True: "yes", False: "no", None: recorded or by_itself}[wanted]
         self.model, self.gain = model, GAIN.get(dtype, 0.0)
@@ -29,10 +30,10 @@ class CompileChoice:
         """Choose, once, for the steps after `done`, from the seconds they would take eagerly -> True if it chose."""
         if self.made != UNDECIDED:
             return False
-        pays = seconds * self.gain > 2 * SECONDS
+        pays = seconds * self.gain > 2 * COMPILE_SECONDS
         self.made = f"from step {done + 1}" if pays else "no"
         self.switch()
         if pays:
-            tqdm.write(f"compiling the blocks, some {SECONDS} s, for an estimated {seconds * self.gain:.0f} s less "
-                       "of training (--no-compile: eagerly)", file=sys.stderr)
+            tqdm.write(f"compiling the blocks, some {COMPILE_SECONDS} s, for an estimated {seconds * self.gain:.0f} s "
+                       "less of training (--no-compile: eagerly)", file=sys.stderr)
         return True

@@ -27,7 +27,7 @@ from .scores import size_kb
 HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 2e-3, 4  # of a distillation: 8 texts need more than 3 GB on SmolLM2-135M
-PLAIN = "{input}"  # what is asked stands right behind the document
+PLAIN = "{input}"  # template: the input follows the document directly
 
 
 FLAGS = {  # as argparse takes them
@@ -35,11 +35,11 @@ FLAGS = {  # as argparse takes them
                    "--num-virtual-tokens rows (default: an eighth of its tokens)"},
     "--how": {"choices": HOW, "metavar": "WAY", "help": "match (attention matching: seconds, no training), distil "
               "(trained from there on self-study) or text (all rows: exact) (default: match)"},
-    "--self-study": {"type": int, "metavar": "N", "help": "texts about it that the base writes, to distil on "
-                     f"(default: {SELF_STUDY}); --data FILE takes their place"},
-    "--seeds": {"metavar": "FILE", "type": local_path, "help": "what it is asked there, one prompt a line "
+    "--self-study": {"type": int, "metavar": "N", "help": "texts that the base writes about the document, "
+                     f"to distil on (default: {SELF_STUDY}); --data FILE takes their place"},
+    "--seeds": {"metavar": "FILE", "type": local_path, "help": "prompts of self-study, one a line "
                 "(default: minipeft/documents/seeds.txt)"},
-    "--temperature": {"type": float, "metavar": "X", "help": f"of its writing (default: {TEMPERATURE})"},
+    "--temperature": {"type": float, "metavar": "X", "help": f"sampling in self-study (default: {TEMPERATURE})"},
     "--teacher-context": {"metavar": "FILE", "type": local_path, "help": "of a run with any --method: a text that only "
                           "the teacher, the frozen base, has before every input"},
     "--teacher-top-k": {"type": int, "metavar": "K", "help": "distil the teacher's K most likely tokens (default: the "

@@ -82,7 +82,7 @@ class Job:
         self.args, self.folder, self.is_full = args, folder, train_the_base(args.methods)
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
-            raise Error("--compile does not go with a sharded base: its weights come and go")
+            raise Error("--compile does not go with a sharded base, whose weights are gathered block by block")
         self.base, self.tokenizer = open_base(args, on_device=not self.is_sharded)
         self.max_length = min(args.max_length, self.base.config.block_size)  # with virtual tokens
         self.data: FileData | TaskData | None = None

@@ -41,11 +41,11 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
 
     batch(step) -> (idx, targets) depends on the step alone: it is the position in the data.
     lr         peak of the schedule; None: each parameter group's own
-    run        folder for checkpoints: ten in a run, one every ten minutes, and one when stopped
+    run        folder for checkpoints: one at every tenth of the steps, every ten minutes, and when stopped
     settings   JSON values that must be equal for a run to be resumed
     resume     checkpoint to start from; on one CPU the run ends bit for bit as without the stop
     dtype      of the matmuls, by autocast; parameters keep their own
-    score      called ten times in a run; the parameters with the lowest score are restored
+    score      called at every tenth of the steps; the parameters with the lowest score are restored
     loss_of    sharding.parallel(model) where several processes train together
     timed      called once, some steps after the start: the seconds that the rest takes, and the steps done
 

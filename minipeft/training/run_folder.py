@@ -5,8 +5,8 @@ In OUT/training_state:
     00000120-1f3a9c04e7b25d68.pt    a checkpoint: step, and start of the file's SHA-256; of the
                                     search for a hard prompt: search-00000120-….pt
     lock                            held while a run works; freed when its process ends
-    anew                            a run with --overwrite has no checkpoint yet; these are of the
-                                    run before it
+    anew                            marks the checkpoints as those of the run before: one with
+                                    --overwrite has begun, and written none yet
 
 The last two checkpoints of a stage (search, training) are kept, so a damaged one costs some steps
 instead of the run. A finished run leaves no training_state.

@@ -49,7 +49,7 @@ def _shard(model, device: torch.device) -> None:
 
     base = model.base
     if base.through_compile:
-        raise Error("a sharded base cannot be compiled: its weights come and go")
+        raise Error("a sharded base cannot be compiled: its weights are gathered block by block")
     if isinstance(base, FSDPModule):
         return
     mesh = init_device_mesh(device.type, (world_size(),))
@@ -67,7 +67,7 @@ def _shard(model, device: torch.device) -> None:
 
 
 def reshard(base: GPT) -> None:
-    """Shard again what forward passes without a backward pass, as in an evaluation, gathered."""
+    """Free the weights that forward passes without a backward pass, as in an evaluation, left gathered."""
     for module in _sharded_parts(base):
         module.reshard()
 

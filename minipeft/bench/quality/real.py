@@ -224,7 +224,7 @@ def sentences(cell: Cell) -> Split:
 
 
 def sizes(cell: Cell, model: Adapted) -> dict[str, int]:
-    """Trained parameters, and the bytes of one task's adapter file by its closed form."""
+    """Trained parameters, and the bytes of one task's adapter folder by their closed form."""
     size = {k: n for k, n in cell.size.items() if k in model.method.sizes()}  # positions, for one, are no size
     if cell.method in ("hard-prompt", "prompt", "prefix"):  # as long as their initial value
         size["num_virtual_tokens"] = model.method.num_virtual_tokens
