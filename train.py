@@ -26,8 +26,8 @@ from minipeft.accounting.shapes import EMBEDDED
 from minipeft.data.tasks import NOVEL, SKILLS, find_task
 from minipeft.data.template import DEFAULT, Template
 from minipeft.files.atomic import check_destination
-from minipeft.methods import train_something, train_the_base
-from minipeft.parts.quantised import KINDS
+from minipeft.methods import trains_anything, trains_base
+from minipeft.parts.quantised import QUANTISED
 from minipeft.parts.quantised_base import BASE_DTYPES
 from minipeft.runtime.console import Parser, line_breaks, local_path, run, seed, utf8_text
 from minipeft.runtime.devices import HELP, default_device, device
@@ -180,21 +180,21 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
                     "--num-virtual-tokens, --prefix-projection or --eval-only")
     if args.resume and not (args.climb or has_checkpoints(args)):
         raise Error(f"nothing to resume: {args.method} trains nothing")
-    if args.keep_best and not (args.climb or train_something(args.methods)):
+    if args.keep_best and not (args.climb or trains_anything(args.methods)):
         raise Error(f"nothing to keep the best of: {args.method} trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:
         raise Error(f"--search must be at least 1 token, not {args.search}")
-    is_base = train_the_base(args.methods)
+    is_base = trains_base(args.methods)
     if args.teacher_context is not None and (is_base or args.climb or args.shard_base
-                                             or not train_something(args.methods)):
+                                             or not trains_anything(args.methods)):
         raise Error("--teacher-context trains one method beside a frozen base, which is the teacher: it does not go "
                     "with --climb, --shard-base, or a method that trains the base or nothing")
     if is_base and args.base_dtype not in (None, "float32"):
         raise Error(f"--base-dtype {args.base_dtype} is for a frozen base: {args.method} trains every weight, "
                     "in float32 (--dtype bfloat16 works in both)")
-    if args.shard_base and args.base_dtype in KINDS:
+    if args.shard_base and args.base_dtype in QUANTISED:
         raise Error(f"--shard-base takes a base in float32 or bfloat16: in {args.base_dtype} it is small as it is")
     args.out = Path(args.out or f"runs/{run_name(args)}")
     if not args.eval_only:

@@ -218,7 +218,7 @@ def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
     backend = faster(q, torch.compiler.is_compiling())
     if prefix_bias is not None and backend == "sdpa" and q.dtype != torch.float16:
         backend = "split"  # sdpa saves all attention weights if its mask needs a gradient
-    if apart_in_inference(q, k, prefix_k):
+    if should_split_in_inference(q, k, prefix_k):
         backend = "flash" if q.device.type == "cpu" else backend if q.dtype == torch.float16 else "split"
     return BACKENDS[backend](q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
@@ -232,7 +232,7 @@ def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, w
     return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
 
-def apart_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
+def should_split_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
     """True in inference where concatenating costs more (`bench.py serving`): beside a key-value cache,
     and for a shared prefix as long as the text."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2):

@@ -25,8 +25,8 @@ from .checks import Error, described
 from .fused import accumulate
 from .runtime.matmul import product
 
-ROWS = 128  # positions whose distributions over the vocabulary are in memory at once, in distillation
-CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
+DISTILLED_AT_ONCE = 128  # positions whose distributions over the vocabulary are in memory at once, in distillation
+VOCABULARY_CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class _Distillation(torch.autograd.Function):
         n, found, dx = int(chosen.sum()), [], torch.zeros_like(x)
         low = matmul_dtype(weight)
         with torch.autocast(x.device.type, enabled=False):
-            for rows in chosen.nonzero()[:, 0].split(ROWS):
+            for rows in chosen.nonzero()[:, 0].split(DISTILLED_AT_ONCE):
                 log_p, log_q = (accumulate(product(y[rows].to(low), weight.to(low))).log_softmax(-1)
                                 for y in (teacher, x))
                 difference = log_q.exp()
@@ -147,8 +147,8 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
 
 def chunks(weight: Tensor, low: torch.dtype):
     """Yield (index of the first row, rows in dtype `low`), CHUNK rows at a time."""
-    for first in range(0, len(weight), CHUNK):
-        yield first, weight[first : first + CHUNK].to(low)
+    for first in range(0, len(weight), VOCABULARY_CHUNK):
+        yield first, weight[first : first + VOCABULARY_CHUNK].to(low)
 
 
 @_head_loss.register_fake

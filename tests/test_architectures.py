@@ -14,7 +14,7 @@ from minipeft.__main__ import nearest_tokens
 from minipeft.bench import params
 from minipeft.config import BY_LAYER, CHOICES, GEMMA3, LLAMA
 from minipeft.files.families import FAMILIES, architecture, config_from_json, config_to_json
-from minipeft.inference.generation import read_slots
+from minipeft.inference.generation import allocate_cache
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["docs/architectures.md", "docs/zh-CN/architectures.md"]
@@ -198,7 +198,7 @@ def test_a_cache_sees_through_the_window_what_one_pass_sees(shape, method, h, B)
     for p in model.trainable_parameters():
         p.normal_()
     want = base.hidden(idx, *model.slots())
-    cache, slots = read_slots(base, model.slots(), B, 20)
+    cache, slots = allocate_cache(base, model.slots(), B, 20)
     first, found = 3, []
     for start, stop in [(0, first), *((t, t + 1) for t in range(first, 20))]:
         found.append(base.hidden(idx[:, start:stop], *slots, cache=cache))

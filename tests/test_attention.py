@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minipeft import Error, prefix_attention
-from minipeft.attention import apart_in_inference, causal_mask
+from minipeft.attention import causal_mask, should_split_in_inference
 from minipeft.fused import Window
 
 SHAPES = [  # B, nh, n_kv, Tq, Tk, P, hs, batch of the prefix
@@ -218,7 +218,7 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
 
     def chosen(B: int, Tq: int, Tk: int, shared: bool, P: int) -> bool:
         q, k = torch.empty(B, 2, Tq, 8), torch.empty(B, 2, Tk, 8)
-        return apart_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
+        return should_split_in_inference(q, k, torch.empty(1 if shared else B, 2, P, 8))
 
     with torch.no_grad():
         assert chosen(3, 1, 9, False, 4) and chosen(3, 1, 9, True, 4)  # decoding: the cache would be copied

@@ -230,7 +230,7 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
 def test_a_gradient_of_nan_is_wrong_attention_and_one_of_zero_is_not(monkeypatch):
     sdpa, one_key = attention.BACKENDS["sdpa"], attention_bench.Shape(1, 2, 1, 0, 4)
     s = attention_bench.AttentionSettings((), (), 1, 0, "cpu")
-    monkeypatch.setattr(attention_bench, "ROWS", ("sdpa",))
+    monkeypatch.setattr(attention_bench, "MEASURED", ("sdpa",))
     ((row, _),) = attention_bench.works(one_key, torch.float32, s)
     assert row["error"] < 1e-6  # q and k have no gradient where there is one key
     assert max(cost.check_attention(settings(methods=(), seq_len=1)).values()) < 1e-6

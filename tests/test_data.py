@@ -9,8 +9,8 @@ from folders import PLAIN, fitted_examples, lines
 
 import train
 from minipeft import Error
-from minipeft.data.batches import FileData, TaskData, draw, encode, question, references, thinned
-from minipeft.data.encoding import Encoded, tokenize
+from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
+from minipeft.data.encoding import Encoded, question, tokenize
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
 from minipeft.data.template import Template

@@ -9,8 +9,8 @@ from folders import PLAIN, fitted_examples, lines, tokenizer_folder, with_bos
 
 import train
 from minipeft import GPT, Error, GPTConfig, __main__
-from minipeft.data.batches import FileData, encode, question
-from minipeft.data.encoding import collate, tokenize
+from minipeft.data.batches import FileData, encode
+from minipeft.data.encoding import collate, question, tokenize
 from minipeft.data.tasks import Example
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
@@ -53,8 +53,8 @@ def test_answers_of_a_chat_stop_at_its_mark_here_and_in_a_saved_base(folder, mon
     t, chat = tokenizer_for(300, folder), Template("chat")
     said = torch.tensor([[*t.encode("cat"), 2, *t.encode("hat"), 0]])
     monkeypatch.setattr(evaluation, "generate", lambda model, idx, n, **_: torch.cat([idx, said], dim=1))
-    assert evaluation.answer(base, [Example("a", "b")], t, chat) == ["cat"]
-    assert evaluation.answer(base, [Example("a", "b")], t) == ["cathat"]
+    assert evaluation.complete_examples(base, [Example("a", "b")], t, chat) == ["cat"]
+    assert evaluation.complete_examples(base, [Example("a", "b")], t) == ["cathat"]
     flags = ["--method", "full", "--base", str(folder), "--data", "x.csv", "--template", "chat"]
     _, tokenizer = opening.open_base(train.arguments(flags))
     (folder / "out").mkdir()

@@ -10,8 +10,8 @@ from folders import PLAIN, WORDS, fitted_examples, lines, tokenizer_folder, with
 
 from minipeft import Error
 from minipeft.data import NANO
-from minipeft.data.batches import FileData, encode, question
-from minipeft.data.encoding import tokenize
+from minipeft.data.batches import FileData, encode
+from minipeft.data.encoding import question, tokenize
 from minipeft.data.tasks import Example
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for

@@ -150,17 +150,17 @@ def train(
 
 def save(step: int, parameters: dict, optimizer) -> dict:
     found = optimizer.state_dict()
-    moments = {i: sharding.collected(tensors) for i, tensors in found["state"].items()}
-    return {"step": step, "trained": sharding.collected(parameters), "optimizer": found | {"state": moments}}
+    moments = {i: sharding.gather_to_rank0(tensors) for i, tensors in found["state"].items()}
+    return {"step": step, "trained": sharding.gather_to_rank0(parameters), "optimizer": found | {"state": moments}}
 
 
 @torch.no_grad()
 def load(state: dict, parameters: dict, optimizer) -> int:
     for name, p in parameters.items():
-        p.copy_(sharding.placed(state["trained"][name], p))
+        p.copy_(sharding.shard_like(state["trained"][name], p))
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {  # cloned, since what comes through a pipe lies in memory that all receivers share
-        i: {k: (sharding.placed(t, ordered[i]) if t.dim() else t).clone() for k, t in tensors.items()}
+        i: {k: (sharding.shard_like(t, ordered[i]) if t.dim() else t).clone() for k, t in tensors.items()}
         for i, tensors in state["optimizer"]["state"].items()
     }
     optimizer.load_state_dict(state["optimizer"] | {"state": moments})
@@ -270,7 +270,7 @@ def sharded_base() -> dict:
         completed = generate(model, batch(0)[0][:2], 5)  # starts from shards
         sharding.reshard(model.base)
         for p in model.base.parameters():
-            p.copy_(sharding.placed(torch.zeros(p.shape), p))
+            p.copy_(sharding.shard_like(torch.zeros(p.shape), p))
         zeroed = model.base(batch(0)[0])  # its forward pass goes through `hidden`
     return {
         "copy": copy and copy.state_dict(),

@@ -85,7 +85,7 @@ def test_keys_that_a_text_repeats_become_one_with_a_bias():
     many_k, many_v = (x.repeat_interleave(times, dim=1) for x in (k, v))
     weights = (q @ many_k.mT / math.sqrt(8)).softmax(-1)
     seen = matching.Seen(weights, weights @ many_v, q)
-    got_k, got_v, bias = matching.fitted(seen, many_k, many_v, 5, "pursuit", matching.RIDGE)
+    got_k, got_v, bias = matching.fit_keys(seen, many_k, many_v, 5, "pursuit", matching.RIDGE)
     fresh = torch.randn(2, 50, 8, generator=g)
     wanted = (fresh @ k.mT / math.sqrt(8) + times.log()).softmax(-1) @ v
     got = (fresh @ got_k.mT / math.sqrt(8) + bias[:, None]).softmax(-1) @ got_v
@@ -96,7 +96,7 @@ def test_values_are_those_of_ridge_least_squares():
     g = torch.Generator().manual_seed(3)
     k, v, q = (torch.randn(1, n, 4, generator=g) for n in (20, 20, 100))
     weights = (q @ k.mT / 2).softmax(-1)
-    got_k, got_v, bias = matching.fitted(matching.Seen(weights, weights @ v, q), k, v, 6, "pursuit", 0.5)
+    got_k, got_v, bias = matching.fit_keys(matching.Seen(weights, weights @ v, q), k, v, 6, "pursuit", 0.5)
     p = (q @ got_k.mT / 2 + bias[:, None]).softmax(-1)[0].double()
     own = v[0][[int((k[0] == row).all(-1).nonzero()) for row in got_k[0]]].double()
     ridge = 0.5 * float((p.mT @ p).diagonal().mean())

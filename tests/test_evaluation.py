@@ -6,10 +6,10 @@ from conftest import tiny
 
 from minipeft import GPT, adapt, generate
 from minipeft.data import NANO
-from minipeft.data.batches import question
+from minipeft.data.encoding import question
 from minipeft.data.tasks import Example
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.training.evaluation import answer, batches, evaluate
+from minipeft.training.evaluation import batches, complete_examples, evaluate
 
 TOKENIZER = ByteTokenizer()
 
@@ -31,8 +31,8 @@ def test_answers_of_a_batch_are_those_of_every_question_alone():
         Example("12", ""),
     ]
     expected = [alone(model, e, min(12, 512 - 4 - len(question(e, TOKENIZER)) + 1)) for e in examples]
-    assert answer(model, examples, TOKENIZER, max_new_tokens=12) == expected
-    assert answer(model, examples, TOKENIZER, max_new_tokens=12, batch_size=2) == expected
+    assert complete_examples(model, examples, TOKENIZER, max_new_tokens=12) == expected
+    assert complete_examples(model, examples, TOKENIZER, max_new_tokens=12, batch_size=2) == expected
     assert len(expected[2]) >= 8
 
 

@@ -116,9 +116,9 @@ def test_starts_and_tokens_have_flags_of_their_own():
 def test_one_flag_for_two_types_is_one_line_that_names_both_methods():
     other = {"other": flags.flags_from(method_with("r", float, 0.5))}
     with pytest.raises(Error, match="^--r takes another type of value for 'lora' than for 'other': one of the"):
-        flags.merged(flags.METHOD_FLAGS | other)
+        flags.merge_flags(flags.METHOD_FLAGS | other)
     same = {"other": flags.flags_from(method_with("r", int, 256))}
-    assert flags.merged(flags.METHOD_FLAGS | same) == flags.ALL_FLAGS
+    assert flags.merge_flags(flags.METHOD_FLAGS | same) == flags.ALL_FLAGS
 
 
 @pytest.mark.parametrize("name", ["steps", "method", "out", "help", "base_dtype"])

@@ -10,7 +10,7 @@ from test_ledger import QUICK, SHAPES, counter
 from minipeft import GPT, METHODS, Error, accounting
 from minipeft.bench import params
 from minipeft.formulas.declaration import DECLARED
-from minipeft.formulas.terms import Cost, Hook, Hyperparameter, Matmul, Saved, Shapes, maximum, minimum, nearest
+from minipeft.formulas.terms import Cost, Hook, Hyperparameter, Matmul, Saved, Shapes, maximum, minimum, round_half_even
 from minipeft.methods.base import Method, new_parameter
 from minipeft.runtime.profiling import saved_bytes
 from minipeft.slots import Slots
@@ -110,7 +110,7 @@ def test_saved_tensors_and_matmuls_are_those_of_autograd(shape, method, monkeypa
 
 @pytest.mark.parametrize("size, wanted", [
     (lambda c, m: minimum(m, c.n_embd), 3), (lambda c, m: maximum(m, c.n_embd), 128),
-    (lambda c, m: nearest(30 * c.n_layer, 32) + m, 7)])
+    (lambda c, m: round_half_even(30 * c.n_layer, 32) + m, 7)])
 def test_a_derivation_evaluates_what_takes_the_place_of_an_if(size, wanted, monkeypatch):
     """minimum, maximum and nearest of sizes, in a formula as on numbers."""
     def shapes(c, m):
@@ -135,7 +135,7 @@ def test_a_derivation_evaluates_what_takes_the_place_of_an_if(size, wanted, monk
     ({"cost": staticmethod(lambda c, rows, m: Cost(hooks={"mlps": Hook()}))},
      "a hook must be at attn.c_attn, attn.heads"),
     ({"cost": staticmethod(lambda c, rows, m: Cost(hooks={"mlp": Hook((Matmul("z", 1, 2, "z"),))}))},
-     "of of the matmul 'z' must be 'x' or 'y' or 'own', not 'z'"),
+     "`of` of the Matmul 'z' must be 'x' or 'y' or 'own', not 'z'"),
     ({"cost": staticmethod(lambda c, rows, m: Cost(hooks={"attn.heads": Hook(saves_x=True)}))},
      "of the queries at attn.heads declare what is saved as a Saved, not saves_x")])
 def test_a_declaration_that_cannot_be_is_refused_when_the_class_is_made(changed, message):

@@ -12,7 +12,7 @@ from minipeft.accounting.activations import in_block
 from minipeft.accounting.gradients import gradient_flow
 from minipeft.accounting.parameters import declared
 from minipeft.config import LLAMA, linears
-from minipeft.inference.generation import read_slots
+from minipeft.inference.generation import allocate_cache
 from minipeft.runtime.profiling import saved_bytes
 
 SHAPES = {  # shape, B, T; the last four are of no published model
@@ -140,14 +140,14 @@ def test_inference_holds_and_computes_what_the_closed_form_says(shape, method, h
     model.requires_grad_(False)
     idx = torch.randint(config.vocab_size, (B, T))
     with counter() as prefill:
-        cache, slots = read_slots(model.base, model.slots(), B, T)
+        cache, slots = allocate_cache(model.base, model.slots(), B, T)
         F.linear(model.base.hidden(idx, *slots, cache=cache)[:, -1], model.base.head)
     prefix = slots.prefix
     shared = [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None] if prefix is not None else []
     said = accounting.inference(config, method, B, T, **h)
     assert (said.cache_bytes, said.shared_bytes) == (cache.k.nbytes + cache.v.nbytes, sum(t.nbytes for t in shared))
     assert said.prefill_flops == prefill.get_total_flops()
-    room, _ = read_slots(model.base, model.slots(), B, T + 1)
+    room, _ = allocate_cache(model.base, model.slots(), B, T + 1)
     read = room.after(cache.k.size(3) - room.read)
     slots = slots._replace(prompt=None)
     with counter() as token:

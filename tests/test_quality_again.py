@@ -76,7 +76,7 @@ def test_scores_of_another_kind_of_cpu_are_compared_by_a_tolerance(tmp_path, mon
         (other | {"score": 0.56}, False, False, "now: not the same (score;"),
         (other | {"trained": 9}, False, False, "now: not the same (trained;"),  # no rounding does that
     ):
-        monkeypatch.setattr(again, "work", lambda *_, change=change: line | change)
+        monkeypatch.setattr(again, "run_cell", lambda *_, change=change: line | change)
         result = again.run(path, 1, {}, "cpu")
         assert (result["same"], result["close"]) == (same, close) and verdict in again.table(result)
 
@@ -88,5 +88,5 @@ def test_what_a_real_model_forgets_is_compared_on_the_text_of_one_python(tmp_pat
     (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
     for python, same in (("3.11.7", False), ("3.12.1", True)):
         now = line | {"known": {"before": [2.0, 0.1]}, "card": line["card"] | {"python": python}}
-        monkeypatch.setattr(again, "work", lambda *_, now=now: now)
+        monkeypatch.setattr(again, "run_cell", lambda *_, now=now: now)
         assert again.run(tmp_path / "lines.jsonl", 1, {}, "cpu")["same"] == same

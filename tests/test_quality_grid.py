@@ -22,7 +22,7 @@ def ran(monkeypatch):
         called.append(c)
         return {"cell": json.loads(c.key), "score": 0.5, "loss": None if c.lr == lowest else c.lr}
 
-    monkeypatch.setattr(grid, "work", work)
+    monkeypatch.setattr(grid, "run_cell", work)
     monkeypatch.setattr(grid, "pool", lambda processes: ThreadPoolExecutor(1))
     return called
 
@@ -70,7 +70,7 @@ def test_a_line_that_is_none_is_named_in_one_line(tmp_path, ran):
 
 
 def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
-    path, work = tmp_path / "lines.jsonl", grid.work
+    path, work = tmp_path / "lines.jsonl", grid.run_cell
 
     def second(*its):
         before = path.read_bytes()
@@ -79,7 +79,7 @@ def test_two_grids_do_not_write_to_one_file(tmp_path, ran, monkeypatch):
         assert path.read_bytes().startswith(before)  # the first goes on with its own
         return work(*its)
 
-    monkeypatch.setattr(grid, "work", second)
+    monkeypatch.setattr(grid, "run_cell", second)
     grid.fill(path, asked_for(), 1, {}, "cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["lines.jsonl"]
     (tmp_path / "file").touch()
@@ -119,7 +119,7 @@ def test_a_sweep_goes_on_beyond_the_edge_where_its_best_lies_until_it_is_inside(
 
     like = replace(TINY, method="lora", lr=None, examples=10)
     first = list(studies.ROWS["lora"][2])  # 2e-3 … 0.2
-    monkeypatch.setattr(grid, "done", lambda workers, cells, *rest: [run(c, *rest) for c in cells])
+    monkeypatch.setattr(grid, "run_cells", lambda workers, cells, *rest: [run(c, *rest) for c in cells])
     for best, rates in ((2e-2, first), (6e-4, [2e-4, 6e-4, *first]), (0.2, [*first, 0.6]),
                         (1e-9, [2e-5, 6e-5, 2e-4, 6e-4, *first])):
         path = tmp_path / f"{best}.jsonl"

@@ -115,9 +115,9 @@ def test_answers_are_measured_against_all_references_of_their_mr(folders, monkey
     def answer(model, examples, *_, **__):
         return [e.target.replace("Here", "At") for e in examples]
 
-    monkeypatch.setattr(real, "answer", answer)
+    monkeypatch.setattr(real, "complete_examples", answer)
     assert cells.run(cell(scored_on="held-out"), folders)["score"] == pytest.approx(100)
-    monkeypatch.setattr(real, "answer", None)  # where a rate is chosen nothing is answered
+    monkeypatch.setattr(real, "complete_examples", None)  # where a rate is chosen nothing is answered
     cells.run(cell(), folders)
 
 

@@ -129,7 +129,7 @@ def test_a_run_starts_from_what_its_cell_says(monkeypatch):
 
 
 def test_a_rate_that_breaks_training_is_a_result():
-    line = json.loads(json.dumps(grid.work(replace(TINY, lr=1e30), {}, "cpu"), allow_nan=False))
+    line = json.loads(json.dumps(grid.run_cell(replace(TINY, lr=1e30), {}, "cpu"), allow_nan=False))
     assert line["failed"].startswith("training diverged at step ") and (line["score"], line["loss"]) == (0, None)
     with pytest.raises(Error, match="task must be one of"):  # what is wrong with a cell is none
         cells.run(replace(TINY, task="magic"))

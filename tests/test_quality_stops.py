@@ -75,7 +75,7 @@ def test_a_grid_that_is_stopped_keeps_its_lines_which_are_those_of_this_process(
         written = grid.read(path)
         assert written.keys() == {c.key for c in two}
     for c in two:
-        assert without_times(written[c.key]) == without_times(grid.work(c, {}, "cpu"))
+        assert without_times(written[c.key]) == without_times(grid.run_cell(c, {}, "cpu"))
 
     for number, c in enumerate(map(Cell.of, written.values()), 1):
         result = again.run(path, number, {}, "cpu")

@@ -10,7 +10,7 @@ from tiny_cell import TINY
 
 from minipeft import GPT, METHODS, Error, accounting, adapt
 from minipeft.accounting.shapes import EMBEDDED
-from minipeft.bench.quality import part, real, studies
+from minipeft.bench.quality import filter_cells, real, studies
 from minipeft.bench.quality.lines import Cell
 from minipeft.data.batches import draw, length
 from minipeft.data.tasks import find_task
@@ -116,14 +116,14 @@ def test_a_run_of_many_examples_of_text_sees_each_once_and_others_have_the_steps
 
 def test_a_part_of_a_study_is_named_by_tasks_and_rows():
     pairs = studies.real()
-    some = part(pairs, {"tasks": ["topics"], "methods": ["prefix", "lora with wording"]})
+    some = filter_cells(pairs, {"tasks": ["topics"], "methods": ["prefix", "lora with wording"]})
     assert {(c.task, studies.row(c)) for c, _ in some} == {("topics", "prefix"), ("topics", "lora with wording")}
-    assert part(pairs, {"tasks": None, "methods": None}) == pairs
-    assert {c.examples for c, _ in part(studies.real_data(), {"examples": [50, 1000]})} == {50, 1000}
+    assert filter_cells(pairs, {"tasks": None, "methods": None}) == pairs
+    assert {c.examples for c, _ in filter_cells(studies.real_data(), {"examples": [50, 1000]})} == {50, 1000}
     with pytest.raises(Error, match="^--methods prefixes: the study has adapter, full, "):
-        part(pairs, {"methods": ["prefixes"]})
+        filter_cells(pairs, {"methods": ["prefixes"]})
     with pytest.raises(Error, match="^--examples 7: the study has 50, 200, 1000$"):
-        part(studies.real_data(), {"examples": [7]})
+        filter_cells(studies.real_data(), {"examples": [7]})
     with pytest.raises(Error, match=r"^no cell of the study has the tasks \['e2e'\], the methods \['adapter'\]$"):
-        part([p for p in pairs if "e2e" != p[0].task or p[0].method != "adapter"],
+        filter_cells([p for p in pairs if "e2e" != p[0].task or p[0].method != "adapter"],
              {"tasks": ["e2e"], "methods": ["adapter"], "examples": None})

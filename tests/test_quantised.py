@@ -95,7 +95,7 @@ def test_int8_rounds_to_127ths_of_the_largest_of_a_row(size):
     assert torch.allclose((read * 127 / scale).round(), read * 127 / scale, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_a_row_of_zeros_stays_zero(kind):
     weight = torch.zeros(64, 64)
     weight[1] = 1.0
@@ -116,7 +116,7 @@ def test_bitsandbytes_makes_the_same_codes_and_weights():
             # its CPU kernel searches the nearest of 256 values with shortcuts: a few scales are its second nearest
             differ = made["scales"] != state.absmax
             assert differ.float().mean() < 5e-3
-            exact = q.nearest(weight.float().view(-1, 64), q.NF4)[1] - state.offset
+            exact = q.nearest_codes(weight.float().view(-1, 64), q.NF4)[1] - state.offset
             own = state.state2.absmax.repeat_interleave(256)[: len(exact)]
             ours, theirs = ((exact - own * q.DYNAMIC[x.long()]).abs() for x in (made["scales"], state.absmax))
             assert (ours[differ] <= theirs[differ]).all()
@@ -137,7 +137,7 @@ def linear_of(kind: str, shape=(96, 48), dtype=torch.float64) -> tuple[q.Quantis
     return q.QuantisedLinear(tensors, shape, bias), whole(tensors, shape).to(dtype)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 @pytest.mark.parametrize("piece", [64, 2**19])
 def test_output_and_gradient_are_those_of_the_dequantised_weight(kind, piece, monkeypatch):
     """In pieces of 64 rows as in one: y = x Wᵀ + b and dx = dy W, in float64."""
@@ -155,7 +155,7 @@ def test_output_and_gradient_are_those_of_the_dequantised_weight(kind, piece, mo
     assert torch.autograd.gradcheck(linear, x) and torch.autograd.gradgradcheck(linear, x)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_nothing_is_saved_for_backward(kind):
     """Neither eagerly nor compiled: two linears in a row save the input of the nonlinearity between them, no weight."""
     first, _ = linear_of(kind, (64, 64), torch.float32)
@@ -172,7 +172,7 @@ def test_nothing_is_saved_for_backward(kind):
     assert saved_bytes(lambda: first(x).sum(), held) == 0
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_autocast_multiplies_in_its_dtype(kind):
     linear, weight = linear_of(kind, dtype=torch.float32)
     x = torch.randn(4, 48)
@@ -182,7 +182,7 @@ def test_autocast_multiplies_in_its_dtype(kind):
     assert torch.allclose(y.float(), F.linear(x, weight, linear.bias), atol=0.2)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 @pytest.mark.parametrize("size", [*SIZES, (768, 3072)])
 def test_bytes_of_a_matrix_are_the_closed_form(kind, size):
     made = q.quantise(torch.randn(size), kind)
@@ -196,7 +196,7 @@ def in_both(shape: str) -> GPTConfig:
     return tiny(shape).config
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 @pytest.mark.parametrize("method, h", quick(FROZEN, *FROZEN[:2], *[f for f in FROZEN if f[0] == "lora"][:1]))
 def test_the_ledger_counts_its_bytes(shape, kind, method, h):
     """Weights exactly; saved for backward what the base in bfloat16 saves, to the byte."""
@@ -239,7 +239,7 @@ def test_logits_are_near_those_of_the_base(shape, kind, worst, idx):
     assert 1e-4 < error < worst, error
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 @pytest.mark.parametrize("method, h", quick(FROZEN, *[f for f in FROZEN if f[0] in ("prompt", "lora", "bitfit")]))
 def test_every_method_but_full_trains_on_it_and_leaves_it_as_it_is(shape, kind, method, h, idx):
     base = quantised(shape, kind)
@@ -258,7 +258,7 @@ def test_every_method_but_full_trains_on_it_and_leaves_it_as_it_is(shape, kind, 
     assert digest(model.detach().state_dict()) == before
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_compiled_blocks_give_the_same(shape, kind, idx, monkeypatch):
     torch.compiler.reset()  # every shape and kind compiles the same function anew, up to a limit
     monkeypatch.setattr(minipeft.model, "compiled", compiling_by(WITHOUT_CODE))  # fullgraph: one graph, or an error
@@ -272,7 +272,7 @@ def test_compiled_blocks_give_the_same(shape, kind, idx, monkeypatch):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_generation_with_a_cache_takes_the_most_likely_tokens(shape, kind, idx):
     model = moved(adapt(quantised(shape, kind).float(), "prefix", num_virtual_tokens=3))
     out = generate(model, idx, 20)
@@ -282,7 +282,7 @@ def test_generation_with_a_cache_takes_the_most_likely_tokens(shape, kind, idx):
         assert torch.allclose(chosen, logits[:, t - 1].amax(1), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_checkpointing_and_a_copy_give_the_same(kind, idx):
     base = quantised("llama", kind)
     one, two = (adapt(b, "prefix", num_virtual_tokens=3) for b in (base, copy.deepcopy(base)))
@@ -295,7 +295,7 @@ def test_checkpointing_and_a_copy_give_the_same(kind, idx):
     assert fingerprint(two.base) == fingerprint(base)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_another_dtype_leaves_the_codes_as_they_are(kind):
     base = quantised("llama", kind)
     before = {name: t.clone() for name, t in base.state_dict().items() if not t.is_floating_point()}
@@ -308,7 +308,7 @@ def test_another_dtype_leaves_the_codes_as_they_are(kind):
 
 
 @pytest.mark.parametrize("safe", [True, False])
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 def test_a_folder_opens_quantised(shape, kind, safe, tmp_path, idx):
     """A float32 base and its copy in bfloat16 give the same, with the fingerprint of the unquantised base."""
     if safe:
@@ -341,7 +341,7 @@ def test_a_file_of_tied_weights_under_the_heads_name_opens_too(tmp_path):
     assert fingerprint(GPT.from_pretrained(tmp_path, dtype="nf4")) == fingerprint(base)
 
 
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", q.QUANTISED)
 @pytest.mark.parametrize("method", ["prefix", ["lora", "prompt"]])
 def test_adapters_open_on_the_unquantised_base_and_back(kind, method, tmp_path, idx):
     plain, base, other = tiny("llama"), quantised("llama", kind), tiny("llama", seed=1)

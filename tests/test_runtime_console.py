@@ -23,7 +23,7 @@ def test_the_expected_time_is_told_once_and_leaves_out_the_first_step(each, tota
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with console.progress(total=total, initial=initial) as bar:
-        expected = console.Expected(bar)
+        expected = console.TimeEstimate(bar)
         returned = []
         for step in range(total - initial):
             now[0] += 60 if step == 0 else each  # the first compiles
@@ -31,14 +31,14 @@ def test_the_expected_time_is_told_once_and_leaves_out_the_first_step(each, tota
             returned.append(expected())
     lines = [line for line in re.split("[\\r\\n]", capsys.readouterr().err) if "about" in line]
     assert lines == ([said] if said else [])
-    left = total - initial - console.Expected.AFTER
+    left = total - initial - console.TimeEstimate.AFTER
     assert [x for x in returned if x is not None] == ([pytest.approx(left * each)] if left > 0 else [])
 
 
 def test_the_expected_time_is_not_told_by_a_process_that_shows_no_bar(monkeypatch, capsys):
     monkeypatch.setattr(console, "is_main_process", lambda: False)
     with console.progress(total=100) as bar:
-        expected = console.Expected(bar, least=0.0)
+        expected = console.TimeEstimate(bar, least=0.0)
         for _ in range(10):
             expected()
     assert capsys.readouterr().err == ""

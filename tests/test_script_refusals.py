@@ -214,7 +214,7 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
     ],
 )
 def test_wrong_input_to_bench_gets_one_line_and_exit_code_2(argv, message, capsys, monkeypatch):
-    monkeypatch.setattr(grid, "work", lambda *_: pytest.fail("a cell was run"))
+    monkeypatch.setattr(grid, "run_cell", lambda *_: pytest.fail("a cell was run"))
     code, _, err = call(capsys, bench, *argv)
     lines = refusal(err)
     assert code == 2 and len(lines) == 1 and lines[0].startswith("bench.py: ") and message in lines[0], err

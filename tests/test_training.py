@@ -170,7 +170,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
 
 
 def test_states_are_written_by_the_clock_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     assert [p.name[:8] for p in stopped_at(tmp_path)] == ["00000012", "00000013"]
 
 

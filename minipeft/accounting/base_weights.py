@@ -3,7 +3,7 @@
 from ..checks import one_of
 from ..config import GPTConfig, linears
 from ..formulas.terms import Size, Term, round_up, total
-from ..parts.quantised import BLOCK, KINDS, SCALES
+from ..parts.quantised import BLOCK, QUANTISED, SCALES_AT_ONCE
 from .parameters import base_parameters
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}  # of a parameter that is in no quantised matrix
@@ -16,7 +16,7 @@ def base_weight_bytes(c: GPTConfig, base_dtype: str = "float32") -> int:
     NF4 takes 33 / 64 + 4 / (64 · 256) bytes a weight, 4.127 bits, and 4 bytes a matrix.
     """
     one_of("base_dtype", base_dtype, BYTES)
-    return total(base_terms(c, base_parameters(c), BYTES[base_dtype], base_dtype if base_dtype in KINDS else None))
+    return total(base_terms(c, base_parameters(c), BYTES[base_dtype], base_dtype if base_dtype in QUANTISED else None))
 
 
 def matrix_bytes(kind: str, n_in: Size, n_out: Size) -> Size:
@@ -30,7 +30,7 @@ def matrix_bytes(kind: str, n_in: Size, n_out: Size) -> Size:
     if kind == "int8":
         return n + 4 * n_out
     blocks = round_up(n, BLOCK) // BLOCK
-    return (BLOCK // 2 + 1) * blocks + 4 * (round_up(blocks, SCALES) // SCALES) + 4
+    return (BLOCK // 2 + 1) * blocks + 4 * (round_up(blocks, SCALES_AT_ONCE) // SCALES_AT_ONCE) + 4
 
 
 def base_terms(c: GPTConfig, base: Size, b: int, quantised: str | None = None) -> list[Term]:

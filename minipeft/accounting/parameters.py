@@ -84,7 +84,7 @@ def check_sizes(c: GPTConfig | T5Shape, method: type[Method], given: dict) -> No
                     f"{', '.join(encoder_decoder())}")
 
 
-def possible(c: GPTConfig | T5Shape, names=METHODS) -> list[str]:
+def methods_that_fit(c: GPTConfig | T5Shape, names=METHODS) -> list[str]:
     """The methods, of these, that a base of this shape can have."""
     found = []
     for name in names:

@@ -33,7 +33,7 @@ from .measure import MS, MatmulRate, busy_processes, card_line, cell, columns, i
 
 OWN = ("fused",)  # backends of minipeft.attention that are compared with SDPA
 SDPA = ("sdpa", "sdpa compiled")
-ROWS = ("reference", *SDPA, *OWN)  # of the table: a backend, or a backend through torch.compile
+MEASURED = ("reference", *SDPA, *OWN)  # of the table: a backend, or a backend through torch.compile
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[
     exact_inputs = [x.detach().cpu().double().requires_grad_() for x in given]
     exact = forward_backward(exact_inputs, upstream.cpu().double(), attention_of("reference"))
     found = []
-    for name in ROWS:
+    for name in MEASURED:
         if name.endswith(" compiled") and not can_compile(torch.device(s.device).type):
             continue
         forward = functools.partial(attention_of(name), *given)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..accounting import count, step_flops
-from ..accounting.parameters import declared, possible
+from ..accounting.parameters import declared, methods_that_fit
 from ..accounting.shapes import PRESETS
 from ..attach import Adapted
 from ..attention import faster
@@ -55,7 +55,7 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> CostSettings:
     config = PRESETS[args.preset]
-    args.methods = args.methods or [m for m in possible(config) if METHODS[m].freezes_base]
+    args.methods = args.methods or [m for m in methods_that_fit(config) if METHODS[m].freezes_base]
     return flags.from_flags(CostSettings, args, config)
 
 

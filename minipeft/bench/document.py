@@ -38,10 +38,10 @@ from ..data.tasks import FACTS, draw_facts, entries
 from ..data.template import Template
 from ..data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_for
 from ..documents import divergence, match, prefill, rows, write_self_study
-from ..documents.matching import attended
+from ..documents.matching import match_by_attention
 from ..files.huggingface import find_base
 from ..inference.generation import generate
-from ..inference.task_bank import Rows
+from ..inference.task_bank import SlottedBase
 from ..methods.prefix_tuning import PrefixTuning
 from ..model import GPT
 from ..runtime.console import Parser, local_path, note
@@ -191,7 +191,7 @@ class Ways:
             last = torch.cat([first[:1], torch.arange(n - P + 1, n, device=self.tokens.device)])
             yield self.row("first", P, lambda keep=first: rows(self.whole, keep))
             yield self.row("last", P, lambda keep=last: rows(self.whole, keep))
-            yield self.row("attended", P, lambda P=P: attended(self.base, self.tokens, P))
+            yield self.row("attended", P, lambda P=P: match_by_attention(self.base, self.tokens, P))
             if self.document.questions is None:
                 yield self.row("summary", P, lambda P=P: self.summary(P))
             studies = [self.study(seed) for seed in range(s.seeds if x in s.distil else 0)]
@@ -221,7 +221,7 @@ class Ways:
 
     def decode(self, prefix: Prefix | None) -> float:
         """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
-        model, idx = Rows(self.base, Slots(prefix=prefix)), self.held[0][None, :8]
+        model, idx = SlottedBase(self.base, Slots(prefix=prefix)), self.held[0][None, :8]
 
         def seconds(new: int) -> float:
             began = time.perf_counter()
@@ -234,7 +234,7 @@ class Ways:
         """The P tokens that the base writes, asked for the text in short; they take the text's positions."""
         ask = torch.tensor(self.tokenizer.encode("\n\nIn short, the text above says that"), device=self.tokens.device)
         room = self.base.config.block_size - len(self.tokens) - len(ask)
-        written = generate(Rows(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]
+        written = generate(SlottedBase(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]
         return prefill(self.base, written)._replace(positions=len(self.tokens))
 
     def study(self, seed: int) -> Study:

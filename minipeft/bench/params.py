@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .. import accounting
 from ..accounting.base_weights import BYTES
-from ..accounting.parameters import Declared, declared, depends_on, possible
+from ..accounting.parameters import Declared, declared, depends_on, methods_that_fit
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..accounting.table import Work, terms
 from ..checks import Error, at_least_one, did_you_mean, shown
@@ -28,7 +28,7 @@ from ..files.huggingface import read_base_config
 from ..formulas import symbols
 from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
-from ..parts.quantised import KINDS
+from ..parts.quantised import QUANTISED
 from ..runtime.console import Parser, local_path
 from ..training.flags import ALL_FLAGS, METHOD_FLAGS, Flag, add_method_flags
 from . import flags
@@ -150,14 +150,14 @@ def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict
 def memory_to_train(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> accounting.TrainBytes:
     """accounting.train_bytes with a frozen base in s.base_dtype; full fine-tuning has one in float32."""
     dtype = s.base_dtype if METHODS[method].freezes_base else "float32"
-    quantised = dtype if dtype in KINDS else None
+    quantised = dtype if dtype in QUANTISED else None
     return accounting.train_bytes(c, method, s.batch_size, s.seq_len, base_bytes=BYTES[dtype], quantised=quantised, **h)
 
 
 def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
     """Every method's ledger; for an encoder-decoder only parameters."""
     base, rows = accounting.base_parameters(c), []
-    for method in possible(c):
+    for method in methods_that_fit(c):
         h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
         row = {"method": method} | METHODS[method].with_defaults(c, h)
         row |= accounting.count(c, method, **h)._asdict()
@@ -179,7 +179,7 @@ def run(s: ParamsSettings) -> dict:
     h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
     if isinstance(c, GPTConfig):
         flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
-    left_out = [method for method in METHODS if method not in possible(c)]
+    left_out = [method for method in METHODS if method not in methods_that_fit(c)]
     answer = derivation(s, c) if s.method else {"rows": rows_of(s, c), "left_out": left_out}
     weights = accounting.base_weight_bytes(c, s.base_dtype) if isinstance(c, GPTConfig) else None
     return {"settings": asdict(s), "shape": asdict(c), "base_parameters": accounting.base_parameters(c),

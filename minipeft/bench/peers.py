@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..accounting import step_flops
-from ..accounting.parameters import declared, possible
+from ..accounting.parameters import declared, methods_that_fit
 from ..accounting.shapes import PRESETS
 from ..accounting.storage import files
 from ..attach import adapt
@@ -120,7 +120,7 @@ def versions() -> dict[str, str]:
 def in_both(c: GPTConfig) -> list[str]:
     """The methods of both libraries on this shape: full fine-tuning, and those whose adapters PEFT opens."""
     known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
-    return [name for name in possible(c) if name == WHOLE
+    return [name for name in methods_that_fit(c) if name == WHOLE
             or METHODS[name].peft is None and files(c, declared(c, name, {})).config["peft_type"] in known]
 
 

@@ -25,7 +25,7 @@ from ..config import GPTConfig, linears
 from ..files.huggingface import base_tensors, write_base
 from ..methods import METHODS
 from ..model import GPT
-from ..parts.quantised import KINDS
+from ..parts.quantised import QUANTISED
 from ..parts.quantised_base import BASE_DTYPES, dtype_named
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser
@@ -132,7 +132,7 @@ def measured_bytes(s: QuantisedSettings, first: str, folder: str, base_dtype: st
 
 def ledger(s: QuantisedSettings, base_dtype: str) -> dict:
     """The same bytes by closed forms."""
-    quantised = base_dtype if base_dtype in KINDS else None
+    quantised = base_dtype if base_dtype in QUANTISED else None
     said = accounting.train_bytes(s.config, s.method, s.batch_size, s.seq_len, base_bytes=BYTES[base_dtype],
                                   quantised=quantised, num_virtual_tokens=s.num_virtual_tokens)
     return {"ledger_weight_bytes": base_weight_bytes(s.config, base_dtype), "ledger_saved_bytes": said.activations,

@@ -27,7 +27,7 @@ from ..accounting.shapes import PRESETS
 from ..attach import Adapted, adapt
 from ..attention import prefix_attention
 from ..checks import Error
-from ..inference.generation import read_slots
+from ..inference.generation import allocate_cache
 from ..inference.task_bank import TaskBank
 from ..methods.full import Full
 from ..methods.lora import LoRA
@@ -102,7 +102,7 @@ class Decoder:
     def __init__(self, base: GPT, idx: Tensor, slots: Slots, steps: int,
                  copied: Prefix | None = None):
         self.base, self.idx, (B, T) = base, idx, idx.shape
-        self.cache, self.slots = read_slots(base, slots, B, T + steps)
+        self.cache, self.slots = allocate_cache(base, slots, B, T + steps)
         if copied is not None:  # a prefix in every row's cache, before the prompt
             P, c = copied.k.size(3), base.config
             shape = (2, c.n_layer, B, c.n_kv, P + T + steps, c.head_size)

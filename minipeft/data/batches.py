@@ -17,7 +17,7 @@ from .tokenizer import Tokenizer
 
 __all__ = ["Epochs", "FileData", "TaskData", "draw", "encode", "grouped", "length", "question",
            "references", "split", "thinned"]
-WINDOW = 16  # batches sorted by length together: little padding, yet every epoch differs
+SORT_WINDOW = 16  # batches sorted by length together: little padding, yet every epoch differs
 
 
 class TaskData:
@@ -72,7 +72,7 @@ class Epochs:
         rng, B = Random(f"{self.seed}/{epoch}"), self.batch_size
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
-        size = B * max(1, min(WINDOW, self.steps // 4))  # one window: all epochs alike
+        size = B * max(1, min(SORT_WINDOW, self.steps // 4))  # one window: all epochs alike
         windows = [order[i : i + size] for i in range(0, len(order), size)]
         order = [i for window in windows for i in sorted(window, key=self.lengths.__getitem__)]
         batches = [order[i : i + B] for i in range(0, len(order), B)]

@@ -78,7 +78,7 @@ NOVEL = {
                                      for a, b in zip("0" + s, s, strict=False)),
 }
 
-KINDS = {
+TASK_KINDS = {
     "select": "a known skill, no instruction given",
     "compose": "two known skills in a row, never seen together",
     "novel": "something the base never learnt",

@@ -76,7 +76,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     blocks = progress(base.h, desc="matching", unit="layer")
     for block, rope, whole in zip(blocks, ropes, text.layers(c.n_layer), strict=True):
         seen = attention_to_text(block.attn, [(block.ln_1(x), t) for x, t in zip(states, rope, strict=True)], whole)
-        k, v, bias = fitted(seen, whole.k[0], whole.v[0], P, choose, ridge)
+        k, v, bias = fit_keys(seen, whole.k[0], whole.v[0], P, choose, ridge)
         layers.append((k, v, bias))
         one = Prefix(k[None], v[None], bias=bias[None])
         states = [block(x, t, one) for x, t in zip(states, rope, strict=True)]
@@ -85,7 +85,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
 
 
 @torch.no_grad()
-def attended(base: GPT, tokens: Tensor, P: int) -> Prefix:
+def match_by_attention(base: GPT, tokens: Tensor, P: int) -> Prefix:
     """The P rows of each key head with most attention when the text is read again, as they are: nothing is fitted."""
     text, keep = prefill(base, tokens), []
     pieces = tokens.split(min(PIECE, base.config.block_size - len(tokens)))
@@ -115,7 +115,7 @@ def attention_to_text(attention, inputs: list, whole: Prefix) -> Seen:
     return Seen(weights, weights @ whole.v[0].float(), q)
 
 
-def fitted(seen: Seen, k: Tensor, v: Tensor, P: int, choose: str, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+def fit_keys(seen: Seen, k: Tensor, v: Tensor, P: int, choose: str, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """k, v (n_kv, n, hs) of the text -> keys and values (n_kv, P, hs) and bias (n_kv, P) of a prefix."""
 
     def take(x: Tensor, keep: Tensor) -> Tensor:  # rows of (n_kv, n, hs)

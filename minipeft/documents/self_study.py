@@ -29,14 +29,14 @@ from ..data.tasks import Example
 from ..data.tokenizer import Tokenizer
 from ..files.atomic import file_exists, write_text
 from ..inference.generation import generate
-from ..inference.task_bank import Rows
+from ..inference.task_bank import SlottedBase
 from ..model import GPT
 from ..runtime.console import progress
 from ..slots import Slots
 from .text import prefill
 
 SEEDS = Path(__file__).parent / "seeds.txt"  # one a line; \n is a line break, {passage} a passage of the document
-KINDS = ("passage", "question", "question", "continuation", "question", "question")  # of eight texts each, in turn
+TEXT_KINDS = ("passage", "question", "question", "continuation", "question", "question")  # of eight texts each, in turn
 BEGIN, PASSAGE = 12, 96  # tokens of a passage's begin, and of a passage
 TARGET = 64  # tokens that the model writes
 BATCH = 8
@@ -67,14 +67,14 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
     if room < BEGIN + 2:
         raise Error(f"the document's {len(tokens):,} tokens leave {room} of the base's block size of "
                     f"{base.config.block_size:,}: self-study needs {BEGIN + 2}")
-    found, model, seeds = read_lines(path), Rows(base, Slots(prefix=text)), seeds or read_seeds()
+    found, model, seeds = read_lines(path), SlottedBase(base, Slots(prefix=text)), seeds or read_seeds()
     with progress(total=count, initial=min(len(found), count), desc="self-study", unit="text") as bar:
         for batch in range(len(found) // BATCH, 20 * count // BATCH + 20):
             if len(found) >= count:
                 break
             torch.manual_seed(seed + batch)
-            written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), KINDS[batch % len(KINDS)], seeds, room,
-                            temperature)
+            kind = TEXT_KINDS[batch % len(TEXT_KINDS)]
+            written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room, temperature)
             new = [e for e in dict.fromkeys(written) if e.target.strip() and e not in found][: count - len(found)]
             with open(path, "a", encoding="utf-8") as f:
                 f.writelines(json.dumps({"input": e.input, "target": e.target}, ensure_ascii=False) + "\n" for e in new)
@@ -97,7 +97,7 @@ def read_lines(path: Path) -> list[Example]:
     return read_examples(path) if whole.strip() else []
 
 
-def texts(model: Rows, tokenizer: Tokenizer, tokens: Tensor, rng: Random, kind: str, seeds: list[str], room: int,
+def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random, kind: str, seeds: list[str], room: int,
           temperature: float) -> list[Example]:
     """BATCH examples of one kind."""
     length = min(PASSAGE, room - 1, len(tokens))

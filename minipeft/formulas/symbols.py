@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .terms import floor, minimum, nearest, round_up
+from .terms import floor, minimum, round_half_even, round_up
 
 GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "tasks": "tasks", "processes": "processes", "B": "sequences of a batch", "T": "real tokens of a sequence",
@@ -90,7 +90,7 @@ def value(expression, known: dict[str, int]) -> int | float:
     import sympy
 
     expression = sympy.sympify(expression).subs({symbol(name): number for name, number in known.items()})
-    for name, function in {"min": minimum, "nearest": nearest, "roundUp": round_up, "floor": floor}.items():
+    for name, function in {"min": minimum, "nearest": round_half_even, "roundUp": round_up, "floor": floor}.items():
         expression = expression.replace(
             sympy.Function(name), lambda *sizes, f=function: sympy.Integer(f(*map(int, sizes))))
     result = expression.replace(sympy.Function("log10"), lambda x: sympy.Float(math.log10(x)))

@@ -100,7 +100,7 @@ def maximum(a: Size, b: Size) -> Size:
     return a + b - minimum(a, b)
 
 
-def nearest(a: Size, b: Size) -> Size:
+def round_half_even(a: Size, b: Size) -> Size:
     """a / b rounded to the nearest integer, ties to the even one."""
     if not _are_ints(a, b):
         return _function("nearest", a, b)

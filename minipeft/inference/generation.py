@@ -67,7 +67,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.
     B, T = idx.shape
     if max_new_tokens == 0:
         return
-    cache, slots = read_slots(base, slots, B, T + max_new_tokens - 1)  # the last is output only
+    cache, slots = allocate_cache(base, slots, B, T + max_new_tokens - 1)  # the last is output only
     stops = None if stop_token is None else torch.tensor(stop_token, device=idx.device).view(-1)
     was_training = model.training
     model.eval()
@@ -101,7 +101,7 @@ def _weights(base: GPT) -> list[Tensor]:
     return [part.weight for part in base.h.modules() if isinstance(part, Linear)] + [base.head]
 
 
-def read_slots(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
+def allocate_cache(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
     """An empty cache for B rows of soft prompt and T tokens, and the slots beside it.
 
     Of a single row, a plain prefix is copied into the cache; any other stays in the slots, as a Prefix."""

@@ -23,7 +23,7 @@ from ..slots import Prefix, Slots
 from .generation import generate
 
 
-class Rows:
+class SlottedBase:
     """A base with fixed slots, as a model for `generate`: rows(idx) returns logits.
 
     num_tasks: rows that idx must have, one for each task gathered from a bank; None: any number."""
@@ -131,7 +131,7 @@ class TaskBank:
         return layers
 
     @torch.no_grad()
-    def rows(self, tasks: list[str | None]) -> Rows:
+    def rows(self, tasks: list[str | None]) -> SlottedBase:
         """The tasks of a batch, gathered. If all rows have the same one, they share its prefix."""
         rows = {None: 0} | {name: i for i, name in enumerate(self.names, start=1)}  # of the tables
         if not isinstance(tasks, (list, tuple)) or not tasks:
@@ -156,7 +156,7 @@ class TaskBank:
             i = ids[0] if shared else ids
             hooks = [{place: hook.rows(i) for place, hook in layer.items()} for layer in self.hooks]
             slots = slots._replace(hooks=hooks)
-        return Rows(self.base, slots, len(tasks))
+        return SlottedBase(self.base, slots, len(tasks))
 
     @torch.no_grad()
     def __call__(self, idx: Tensor, tasks: list[str | None]) -> Tensor:

@@ -31,12 +31,12 @@ METHODS = registry([x for x in list(globals().values())
 WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base)  # full fine-tuning
 
 
-def train_the_base(names: list[str]) -> bool:
+def trains_base(names: list[str]) -> bool:
     """True if one of these methods trains the base's own weights."""
     return not all(method_class(name).freezes_base for name in names)
 
 
-def train_something(names: list[str]) -> bool:
+def trains_anything(names: list[str]) -> bool:
     """False if these methods train nothing."""
     return any(method_class(name).trains() for name in names)
 

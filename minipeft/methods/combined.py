@@ -54,7 +54,7 @@ class Combined(Method, registered=False):
         prompt = next((x for x in prompts if x is not None), None)
         prefix = next((x for x in prefixes if x is not None), None)
         layers = zip(*(h for h in hooks if h is not None), strict=True)
-        return Slots(prompt, prefix, [joined(layer) for layer in layers] or None)
+        return Slots(prompt, prefix, [merge_hooks(layer) for layer in layers] or None)
 
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_destination(folder, "a combination")
@@ -64,7 +64,7 @@ class Combined(Method, registered=False):
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})
 
 
-def joined(layer: tuple[dict, ...]) -> dict:
+def merge_hooks(layer: tuple[dict, ...]) -> dict:
     """A block's hooks from those of the parts, several at one place as a tuple."""
     every: dict[str, tuple] = {}
     for hooks in layer:

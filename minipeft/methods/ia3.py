@@ -26,7 +26,7 @@ from ..model import GPT
 from ..slots import Slots
 from .base import Method, TensorHook, new_parameter
 
-KINDS = {"c_attn": "kv", "k_proj v_proj": "kv", "q_proj v_proj": "qv"}  # PEFT's targets in attention: rescaled
+RESCALED = {"c_attn": "kv", "k_proj v_proj": "kv", "q_proj v_proj": "qv"}  # PEFT's targets in attention: rescaled
 
 
 class Rescaling(TensorHook):
@@ -105,7 +105,7 @@ class IA3(Method):
     def from_config(cls, config: dict) -> dict:
         given = [config.get("target_modules"), config.get("feedforward_modules")]
         names, inner = ({str(x).rpartition(".")[2] for x in v} if isinstance(v, list) else set() for v in given)
-        if (kind := " ".join(sorted(names - inner))) not in KINDS:
+        if (kind := " ".join(sorted(names - inner))) not in RESCALED:
             raise Error(f"IA3 with target_modules {shown(given[0])} and feedforward_modules {shown(given[1])} is not "
-                        f"supported, only {' or '.join(KINDS)} and, as feedforward, the MLP's output linear")
-        return {"rescaled": KINDS[kind]}
+                        f"supported, only {' or '.join(RESCALED)} and, as feedforward, the MLP's output linear")
+        return {"rescaled": RESCALED[kind]}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..checks import Error, at_least_one, one_of
 from ..files.peft import opens_in_adaption_prompt, peft_module
-from ..formulas.terms import Cost, Hyperparameter, PrefixCost, Shapes, nearest
+from ..formulas.terms import Cost, Hyperparameter, PrefixCost, Shapes, round_half_even
 from ..model import GPT
 from ..slots import Prefix, Slots
 from .base import Method, new_parameter, noise
@@ -61,7 +61,7 @@ class LlamaAdapter(Method):
 
     @staticmethod
     def defaults(c):
-        return {"adapter_layers": nearest(30 * c.n_layer, 32)}
+        return {"adapter_layers": round_half_even(30 * c.n_layer, 32)}
 
     def __init__(self, base: GPT, adapter_len: int = 10, adapter_layers: int | None = None,
                  gate: Literal["head", "layer"] = "head"):

@@ -19,8 +19,8 @@ from ..checks import Error
 from ..runtime.matmul import product
 from ..runtime.memory import give_back_freed
 
-KINDS = ("int8", "nf4")
-BLOCK, SCALES = 64, 256  # weights that share a scale; scales that share one of their own
+QUANTISED = ("int8", "nf4")
+BLOCK, SCALES_AT_ONCE = 64, 256  # weights that share a scale; scales that share one of their own
 PIECE = 2**19  # weights dequantised at a time: few enough to stay in the CPU's cache
 NF4 = torch.tensor([  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -33,7 +33,7 @@ POSITIVE = torch.cat([10.0 ** (e - 6) * ((x[:-1] + x[1:]) / 2) for e, x in enume
 DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0])]).sort().values
 
 
-def nearest(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_codes(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """x (n, block) -> uint8 indices of the entries of `table` nearest to x / scale; scales max |x| (n,)."""
     scale = x.abs().amax(1)
     middles = ((table[1:] + table[:-1]) / 2).to(x.device)
@@ -50,10 +50,10 @@ def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
         codes = [(w * s).round().to(torch.int8) for w, s in zip(weight.split(1024), steps.split(1024), strict=True)]
         return {"codes": torch.cat(codes), "scales": scales.view(torch.int32)}
     blocks = F.pad(weight.flatten(), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
-    codes, scales = zip(*(nearest(x.float(), NF4) for x in blocks.split(PIECE // BLOCK)), strict=True)
+    codes, scales = zip(*(nearest_codes(x.float(), NF4) for x in blocks.split(PIECE // BLOCK)), strict=True)
     codes, scales = torch.cat([x[:, 0::2] << 4 | x[:, 1::2] for x in codes]), torch.cat(scales)
     mean, n = scales.mean().view(1), len(scales)
-    of_scales, own = nearest(F.pad(scales - mean, (0, -n % SCALES)).view(-1, SCALES), DYNAMIC)
+    of_scales, own = nearest_codes(F.pad(scales - mean, (0, -n % SCALES_AT_ONCE)).view(-1, SCALES_AT_ONCE), DYNAMIC)
     return {"codes": codes, "scales": of_scales.flatten()[:n].clone(), "own_scales": own.view(torch.int32),
             "mean": mean.view(torch.int32)}
 
@@ -63,7 +63,7 @@ def pieces(tensors: list[Tensor], shape: list[int], dtype: torch.dtype) -> Itera
     (codes, scales, *double), (N, K) = tensors, shape
     if double:
         own, mean = (x.view(torch.float32) for x in double)
-        scales = DYNAMIC.to(codes.device)[scales.int()] * own.repeat_interleave(SCALES)[: len(scales)] + mean
+        scales = DYNAMIC.to(codes.device)[scales.int()] * own.repeat_interleave(SCALES_AT_ONCE)[: len(scales)] + mean
     else:
         scales = scales.view(torch.float32) / 127
     step = max(1, PIECE // K // BLOCK) * BLOCK  # so many rows are whole blocks

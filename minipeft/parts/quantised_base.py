@@ -10,10 +10,10 @@ from ..checks import one_of
 from ..config import linears
 from ..files import huggingface
 from ..files.tensors import Lazily
-from .quantised import KINDS, QuantisedLinear, quantise
+from .quantised import QUANTISED, QuantisedLinear, quantise
 
 Model = TypeVar("Model", bound=nn.Module)
-BASE_DTYPES = ("float32", "bfloat16", *KINDS)  # --base-dtype
+BASE_DTYPES = ("float32", "bfloat16", *QUANTISED)  # --base-dtype
 
 
 class Quantised(NamedTuple):
@@ -25,7 +25,7 @@ class Quantised(NamedTuple):
 
 def dtype_named(name: str | None) -> "torch.dtype | str | None":
     """One of BASE_DTYPES, or None, as GPT.from_pretrained takes it."""
-    return name if name is None or name in KINDS else getattr(torch, name)
+    return name if name is None or name in QUANTISED else getattr(torch, name)
 
 
 def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | str | None" = None) -> Model:
@@ -36,7 +36,7 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
     .bin is read at once). The matrices are read a second time for the fingerprint. Raises Error as
     huggingface.read_base does, and for any other string as dtype.
     """
-    kind = None if dtype is None or isinstance(dtype, torch.dtype) else one_of("dtype", dtype, KINDS)
+    kind = None if dtype is None or isinstance(dtype, torch.dtype) else one_of("dtype", dtype, QUANTISED)
     made = {}  # name of a matrix: its quantised tensors
 
     def convert(name: str, t: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
 
 def quantise_base(base: nn.Module, kind: str) -> None:
     """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
-    one_of("kind", kind, KINDS)
+    one_of("kind", kind, QUANTISED)
     known = Quantised(kind, fingerprint(base))
     base.to(torch.bfloat16)
     names = [f"h.{i}.{name}.weight" for i in range(base.config.n_layer) for name in linears(base.config)]

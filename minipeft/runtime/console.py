@@ -101,7 +101,7 @@ def progress(*args, **settings) -> tqdm:
     return tqdm(*args, dynamic_ncols=True, disable=not is_main_process(), **settings)
 
 
-class Expected:
+class TimeEstimate:
     """Estimate of a progress bar's remaining time, from its steps 2 to AFTER.
 
     Call it after every step: after step AFTER it returns the seconds left, otherwise None, and prints them if they

@@ -18,7 +18,7 @@ from ..checks import Error, shown
 from ..files.tensors import check_tensors
 from ..runtime.processes import all_gather, rank
 from .run_folder import read_checkpoint
-from .sharding import collected, placed
+from .sharding import gather_to_rank0, shard_like
 
 
 class Best(NamedTuple):
@@ -32,10 +32,10 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
     return {
         "step": step,
         "settings": settings or {},
-        "trained": collected({name: p.detach() for name, p in parameters.items()}),
-        "moments": {name: collected(optimizer.state[p]) for name, p in parameters.items() if optimizer},
+        "trained": gather_to_rank0({name: p.detach() for name, p in parameters.items()}),
+        "moments": {name: gather_to_rank0(optimizer.state[p]) for name, p in parameters.items() if optimizer},
         "random": all_gather(_random_state(parameters)),
-        "best": best and best._replace(trained=collected(best.trained))._asdict(),
+        "best": best and best._replace(trained=gather_to_rank0(best.trained))._asdict(),
     }
 
 
@@ -102,7 +102,7 @@ def _dict(state: dict, name: str, path: Path) -> dict:
 
 def _local(stored: Tensor, like: Tensor) -> Tensor:
     """A copy of the stored tensor, or this process's shard of it where `like` is sharded."""
-    return placed(stored.to(like.device, like.dtype, copy=True), like)
+    return shard_like(stored.to(like.device, like.dtype, copy=True), like)
 
 
 def _random_state(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ..runtime.processes import all_reduce_sum, local_batches
 from ..slots import Slots
 from .sharding import reshard
 
-CHUNK = 256  # positions whose logits are in memory at once
+POSITIONS_CHUNK = 256  # positions whose logits are in memory at once
 
 
 def batches(examples: list[Example] | list[Encoded], tokenizer: Tokenizer,
@@ -51,7 +51,7 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
         if not counts:
             continue
         right, predicted = torch.ones_like(supervised), []
-        for x_chunk, wanted_chunk in zip(x.split(CHUNK), wanted.split(CHUNK), strict=True):
+        for x_chunk, wanted_chunk in zip(x.split(POSITIONS_CHUNK), wanted.split(POSITIONS_CHUNK), strict=True):
             logits = product(x_chunk, base.head).float()  # (CHUNK, V)
             loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
             predicted.append(logits.argmax(dim=-1))
@@ -70,8 +70,8 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))
 
 
-def answer(model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
-           max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
+def complete_examples(model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,
+                      max_new_tokens: int = 64, batch_size: int = 32) -> list[str]:
     """The greedy completion of every example's prompt, as complete() gives it."""
     prompts = [question(e, tokenizer, template) for e in examples]
     stops = template.stops(tokenizer)

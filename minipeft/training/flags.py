@@ -69,7 +69,7 @@ def _settings(method: type[Method], name: str, hint: Any, default: Any) -> dict[
                 "Start, Tokens, or bool with False as its default")
 
 
-def merged(flags: dict[str, dict[str, Flag]]) -> dict[str, Flag]:
+def merge_flags(flags: dict[str, dict[str, Flag]]) -> dict[str, Flag]:
     """The flags of all methods, {method: its flags}. Raises Error where two need one flag for different values."""
     every: dict[str, Flag] = {}
     for method, of_method in flags.items():
@@ -88,7 +88,7 @@ def as_flag(name: str) -> str:
 
 
 METHOD_FLAGS = {name: flags_from(method) for name, method in METHODS.items()}
-ALL_FLAGS = merged(METHOD_FLAGS)
+ALL_FLAGS = merge_flags(METHOD_FLAGS)
 LADDER = tuple(name for name, method in METHODS.items() if hasattr(method, "ladder_value"))  # the levels of --climb
 SET_BY_CLIMB = ("num_virtual_tokens", "prefix_projection", "init", *STARTS)
 
@@ -114,7 +114,7 @@ def flags_of(methods) -> list[str]:
     return [flag for flag in ALL_FLAGS if flag in known]
 
 
-def given(args: argparse.Namespace, methods) -> dict:
+def arguments_from_flags(args: argparse.Namespace, methods) -> dict:
     """Arguments of adapt() that flags of their own name set."""
     names = [name for name in flags_of(methods) if ALL_FLAGS[name].argument == name]
     return {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -12,10 +12,10 @@ from ..attach import adapt
 from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate, without_soft
-from ..data.tasks import INSTRUCTIONS, KINDS
+from ..data.tasks import INSTRUCTIONS, TASK_KINDS
 from ..documents import prefill
 from ..files.atomic import write_json, write_text
-from ..methods import train_something, train_the_base
+from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
 from ..runtime.console import command_line, printable
@@ -71,7 +71,7 @@ def resume_command(args) -> str:
 
 def has_checkpoints(args) -> bool:
     """True for a run that trains, or searches for a hard prompt."""
-    return bool(args.search) or train_something(args.methods)
+    return bool(args.search) or trains_anything(args.methods)
 
 
 class Job:
@@ -79,7 +79,7 @@ class Job:
 
     def __init__(self, args, folder: RunFolder | None = None):
         torch.manual_seed(args.seed)
-        self.args, self.folder, self.is_full = args, folder, train_the_base(args.methods)
+        self.args, self.folder, self.is_full = args, folder, trains_base(args.methods)
         self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base, whose weights are gathered block by block")
@@ -218,7 +218,7 @@ class Job:
     def _describe_data(self) -> str:
         args, data = self.args, self.data
         if args.data is None:
-            return f"task {args.task} ({data.task.kind}: {KINDS[data.task.kind]})"
+            return f"task {args.task} ({data.task.kind}: {TASK_KINDS[data.task.kind]})"
         text = f"data {args.data} ({data.sizes})"
         if data.cut:
             text += f", {data.cut} cut from the left (texts: divided) to {self.max_length} tokens"

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..checks import Error
-from ..runtime.console import Expected, progress
+from ..runtime.console import TimeEstimate, progress
 from ..runtime.processes import all_reduce_max, all_reduce_mean, local_rows
 from ..runtime.signals import Stopped, StopRequest
 from .checkpoints import Best, collect, restore
-from .run_folder import SECONDS, RunFolder
+from .run_folder import CHECKPOINT_SECONDS, RunFolder
 from .sharding import full_tensor
 
 LOG_EVERY = 20  # steps between two reads of the losses: each makes a GPU wait
@@ -64,7 +64,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
     saved = time.monotonic()
     model.train()
     with StopRequest() as stop_request, progress(total=steps, initial=start, unit="step") as bar:
-        expected = Expected(bar)
+        expected = TimeEstimate(bar)
         for done in range(start + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(done - 1, steps, group["peak"])
@@ -81,7 +81,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
                 timed(seconds, done)
 
             # 0; 1: a checkpoint is due; otherwise the number of a signal
-            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)
+            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > CHECKPOINT_SECONDS)
             at_tenth = done % tenth == 0 or done == steps
             if at_tenth or stop or done % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{_last_loss(recent, done, steps, optimizer):.3f}")

@@ -13,17 +13,17 @@ from ..data.tasks import find_task
 from ..data.template import Template
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
-from ..methods import train_the_base
+from ..methods import trains_base
 from ..model import GPT
-from ..parts.quantised import KINDS
+from ..parts.quantised import QUANTISED
 from ..parts.quantised_base import dtype_named, quantise_base
 from ..runtime.console import line_breaks
-from .flags import LADDER, given
+from .flags import LADDER, arguments_from_flags
 
 
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     """The base of --base and its tokenizer."""
-    dtype = "float32" if train_the_base(args.methods) else args.base_dtype  # None: as in the file
+    dtype = "float32" if trains_base(args.methods) else args.base_dtype  # None: as in the file
     dtype = dtype_named(dtype)
     name, _, size = args.base.partition(":")
     if name == "scratch":
@@ -31,7 +31,7 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
             raise Error(f"--base scratch: takes one of {', '.join(EMBEDDED)}, not {size!r}"
                         f"{did_you_mean(size, EMBEDDED)}")
         base, folder = GPT(EMBEDDED[size or "nano"]), None
-        if dtype in KINDS:
+        if dtype in QUANTISED:
             quantise_base(base, dtype)
         else:
             base.to(dtype)
@@ -71,7 +71,7 @@ def hyperparameters(args, base: GPT, tokenizer: Tokenizer) -> dict:
     """Arguments of adapt() from the flags, all but the tokens of a hard prompt."""
     if args.start is not None:
         return {"init": args.start}
-    h = given(args, args.methods)
+    h = arguments_from_flags(args, args.methods)
     if args.template.has_soft:
         h["template"] = args.template.text
     if args.init_from_text is not None:

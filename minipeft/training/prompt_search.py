@@ -22,12 +22,12 @@ from ..ladder import prompt_from_tokens
 from ..loss import linear_cross_entropy
 from ..methods.hard_prompt import HardPrompt
 from ..model import GPT
-from ..runtime.console import Expected, progress
+from ..runtime.console import TimeEstimate, progress
 from ..runtime.processes import all_reduce_max
 from ..runtime.signals import Stopped, StopRequest
 from .checkpoints import collect, restore
 from .evaluation import evaluate
-from .run_folder import SEARCH, SECONDS, RunFolder
+from .run_folder import CHECKPOINT_SECONDS, SEARCH, RunFolder
 
 
 def choose_wording(base: GPT, candidates: list[Tensor], validation: list,
@@ -64,7 +64,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
     tenth, saved = max(1, steps // 10), time.monotonic()
     frozen = Adapted(base, HardPrompt(base, start))  # no weight has a gradient
     with StopRequest() as stop_request, progress(total=steps, initial=done, unit="step", desc="search") as bar:
-        expected = Expected(bar)
+        expected = TimeEstimate(bar)
         for step in range(done, steps):
             prompt = prompt_from_tokens(base, tokens).detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(prompt, 2 * step), prompt)  # (1, P, C)
@@ -80,7 +80,7 @@ def search(base: GPT, start: Tensor, batch: Callable[[int], tuple[Tensor, Tensor
             expected()
             bar.set_postfix(loss=f"{losses.min():.3f}")
             done = step + 1
-            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > SECONDS)
+            stop = all_reduce_max(stop_request.number or time.monotonic() - saved > CHECKPOINT_SECONDS)
             if run is not None and (stop or done % tenth == 0 or done == steps):
                 run.save(done, collect(done, settings, {"tokens": tokens}, None, None), SEARCH)
                 saved = time.monotonic()

@@ -24,7 +24,7 @@ from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomi
 from ..files.tensors import read_torch, save_torch
 from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
-SECONDS = 600  # at most, between two checkpoints
+CHECKPOINT_SECONDS = 600  # at most, between two checkpoints
 SEARCH = "search-"  # begins the names of a search's checkpoints
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write

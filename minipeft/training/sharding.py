@@ -85,7 +85,7 @@ def full_tensor(t: Tensor) -> Tensor:
     return t.detach().full_tensor() if hasattr(t, "full_tensor") else t
 
 
-def collected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def gather_to_rank0(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The full tensors, gathered one by one, on the main process; {} on the others."""
     result = {}
     for name, t in tensors.items():
@@ -95,7 +95,7 @@ def collected(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def placed(full: Tensor, like: Tensor) -> Tensor:
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """This process's shard of a tensor that all have; the tensor if `like` is not sharded."""
     if not hasattr(like, "full_tensor"):
         return full
@@ -110,7 +110,7 @@ def full_base(base: GPT) -> GPT | None:
     if not _sharded_parts(base):
         return base
     reshard(base)
-    tensors = collected(base.state_dict())
+    tensors = gather_to_rank0(base.state_dict())
     if not is_main_process():
         return None
     with torch.device("meta"):

@@ -26,7 +26,7 @@ from minipeft.files import families
 from minipeft.files.tensors import digest
 from minipeft.methods import METHODS
 from minipeft.model import GPT
-from minipeft.parts.quantised import KINDS as KINDS_OF_BASE
+from minipeft.parts.quantised import QUANTISED as KINDS_OF_BASE
 from minipeft.parts.quantised_base import quantise_base
 from minipeft.training.checkpoints import collect, restore
 from minipeft.training.run_folder import RunFolder

@@ -73,7 +73,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     if args.quick:
         chosen = ["methods"]
-    wanted = part(wanted, {"tasks": args.tasks, "methods": args.methods, "examples": args.examples})
+    wanted = filter_cells(wanted, {"tasks": args.tasks, "methods": args.methods, "examples": args.examples})
     for name, needs in (("smollm2", [c.base == real.BASE for c, _ in wanted]),
                         ("e2e", [c.task == "e2e" for c, _ in wanted])):
         if any(needs):
@@ -94,7 +94,7 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
 PARTS = {"tasks": attrgetter("task"), "methods": studies.row, "examples": attrgetter("examples")}  # by flag
 
 
-def part(wanted: studies.Pairs, named: dict[str, "list | None"]) -> studies.Pairs:
+def filter_cells(wanted: studies.Pairs, named: dict[str, "list | None"]) -> studies.Pairs:
     """The cells that have one of the named values by every flag of PARTS (None: any). Raises Error for a value that
     no cell has, and without cells."""
     kept = wanted

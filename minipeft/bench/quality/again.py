@@ -6,7 +6,7 @@ from ...checks import Error
 from ...runtime.devices import VENDORS
 from ..measure import card_line
 from . import real
-from .grid import work
+from .grid import run_cell
 from .lines import Cell, numbered
 
 DRIFTING = ("score", "loss", "curve", "loss_on_learnt", "score_on_learnt", "chrf", "known")  # by rounding
@@ -26,7 +26,7 @@ def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
     if number not in lines:
         raise Error(f"{path} has {len(lines)} lines: there is no line {number}")
     before = lines[number]
-    now = work(Cell.of(before), folders, device)
+    now = run_cell(Cell.of(before), folders, device)
     # older lines lack "known"; of the real model it is of a text that comes with Python
     has_known = "known" in before and (Cell.of(before).base != real.BASE
                                        or before["card"]["python"] == now["card"]["python"])

@@ -72,14 +72,14 @@ def sweep_cells(lines: Lines, like: Cell) -> list[Cell]:
     cells = sorted(sweep(like), key=lambda c: c.lr)
     if not cells or any(c.key not in lines for c in cells):
         return [c for c in cells if c.key in lines]
-    while (lower := swept_at(cells[0], beside(cells, 0))).key in lines:
+    while (lower := swept_at(cells[0], rate_beyond(cells, 0))).key in lines:
         cells.insert(0, lower)
-    while (higher := swept_at(cells[0], beside(cells, -1))).key in lines:
+    while (higher := swept_at(cells[0], rate_beyond(cells, -1))).key in lines:
         cells.append(higher)
     return cells
 
 
-def beside(cells: list[Cell], edge: int) -> float:
+def rate_beyond(cells: list[Cell], edge: int) -> float:
     """The learning rate below the lowest (edge 0) or above the highest (edge -1): 1, 3, 10, 30, …"""
     return float(f"{cells[1].lr / 10 if edge == 0 else cells[-2].lr * 10:.0e}")
 
@@ -92,7 +92,7 @@ def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
         return missing
     best, rates, cells = lowest(sweep_losses(lines, like)), [c.lr for c in first], sweep_cells(lines, like)
     added = {0: sum(c.lr < min(rates) for c in cells), -1: sum(c.lr > max(rates) for c in cells)}
-    return [swept_at(cells[edge], beside(cells, edge)) for edge, n in added.items()
+    return [swept_at(cells[edge], rate_beyond(cells, edge)) for edge, n in added.items()
             if cells and best == cells[edge].lr and n < BEYOND]
 
 
@@ -136,7 +136,7 @@ def fill(path: Path, wanted: Pairs, processes: int, folders: dict[str, str], dev
 
         def run_missing(cells: Iterable[Cell]) -> bool:
             missing = [c for c in {c.key: c for c in cells}.values() if c.key not in lines]
-            for line in done(workers, missing, folders, device) if missing else ():
+            for line in run_cells(workers, missing, folders, device) if missing else ():
                 write(line)
             return bool(missing)
 
@@ -197,7 +197,7 @@ def start_worker() -> None:
     end_with_parent()
 
 
-def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
+def run_cell(cell: Cell, folders: dict[str, str], device: str) -> dict:
     """Run a cell, in a worker; returns its line, with None for a loss that JSON lacks."""
     result = run(cell, folders, device)
     if not math.isfinite(result["loss"]):
@@ -205,12 +205,12 @@ def work(cell: Cell, folders: dict[str, str], device: str) -> dict:
     return {"cell": json.loads(cell.key), **result, "card": card(torch.device(device))}
 
 
-def done(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str],
+def run_cells(workers: ProcessPoolExecutor, cells: list[Cell], folders: dict[str, str],
          device: str) -> Iterable[dict]:
     """The lines of these cells as they finish. Long ones start first, and none is last alone."""
     cells = sorted(cells, key=seconds, reverse=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it as they start here
-    futures = [workers.submit(work, cell, folders, device) for cell in cells]
+    futures = [workers.submit(run_cell, cell, folders, device) for cell in cells]
     signal.signal(signal.SIGINT, handler)
     style = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     total = sum(map(seconds, cells))

@@ -44,7 +44,7 @@ from ...documents import match
 from ...methods.hard_prompt import HardPrompt
 from ...model import GPT
 from ...slots import Prefix
-from ...training.evaluation import answer, batches, evaluate
+from ...training.evaluation import batches, complete_examples, evaluate
 from ...training.loop import train
 from ...training.scores import text_scores
 from ..measure import peak_above, restart_peak
@@ -184,7 +184,7 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     examples, known_answers = map(list, zip(*test, strict=True))
     result["loss"], result["score"] = loss_of(examples)
     if cell.task == "e2e":
-        answers = answer(model, examples, tokenizer, template, NEW, batch_size=SCORED)
+        answers = complete_examples(model, examples, tokenizer, template, NEW, batch_size=SCORED)
         scores = text_scores(answers, known_answers)
         result |= {"score": scores["bleu"], "chrf": scores["chrf"]}
     result["loss_on_learnt"] = loss_of(training[:SCORED])[0]
