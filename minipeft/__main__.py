@@ -28,7 +28,7 @@ from .files.atomic import read_json
 from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
-from .inference.task_bank import TaskBank, why_not
+from .inference.task_bank import TaskBank
 from .methods import METHODS, WHOLE
 from .methods.base import Method
 from .model import GPT
@@ -88,7 +88,8 @@ def template_for(args, methods: list[Method]) -> Template:
     given = None if args.template is None else line_breaks(args.template)
     if own and len(methods) > 1:
         raise Error("an adapter with virtual tokens in the text has a prompt of its own: give it as the only --adapter")
-    template = Template(given or (own[0].template if own else "{input}"), own[0].num_virtual_tokens if own else 0)
+    default = own[0].template if own else "{input}"
+    template = Template(default if given is None else given, own[0].num_virtual_tokens if own else 0)
     if template.has_soft != bool(own):
         raise Error("{soft} in --template is the place of an adapter's virtual tokens in the text: " + (
             "it must be there for this one" if own else "none is given that has some"))
@@ -121,10 +122,11 @@ def complete(args) -> None:
     names = [Path(folder).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
-    if any(why_not(model) for model in models):
-        rows = [generate(model, idx, *settings)[0] for model in models]
-    else:  # they can be mixed in one batch
+    try:
         bank = TaskBank(base, {str(i): model for i, model in enumerate(models)})
+    except Error:  # no batch can mix them
+        rows = [generate(model, idx, *settings)[0] for model in models]
+    else:
         rows = generate(bank.rows(bank.names), idx.expand(len(models), -1), *settings)
     for name, row in zip(names, rows, strict=True):
         text = tokenizer.decode([i for i in row[idx.size(1) :].tolist() if i not in stops])
@@ -233,6 +235,8 @@ def export(args) -> None:
 
 def import_(args) -> None:
     model = load_adapter(open_base(args)[0], args.folder)
+    if model.method.name == WHOLE:
+        raise Error(f"{args.folder} is a whole model: --base opens it as it is")
     model.save(args.out)
     size = sum(t.numel() for t in model.method.tensors().values())
     print(f"{args.out}: {model.method.name}, {size:,} parameters, fits {args.base}")

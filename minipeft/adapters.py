@@ -6,7 +6,7 @@ import torch
 
 from . import accounting
 from .attach import Adapted
-from .checks import Error, check_base, shown
+from .checks import Error, as_path, check_base, shown
 from .files.atomic import file_exists
 from .files.families import FAMILIES, architecture
 from .files.peft import drop_embeddings, read_adapter, read_combination
@@ -35,7 +35,7 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
     base.
     """
     check_base(base)
-    folder = Path(folder)
+    folder = as_path("an adapter's folder", folder)
     if not folder.is_dir():
         raise Error(f"no adapter at {folder}: there is no such folder")
     if file_exists(folder / "config.json") and not file_exists(folder / "adapter_config.json"):

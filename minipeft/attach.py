@@ -19,14 +19,14 @@ from .slots import Prefix, Slots
 
 
 class Attachments(WeakSet):
-    """Weak set of the adapters attached to a base, as `base.attached`; a deepcopy keeps those copied with the base."""
+    """Weak set of the adapters attached to a base, as `base.attached`; a copy keeps those copied with the base."""
 
     def __init__(self, attachments=(), required_grad: "list[bool] | None" = None):
         super().__init__(attachments)
         self.required_grad = required_grad  # of the base's parameters, before the first was attached
 
     def __reduce__(self):
-        return type(self), (list(self), self.required_grad)
+        return type(self), ([a for a in self if not a.original], self.required_grad)  # a merged one joins by itself
 
 
 class Attachment:
@@ -46,6 +46,12 @@ class Attachment:
         if any(other.original for other in others):
             raise Error("another adapter is merged into this base: unmerge it first")
         others.add(self)
+
+    def __setstate__(self, state: dict) -> None:
+        """Of a copy, which keeps a merge: a merged base copied without its adapter stays as it is."""
+        vars(self).update(state)
+        if "attached" in vars(self.base):
+            self.base.attached.add(self)
 
     @property
     def alone(self) -> bool:
@@ -94,6 +100,7 @@ class Adapted(nn.Module):
         self.base = base
         self.method = method
         self._attachment = Attachment(base, method.freezes_base)
+        method.on_attach(base)
         base.requires_grad_(not method.freezes_base)
 
     def slots(self) -> Slots:
@@ -125,10 +132,12 @@ class Adapted(nn.Module):
         this prefix, the teacher, to the model, over supervised positions. A text as a prefix: documents.prefill.
 
         teacher None: back to the cross-entropy of the targets. top_k: KL over the teacher's k most likely tokens
-        only. Raises Error for a method that trains the base, and for a top_k below 1.
+        only. Raises Error for a method that trains the base, virtual tokens in the text, and a top_k below 1.
         """
         if teacher is not None and not self.method.freezes_base:
             raise Error(f"{self.method.name} changes the base, which is the teacher: distillation needs a frozen one")
+        if teacher is not None and self.method.tokens_in_text:
+            raise Error("virtual tokens that stand in the text cannot be distilled: the teacher has no such place")
         if top_k is not None:
             at_least_one("top_k", top_k)
         self.teacher, self.teacher_top_k = teacher, top_k

@@ -1,7 +1,9 @@
 """The error every refusal raises, and the checks of arguments whose shapes and sizes must fit."""
 
 import difflib
+import os
 import reprlib
+from pathlib import Path
 
 import torch
 
@@ -67,6 +69,13 @@ def one_of(name: str, value, choices):
     if value not in tuple(choices):
         raise Error(f"{name} must be {' or '.join(map(repr, choices))}, not {shown(value)}")
     return value
+
+
+def as_path(name: str, value) -> Path:
+    """The path. Raises Error unless it is text or a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise Error(f"{name} must be a path, not {shown(value)}")
+    return Path(value)
 
 
 def check_base(base) -> None:
@@ -157,11 +166,17 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
         if not fits or (k.size(2), k.size(4)) != (c.n_kv, c.head_size):
             raise Error(f"a prefix's keys and values must each be ({c.n_layer}, 1|B, {c.n_kv}, P, "
                         f"{c.head_size}) with B {B}, not {tuple(k.shape)} and {tuple(v.shape)}")
-        if gate is not None and gate.shape != (len(k), c.n_head):
-            raise Error(f"a prefix's gate {tuple(gate.shape)} must be ({len(k)}, {c.n_head})")
-        if bias is not None and (gate is not None or bias.shape != k.shape[:4]):
-            raise Error(f"a prefix's bias {tuple(bias.shape)} must be as its keys, {tuple(k.shape[:4])}, "
-                        "and without a gate")
+        if gate is not None:
+            check_shape("a prefix's gate", gate, (len(k), c.n_head))
+        if bias is not None:
+            check_shape("a prefix's bias", bias, tuple(k.shape[:4]))
+            if gate is not None:
+                raise Error("a prefix has a bias or a gate, not both")
+        if (length := prefix.length) is not None:
+            check_shape("a prefix's length", length, (B,))
+            if length.dtype != torch.int64 or (length.device.type == "cpu" and not 0 <= int(length.min())
+                                               <= int(length.max()) <= k.size(3)):
+                raise Error(f"a prefix's length must be int64 in 0 … {k.size(3)}, its keys")
         P += _positions(prefix, B)
     listed = isinstance(hooks, (list, tuple)) and all(isinstance(of, dict) for of in hooks)
     if hooks is not None and not (listed and len(hooks) == c.n_layer and set().union(*hooks) <= set(hookable)):

@@ -60,10 +60,9 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
 def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
                     prefix_length=None, length=None, whole: bool = False, window: Window | None = None,
                     prefix_bias=None) -> Tensor:
-    """Split attention with the custom backward below; ragged batches use autograd's.
+    """Split attention with the custom backward below; ragged batches use autograd's. Raises Error for float16.
 
-    through_compile: compiled once per set of shapes. whole: all queries in one span, so that one graph serves any T.
-    Raises Error for float16."""
+    through_compile: compiled once per set of shapes. whole: all queries in one span, so that one graph serves any T."""
     if q.dtype == torch.float16:
         raise Error("the fused kernel's sums would overflow float16: use bfloat16, float32 or float64, "
                     "or backend='sdpa'")
@@ -120,7 +119,11 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
     weights, m_prefix, total_prefix = unnormalised_softmax(scores)
     on_prefix = torch.bmm(weights.to(q.dtype), pv).view_as(qf)
     m_prefix = m_prefix.view_as(m)
-    lse_prefix = m_prefix + total_prefix.view_as(m).log()
+    total_prefix = total_prefix.view_as(m)
+    if prefix_bias is not None or prefix_length is not None:  # where no key is left: log 0, without its gradient
+        empty = total_prefix == 0
+        m_prefix, total_prefix = m_prefix.masked_fill(empty, -math.inf), total_prefix.masked_fill(empty, 1)
+    lse_prefix = m_prefix + total_prefix.log()
     if gate is None:
         lse = torch.logaddexp(lse_context, lse_prefix)  # λ = exp(lse_prefix - lse), spread over the two factors
         o = (m - lse).exp() * o + (m_prefix - lse).exp() * on_prefix  # (N, G, Tq, hs)

@@ -70,14 +70,18 @@ def prefix_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
 def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
     """x, from any level, as "prompt" (1, P, C), "hidden" (L, 1, P, C) or "kv" (as prefix_from_hidden).
 
-    The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down.
+    The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down, or another shape.
     """
-    dims = dict(prompt=3, hidden=4, kv=6)[level]
+    c = base.config
+    shape = {"prompt": (1, "P", c.n_embd), "hidden": (c.n_layer, 1, "P", c.n_embd),
+             "kv": (c.n_layer, 2, 1, c.n_kv, "P", c.head_size)}[level]
+    dims = len(shape)
     step = {1: prompt_from_tokens, 3: hidden_from_prompt, 4: prefix_from_hidden}
     while x.dim() < dims and x.dim() in step:
         x = step[x.dim()](base, x)
     if x.dim() != dims:
         raise Error(f"{tuple(x.shape)} is above level {level!r} of the ladder, which has no way down")
+    check_shape(f"level {level!r} of the ladder", x, shape)
     return x
 
 

@@ -94,6 +94,25 @@ def test_a_copy_of_the_base_alone_is_free(copied, lora):
     assert frozen(lora.base) == everything(lora.base)
 
 
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_of_a_merged_base_keeps_the_change(copied, lora, idx):
+    lora.merge()
+    base = copied(lora.base)
+    assert torch.equal(base(idx), lora.base(idx)) and adapt(base, "full").detach() is base
+    assert torch.equal(base(idx), lora.base(idx))
+
+
+def test_an_attachment_that_is_refused_leaves_the_base_as_it_was(base):
+    base.to(torch.bfloat16)
+    lora, before = adapt(base, "lora", r=2), weights(base)
+    for names in ("full", ["full", "lora"]):
+        with pytest.raises(Error, match="full fine-tuning"):
+            adapt(base, names)
+        assert_same(base, before)
+        assert base.wte.weight.dtype == torch.bfloat16
+    assert adapt(lora.detach(), "full").base.wte.weight.dtype == torch.float32  # small steps are not rounded away
+
+
 @pytest.mark.parametrize("copied", [None, *COPIES])
 def test_a_merged_adapter_takes_its_change_along(copied, base):
     before = weights(base)

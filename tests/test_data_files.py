@@ -41,6 +41,11 @@ def test_tables_keep_quotes_commas_and_line_breaks_and_count_lines(tmp_path):
     ]
 
 
+def test_cells_are_as_long_as_the_lines_of_other_formats(tmp_path):
+    (tmp_path / "a.csv").write_text(f"input,target\n{'x' * 150_000},b\n")
+    assert read_examples(tmp_path / "a.csv") == [Example("x" * 150_000, "b")]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
 def test_a_csv_is_divided_as_its_header_is(delimiter, tmp_path):
     table = tmp_path / "a.csv"
@@ -170,7 +175,7 @@ REFUSED = [  # name, content, message
     ("a.csv", 'input,target\na,b\n"a,b\nc,d\n', "line 3 is not CSV .unexpected end.*: a cell that begins"),
     ("a.csv", 'input,target\na,b\n"a" c,b\n', "line 3 is not CSV .*a quote inside it is written twice"),
     ("a.csv", '"input" x,target\na,b\n', "line 1 is not CSV"),
-    ("a.csv", f"input,{'x' * 200_000}\na,b\n", "line 1 is not CSV .field larger than"),
+    ("a.csv", 'input,target\n"' + f"{'x' * 1000}\n" * 1100 + '",b\n', "line 2 is not CSV .field larger than"),
     ("a.tsv", 'input\ttarget\na\tb\n"a\tb"\tc\n', "line 3 has 3 of the 2 columns .*: a TSV has no quoting"),
     ("a.tsv", 'input\ttarget\nc\t"a\nb"\n', "line 3 has 1 of the 2 columns .*: a TSV has no quoting"),
     ("a.tsv", 'input\ttarget\nc\t"say ""a"""\n', r'line 2 holds .*say .* quoted as in a CSV: a TSV has no quoting'),

@@ -21,6 +21,8 @@ from minipeft.documents import divergence, match, matching, prefill, rows, write
 from minipeft.documents.self_study import read_seeds
 from minipeft.loss import distillation_loss
 from minipeft.runtime import console
+from minipeft.training import document_run
+from minipeft.training.run_folder import RunFolder
 
 TEXT = "sort 3142 -> 1234, sort 9871 -> 1789, reverse 123 -> 321, reverse 907 -> 709. " * 3
 
@@ -264,6 +266,9 @@ def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(nano
     (["--climb"], "not with --climb"),
     (["--space", "hidden"], "--space does not go with --document"),
     (["--lr", 0.1], "--lr goes with --how distil"),
+    (["--how", "text", "--dev", "x.csv"], "--dev goes with --how distil: text trains nothing"),
+    (["--keep-best"], "--keep-best goes with"), (["--dtype", "bfloat16"], "--dtype goes with --how distil"),
+    (["--compile"], "--compile goes with"), (["--max-length", 9], "--max-length goes with"),
     (["--resume"], "nothing to resume: --how match trains nothing"),
     (["--how", "distil", "--data", "x.jsonl", "--self-study", 3], "--data takes the place of self-study"),
 ])
@@ -272,6 +277,49 @@ def test_flags_that_do_not_go_with_a_document_are_refused(words, message, tmp_pa
     with pytest.raises(Error, match=message) as e:
         run_train("--document", tmp_path / "doc.txt", "--out", tmp_path / "out", *words)
     assert "\n" not in str(e.value)
+
+
+def test_another_document_in_a_folder_begins_anew_or_is_refused(tmp_path, monkeypatch):
+    a, b, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out"
+    a.write_text(TEXT[:90], encoding="utf-8"), b.write_text(TEXT[200:290], encoding="utf-8")
+    words = ["--how", "distil", "--self-study", 4, "--steps", 2, "--batch-size", 2, "--out", out]
+
+    def texts():
+        return (out / "self-study.jsonl").read_text(encoding="utf-8")
+
+    run_train("--document", a, *words)
+    first = texts()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(document_run, "run_job", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run_train("--document", b, *words, "--overwrite")
+    begun = texts()
+    assert not set(first.splitlines()) & set(begun.splitlines())
+    with pytest.raises(Error, match=r"a\.txt is not the document that the run in .* began with \(--overwrite"):
+        run_train("--document", a, *words, "--resume")
+    run_train("--document", b, *words, "--resume")
+    assert texts() == begun
+    run_train("--method", "lora", "--base", "tiny", "--steps", 1, "--out", out, "--overwrite")
+    assert not (out / "document.json").exists() and (out / "scores.json").exists()
+    run_train("--document", a, "--out", out, "--overwrite")
+    assert (out / "document.json").exists() and not (out / "scores.json").exists()
+
+
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path, monkeypatch):
+    (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
+    words = ["--method", "lora", "--base", "tiny", "--teacher-context", tmp_path / "doc.txt", "--steps", 4,
+             "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run_train(*words)
+    (tmp_path / "doc.txt").write_text(TEXT[100:190], encoding="utf-8")
+    with pytest.raises(Error, match="teacher_context"):
+        run_train(*words, "--resume")
+
+
+def test_virtual_tokens_in_the_text_have_no_teacher():
+    model = adapt(tiny(), "prompt", num_virtual_tokens=2, template="{input} {soft}")
+    with pytest.raises(Error, match="virtual tokens that stand in the text cannot be distilled"):
+        model.distil_from(prefill(model.base, torch.arange(5)))
 
 
 @pytest.mark.parametrize("content, message", [

@@ -36,6 +36,8 @@ LORAS = {  # kind of base, PEFT's config, the linears of ours
     "mixed": ("llama", dict(target_modules=["q_proj", *(f"layers.{i}.mlp.up_proj" for i in range(3))]),
               ["attn.q_proj", "mlp.up_proj"]),
     "of-no-module": ("llama", dict(target_modules=["q_proj", "query"]), ["attn.q_proj"]),
+    "excluded-of-one-name": ("gpt2", dict(target_modules=["c_proj"], exclude_modules=["mlp.c_proj"],
+                                          fan_in_fan_out=True), ["attn.c_proj"]),
     "excluded": ("llama", dict(exclude_modules=["v_proj"]), ["attn.q_proj"]),
     "every-layer": ("llama", dict(layers_to_transform=[0, 1, 2]), ["attn.q_proj", "attn.v_proj"]),
     "rank-above": ("llama", dict(r=40), ["attn.q_proj", "attn.v_proj"]),  # v_proj is 16 × 32

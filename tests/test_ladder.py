@@ -1,11 +1,14 @@
 """Each rung of the ladder contains the one before it: the same logits, to rounding."""
 
+import re
+
 import pytest
 import torch
 from conftest import one_shape, read_behind, tiny
 
 from minipeft import (
     Error,
+    Prefix,
     adapt,
     hidden_from_prompt,
     prefix_attention,
@@ -103,3 +106,24 @@ def test_what_does_not_fit_is_refused(base):
         prefix_from_hidden(base, torch.zeros(2, 1, 4, 32))
     with pytest.raises(Error, match="49 virtual tokens exceed the base's block size of 48"):
         prefix_from_prompt(base, torch.zeros(1, 49, 32))
+
+
+@pytest.mark.parametrize("name, init, shape", [
+    ("prefix", (3, 2, 1, 8, 5, 4), "(3, 2, 1, 4, P, 8)"),  # heads and head size exchanged
+    ("prefix", (6, 2, 1, 4, 5, 4), "(3, 2, 1, 4, P, 8)"),  # as many elements, twice the layers
+    ("prefix", (3, 2, 5, 4, 5, 8), "(3, 2, 1, 4, P, 8)"),  # of a batch of five
+    ("prefix", (2, 1, 5, 32), "(3, 1, P, 32)"),
+    ("prompt", (2, 5, 32), "(1, P, 32)"), ("prompt", (1, 5, 31), "(1, P, 32)"),
+])
+def test_a_start_of_another_shape_is_refused(name, init, shape):
+    with pytest.raises(Error, match=re.escape(f"must be {shape}")):
+        adapt(tiny(), name, init=torch.zeros(init))
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(v=torch.zeros(3, 1, 4, 4, 8)), "init's values"), (dict(bias=torch.zeros(3, 1, 4, 4)), "init's bias"),
+    (dict(positions="x"), "positions of a prefix must be 0 … 47"),
+])
+def test_a_start_from_a_prefix_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(Error, match=message):
+        adapt(tiny(), "prefix", init=Prefix(*torch.zeros(2, 3, 1, 4, 5, 8))._replace(**change))

@@ -113,6 +113,23 @@ def test_several_adapters_answer_side_by_side_mixed_or_in_turn(adapters, capsys)
     assert in_turn.splitlines()[:3] == mixed.splitlines() and in_turn.splitlines()[3].startswith("adapter  ")
 
 
+def test_adapters_whose_hooks_no_batch_can_mix_answer_in_turn(capsys, tmp_path):
+    base = GPT.from_pretrained(NANO)
+    for name in ("lora", "bitfit"):
+        moved(adapt(base, name)).save(tmp_path / name)
+    flags = [x for name in ("lora", "bitfit") for x in ("--adapter", tmp_path / name)]
+    code, out, _ = call(capsys, "generate", *flags, "--prompt", "58213764 -> ")
+    alone = [call(capsys, "generate", *pair, "--prompt", "58213764 -> ")[1].strip() for pair in (flags[:2], flags[2:])]
+    assert code == 0
+    assert [line.split(None, 1) for line in out.splitlines()] == [["lora", alone[0]], ["bitfit", alone[1]]]
+
+
+def test_a_whole_model_is_no_adapter_to_import(capsys, tmp_path):
+    adapt(GPT.from_pretrained("tiny"), "full").save(tmp_path / "full")
+    code, _, err = call(capsys, "import", "--base", "tiny", tmp_path / "full", tmp_path / "out")
+    assert code == 2 and "is a whole model: --base opens it as it is" in err and not (tmp_path / "out").exists()
+
+
 def test_inspect_tells_what_a_folder_holds(adapters, capsys):
     _, hard, _ = call(capsys, "inspect", adapters / "reverse")
     assert "  method              hard-prompt\n" in hard and "  text                'reverse: '\n" in hard
@@ -179,6 +196,7 @@ def test_nearest_tokens_are_the_nearest():
         (["inspect", "nowhere"], "no adapter at nowhere"),
         (["inspect", "."], "adapter_config.json is missing"),
         (["generate", "--adapter", "nowhere", "--prompt", "x"], "no adapter at nowhere"),
+        (["generate", "--prompt", "x", "--template", ""], "a text with {input} in it once, not 0 times"),
         (["generate", "--prompt", ""], "--prompt is empty: it needs at least one token to go on from"),
         (["generat", "--prompt", "x"], "(did you mean 'generate'?)"),
         (["generate", "--promt", "x"], "required: --prompt (did you mean '--prompt'?)"),

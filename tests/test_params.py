@@ -196,6 +196,14 @@ def test_of_a_folder_only_its_config_is_read(tmp_path):
     assert call(f"--model {tmp_path} --method lora")[1]["base_parameters"] == 6_738_415_616
 
 
+@pytest.mark.parametrize("argv", ["--model nano --method adapter --bottleneck-size 1000",
+                                  "--model t5-small --method prompt --num-virtual-tokens 200000"])
+def test_an_adapter_may_be_larger_than_the_base(argv):
+    result = call(argv)[1]
+    assert all(math.isfinite(float(text.replace(",", ""))) for text in map(params.rounded, (-0.123, 0.0, 12.5, 1234.5)))
+    assert params.table(result)
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -106,6 +106,20 @@ def test_rows_of_different_lengths_and_biases(backend):
         torch.testing.assert_close(got[i : i + 1], want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "split"])
+@pytest.mark.parametrize("lengths, hidden", [([3, 3], 3), ([1, 3], 1), ([0, 3], 0)])
+def test_rows_of_which_no_prefix_key_is_left_have_gradients(backend, lengths, hidden):
+    given, bias = tensors(2, 4, 2, 5, 5, 3, 8, 1)[:5], torch.zeros(1, 2, 3).double()
+    bias[..., :hidden] = -math.inf
+    found = []
+    for name in ("reference", backend):
+        own = [x.detach().requires_grad_() for x in given]
+        prefix_attention(*own, None, name, torch.tensor(lengths), prefix_bias=bias).square().sum().backward()
+        found.append([x.grad for x in own])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("T", [1, 11, 37])
 @torch.no_grad()
 def test_without_mass_and_positions_it_is_the_base_bit_for_bit(base, T):
@@ -221,7 +235,13 @@ def test_a_bias_that_does_not_fit_is_refused(given, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(bias=torch.zeros(3, 1, 4, 4)), r"a prefix's bias \(3, 1, 4, 4\) must be as its keys, \(3, 1, 4, 5\)"),
+    (dict(bias=torch.zeros(3, 1, 4, 4)), r"a prefix's bias \(3, 1, 4, 4\) float32 must be \(3, 1, 4, 5\)"),
+    (dict(bias=5), "a prefix's bias 5 must be"),
+    (dict(gate=5), "a prefix's gate 5 must be"),
+    (dict(bias=torch.zeros(3, 1, 4, 5), gate=torch.zeros(3, 4)), "a bias or a gate, not both"),
+    (dict(length=torch.tensor([1, 2])), r"a prefix's length \(2,\) int64 must be \(3\)"),
+    (dict(length=torch.tensor([1, 2, 6])), "a prefix's length must be int64 in 0 … 5, its keys"),
+    (dict(length=torch.tensor([1, 2, -1])), "must be int64 in 0 … 5"),
     (dict(positions=-1), "positions -1 must be a whole number of at least 0"),
     (dict(positions=2.0), "positions 2.0 must be"),
     (dict(positions=torch.tensor([1, 2])), r"or \(3,\) int64"),
@@ -241,6 +261,7 @@ def test_a_prefix_that_does_not_fit_is_refused(change, message, idx):
     (dict(positions=48), "positions of a prefix must be 0 … 47 with a block size of 48, not 48"),
     (dict(positions=-1), "must be 0 … 47"),
     (dict(key_bias="yes"), "key_bias must be False or True, not 'yes'"),
+    (dict(encoder_hidden_size=5), "encoder_hidden_size is the width of the MLP: it goes with prefix_projection"),
 ])
 def test_hyperparameters_that_do_not_fit_are_refused(h, message):
     with pytest.raises(Error, match=message):

@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_while_one_works_and_after_it(tmp_path):
         (tmp_path / "out" / "scores.json").write_text("{}")
         weights = tmp_path / "out" / "adapter_model.safetensors"
         weights.write_bytes(b"")
-        run.finish()
+        run.finish("scores.json")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_model.safetensors", "scores.json"]
     with pytest.raises(Error, match="holds a finished run: --overwrite replaces it"):
         RunFolder(tmp_path / "out").__enter__()
@@ -135,7 +135,7 @@ def test_a_run_that_overwrites_costs_the_one_before_nothing_until_it_has_a_state
         run.save(2, STATE)
         assert [name[:9] for name in names(out)] == ["00000002-"] and run.newest()
         (out / "scores.json").write_text("{}")
-        run.finish()
+        run.finish("scores.json")
     with pytest.raises(KeyboardInterrupt), RunFolder(out, overwrite=True):
         raise KeyboardInterrupt
     with RunFolder(out, resume=True) as run:  # the result that lies there is not its own

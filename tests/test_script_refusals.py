@@ -184,6 +184,9 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["attention", "--shapes", "4x12x0x1x8"], "only P may be 0"),
         (["attention", "--batch-size", "4"], "unrecognized arguments"),
         (["peers", "--supervised", "1.5"], "--supervised must be above 0 and at most 1"),
+        (["peers", "--seq-len", "1"], "--seq-len must be at least 2"),
+        (["peers", "--generate", "--base", "nano"], "transformers has no architecture of this shape"),
+        (["attention", "--shapes", "1x1x1x99999999999999999999x1"], "must be five whole numbers"),
         (["peers", "--supervised", "nan"], "--supervised must be above 0 and at most 1"),
         pytest.param(
             ["peers", "--methods", "adapter"], "which both libraries have, not 'adapter'",

@@ -51,7 +51,8 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     checkpointing: such a block saves its input alone and runs again in backward. (Not counted: its
     other arguments, rotary tables and a prefix of hidden vectors, which autograd does not hold.)
     base_bytes: bytes of a float of the base's dtype; log-sum-exps, rotary tables and RMSNorm's
-    tensors stay float32. Exact at 4; at 2 without small copies of trained tensors in that dtype.
+    tensors stay float32. Exact at 4 (but for qk_norm behind a joined projection, which
+    no family has); at 2 without small copies of trained tensors in that dtype.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     return saved_tensors(c, declared(c, method, hyperparameters), batch_size, seq_len, checkpointing, base_bytes)

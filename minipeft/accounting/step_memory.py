@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from ..checks import Error, at_least_one, shown
+from ..checks import Error, at_least_one, one_of, shown
 from ..config import GPTConfig
 from ..formulas.terms import Size, Term, total
+from ..parts.quantised import QUANTISED
 from .activations import saved_terms
 from .base_weights import base_terms
 from .parameters import Declared, base_parameters, declared, elements, repeats
@@ -38,6 +39,8 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     d = declared(c, method, hyperparameters)
+    if quantised is not None:
+        one_of("quantised", quantised, QUANTISED)
     if quantised is not None and not d.method.freezes_base:
         raise Error(f"{method} trains every weight: its base cannot be in {shown(quantised)}")
     trained, tensors = elements(c, d.shapes, d.shapes.trained), total(trained_tensors(c, d))

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..attention import faster, prefix_attention
-from ..checks import Error
+from ..checks import SIZE_LIMIT, Error
 from ..runtime.compiling import can_compile, compiled
 from ..runtime.console import Parser
 from ..runtime.profiling import card, saved_bytes
@@ -48,7 +48,7 @@ class Shape:
     def parse(cls, text: str) -> "Shape":
         """Read BxHxTxPxS. Raises Error."""
         sizes = [int(x) for x in text.split("x") if x.isdecimal()]
-        if text.count("x") != 4 or len(sizes) != 5 or 0 in sizes[:3] + sizes[4:]:
+        if text.count("x") != 4 or len(sizes) != 5 or 0 in sizes[:3] + sizes[4:] or max(sizes) >= SIZE_LIMIT:
             raise Error(f"--shapes {text!r} must be five whole numbers BxHxTxPxS, "
                         "such as 4x12x128x20x64; only P may be 0")
         return cls(*sizes)

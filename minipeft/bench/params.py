@@ -194,7 +194,7 @@ def in_units(n: float) -> str:
 
 def rounded(x: float) -> str:
     """At least three significant digits, without an exponent."""
-    return f"{x:,.{max(0, 2 - math.floor(math.log10(x)))}f}"
+    return f"{x:,.{max(0, 2 - math.floor(math.log10(abs(x)))) if x else 0}f}"
 
 
 def lines(result: dict) -> list[str]:

@@ -38,6 +38,7 @@ from ..accounting.storage import files
 from ..attach import adapt
 from ..checks import Error
 from ..config import GPTConfig
+from ..files.families import architecture
 from ..methods import METHODS, WHOLE
 from ..model import GPT
 from ..runtime.compiling import can_compile
@@ -82,6 +83,8 @@ def settings(args: argparse.Namespace) -> PeersSettings:
         config = replace(config, position="learned")  # as transformers' GPT-2
     if args.num_virtual_tokens < 1:
         raise Error(f"--num-virtual-tokens must be at least 1, not {args.num_virtual_tokens}")
+    if args.seq_len < 2:
+        raise Error("--seq-len must be at least 2: the last token has no target in transformers")
     flags.check_fits(args.num_virtual_tokens, args.seq_len, config)
     both = in_both(config)
     if args.dtype != "float32":
@@ -115,6 +118,12 @@ def open_in_transformers(folder: str | Path, dtype: str, device: str) -> nn.Modu
 
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("peft", "transformers")}
+
+
+def check_in_transformers(c: GPTConfig) -> None:
+    """Raise Error unless transformers has the architecture."""
+    if architecture(c) == "minipeft":
+        raise Error("transformers has no architecture of this shape (docs/architectures.md has those that it has)")
 
 
 def in_both(c: GPTConfig) -> list[str]:

@@ -31,7 +31,7 @@ from ..runtime.console import Parser
 from ..runtime.profiling import card
 from . import flags
 from .measure import MS, ReadRate, card_line, cell, columns, time_all
-from .peers import extras, open_in_transformers, versions
+from .peers import check_in_transformers, extras, open_in_transformers, versions
 
 NEW = 48  # tokens of a continuation
 
@@ -57,7 +57,9 @@ def settings(args: argparse.Namespace) -> GenerationSettings:
     extras()
     if min(args.batch_sizes) < 1:
         raise Error(f"--batch-sizes must be at least 1, not {min(args.batch_sizes)}")
-    flags.check_fits(args.num_virtual_tokens, args.seq_len + NEW, read_base_config(find_base(args.base))[0])
+    config, _ = read_base_config(find_base(args.base))
+    check_in_transformers(config)
+    flags.check_fits(args.num_virtual_tokens, args.seq_len + NEW, config)
     return flags.from_flags(GenerationSettings, args)
 
 

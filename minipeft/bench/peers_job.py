@@ -73,7 +73,9 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> JobSettings:
     """Raises Error for a method that one library lacks."""
-    both = peers.in_both(read_base_config(find_base(args.base))[0])
+    config, _ = read_base_config(find_base(args.base))
+    peers.check_in_transformers(config)
+    both = peers.in_both(config)
     peers.check_methods(args.methods, [name for name in both if name != WHOLE])
     return flags.from_flags(JobSettings, args)
 

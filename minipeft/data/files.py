@@ -193,6 +193,7 @@ def _table(path: Path, kind: str, columns: tuple[str, str] | None) -> Iterator[t
             break
     quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
     delimiter = "\t" if is_tsv else _delimiter(head[-1:], columns)
+    csv.field_size_limit(max(MAX_LINE, csv.field_size_limit()))
     reader = csv.reader(chain(head, lines), delimiter=delimiter, quoting=quoting, strict=True)
     header = None
     while True:

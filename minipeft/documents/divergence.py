@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import Error
 from ..loss import distillation_loss, linear_cross_entropy
 from ..model import GPT
 from ..slots import Prefix
@@ -27,4 +28,6 @@ def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None, texts: li
         kl += float(distillation_loss(states[1], states[0], head, every)) * len(every)
         loss += float(linear_cross_entropy(states[1], head, idx[0, 1:])) * len(every)
         tokens += len(every)
+    if not tokens:
+        raise Error("a divergence needs a text of at least two tokens")
     return Divergence(kl / tokens, loss / tokens)

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checks import Error
+from ..checks import Error, as_path
 
 MAX_JSON_BYTES = 1 << 21  # parsed, nested brackets take 20 times the memory of the file
 FOLDER_MARKERS = {"a base": "config.json", "an adapter": "adapter_config.json",
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict:
 
 def check_destination(folder, kind: str) -> None:
     """Raise Error when `kind`, one of FOLDER_MARKERS, cannot be saved here beside another kind."""
-    folder = Path(folder)
+    folder = as_path("the folder to save in", folder)
     if folder.exists() and not folder.is_dir():
         raise Error(f"{folder} is a file, but saving needs a folder")
     for other, marker in FOLDER_MARKERS.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import Error, did_you_mean
+from ..checks import Error, as_path, did_you_mean
 from ..config import BY_LAYER, GPTConfig, linears
 from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
 from .families import architecture, config_from_json, config_to_json, is_transposed, stored_name, told
@@ -93,7 +93,7 @@ def find_base(folder) -> Path:
     """A folder, else a base that ships with the package ("nano"), else the snapshot of a hub id.
 
     Raises Error when there is none of that name."""
-    if Path(folder).is_dir():
+    if as_path("a base's folder", folder).is_dir():
         return Path(folder)
     shipped = {path.parent.name: path.parent for path in SHIPPED.glob("*/config.json")}
     if str(folder) in shipped:

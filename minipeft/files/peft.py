@@ -104,7 +104,7 @@ def _targets_by_tensors(config: dict, stored: StoredTensors) -> dict:
             if not _ends(path) & set(targets):
                 raise Error(f"{stored.path.parent / 'adapter_config.json'}: its target_modules do "
                             f"not name {path}, for which there are tensors")
-        if set(targets) <= set().union(*map(_ends, modules)):
+        if set(targets) <= set().union(*map(_ends, modules)) and not config.get("exclude_modules"):
             return config
     return config | {"target_modules": list(modules)}
 

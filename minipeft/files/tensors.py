@@ -268,4 +268,5 @@ def digest(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> str:
 def _update_hash(sha256, name: str, t: Tensor, dtype: torch.dtype | None = None) -> None:
     t = t.detach().to("cpu", dtype).contiguous()
     sha256.update(f"{name} {tuple(t.shape)} {t.dtype};".encode())
-    sha256.update(t.flatten().view(torch.uint8).numpy().data if t.numel() else b"")
+    flat = t.as_strided((t.numel(),), (1,))  # a single element may have any stride
+    sha256.update(flat.view(torch.uint8).numpy().data if t.numel() else b"")

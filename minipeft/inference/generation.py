@@ -40,7 +40,7 @@ def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 
     steps = list(stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths))
     if not steps:
         return idx
-    new = torch.stack(steps, dim=1)  # (B, n)
+    idx, new = idx.long(), torch.stack(steps, dim=1)  # (B, n)
     if lengths is None:
         return torch.cat([idx, new], dim=1)
     (B, T), n = idx.shape, new.size(1)

@@ -61,7 +61,7 @@ class TaskBank:
     @torch.no_grad()
     def __init__(self, base: GPT, tasks: "dict[str, str | Path | Adapted]"):
         check_base(base)
-        if not isinstance(tasks, dict):
+        if not isinstance(tasks, dict) or not all(isinstance(name, str) for name in tasks):
             raise Error(f"tasks must be {{name: adapter folder or Adapted}}, not {shown(tasks)}")
         self.base, self.names = base, list(tasks)
         loaded: list[Adapted] = []

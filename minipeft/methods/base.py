@@ -29,13 +29,16 @@ class Method(Declaration, nn.Module, registered=False):
     They declare what formulas.declaration.DECLARED lists; Error names what is missing.
     """
 
-    learning_rate: float  # default on the shipped bases (AdamW, warm-up, cosine)
+    learning_rate: float  # default on narrower bases (AdamW, warm-up, cosine)
     learning_rate_wide: float  # default on bases of n_embd >= WIDE
     num_virtual_tokens = 0  # vectors before the real tokens, or among them
 
     def slots(self, base: GPT) -> Slots:
         """Prompt, prefix and hooks of this method, for base(idx, *slots)."""
         raise NotImplementedError
+
+    def on_attach(self, base: GPT) -> None:
+        """Called once it is attached. Only `full` has something to do: it changes the base's dtype."""
 
     @classmethod
     def example(cls, base: GPT, **sizes) -> "Method":

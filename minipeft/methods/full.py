@@ -41,6 +41,8 @@ class Full(Method):
         if known := vars(base).get("quantised"):
             raise Error(f"full fine-tuning changes every weight, and this base's are frozen in {known.kind}: "
                         "open it unquantised, or take another method")
+
+    def on_attach(self, base: GPT) -> None:
         base.to(torch.promote_types(base.wte.weight.dtype, torch.float32))
 
     def slots(self, base: GPT) -> Slots:

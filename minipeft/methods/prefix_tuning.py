@@ -105,12 +105,17 @@ class PrefixTuning(Method):
         one_of("space of a prefix", space, ("kv", "hidden"))
         if not isinstance(key_bias, bool):
             raise Error(f"key_bias must be False or True, not {shown(key_bias)}")
+        if encoder_hidden_size is not None and not prefix_projection:
+            raise Error("encoder_hidden_size is the width of the MLP: it goes with prefix_projection")
         bias = START_BIAS if isinstance(init, str) else 0.0  # that keys start from
         if isinstance(init, Prefix):
             if init.gate is not None or init.length is not None:
                 raise Error("a prefix starts from a Prefix without a gate or lengths by row")
             check_shape("init's keys", init.k, (base.config.n_layer, 1, base.config.n_kv, "P", base.config.head_size))
-            positions = init.most_taken if positions is None else positions
+            check_shape("init's values", init.v, tuple(init.k.shape))
+            if init.bias is not None:
+                check_shape("init's bias", init.bias, tuple(init.k.shape[:4]))
+            positions = init.taken if positions is None else positions
             key_bias, bias = key_bias or init.bias is not None, 0.0 if init.bias is None else init.bias
             init = torch.stack([init.k, init.v], dim=1)
         self.num_virtual_tokens = P = virtual_tokens(base, num_virtual_tokens, init)

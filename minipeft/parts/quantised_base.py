@@ -60,6 +60,8 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
 def quantise_base(base: nn.Module, kind: str) -> None:
     """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
     one_of("kind", kind, QUANTISED)
+    if not vars(base).get("attached", True):  # adapters that are gone
+        del base.attached
     known = Quantised(kind, fingerprint(base))
     base.to(torch.bfloat16)
     names = [f"h.{i}.{name}.weight" for i in range(base.config.n_layer) for name in linears(base.config)]

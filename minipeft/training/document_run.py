@@ -1,7 +1,8 @@
 """python train.py --document: a text as a prefix, by matching, by distillation from there, or the text itself.
 
 Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has become, how, and the
-seconds that took. A distillation leaves its texts (self-study.jsonl) and scores.json as any run does.
+seconds that took. A distillation leaves its texts (self-study.jsonl) and scores.json as any run does; --resume keeps
+the texts that are there.
 """
 
 import argparse
@@ -13,23 +14,29 @@ from ..attach import adapt
 from ..checks import Error
 from ..documents import match, prefill, write_self_study
 from ..documents.self_study import TEMPERATURE, read_seeds
-from ..files.atomic import write_json
+from ..files.atomic import read_json, write_json
 from ..methods.prefix_tuning import PrefixTuning
 from ..runtime.console import Parser, local_path
 from ..runtime.memory import resident_peak
+from ..runtime.processes import run_on_rank0
 from ..slots import Prefix
 from .flags import METHOD_FLAGS, as_flag
-from .job import run_job
+from .job import notes_of, run_job
 from .opening import open_base, read_document
 from .run_folder import RunFolder
 from .scores import size_kb
 
+NOTE, SELF_STUDY_FILE = "document.json", "self-study.jsonl"
 HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 2e-3, 4  # of a distillation: 8 texts need more than 3 GB on SmolLM2-135M
 PLAIN = "{input}"  # template: the input follows the document directly
 
 
+TRAINING = dict.fromkeys(  # flags of a distillation alone, and their values where they are not given
+    ("data", "dev", "test", "columns", "limit", "template", "answers", "self_study", "seeds", "temperature",
+     "teacher_top_k", "steps", "epochs", "lr", "batch_size", "compile")) | dict.fromkeys(
+    ("keep_best", "shard_base", "gradient_checkpointing"), False) | {"dtype": "float32", "max_length": 1024}
 FLAGS = {  # as argparse takes them
     "--document": {"metavar": "FILE", "type": local_path, "help": "a text to turn into a prefix of "
                    "--num-virtual-tokens rows (default: an eighth of its tokens)"},
@@ -70,9 +77,8 @@ def check_document(args: argparse.Namespace) -> None:
     if args.method != PrefixTuning.name or args.climb or args.eval_only or args.teacher_context is not None:
         raise Error(f"--document makes a {PrefixTuning.name}: it goes with no other --method, and not with --climb, "
                     "--eval-only or --teacher-context")
-    training = ("data", "self_study", "seeds", "temperature", "teacher_top_k", "steps", "epochs", "lr", "batch_size")
-    for name in training if args.how != "distil" else ():
-        if getattr(args, name) is not None:
+    for name, unset in TRAINING.items() if args.how != "distil" else ():
+        if getattr(args, name) != unset:
             raise Error(f"{as_flag(name)} goes with --how distil: {args.how} trains nothing")
     if args.how != "distil" and args.resume:
         raise Error(f"nothing to resume: --how {args.how} trains nothing")
@@ -102,28 +108,40 @@ def run_document(args: argparse.Namespace) -> dict:
         digest = hashlib.sha256(Path(args.document).read_bytes()).hexdigest()
         result = {"command": args.command, "document": Path(args.document).name, "sha256": digest, "how": args.how,
                   "tokens": n, "rows": P, "seconds": round(time.perf_counter() - began, 1)}
-        if args.how != "distil":
-            adapt(base, PrefixTuning.name, init=prefix).save(args.out)
-            folder.finish()
-    if args.how == "distil":
-        result |= distilled(args, base, tokenizer, tokens, prefix)
-    result |= {"out": str(args.out), "kb": size_kb(args.out), "peak_bytes": resident_peak()}
-    write_json(args.out / "document.json", result)
+        note = args.out / NOTE
+        if args.how == "distil":
+            run_on_rank0(lambda: begin(note, result, args.resume))
+            result |= distilled(args, folder, base, tokenizer, tokens, prefix)
+        else:
+            run_on_rank0(lambda: adapt(base, PrefixTuning.name, init=prefix).save(args.out))
+        result |= {"out": str(args.out), "kb": size_kb(args.out), "peak_bytes": resident_peak()}
+        run_on_rank0(lambda: write_json(note, result))
+        folder.finish(NOTE, *(notes_of(args) if args.how == "distil" else ()))
     return result
 
 
-def distilled(args: argparse.Namespace, base, tokenizer, tokens, prefix: Prefix) -> dict:
+def begin(note: Path, result: dict, resume: bool) -> None:
+    """Note the document of a distillation. Raises Error for one to resume that began with another document."""
+    if resume and note.exists() and read_json(note).get("sha256") != result["sha256"]:
+        raise Error(f"{result['document']} is not the document that the run in {note.parent} began with "
+                    "(--overwrite starts anew)")
+    if not resume:
+        (note.parent / SELF_STUDY_FILE).unlink(missing_ok=True)  # of a run before this one
+    write_json(note, result)
+
+
+def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, tokens, prefix: Prefix) -> dict:
     """Self-study, then a run of train.py on it that starts from the matched prefix."""
     began, result = time.perf_counter(), {}
     if args.data is None:
-        args.data = str(args.out / "self-study.jsonl")
-        args.out.mkdir(parents=True, exist_ok=True)
+        args.data = str(args.out / SELF_STUDY_FILE)
         seeds = None if args.seeds is None else read_seeds(args.seeds)
-        rows = write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
-                                TEMPERATURE if args.temperature is None else args.temperature, seeds, args.seed)
-        result = {"self_study": len(rows), "self_study_seconds": round(time.perf_counter() - began, 1)}
+        temperature = TEMPERATURE if args.temperature is None else args.temperature
+        n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
+                                                      temperature, seeds, args.seed)))
+        result = {"self_study": n, "self_study_seconds": round(time.perf_counter() - began, 1)}
     args.start, args.teacher_context = prefix, args.document
-    scores = run_job(args)
+    scores = run_job(args, folder)
     return result | {"train_seconds": scores["seconds"], "loss": scores["loss"]}
 
 

@@ -1,5 +1,7 @@
 """One run of train.py: attach the method, evaluate, train, save, evaluate again."""
 
+import contextlib
+import hashlib
 import json
 import signal
 import time
@@ -42,15 +44,16 @@ SETTINGS = (  # flags that a resumed run must share
     "seed", "dtype", "base_dtype", "lr", "keep_best", "document", "how", "teacher_context", "teacher_top_k")
 
 
-def run_job(args) -> dict:
-    """One run, alone in its folder. Returns the content of its scores.json."""
+def run_job(args, held: RunFolder | None = None) -> dict:
+    """One run, alone in its folder (held: by the caller, who finishes it). Returns the content of its scores.json."""
     if args.eval_only:
         return Job(args).run()
     try:
-        with RunFolder(args.out, args.resume, args.overwrite) as folder:
+        with contextlib.nullcontext(held) if held else RunFolder(args.out, args.resume, args.overwrite) as folder:
             result = Job(args, folder).run()
             processes.run_on_rank0(lambda: write_json(args.out / "scores.json", result))
-            folder.finish()  # only now that the result is written
+            if held is None:
+                folder.finish(*notes_of(args))  # only now that the result is written
             return result
     except KeyboardInterrupt as e:
         e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
@@ -61,6 +64,11 @@ def run_job(args) -> dict:
             raise
         raise Error("another process of this run ended or fell silent; "
                     f"go on with: {resume_command(args)}") from None
+
+
+def notes_of(args) -> list[str]:
+    """Files that a run writes beside its adapter."""
+    return ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
 
 
 def resume_command(args) -> str:
@@ -98,7 +106,9 @@ class Job:
         if not method.tokens_in_text and args.template.has_soft:
             raise Error(f"{{soft}} in --template, but {args.out} has no virtual tokens in the text")
         if args.teacher_context is not None:
-            context = read_document(args.teacher_context, self.tokenizer).to(self.base.wte.weight.device)
+            context = read_document(args.teacher_context, self.tokenizer)
+            self.teacher_digest = hashlib.sha256(context.numpy().tobytes()).hexdigest()
+            context = context.to(self.base.wte.weight.device)
             self.model.distil_from(prefill(self.base, context), args.teacher_top_k)
         self._fit_data(max(method.positions_taken, 0 if self.model.teacher is None else self.model.teacher.most_taken),
                        method.tokens_in_text)
@@ -113,6 +123,8 @@ class Job:
             raise Error(f"{args.method} on your own data needs --wordings, or --search P")
         texts = args.wordings or (INSTRUCTIONS if args.data is None else [])
         candidates = [token_ids(self.tokenizer, text) for text in texts]
+        if (args.search or 0) > base.config.block_size:
+            raise Error(f"--search {args.search} is more tokens than the base's block size of {base.config.block_size}")
         start = torch.randint(base.config.vocab_size, (args.search or 0,))
         longest = max([*candidates, start], key=len)
         adapt(base, HardPrompt.name, tokens=longest).detach()  # raises Error if it is too long
@@ -158,6 +170,8 @@ class Job:
         args, data = self.args, self.data
         settings = {name: getattr(args, name) for name in SETTINGS}
         examples = f"{data.sizes}, SHA-256 {data.digest[:12]}" if args.data else None
+        if args.teacher_context is not None:
+            settings["teacher_context"] += f", SHA-256 {self.teacher_digest[:12]}"
         return settings | {"num_virtual_tokens": num_virtual_tokens, "base": fingerprint(self.base),
                            "template": args.template.text, "examples": examples, "steps": self.steps}
 

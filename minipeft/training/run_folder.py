@@ -26,6 +26,7 @@ from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 CHECKPOINT_SECONDS = 600  # at most, between two checkpoints
 SEARCH = "search-"  # begins the names of a search's checkpoints
+NOTES = ("scores.json", "answers.jsonl", "document.json")  # that runs write beside an adapter
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
     rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)"
@@ -68,7 +69,8 @@ class RunFolder:
         except OSError as e:
             raise Error(f"{self.folder} cannot be written to: {e.strerror}") from None
         try:
-            stopped = self._found() or self._anew.exists()
+            self._was_anew = self._anew.exists()
+            stopped = self._found() or self._was_anew
             if stopped and not self.resume and not self.overwrite:
                 raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with "
                             "it, --overwrite starts anew")
@@ -82,7 +84,7 @@ class RunFolder:
 
     def __exit__(self, kind, error, _) -> None:
         if is_main_process():
-            if isinstance(error, Exception) and not is_lost_peer(error):  # else it can be resumed
+            if isinstance(error, Exception) and not is_lost_peer(error) and not self._was_anew:  # else resumable
                 self._remove([self._anew])
                 if not self._found():
                     self._remove_all()
@@ -145,8 +147,9 @@ class RunFolder:
                         "(--overwrite starts anew)")
         return None
 
-    def finish(self) -> None:
-        """Remove checkpoints and lock, once the result is written."""
+    def finish(self, *notes: str) -> None:
+        """Once the result is written, of NOTES these: remove checkpoints, lock, and what a run before left of NOTES."""
+        run_on_rank0(lambda: self._remove([self.folder / name for name in NOTES if name not in notes]))
         run_on_rank0(self._remove_all)
 
     def _remove_all(self) -> None:
