@@ -56,7 +56,7 @@ def choices(f: Facts) -> list[str]:
         f"{score('hard-prompt', 'reverse')} on a known skill and trains nothing.",
         f"**A soft prompt to select a known skill with the smallest file**: {f.mean('length/prompt/reverse/8')} on "
         f"`reverse` with 8 virtual tokens, but on the new `parity` at most {f.mean(f.best('length/prompt/parity'))}, "
-        f"with {min(LENGTHS)} to {max(LENGTHS)}. It takes places in the text: a step on GPT-2's shape costs "
+        f"with {min(LENGTHS)} to {max(LENGTHS)}. Every block computes its vectors too: a step on GPT-2's shape costs "
         f"{times('prompt', 8)} of full fine-tuning's with 8 virtual tokens and {times('prompt', 128)} with 128.",
         "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with 8 "
         f"virtual tokens {score('prefix', 'parity')} on `parity`, where a prompt of as many parameters has "
@@ -79,10 +79,12 @@ def on_real_tasks(f: Facts) -> str:
     bare = f.points["real/prefix/topics"].mean("known loss before")[0]
 
     def less(other: str, tasks: Iterable[str], name: str = "score") -> str:
-        return joined(f"{f.less(f'real/prefix/{task}', f'real/{other}/{task}', name)} (`{task}`)" for task in tasks)
+        digits = {task: digits_of(task) if name == "score" else 2 for task in tasks}
+        return joined(f"{f.less(f'real/prefix/{task}', f'real/{other}/{task}', name, digits[task])} (`{task}`"
+                      f"{', BLEU' * (digits[task] == 1)})" for task in tasks)
 
     return ("**On SmolLM2-135M-Instruct with 200 examples, each seen once**: the table below. A prefix started from a "
-            f"wording, less one from noise: {less('prefix from noise', SENTENCES)}. While a method is on, the loss on "
+            f"wording, less one from noise: {less('prefix from noise', TASKS)}. While a method is on, the loss on "
             f"other English, {bare:.2f} nats per token for the base, rises (*forgets*); the prefix's rise less LoRA's: "
             f"{less('lora', TASKS, 'forgetting')}. Switched off, all but full fine-tuning leave the base as it was.")
 

@@ -113,15 +113,15 @@ def rounding() -> str:
     ours, theirs, exact = (f"{error:.0e}" for error in result["first_gradients"].values())
     _, copy, peft = (r["distance"] for r in result["rows"])
     vocabulary = PRESETS[result["settings"]["base"].lower()].vocab_size
-    losses = "end at {:.3f} and {:.3f}, PEFT's at {:.3f}.".format(*(r["loss"] for r in result["rows"]))
+    losses = "end at losses of {:.3f} and {:.3f}, PEFT at {:.3f}.".format(*(r["loss"] for r in result["rows"]))
     return paragraph(
         "The soft prompt's final losses part by rounding, which training amplifies (`docs/tools/rounding.py`, a",
         f"job of {len(peft)} steps of {result['settings']['batch_size']}).",
         f"Of the first gradient's norm, minipeft is {ours}",
         f"from float64 and PEFT {theirs}; with the cross-entropy over {vocabulary:,} logits in float64, PEFT is",
-        f"{exact} from it too. The two programs' prompts are {peft[0]:.0e} apart after the first step and",
-        f"{peft[-1]:.0e} after the last, relative to their norm; two runs of minipeft whose starts differ by 1e-7,",
-        f"{copy[0]:.0e} and {copy[-1]:.0e}. Their losses {losses}")
+        f"{exact} from it too. Relative to their norm, the prompts of minipeft and PEFT are {peft[0]:.0e} apart after",
+        f"the first step and {peft[-1]:.0e} after the last; two runs of minipeft that start 1e-7 apart are",
+        f"{copy[0]:.0e} and {copy[-1]:.0e} apart. These two {losses}")
 
 
 def products() -> str:

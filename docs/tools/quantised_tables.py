@@ -46,8 +46,10 @@ def tuned() -> str:
         for dtype in DTYPES:
             its = of(runs, method, dtype)
             scores, mean = [bleu(r) for r in its], lambda key, its=its: fmean(map(key, its))
+            losses = [r["loss"][1] for r in its]
             scatter = f" ({min(scores):.1f}–{max(scores):.1f})" if len(scores) > 1 else ""
-            rows.append([name(method), dtype, f"{fmean(scores):.1f}{scatter}", f"{mean(lambda r: r['loss'][1]):.3f}",
+            of_loss = f" ({min(losses):.3f}–{max(losses):.3f})" if len(losses) > 1 else ""
+            rows.append([name(method), dtype, f"{fmean(scores):.1f}{scatter}", f"{fmean(losses):.3f}{of_loss}",
                          f"{mean(lambda r: r['peak_bytes']) / 1e9:.2f}", f"{mean(lambda r: r['seconds']):.0f}"])
     note = (f"*{s['examples']} examples, {s['epochs']} epoch{'s' * (s['epochs'] > 1)}, {s['answers']} inputs answered; "
             f"{LIKE}: the mean and the range of {s['seeds']} seeds; {machine(result['card'])}.*")
@@ -56,8 +58,9 @@ def tuned() -> str:
 
 
 def verdict() -> str:
-    """Where the quantised bases' BLEU stands in the range of the seeds on bfloat16."""
+    """Where the quantised bases' BLEU and loss stand in the range of the seeds on bfloat16."""
     result, lines = read("quantised-smollm2"), []
+    methods = list(dict.fromkeys(r["method"] for r in result["runs"]))
     for dtype in DTYPES:
         for method in dict.fromkeys(r["method"] for r in result["runs"]) if dtype != LIKE else ():
             seeds = [bleu(r) for r in of(result["runs"], method, LIKE)]
@@ -69,6 +72,14 @@ def verdict() -> str:
                 lines.append(f"{what} above the range of the seeds on {LIKE} by {found - max(seeds):.1f}.")
             else:
                 lines.append(f"{what} within the range of the seeds on {LIKE}.")
+        if dtype != LIKE:
+            higher = [max(r["loss"][1] for r in of(result["runs"], m, LIKE))
+                      < of(result["runs"], m, dtype)[0]["loss"][1] for m in methods]
+            lines.append(f"{dtype}: the loss is above that range with {sum(higher)} of {len(methods)} methods.")
+    spread = max(max(map(bleu, seeds)) - min(map(bleu, seeds)) for m in methods
+                 if (seeds := of(result["runs"], m, LIKE)))
+    lines.append(f"BLEU of {result['settings']['answers']} answers differs by up to {spread:.1f} between seeds: a "
+                 "small loss of quality does not show in it.")
     return points_list(*lines)
 
 

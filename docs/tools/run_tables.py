@@ -45,7 +45,7 @@ def wordings() -> str:
         return [f"{before}`{w['wording']}`", f"{w['exact_match']:.3f}", f"{w['loss']:.3f}"]
 
     rows = [
-        *map(row, chosen[:5]), [f"… {len(chosen) - 6} more, the worst of them:", "", ""],
+        *map(row, chosen[:5]), [f"… {len(chosen) - 5} more, the worst of them:", "", ""],
         row(chosen[-1])]
     return table(
         ["hard prompt", "exact match", "loss"],

@@ -20,7 +20,7 @@ def test_the_prefix_is_the_output_of_the_mlp(answer):
     tangled = rows.detach().reshape(3, 2, 2, 5, 4).unsqueeze(2)
     expect("the prefix", got, shaped(rows), {
         "there is no tanh between the two layers": shaped(inner @ W2.T + B2),
-        "a relu stands between the two layers: the paper has tanh": shaped(inner.relu() @ W2.T + B2),
+        "a relu stands between the two layers: the code has tanh": shaped(inner.relu() @ W2.T + B2),
         "a second tanh: the last layer is linear": shaped(rows.tanh()),
         "the biases are missing": shaped((E @ W1.T).tanh() @ W2.T),
         "the biases are missing in the last layer": shaped(inner.tanh() @ W2.T),

@@ -12,7 +12,7 @@ ALPHA = 6.0
 def test_merged_weight(answer):
     V = W + 3 * B @ A
     expect("W'", answer.merged(W, A, B, ALPHA, M), M[:, None] * V / V.norm(dim=1, keepdim=True), {
-        "the norms are of columns: m has a length for each row (each output channel)":
+        "the norms are of columns: m has a length for each row of (out, in), each output channel":
             M[:, None] * V / V.norm(dim=0, keepdim=True),
         "V was divided by the norms of W: the direction of V is wanted": M[:, None] * V / W.norm(dim=1, keepdim=True),
         "the lengths lie on the input channels: m[:, None] scales rows": M * V / V.norm(dim=1, keepdim=True),

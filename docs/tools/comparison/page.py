@@ -87,7 +87,7 @@ def markdown(facts: Facts, path: Path) -> str:
         rates=len(studies.ROWS[WHOLE][2]), beyond=BEYOND, matched=studies.MATCHED["match"],
         dev=DEV, scored=real.SCORED, sentences=real.SENTENCES_SCORED, paragraphs=forgetting.PARAGRAPHS, fitted=FITTED,
         examples=studies.REAL_EXAMPLES, steps=real.STEPS, batch=real.BATCH, rule=trends.RULE,
-        reaches=trends.prompt_against_full(facts),
+        behind=trends.prompt_behind_full(facts),
         trends=trends.table(facts))
     return facts.checked(re.sub(r"\n{3,}", "\n\n", page).strip() + "\n")
 
