@@ -197,8 +197,8 @@ TRENDS = [
           "ahead by", lambda f: f.little("prefix", "full"),
           "learning rates swept with as many examples; the prefix starts from noise here, in the paper from words; its "
           "tasks are tables and summaries on GPT-2 and BART"),
-    Trend("data", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and training loss narrower by (nats "
-          "per token)", lambda f: f.little("full", "prefix", "gap"),
+    Trend("data", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and "
+          "training loss narrower by (nats per token)", lambda f: f.little("full", "prefix", "gap"),
           "settings where both fit their training examples; the first edition said so, with learning rates that were "
           "swept on endless data"),
     Trend("real", f"{LI}, table 1", "on E2E a prefix is on a par with full fine-tuning or ahead; here, BLEU: prefix "
@@ -210,12 +210,13 @@ TRENDS = [
     Trend("real", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: its held-out "
           "loss lower by (nats per token)",
           ahead("real", "full", "prefix", "loss"), ON_REAL),
-    Trend("real", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and training loss narrower by (nats "
-          "per token)", ahead("real", "full", "prefix", "gap"), f"{ON_REAL}, which leaves little to overfit"),
+    Trend("real", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and "
+          "training loss narrower by (nats per token)", ahead("real", "full", "prefix", "gap"),
+          f"{ON_REAL}, which leaves little to overfit"),
     Trend("real_data", f"{LI}, figure 3", "with little data a prefix is ahead of full fine-tuning; here: its held-out "
           "loss lower by (nats per token)", with_fewest("full", "prefix", "loss"), FEWEST),
-    Trend("real_data", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and training loss narrower by "
-          "(nats per token)", with_fewest("full", "prefix", "gap"), FEWEST),
+    Trend("real_data", ARTICLE, "with little data a prefix overfits less; here: its gap of held-out and "
+          "training loss narrower by (nats per token)", with_fewest("full", "prefix", "gap"), FEWEST),
     Trend("real", PEFT, "a prefix scores above a prompt (0.416 and 0.34); here, exact match: prefix ahead by",
           exact("prefix", "prompt"), ON_REAL),
     Trend("real", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
