@@ -150,7 +150,7 @@ class Adapted(nn.Module):
     def merge(self) -> None:
         """Add the learnt change to the base's weights, until unmerge() or until this object is deleted; a forward
         pass then costs what the base's does. Raises Error for a method without weight_changes, for several methods,
-        for a quantised or shared base, and when already merged."""
+        for weights that are quantised, for a shared base, and when already merged."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]

@@ -171,7 +171,8 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pre
     def part(q, keys, values, causal=False, mask=None):  # -> o (B, nh, Tq, hs), lse (B, nh, Tq)
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
-        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # reads other strides wrong
+        q, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, keys, values))
         return operator(q, keys, values, 0.0, causal, attn_mask=mask)
 
     (B, nh, Tq, hs), before = q.shape, k.size(2) - q.size(2)

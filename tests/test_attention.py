@@ -230,3 +230,12 @@ def test_inference_keeps_a_prefix_apart_where_concatenating_would_copy():
         )
         assert not chosen(3, 1, 9, True, 0)
     assert not chosen(3, 1, 9, True, 4)
+
+
+@torch.no_grad()
+def test_tensors_of_any_stride_are_read_as_they_are():
+    given = [torch.randn(2, 4, t, 8) for t in (5, 9, 9, 7, 7)]
+    across = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in given]
+    want = prefix_attention(*given, backend="reference")
+    for backend in ("auto", "flash", "sdpa", "split"):
+        torch.testing.assert_close(prefix_attention(*across, backend=backend), want, rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
-from folders import real_base
+from folders import real_base, with_bos
 
 import bench
 import train
@@ -16,8 +16,8 @@ from minipeft import GPT, Error, __main__, adapt, generate, load_adapter
 from minipeft.data import NANO
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import Example
-from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.documents import divergence, match, matching, prefill, rows, write_self_study
+from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
+from minipeft.documents import divergence, match, matching, prefill, rows, self_study, write_self_study
 from minipeft.documents.self_study import read_seeds
 from minipeft.loss import distillation_loss
 from minipeft.runtime import console
@@ -196,6 +196,26 @@ def test_a_teacher_that_is_trained_is_refused():
         adapt(base, "full").distil_from(prefix)
 
 
+def test_texts_of_one_token_have_no_divergence(nano):
+    whole, prefix = prefill(nano, ids(TEXT[:60])), prefill(nano, ids(TEXT[60:90]))
+    held = [ids("sort 31 -> 13"), ids("x")]
+    assert divergence(nano, whole, prefix, held) == divergence(nano, whole, prefix, held[:1])
+    with pytest.raises(Error, match="at least two tokens"):
+        divergence(nano, whole, prefix, held[1:])
+
+
+def test_self_study_answers_what_training_and_generation_read(tmp_path, monkeypatch):
+    """Behind the document stands the begin mark of the tokenizer, where it has one."""
+    real_base(tmp_path)
+    with_bos(tmp_path)
+    base, tokenizer, read = GPT.from_pretrained(tmp_path), tokenizer_for(300, tmp_path), []
+    monkeypatch.setattr(self_study, "generate", lambda model, idx, *rest, **kw: read.append(idx) or generate(
+        model, idx, *rest, **kw))
+    examples = write_self_study(base, tokenizer, ids("the cat sat on the mat"), tmp_path / "s.jsonl", 12)
+    assert len(tokenizer.begin) == 1 and read and examples
+    assert all(row[: 1].tolist() == tokenizer.begin for idx in read for row in idx)
+
+
 def test_self_study_is_resumed_and_completed_where_it_was_edited(nano, tmp_path):
     document, path = ids(TEXT[:200]), tmp_path / "study.jsonl"
     whole = write_self_study(nano, ByteTokenizer(), document, tmp_path / "whole.jsonl", 20)
@@ -265,7 +285,7 @@ def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(nano
     (["--method", "lora"], "goes with no other --method"),
     (["--climb"], "not with --climb"),
     (["--space", "hidden"], "--space does not go with --document"),
-    (["--lr", 0.1], "--lr goes with --how distil"),
+    (["--lr", 0.1], "--lr goes with --how distil"), (["--shard-base"], "--shard-base does not go with --document"),
     (["--how", "text", "--dev", "x.csv"], "--dev goes with --how distil: text trains nothing"),
     (["--keep-best"], "--keep-best goes with"), (["--dtype", "bfloat16"], "--dtype goes with --how distil"),
     (["--compile"], "--compile goes with"), (["--max-length", 9], "--max-length goes with"),
@@ -349,6 +369,9 @@ def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
     assert "LICENSE" in printed and "decode ms" in printed
     with pytest.raises(Error, match="too few for --compression 64"):
         bench.main(["document", "--documents", "LICENSE", "--tokens", "40", "--compression", "64"])
+    for distil in ("5", "1"):
+        with pytest.raises(Error, match=f"--distil {distil} must be of --compression, and above 1"):
+            bench.main(["document", "--compression", "1", "8", "--distil", distil])
     with pytest.raises(Error, match="--held-out must be at least 2, not 1"):
         bench.main(["document", "--held-out", "1"])
 

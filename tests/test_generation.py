@@ -181,6 +181,7 @@ def test_sampling_follows_the_distribution_it_is_asked_for():
         got = frequencies(top_p=top_p)
         assert (got - some / some.sum()).abs().max() < 0.015 and not got[kept:].any()
     assert sample(logits, 0.0, None, None).tolist() == sample(logits, 1e-39, None, None).tolist() == [0]
+    assert sample(logits, 1.0, None, 1e-46).tolist() == [0]  # which float32 rounds to 0
     equal = torch.zeros(2000, 5)
     assert len(set(sample(equal, 1.0, 2, None).tolist())) == 2  # of equal ones, too, no more than k
 

@@ -264,12 +264,16 @@ def test_compiled_blocks_give_the_same(shape, kind, idx, monkeypatch):
     monkeypatch.setattr(minipeft.model, "compiled", compiling_by(WITHOUT_CODE))  # fullgraph: one graph, or an error
     base = quantised(shape, kind).float()
     model = moved(adapt(base, ["lora", "prefix"], r=2, num_virtual_tokens=3))
-    found = []
-    for base.through_compile in (False, True):
-        model.zero_grad()
-        (loss := model.loss(idx, idx)).backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.trainable_parameters())])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+    for any_length in (False, True):  # the latter as train.py compiles
+        found = []
+        for on in (False, True):
+            model.compile_blocks(on, any_length)
+            for inputs in (idx, idx[:, :7]):
+                model.zero_grad()
+                (loss := model.loss(inputs, inputs)).backward()
+                found.append([loss.detach(), *(p.grad.clone() for p in model.trainable_parameters())])
+        for eager, compiled in zip(found[:2], found[2:], strict=True):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(eager, compiled, strict=True))
 
 
 @pytest.mark.parametrize("kind", q.QUANTISED)
@@ -395,6 +399,13 @@ def test_refusals():
         GPT.from_pretrained("nano", dtype="fp4")
     with pytest.raises(Error, match="^kind must be 'int8' or 'nf4', not 'bfloat16'$"):
         quantise_base(tiny(), "bfloat16")
+    model = adapt(tiny(), "lora")
+    with pytest.raises(Error, match="^an adapter is attached to this base: detach it, then quantise$"):
+        quantise_base(model.base, "int8")
+    base = model.base
+    del model
+    quantise_base(base, "int8")
+    adapt(base, "lora").detach()
 
 
 def test_the_summary_counts_weights_not_bytes():

@@ -82,7 +82,8 @@ def add_flags(p: Parser) -> None:
     add("--tokens", type=int, default=1024, metavar="N", help="of each text that are the document")
     add("--held-out", type=int, default=256, metavar="T", help="tokens behind them, the test")
     add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X", help="P = N / X")
-    add("--distil", type=int, nargs="*", default=[4, 16, 64], metavar="X", help="those at which to distil, too")
+    add("--distil", type=int, nargs="*", metavar="X",
+        help="those at which to distil, too (default: 4, 16 and 64, if in --compression)")
     add("--self-study", type=int, default=SELF_STUDY, metavar="N", help="texts to distil on")
     add("--epochs", type=int, default=EPOCHS, metavar="E", help="over them")
     add("--seeds", type=int, default=1, metavar="S", help="runs of each distillation")
@@ -98,6 +99,10 @@ def settings(args: argparse.Namespace) -> DocumentSettings:
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value < bound:
                 raise Error(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
+    possible = [x for x in args.compression if x > 1]
+    args.distil = [x for x in possible if x in (4, 16, 64)] if args.distil is None else args.distil
+    if not {*args.distil} <= {*possible}:
+        raise Error(f"--distil {' '.join(map(str, args.distil))} must be of --compression, and above 1")
     return flags.from_flags(DocumentSettings, args)
 
 

@@ -9,7 +9,7 @@ are interleaved in this process, eager and (--compile) compiled. Quote the ratio
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -85,10 +85,9 @@ class Step:
     def __init__(self, s: QuantisedSettings, folder: str | Path, base_dtype: str, config: GPTConfig):
         torch.manual_seed(s.seed)
         base = GPT.from_pretrained(folder, dtype_named(base_dtype)).to(s.device)
-        P = min(s.num_virtual_tokens, config.block_size // 2)
-        self.model: Adapted = adapt(base, s.method, num_virtual_tokens=P)
+        self.model: Adapted = adapt(base, s.method, num_virtual_tokens=s.num_virtual_tokens)
         self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4)
-        shape = s.batch_size, min(s.seq_len, config.block_size - P) + 1
+        shape = s.batch_size, s.seq_len + 1
         tokens = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(s.seed))
         self.idx, self.targets = (t.contiguous().to(s.device) for t in (tokens[:, :-1], tokens[:, 1:]))
 
@@ -114,7 +113,9 @@ def measured_bytes(s: QuantisedSettings, first: str, folder: str, base_dtype: st
     """Bytes of two steps on the base of `folder`, in a new process: weights, saved for backward, and the peak above
     the process before loading, which has done the same on the small base of `first`."""
     device = torch.device(s.device)
-    Step(s, first, base_dtype, FIRST)()
+    half = FIRST.block_size // 2
+    small = replace(s, num_virtual_tokens=min(s.num_virtual_tokens, half), seq_len=min(s.seq_len, half))
+    Step(small, first, base_dtype, FIRST)()
     restart_peak(device)
     before = resident_peak()
     step = Step(s, folder, base_dtype, s.config)

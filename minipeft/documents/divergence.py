@@ -20,7 +20,7 @@ class Divergence(NamedTuple):
 def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None, texts: list[Tensor]) -> Divergence:
     """`Divergence` on texts (T,) int64 that stand behind a document: whole, the document (documents.prefill)."""
     kl, loss, tokens = 0.0, 0.0, 0
-    for text in texts:
+    for text in (text for text in texts if len(text) > 1):
         idx = text[None].to(base.wte.weight.device)
         states = [base.hidden(idx, prefix=p)[0, :-1] for p in (whole, prefix)]
         every = torch.ones(len(text) - 1, dtype=torch.bool, device=idx.device)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..checks import Error, at_least_one
 from ..data.files import read_examples, read_text
 from ..data.tasks import Example
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, with_begin
 from ..files.atomic import file_exists, write_text
 from ..inference.generation import generate
 from ..inference.task_bank import SlottedBase
@@ -108,7 +108,7 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
         return [Example(begin, tokenizer.decode(passage[BEGIN:]))
                 for begin, passage in zip(begins, passages, strict=True)]
     inputs = begins if kind == "continuation" else [rng.choice(seeds).replace("{passage}", begin) for begin in begins]
-    ids = [tokenizer.encode(text)[: room - 1] for text in inputs]
+    ids = [with_begin(tokenizer, text)[: room - 1] for text in inputs]  # as training and generation read them
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
     T = int(lengths.max())
     idx = torch.tensor([row + [tokenizer.end] * (T - len(row)) for row in ids], device=tokens.device)

@@ -138,6 +138,7 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     if top_p is not None:
         p, token = logits.softmax(dim=-1).sort(descending=True)
         beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it are enough
+        beyond[:, 0] = False  # a top_p so small that it is 0 in float32
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(1, token, beyond), -math.inf)
     return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
 

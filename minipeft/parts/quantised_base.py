@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import one_of
+from ..checks import Error, one_of
 from ..config import linears
 from ..files import huggingface
 from ..files.tensors import Lazily
@@ -60,7 +60,9 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
 def quantise_base(base: nn.Module, kind: str) -> None:
     """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
     one_of("kind", kind, QUANTISED)
-    if not vars(base).get("attached", True):  # adapters that are gone
+    if vars(base).get("attached"):
+        raise Error("an adapter is attached to this base: detach it, then quantise")
+    if "attached" in vars(base):  # of adapters that are gone
         del base.attached
     known = Quantised(kind, fingerprint(base))
     base.to(torch.bfloat16)

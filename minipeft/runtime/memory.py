@@ -52,7 +52,7 @@ def give_back_freed(result: torch.Tensor) -> None:
     """Give the pages of freed memory back to the system, now and then, where `result` was computed. glibc keeps what
     lies between blocks in use: where a forward pass saves tensors among temporaries, such holes add up."""
     global _results
-    if _trim is not None and result.device.type == "cpu":
+    if _trim is not None and type(result) is torch.Tensor and result.device.type == "cpu":  # no tensor of a tracer
         _results += result.nbytes
         if _results >= EVERY:
             _results = 0

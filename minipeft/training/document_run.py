@@ -36,7 +36,7 @@ PLAIN = "{input}"  # template: the input follows the document directly
 TRAINING = dict.fromkeys(  # flags of a distillation alone, and their values where they are not given
     ("data", "dev", "test", "columns", "limit", "template", "answers", "self_study", "seeds", "temperature",
      "teacher_top_k", "steps", "epochs", "lr", "batch_size", "compile")) | dict.fromkeys(
-    ("keep_best", "shard_base", "gradient_checkpointing"), False) | {"dtype": "float32", "max_length": 1024}
+    ("keep_best", "gradient_checkpointing"), False) | {"dtype": "float32", "max_length": 1024}
 FLAGS = {  # as argparse takes them
     "--document": {"metavar": "FILE", "type": local_path, "help": "a text to turn into a prefix of "
                    "--num-virtual-tokens rows (default: an eighth of its tokens)"},
@@ -77,6 +77,8 @@ def check_document(args: argparse.Namespace) -> None:
     if args.method != PrefixTuning.name or args.climb or args.eval_only or args.teacher_context is not None:
         raise Error(f"--document makes a {PrefixTuning.name}: it goes with no other --method, and not with --climb, "
                     "--eval-only or --teacher-context")
+    if args.shard_base:
+        raise Error("--shard-base does not go with --document, whose teacher reads the whole base as well")
     for name, unset in TRAINING.items() if args.how != "distil" else ():
         if getattr(args, name) != unset:
             raise Error(f"{as_flag(name)} goes with --how distil: {args.how} trains nothing")

@@ -88,7 +88,8 @@ class Job:
     def __init__(self, args, folder: RunFolder | None = None):
         torch.manual_seed(args.seed)
         self.args, self.folder, self.is_full = args, folder, trains_base(args.methods)
-        self.is_sharded = processes.world_size() > 1 and (self.is_full or args.shard_base)
+        trains = not args.eval_only and trains_anything(args.methods)
+        self.is_sharded = processes.world_size() > 1 and trains and (self.is_full or args.shard_base)
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base, whose weights are gathered block by block")
         self.base, self.tokenizer = open_base(args, on_device=not self.is_sharded)

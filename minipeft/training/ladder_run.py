@@ -1,12 +1,20 @@
 """--climb: runs of hard prompt, soft prompt and prefix, each started from the one below."""
 
 import argparse
+from pathlib import Path
 
 from ..checks import Error
 from ..files.atomic import read_json
+from ..runtime.processes import run_on_rank0
 from .flags import LADDER
 from .job import has_checkpoints, run_job
 from .run_folder import RunFolder
+
+
+def finished(out: Path) -> dict | None:
+    """The scores of a finished run, else None."""
+    scores = out / "scores.json"
+    return read_json(scores) if scores.exists() and RunFolder(out).is_finished else None
 
 
 def run_ladder(args: argparse.Namespace) -> list[dict]:
@@ -18,11 +26,11 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
         one = argparse.Namespace(**vars(args))
         one.method, one.methods, one.out = level, [level], args.out / level
         one.init_from = str(args.out / below) if below else None
-        scores = one.out / "scores.json"
-        if args.resume and not has_run and scores.exists() and RunFolder(one.out).is_finished:
-            results.append(read_json(scores))
+        goes_on = args.resume and not has_run
+        if goes_on and (found := run_on_rank0(lambda out=one.out: finished(out))):
+            results.append(found)
             continue
-        one.resume = args.resume and not has_run and has_checkpoints(one) and one.out.is_dir()
+        one.resume = goes_on and has_checkpoints(one) and run_on_rank0(one.out.is_dir)
         one.overwrite = args.overwrite or args.resume and not one.resume
         results.append(run_job(one))
         has_run = True

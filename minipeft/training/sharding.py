@@ -40,7 +40,7 @@ def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[
     for p in model.trainable_parameters():
         dist.broadcast(p.detach(), src=0)
     # no init_sync: it would send the frozen base, too
-    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False)
+    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False, broadcast_buffers=False)
 
 
 def _shard(model, device: torch.device) -> None:
