@@ -217,6 +217,8 @@ def real_data(lines: Lines) -> list[Table]:
     found, tables = points(lines, "real_data"), []
     for t in distinct(found, "task"):
         its, n = select(found, task=t), digits_of(t)
+        if len(distinct(its, "examples")) < 2:  # those of the study before
+            continue
         measure = f"`{t}`: {'BLEU' if t == BLEU_TASK else 'exact match'} by training examples, {seeds(its)}"
         for title, name, digits in ((measure, "score", n), ("Held-out loss", "loss", 2),
                                     ("Gap: held-out minus training loss", "gap", 2), ("Forgetting", "forgetting", 2)):
