@@ -73,8 +73,8 @@ def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
     The number of x's dimensions tells its level: tokens (P,) have one. Raises Error for a way down, or another shape.
     """
     c = base.config
-    shape = {"prompt": (1, "P", c.n_embd), "hidden": (c.n_layer, 1, "P", c.n_embd),
-             "kv": (c.n_layer, 2, 1, c.n_kv, "P", c.head_size)}[level]
+    shape = dict(prompt=(1, "P", c.n_embd), hidden=(c.n_layer, 1, "P", c.n_embd),
+                 kv=(c.n_layer, 2, 1, c.n_kv, "P", c.head_size))[level]
     dims = len(shape)
     step = {1: prompt_from_tokens, 3: hidden_from_prompt, 4: prefix_from_hidden}
     while x.dim() < dims and x.dim() in step:

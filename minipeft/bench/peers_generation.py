@@ -54,11 +54,11 @@ def add_flags(p: Parser) -> None:
 
 def settings(args: argparse.Namespace) -> GenerationSettings:
     """Raises Error for a batch without rows, and for tokens that do not fit."""
-    extras()
     if min(args.batch_sizes) < 1:
         raise Error(f"--batch-sizes must be at least 1, not {min(args.batch_sizes)}")
     config, _ = read_base_config(find_base(args.base))
     check_in_transformers(config)
+    extras()
     flags.check_fits(args.num_virtual_tokens, args.seq_len + NEW, config)
     return flags.from_flags(GenerationSettings, args)
 

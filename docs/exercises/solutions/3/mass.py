@@ -1,4 +1,4 @@
-"""Mass: the share λ of its attention that each head of a real model gives to a prefix."""
+"""The share λ of its attention that each head of a real model gives to a prefix (its mass, relative to all)."""
 
 import math
 
