@@ -154,7 +154,7 @@ class Adapted(nn.Module):
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]
-            combined = "+" in self.method.name
+            combined = len(self.method.parts()) > 1
             why = "only one method at a time can" if combined else "it is no change of the base's weights"
             raise Error(f"{self.method.name} cannot be merged: {why} ({', '.join(can)} can)")
         if self.merged:

@@ -318,6 +318,11 @@ def test_another_document_in_a_folder_begins_anew_or_is_refused(tmp_path, monkey
         run_train("--document", a, *words, "--resume")
     run_train("--document", b, *words, "--resume")
     assert texts() == begun
+    edited = begun.replace("target\": \"", "target\": \"so: ")
+    (out / "self-study.jsonl").write_text(edited, encoding="utf-8")
+    own = [word for word in words if word not in ("--self-study", 4)]
+    run_train("--document", b, *own, "--data", out / "self-study.jsonl", "--overwrite")
+    assert texts() == edited  # it is the user's then
     run_train("--method", "lora", "--base", "tiny", "--steps", 1, "--out", out, "--overwrite")
     assert not (out / "document.json").exists() and (out / "scores.json").exists()
     run_train("--document", a, "--out", out, "--overwrite")

@@ -127,8 +127,6 @@ def begin(note: Path, result: dict, resume: bool) -> None:
     if resume and note.exists() and read_json(note).get("sha256") != result["sha256"]:
         raise Error(f"{result['document']} is not the document that the run in {note.parent} began with "
                     "(--overwrite starts anew)")
-    if not resume:
-        (note.parent / SELF_STUDY_FILE).unlink(missing_ok=True)  # of a run before this one
     write_json(note, result)
 
 
@@ -137,6 +135,8 @@ def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, toke
     began, result = time.perf_counter(), {}
     if args.data is None:
         args.data = str(args.out / SELF_STUDY_FILE)
+        if not args.resume:  # what a run before this one wrote
+            run_on_rank0(lambda: Path(args.data).unlink(missing_ok=True))
         seeds = None if args.seeds is None else read_seeds(args.seeds)
         temperature = TEMPERATURE if args.temperature is None else args.temperature
         n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
