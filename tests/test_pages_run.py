@@ -37,7 +37,7 @@ NOT_PASTED = {  # pages whose blocks other tests run, or that need more than thi
     "docs/processes.md": "test_distributed.py: several processes and machines",
     "docs/compatibility.md": "test_compatibility.py: downloads other versions of other libraries",
     "docs/versions.md": "test_versions.py: it would run all tests",
-    "docs/documents.md": "test_documents.py: each of its commands, on a document of its own",
+    "docs/documents.md": "test_document_run.py: each of its commands, on a document of its own",
 }
 NOT_RUN = {  # commands of the other pages
     "pip install torch==VERSION --index-url https://download.pytorch.org/whl/cpu": "downloads",

@@ -39,6 +39,7 @@ from ..data.template import Template
 from ..data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_for
 from ..documents import divergence, match, prefill, rows, write_self_study
 from ..documents.matching import match_by_attention
+from ..documents.self_study import ROOM
 from ..files.huggingface import find_base
 from ..inference.generation import generate
 from ..inference.task_bank import SlottedBase
@@ -55,6 +56,7 @@ from .measure import card_line, cell, columns
 
 DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
 DECODED = 16  # tokens whose time is measured
+IN_SHORT = "\n\nIn short, the text above says that"  # asks for a summary
 APART = 8  # self-study texts that are learnt for each that is held out
 
 
@@ -147,10 +149,11 @@ def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[
         return
     for name in s.documents:
         ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
-        n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - s.held_out)
+        behind = max(s.held_out, len(tokenizer.encode(IN_SHORT)) + 1, ROOM)  # the test, a summary, self-study
+        n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - behind)
         if n < max(s.compression):
             raise Error(f"{name} has {len(ids):,} tokens, the base's block size is {base.config.block_size:,}, and "
-                        f"{s.held_out} are held out: too few for --compression {max(s.compression)}")
+                        f"{behind} stand behind it: too few for --compression {max(s.compression)}")
         yield Document(Path(name).name, ids[:n], [ids[n : n + s.held_out]])
 
 
@@ -237,7 +240,7 @@ class Ways:
 
     def summary(self, P: int) -> Prefix:
         """The P tokens that the base writes, asked for the text in short; they take the text's positions."""
-        ask = torch.tensor(self.tokenizer.encode("\n\nIn short, the text above says that"), device=self.tokens.device)
+        ask = torch.tensor(self.tokenizer.encode(IN_SHORT), device=self.tokens.device)
         room = self.base.config.block_size - len(self.tokens) - len(ask)
         written = generate(SlottedBase(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]
         return prefill(self.base, written)._replace(positions=len(self.tokens))

@@ -38,6 +38,7 @@ from .text import prefill
 SEEDS = Path(__file__).parent / "seeds.txt"  # one a line; \n is a line break, {passage} a passage of the document
 TEXT_KINDS = ("passage", "question", "question", "continuation", "question", "question")  # of eight texts each, in turn
 BEGIN, PASSAGE = 12, 96  # tokens of a passage's begin, and of a passage
+ROOM = BEGIN + 2  # tokens that the document must leave of the base's block size
 TARGET = 64  # tokens that the model writes
 BATCH = 8
 TEMPERATURE = 0.8  # of its writing
@@ -64,9 +65,9 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
     """
     at_least_one("count", count)
     text, path, room = prefill(base, tokens), Path(path), base.config.block_size - len(tokens)
-    if room < BEGIN + 2:
+    if room < ROOM:
         raise Error(f"the document's {len(tokens):,} tokens leave {room} of the base's block size of "
-                    f"{base.config.block_size:,}: self-study needs {BEGIN + 2}")
+                    f"{base.config.block_size:,}: self-study needs {ROOM}")
     found, model, seeds = read_lines(path), SlottedBase(base, Slots(prefix=text)), seeds or read_seeds()
     with progress(total=count, initial=min(len(found), count), desc="self-study", unit="text") as bar:
         for batch in range(len(found) // BATCH, 20 * count // BATCH + 20):
