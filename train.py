@@ -45,6 +45,7 @@ from minipeft.training.flags import ALL_FLAGS, LADDER
 from minipeft.training.job import REPORTED, VALIDATION, has_checkpoints, run_job
 from minipeft.training.ladder_run import run_ladder
 from minipeft.training.memory_check import LOWER
+from minipeft.training.run_folder import NOTES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -197,6 +198,10 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.shard_base and args.base_dtype in QUANTISED:
         raise Error(f"--shard-base takes a base in float32 or bfloat16: in {args.base_dtype} it is small as it is")
     args.out = Path(args.out or f"runs/{run_name(args)}")
+    for name in ("data", "dev", "test", "document", "teacher_context"):
+        path = getattr(args, name)
+        if path is not None and Path(path).resolve() in [(args.out / note).resolve() for note in NOTES]:
+            raise Error(f"{flags.as_flag(name)} {path} is a file that runs in {args.out} write: another --out keeps it")
     if not args.eval_only:
         content = "a base" if is_base else "an adapter"
         content = "a combination" if len(args.methods) > 1 else content

@@ -36,6 +36,7 @@ from .parts.quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 from .slots import Prefix
+from .training.run_folder import check_no_run
 
 
 def arguments(argv) -> argparse.Namespace:
@@ -168,10 +169,16 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
         print(f"    {printable(str(name))[:200]} {tuple(t.shape)} {dtype}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
-    if is_ours and method and hasattr(method, "ladder_value"):
+    try:
+        fits = is_ours and method and bool(load_adapter(base, folder))
+    except Error as e:
+        if theirs is not None:
+            raise
+        fits = False
+        print(f"  {'fits':<20}not {args.base}: {printable(str(e))}")
+    if fits and hasattr(method, "ladder_value"):
         print("".join(f"{line}\n" for line in stands_for(folder, base)), end="")
-    fits = config.get("token_dim") == base.config.n_embd and is_ours
-    if fits and method and is_prompt(method, base.config):
+    if fits and is_prompt(method, base.config):
         print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
@@ -229,11 +236,13 @@ def typical_distance(base: GPT) -> float:
 
 
 def export(args) -> None:
+    check_no_run(args.out)
     kind = export_adapter(open_base(args)[0], args.folder, args.out)
     print(f"{args.out}: {kind}, which peft.PeftModel.from_pretrained(base, {args.out!r}) opens")
 
 
 def import_(args) -> None:
+    check_no_run(args.out)
     model = load_adapter(open_base(args)[0], args.folder)
     if model.method.name == WHOLE:
         raise Error(f"{args.folder} is a whole model: --base opens it as it is")

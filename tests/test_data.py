@@ -152,6 +152,9 @@ def test_what_is_asked_several_times_stays_on_one_side_and_is_scored_once(tmp_pa
     assert len(references([Example("q", "a"), Example("q", "b", turns), Example(None, "c"), Example(None, "d")])) == 4
     two = lines(tmp_path / "two.jsonl", *[{"input": f"q{i // 10}", "target": f"a{i}"} for i in range(20)])
     assert inputs(FileData(two, TOKENIZER, PLAIN, 0, 8, 64, 8).held_out) == {"q1"}  # more than a tenth, but whole
+    many = [*range(30), *["joke"] * 70]  # frequent ones are trained on
+    often = lines(tmp_path / "often.jsonl", *[{"input": f"q{i}", "target": f"a{n}"} for n, i in enumerate(many)])
+    assert inputs(FileData(often, TOKENIZER, PLAIN, 0, 8, 64, 8).held_out) == {f"q{i}" for i in range(20, 30)}
     same = lines(tmp_path / "same.jsonl", *[{"input": "q", "target": t} for t in "abc"])
     with pytest.raises(Error, match="holds one input: at least two"):
         FileData(same, TOKENIZER, PLAIN, 0, 8, 64, 8)

@@ -190,6 +190,15 @@ def test_marks_in_the_middle_are_said_and_kept(folder, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_pieces_of_a_text_with_end_marks_in_it_fit(folder):
+    tokenizer, text = FileTokenizer(folder, 320), "".join(f"the cat {'sat ' * (i % 5)}<|im_end|>\n" for i in range(40))
+    for block_size in range(9, 20):
+        fitted, _ = fitted_examples([Example(None, text)], tokenizer, block_size=block_size, num_virtual_tokens=0)
+        assert max(tokenize(e, tokenizer).length for e in fitted) <= block_size
+        assert "".join(e.target for e in fitted) == text.rstrip().removesuffix("<|im_end|>")
+        assert [e.ends for e in fitted] == [False] * (len(fitted) - 1) + [True]
+
+
 def test_a_saved_base_takes_its_own_tokenizer_over_an_older_one(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -202,6 +211,17 @@ def test_a_saved_base_takes_its_own_tokenizer_over_an_older_one(tmp_path):
         tokenizer.save(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "b"
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"top_p": 0.9, "eos_token_id": [4]}
+
+
+def test_a_saved_base_keeps_no_file_of_the_tokenizer_before(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (out / name).write_text("older")
+    FileTokenizer(folder, 320).save(out)
+    assert sorted(path.name for path in out.iterdir()) == ["generation_config.json", "tokenizer.json"]
+    ByteTokenizer().save(out)
+    assert not list(out.iterdir())
 
 
 def changed_tokenizer(folder, change):

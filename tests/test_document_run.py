@@ -105,6 +105,14 @@ def test_another_document_in_a_folder_begins_anew_or_is_refused(tmp_path, monkey
     assert (out / "document.json").exists() and not (out / "scores.json").exists()
 
 
+def test_self_study_that_no_run_wrote_is_kept(tmp_path):
+    (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
+    (tmp_path / "self-study.jsonl").write_text('{"input": "mine", "target": "own"}\n')
+    with pytest.raises(Error, match="self-study.jsonl is not of a run: --data"):
+        run_train("--document", tmp_path / "doc.txt", "--how", "distil", "--out", tmp_path)
+    assert "mine" in (tmp_path / "self-study.jsonl").read_text()
+
+
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path, monkeypatch):
     (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
     words = ["--method", "lora", "--base", "tiny", "--teacher-context", tmp_path / "doc.txt", "--steps", 4,

@@ -14,6 +14,9 @@ from minipeft import GPT, __main__, adapt, generate
 from minipeft.__main__ import nearest_tokens
 from minipeft.data import NANO
 from minipeft.data.tokenizer import ByteTokenizer, tokenizer_for
+from minipeft.files.atomic import write_json
+from minipeft.files.peft import read_adapter
+from minipeft.files.tensors import write_tensors as save_tensors
 from minipeft.runtime.console import run
 from tests.faults.originals import write_tensors
 
@@ -128,6 +131,24 @@ def test_a_whole_model_is_no_adapter_to_import(capsys, tmp_path):
     adapt(GPT.from_pretrained("tiny"), "full").save(tmp_path / "full")
     code, _, err = call(capsys, "import", "--base", "tiny", tmp_path / "full", tmp_path / "out")
     assert code == 2 and "is a whole model: --base opens it as it is" in err and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_written_over(adapters, capsys, tmp_path):
+    (tmp_path / "scores.json").write_text('{"exact_match": [0, 1]}')
+    for command in ("export", "import"):
+        code, _, err = call(capsys, command, adapters / "prompt", tmp_path)
+        assert code == 2 and "holds a run of train.py: write into another folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_an_adapter_that_names_no_base_is_shown_though_it_fits_another(capsys, tmp_path):
+    adapt(GPT.from_pretrained("tiny"), "prompt", num_virtual_tokens=2).save(tmp_path)
+    config, stored = read_adapter(tmp_path)
+    save_tensors(tmp_path, "adapter_model", dict(stored), None)  # as PEFT writes them
+    write_json(tmp_path / "adapter_config.json", {name: x for name, x in config.items() if name != "minipeft"})
+    code, out, _ = call(capsys, "inspect", tmp_path)
+    assert code == 0 and "base                not recorded" in out and "fits                not nano: " in out
+    assert call(capsys, "inspect", "--base", "tiny", tmp_path)[1].count("nearest tokens") == 1
 
 
 def test_inspect_tells_what_a_folder_holds(adapters, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from forked import context
 
 from minipeft import Error
 from minipeft.files import atomic
-from minipeft.training.run_folder import RunFolder, is_intact, read_checkpoint
+from minipeft.training.run_folder import RunFolder, check_no_run, is_intact, read_checkpoint
 
 STATE = {"step": 1, "trained": {"x": torch.arange(1000.0)}}
 
@@ -142,9 +143,28 @@ def test_a_run_that_overwrites_costs_the_one_before_nothing_until_it_has_a_state
         assert run.newest() is None
 
 
+def test_a_run_removes_what_runs_wrote_and_nothing_of_a_users(tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"input": "mine"}\n')
+    (tmp_path / "document.json").write_text('{"mine": 1}')
+    for answers in (None, {"bleu": 1.0}, None):
+        with RunFolder(tmp_path, overwrite=True) as run:
+            (tmp_path / "scores.json").write_text(json.dumps({"exact_match": [0, 1], "answers": answers}))
+            if answers:
+                (tmp_path / "answers.jsonl").write_text("a run's")
+            run.finish("scores.json", *(["answers.jsonl"] if answers else []))
+        assert (tmp_path / "document.json").exists()
+        with pytest.raises(Error, match="holds a run of train.py: write into another folder"):
+            check_no_run(tmp_path)
+        if answers is None and (tmp_path / "answers.jsonl").exists():
+            assert "mine" in (tmp_path / "answers.jsonl").read_text()
+    assert not (tmp_path / "answers.jsonl").exists()  # the second run's, stale behind the third
+
+
 def test_what_a_killed_write_left_is_removed_and_nothing_else_is(tmp_path):
     (tmp_path / "training_state").mkdir()
-    left = [".scores.json.12.tmp", ".adapter_model.safetensors.7.tmp", "training_state/.00000012.pt.345.tmp"]
+    (tmp_path / "lora").mkdir()
+    left = [".scores.json.12.tmp", ".adapter_model.safetensors.7.tmp", ".tokenizer_config.json.8.tmp",
+            "lora/.adapter_config.json.9.tmp", ".chat_template.jinja.1.tmp", "training_state/.00000012.pt.345.tmp"]
     others = [".mine.12.tmp", "notes.tmp", ".scores.json.tmp"]
     for name in left + others:
         (tmp_path / name).write_text("")

@@ -14,7 +14,7 @@ from scripts import call, finished, refusal, scored, scores_of
 
 import minipeft.model
 import train
-from minipeft import GPT, PRESETS, GPTConfig, load_adapter
+from minipeft import GPT, PRESETS, GPTConfig, adapt, load_adapter
 from minipeft.attach import Adapted
 from minipeft.data import NANO
 from minipeft.training import job, memory_check, scores
@@ -156,6 +156,24 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     found = re.search(needs, refusal(err)[-1])
     assert code == 2 and "lower --batch-size or --max-length" in err and not (tmp_path / "out").exists()
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
+
+
+def test_a_batch_needs_no_more_memory_than_its_file_has_examples_and_processes_share_it(
+        capsys, tmp_path, monkeypatch, pairs):
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**9)
+    flags = ["--data", pairs, "--batch-size", 10**6, "--steps", 1, "--out", tmp_path / "out"]
+    finished(capsys, *flags)
+    monkeypatch.setattr(memory_check, "local_world_size", lambda: 10**6)
+    assert "needs" in refusal(call(capsys, train, *flags, "--overwrite")[2])[-1]
+
+
+def test_the_size_of_a_combination_is_that_of_its_parts(tmp_path):
+    base = GPT.from_pretrained("tiny")
+    for names in (["lora", "prefix"], ["lora", "prompt"]):
+        adapt(base, names).save(tmp_path / "both")
+        base.requires_grad_(False)
+    adapt(GPT.from_pretrained("tiny"), ["lora", "prompt"]).save(tmp_path / "one")
+    assert scores.size_kb(tmp_path / "both") == scores.size_kb(tmp_path / "one")
 
 
 @pytest.mark.slow

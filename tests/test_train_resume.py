@@ -1,5 +1,6 @@
 """Runs of train.py that are stopped and go on, and folders that hold part of a run."""
 
+import json
 import re
 import shlex
 import signal
@@ -85,6 +86,21 @@ def test_a_climb_that_overwrites_and_is_stopped_takes_no_rung_of_the_climb_befor
     finished(capsys, *flags, 2, "--resume")
     commands = [scores_of(tmp_path / rung)["command"] for rung in train.LADDER]
     assert all("--steps 2 --" in command for command in commands)
+
+
+def test_a_climb_takes_no_rung_of_a_climb_with_other_flags(capsys, tmp_path):
+    flags = ["--climb", "--base", "tiny", "--batch-size", 2, "--steps", 1, "--out", tmp_path, "--wordings", "Do: "]
+    finished(capsys, *flags)
+    before = scores_of(tmp_path / "prefix")
+    code, _, err = call(capsys, train, *flags, "--task", "sort", "--resume")
+    assert code == 2 and "is of another run: its task is 'reverse', here it is 'sort' (--overwrite starts anew)" in err
+    assert scores_of(tmp_path / "prefix") == before
+    mixed = scores_of(tmp_path / "prefix")
+    mixed["flags"]["task"] = "sort"  # an older climb's, which the one that overwrites did not reach
+    (tmp_path / "prefix" / "scores.json").write_text(json.dumps(mixed))
+    finished(capsys, *flags, "--resume")
+    assert scores_of(tmp_path / "prefix")["loss"] == before["loss"]
+    assert scores_of(tmp_path / "prefix")["flags"]["task"] == "reverse"
 
 
 def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_path, monkeypatch):

@@ -159,6 +159,20 @@ def test_a_signal_lets_the_step_end_and_saves_it(tmp_path):
         same(whole, again)
 
 
+def test_a_signal_in_the_last_evaluation_is_not_lost(tmp_path):
+    evaluations = []
+
+    def score():
+        evaluations.append(len(evaluations))
+        if len(evaluations) == 10:  # behind the last step
+            signal.raise_signal(signal.SIGTERM)
+        return 1.0
+
+    with RunFolder(tmp_path) as states, pytest.raises(Stopped, match="stopped by SIGTERM after step 20 of 20"):
+        train(fresh("prefix", {}), batch, 20, 0.02, run=states, settings={"seed": 0}, score=score)
+    assert sorted(p.name[:8] for p in (tmp_path / "training_state").glob("*.pt")) == ["00000018", "00000020"]
+
+
 def test_a_second_signal_does_not_wait(tmp_path):
     def twice(step):
         signal.raise_signal(signal.SIGINT)

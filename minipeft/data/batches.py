@@ -170,15 +170,17 @@ def grouped(items: list) -> dict[tuple, list]:
 def split(examples: list[Example], path) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and the last tenth (500 at most) to hold out, both in their order.
 
-    Examples with the same prompt stay together. Raises Error when there is one prompt only.
+    Examples with the same prompt stay together, to be trained on if they are more than a tenth. Raises Error when
+    there is one prompt only.
     """
     groups = grouped(examples)
     if len(groups) < 2:
         raise Error(f"{path} holds one input: at least two are needed, one of them held out")
-    room, spare = min(500, max(1, len(examples) // 10)), set()
-    for key in reversed(groups):
-        room -= len(groups[key])
-        if room < 0 and spare or len(spare) == len(groups) - 1:
+    most, spare, held = min(500, max(1, len(examples) // 10)), set(), 0
+    small = [key for key in reversed(groups) if len(groups[key]) <= most]
+    for key in small or [min(reversed(groups), key=lambda key: len(groups[key]))]:
+        held += len(groups[key])
+        if held > most and spare or len(spare) == len(groups) - 1:
             break
         spare.add(key)
     return ([e for e in examples if e.prompt_key not in spare],

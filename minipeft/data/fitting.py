@@ -70,10 +70,12 @@ def _divide(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
     pieces, start = [], 0
     while start < len(e.target):
         rest = e.target[start:]
-        n = most(len(rest), lambda n, rest=rest: fits(e._replace(target=rest[:n])))
+        if fits(e._replace(target=rest)):
+            return [*pieces, e._replace(target=rest)]
+        n = most(len(rest) - 1, lambda n, rest=rest: fits(e._replace(target=rest[:n], ends=False)))
         if n == 0:
             return []
-        pieces.append(e._replace(target=rest[:n], ends=n == len(rest)))
+        pieces.append(e._replace(target=rest[:n], ends=False))
         start += n
     return pieces
 

@@ -27,6 +27,7 @@ from ..runtime.console import printable
 from .chat import ChatTemplate
 
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay below 100
 
 
@@ -47,7 +48,9 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder) -> None:
-        """Nothing to write: bytes need no file."""
+        """Remove the files of another tokenizer: bytes need none."""
+        for name in (*FILES, "generation_config.json"):
+            (Path(folder) / name).unlink(missing_ok=True)
 
 
 class FileTokenizer:
@@ -109,12 +112,13 @@ class FileTokenizer:
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder) -> None:
-        """Copy the tokenizer's files into another base's folder, and add the end marks."""
+        """Copy the tokenizer's files into another base's folder in place of its own, and add the end marks."""
         folder = Path(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                     "chat_template.jinja"):
+        for name in FILES:
             source, target = self.folder / name, folder / name
-            if file_exists(source) and source.resolve() != target.resolve():
+            if not file_exists(source):
+                target.unlink(missing_ok=True)
+            elif source.resolve() != target.resolve():
                 write_atomically(target, lambda to, source=source: shutil.copyfile(source, to))
         path = folder / "generation_config.json"
         settings = read_json(path) if file_exists(path) else {}

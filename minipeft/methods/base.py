@@ -148,8 +148,9 @@ def noise(base: GPT, P: int, W: int) -> Tensor:
     """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings, scaled as it scales them."""
     x = base.wte.weight.detach()
     if x.dtype in (torch.float16, torch.bfloat16):  # in parts: a copy in float32 may outweigh the base
-        sums = sum(torch.stack([part.sum(), part.square().sum()]) for part in map(Tensor.double, x.split(2048)))
-        mean, mean_square = (sums / x.numel()).cpu()
+        parts = (part.cpu().double() for part in x.split(2048))  # on the CPU: Apple's GPUs have no float64
+        sums = sum(torch.stack([part.sum(), part.square().sum()]) for part in parts)
+        mean, mean_square = sums / x.numel()
         std = ((mean_square - mean**2) * (x.numel() / max(1, x.numel() - 1))).sqrt().float()
     else:
         std = x.float().std().cpu()

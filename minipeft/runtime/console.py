@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that raises Error for a wrong flag instead of printing the usage."""
 
     def __init__(self, description: str, **settings):
-        super().__init__(description=description, formatter_class=_Help, **settings)
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **settings)
         self._words: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         known = _flags(self)
         given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
-        wrong = [flag for flag in given if not any(k.startswith(flag) for k in known)]
+        wrong = [flag for flag in given if flag not in known]
         return next(filter(None, (did_you_mean(flag, known) for flag in wrong)), "")
 
 

@@ -67,6 +67,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
 def rank() -> int:
     """This process's number, 0 … N-1."""
     return dist.get_rank() if world_size() > 1 else 0

@@ -90,7 +90,8 @@ def check_document(args: argparse.Namespace) -> None:
         raise Error(f"--temperature must be 0 … 100, not {args.temperature:g}")
     args.template = PLAIN if args.template is None else args.template
     args.epochs = args.epochs or (EPOCHS if args.steps is None else None)
-    args.lr, args.batch_size = args.lr or LEARNING_RATE, args.batch_size or BATCH_SIZE
+    args.lr = LEARNING_RATE if args.lr is None else args.lr
+    args.batch_size = args.batch_size or BATCH_SIZE
 
 
 def run_document(args: argparse.Namespace) -> dict:
@@ -130,13 +131,20 @@ def begin(note: Path, result: dict, resume: bool) -> None:
     write_json(note, result)
 
 
+def clear(self_study: Path, folder: RunFolder) -> None:
+    """Remove the self-study of the run before. Raises Error for a file that no run wrote."""
+    if self_study.exists() and self_study.with_name(NOTE) not in folder.notes:
+        raise Error(f"{self_study} is not of a run: --data {self_study} distils on it, another --out keeps it")
+    self_study.unlink(missing_ok=True)
+
+
 def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, tokens, prefix: Prefix) -> dict:
     """Self-study, then a run of train.py on it that starts from the matched prefix."""
     began, result = time.perf_counter(), {}
     if args.data is None:
         args.data = str(args.out / SELF_STUDY_FILE)
-        if not args.resume:  # what a run before this one wrote
-            run_on_rank0(lambda: Path(args.data).unlink(missing_ok=True))
+        if not args.resume:
+            run_on_rank0(lambda: clear(Path(args.data), folder))
         seeds = None if args.seeds is None else read_seeds(args.seeds)
         temperature = TEMPERATURE if args.temperature is None else args.temperature
         n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,

@@ -71,6 +71,12 @@ def notes_of(args) -> list[str]:
     return ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
 
 
+def run_flags(args) -> dict:
+    """Flags that make a run what it is, as scores.json has them."""
+    names = (*SETTINGS, "base", "steps", "epochs")
+    return {name: getattr(args, name) for name in names} | {"template": args.template.text}
+
+
 def resume_command(args) -> str:
     """The command with --resume; without checkpoints, with --overwrite."""
     words = [word for word in args.words if word not in ("--overwrite", "--resume")]
@@ -207,6 +213,7 @@ class Job:
         makes_base = args.task == "skills" and args.data is None
         result = {
             "command": args.command,
+            "flags": run_flags(args),
             "card": card(args.device),
             "processes": processes.world_size(),
             "head": head,
@@ -246,7 +253,8 @@ class Job:
         processes.check_same_settings(self.settings)
         model.gradient_checkpointing(args.gradient_checkpointing)
         if not self.is_sharded:
-            check_memory(args, model, data.longest, self.tokenizer.end)
+            most = args.batch_size if args.data is None else min(args.batch_size, len(data.examples))
+            check_memory(args, model, data.longest, self.tokenizer.end, most)
         self.loss_of = parallel(model, args.device, args.shard_base)
 
     def _train(self) -> float:
@@ -283,6 +291,9 @@ class Job:
         """The choice for this run, and for its checkpoints."""
         args, weight = self.args, self.base.wte.weight
         recorded = setting_of(resume, "compile") if resume else None
+        if self.is_sharded:  # eagerly: weights are gathered block by block
+            self.settings["compile"] = recorded or "no"
+            return CompileChoice(self.model, False, None, weight.dtype, False)
         older = resume and not recorded  # a checkpoint of an older version has no such setting
         alone = args.device.type == "cpu" and processes.world_size() == 1
         dtype = weight.dtype if args.dtype == "float32" else getattr(torch, args.dtype)

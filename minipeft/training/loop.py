@@ -93,6 +93,8 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
                 saved = time.monotonic()
             if stop > 1:
                 raise Stopped.after(stop, done, steps)
+        if stop := all_reduce_max(stop_request.number):  # of the last evaluation or checkpoint
+            raise Stopped.after(stop, steps, steps)
     if best is not None:
         with torch.no_grad():
             for name, p in parameters.items():

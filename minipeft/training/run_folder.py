@@ -20,17 +20,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout  # a dependency of torch
 
 from ..checks import Error
-from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, write_atomically
+from ..files.atomic import FOLDER_MARKERS, file_exists, file_sha256, read_json, write_atomically
 from ..files.tensors import read_torch, save_torch
 from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 CHECKPOINT_SECONDS = 600  # at most, between two checkpoints
 SEARCH = "search-"  # begins the names of a search's checkpoints
 NOTES = ("scores.json", "answers.jsonl", "document.json")  # that runs write beside an adapter
+NOTE_KEYS = {"scores.json": ("scores.json", "exact_match"), "answers.jsonl": ("scores.json", "answers"),
+             "document.json": ("document.json", "rows")}  # a note is a run's if this file has this key
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
-    rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers|(adapter_)?(config|model)|pytorch_model|combination)\.\w+)"
-    r"\.\d+\.tmp")
+    rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers|document|combination|(adapter_)?model|pytorch_model|tokenizer|"
+    r"((adapter|tokenizer|generation)_)?config|special_tokens_map|chat_template)\.\w+)\.\d+\.tmp")
 
 
 class RunFolder:
@@ -46,6 +48,7 @@ class RunFolder:
         self.checkpoints = self.folder / "training_state"
         self._lock, self._anew = FileLock(self.checkpoints / "lock"), self.checkpoints / "anew"
         self._intact: dict[str, list[Path]] = {}  # by stage: verified or just written, oldest first
+        self.notes: list[Path] = []  # of the run before; on the main process
 
     def __enter__(self) -> "RunFolder":
         run_on_rank0(self._enter)
@@ -76,7 +79,8 @@ class RunFolder:
                             "it, --overwrite starts anew")
             if self.overwrite and (stopped or self.is_finished):
                 self._anew.touch()  # the old checkpoints stay until the new run has one
-            there = (*self.folder.iterdir(), *self.checkpoints.iterdir())
+            self.notes = [self.folder / name for name in NOTES if self._is_note(name)]
+            there = (*self.folder.glob("*.tmp"), *self.folder.glob("*/*.tmp"))
             self._remove([p for p in there if LEFTOVER.fullmatch(p.name)])
         except BaseException:
             self._lock.release()
@@ -104,6 +108,13 @@ class RunFolder:
 
     def _lost(self) -> str:
         return "" if self.has_weights else ", but its weights were deleted or not copied along"
+
+    def _is_note(self, name: str) -> bool:
+        """True if a run wrote it, and not a user."""
+        file, key = NOTE_KEYS[name]
+        with contextlib.suppress(Error):
+            return read_json(self.folder / file).get(key) is not None
+        return False
 
     def _found(self, stage: str = f"({SEARCH})?") -> list[Path]:
         """All checkpoints, or those of a stage, intact or not, oldest first."""
@@ -149,7 +160,7 @@ class RunFolder:
 
     def finish(self, *notes: str) -> None:
         """Once the result is written, of NOTES these: remove checkpoints, lock, and what a run before left of NOTES."""
-        run_on_rank0(lambda: self._remove([self.folder / name for name in NOTES if name not in notes]))
+        run_on_rank0(lambda: self._remove([path for path in self.notes if path.name not in notes]))
         run_on_rank0(self._remove_all)
 
     def _remove_all(self) -> None:
@@ -159,6 +170,13 @@ class RunFolder:
         for folder in (self.checkpoints, self.folder):
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+def check_no_run(folder: str | Path) -> None:
+    """Raise Error for a folder that holds a run, finished or stopped."""
+    run = RunFolder(folder)
+    if run._found() or run._anew.exists() or any(map(run._is_note, NOTES)):
+        raise Error(f"{folder} holds a run of train.py: write into another folder")
 
 
 def is_intact(path: Path) -> bool:

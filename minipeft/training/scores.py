@@ -7,6 +7,7 @@ from ..checks import Error
 from ..data.batches import draw
 from ..data.tasks import SKILLS, skill_example
 from ..data.tokenizer import Tokenizer
+from ..files.peft import read_combination
 from ..methods import METHODS
 from .evaluation import batches, evaluate
 
@@ -44,6 +45,6 @@ def skill_scores(model, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
 def size_kb(folder: Path) -> float:
     """Kilobytes of the adapter, the combination or the base in this folder."""
     saved = ("adapter_", "model", "pytorch_model", "config", "combination")
-    places = [place for place in (folder, *(folder / name for name in METHODS)) if place.is_dir()]
-    files = [f for place in places for f in place.iterdir() if f.name.startswith(saved)]
+    parts = read_combination(folder, METHODS) or []
+    files = [f for part in ("", *parts) for f in (folder / part).iterdir() if f.name.startswith(saved)]
     return sum(f.stat().st_size for f in files) / 1000
