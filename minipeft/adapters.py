@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from . import accounting
-from .attach import Adapted
+from .attach import Adapted, check_unmerged
 from .checks import Error, as_path, check_base, shown
 from .files.atomic import file_exists
 from .files.families import FAMILIES, architecture
@@ -43,6 +43,7 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
         if tuned.config.resolved() != base.config.resolved():
             raise Error(f"{folder} holds a fully tuned model with another config than the base's")
         return Adapted(tuned.to(base.wte.weight.device), Full(tuned)).eval()
+    check_unmerged(base)
     base_fingerprint = base_fingerprint or fingerprint(base)
     parts = read_combination(folder, METHODS)
     if not parts:
@@ -111,7 +112,14 @@ def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
     """
     if Path(folder).resolve() == Path(out).resolve():
         raise Error(f"{out} is the adapter itself: export it into another folder")
-    method = load_adapter(base, folder).method
+    model = load_adapter(base, folder)
+    try:
+        return _export(base, model.method, folder, out)
+    finally:
+        model.detach()
+
+
+def _export(base: GPT, method: Method, folder: str | Path, out: str | Path) -> str:
     if len(method.parts()) == 1:
         try:
             method = method.for_peft(base)

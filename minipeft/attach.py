@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -18,15 +19,42 @@ from .model import GPT
 from .slots import Prefix, Slots
 
 
+class BaseState(NamedTuple):
+    """A base before the first adapter is attached, apart from its tensors."""
+
+    required_grad: list[bool]  # of its parameters
+    through_compile: bool
+    checkpointed: bool
+    backends: list[str]  # of its blocks' attention
+
+    @classmethod
+    def of(cls, base: GPT) -> "BaseState":
+        return cls([p.requires_grad for p in base.parameters()], base.through_compile, base.checkpointed,
+                   [block.attn.backend for block in base.h])
+
+    def restore(self, base: GPT) -> None:
+        for p, required in zip(base.parameters(), self.required_grad, strict=True):
+            p.requires_grad_(required)
+        base.through_compile, base.checkpointed = self.through_compile, self.checkpointed
+        for block, backend in zip(base.h, self.backends, strict=True):
+            block.attn.backend = backend
+
+
 class Attachments(WeakSet):
     """Weak set of the adapters attached to a base, as `base.attached`; a copy keeps those copied with the base."""
 
-    def __init__(self, attachments=(), required_grad: "list[bool] | None" = None):
+    def __init__(self, attachments=(), before: BaseState | None = None):
         super().__init__(attachments)
-        self.required_grad = required_grad  # of the base's parameters, before the first was attached
+        self.before = before
 
     def __reduce__(self):
-        return type(self), ([a for a in self if not a.original], self.required_grad)  # a merged one joins by itself
+        return type(self), ([a for a in self if not a.original], self.before)  # a merged one joins by itself
+
+
+def check_unmerged(base: GPT) -> None:
+    """Raise Error while an adapter is merged into the base."""
+    if any(attachment.original for attachment in vars(base).get("attached", ())):
+        raise Error("an adapter is merged into this base: unmerge it first")
 
 
 class Attachment:
@@ -39,12 +67,11 @@ class Attachment:
     def __init__(self, base: GPT, freezes_base: bool):
         self.base, self.freezes_base = base, freezes_base
         if "attached" not in vars(base):
-            base.attached = Attachments(required_grad=[p.requires_grad for p in base.parameters()])
+            base.attached = Attachments(before=BaseState.of(base))
         others = base.attached
         if others and not (freezes_base and all(other.freezes_base for other in others)):
             raise Error("full fine-tuning changes the base, so it cannot share it: detach the other adapter first")
-        if any(other.original for other in others):
-            raise Error("another adapter is merged into this base: unmerge it first")
+        check_unmerged(base)
         others.add(self)
 
     def __setstate__(self, state: dict) -> None:
@@ -74,11 +101,8 @@ class Attachment:
         self.unmerge()
         others = vars(self.base).get("attached", Attachments())
         others.discard(self)
-        if not others and others.required_grad is not None:
-            for p, required in zip(self.base.parameters(), others.required_grad, strict=True):
-                p.requires_grad_(required)
-            self.base.compile_blocks(False)
-            self.base.gradient_checkpointing(False)
+        if not others and others.before is not None:
+            others.before.restore(self.base)
             del self.base.attached
 
     def __del__(self):
@@ -138,6 +162,8 @@ class Adapted(nn.Module):
             raise Error(f"{self.method.name} changes the base, which is the teacher: distillation needs a frozen one")
         if teacher is not None and self.method.tokens_in_text:
             raise Error("virtual tokens that stand in the text cannot be distilled: the teacher has no such place")
+        if not isinstance(teacher, (Prefix, type(None))):
+            raise Error(f"the teacher must be a Prefix or None, not {shown(teacher)}")
         if top_k is not None:
             at_least_one("top_k", top_k)
         self.teacher, self.teacher_top_k = teacher, top_k
@@ -207,8 +233,8 @@ class Adapted(nn.Module):
         self.method.save(self.base, folder, base_fingerprint)
 
     def detach(self) -> GPT:
-        """Return the base, its tensors untouched by any method but `full`. With nothing attached,
-        parameters require gradients as before; blocks run eagerly, without checkpointing."""
+        """Return the base, its tensors untouched by any method but `full`. With nothing attached, parameters
+        require gradients, and blocks are compiled and checkpointed, as before."""
         self._attachment.detach()
         return self.base
 

@@ -191,7 +191,8 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pre
         empty = (prefix_length == 0).view(-1, 1, 1)  # rows without a prefix give it no attention
     if prefix_bias is not None:
         everywhere = torch.ones(1, prefix_k.size(2), dtype=torch.bool, device=q.device)
-        mask = _bias_mask(everywhere if mask is None else mask, prefix_bias, nh, q.dtype)  # (1|B, nh, 1, P)
+        wide = torch.promote_types(q.dtype, torch.float32)  # q's dtype may be too coarse for β
+        mask = _bias_mask(everywhere if mask is None else mask, prefix_bias, nh, wide)  # (1|B, nh, 1, P)
         empty = (mask == -math.inf).all(-1)  # (1|B, nh, 1)
     if prefix_length is not None:
         prefix_o, prefix_lse = part(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), mask=mask)
@@ -202,7 +203,7 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pre
     else:
         prefix_o, prefix_lse = part(q, prefix_k, prefix_v, mask=mask)
     if empty is not None:
-        prefix_o, prefix_lse = prefix_o.nan_to_num(), prefix_lse.masked_fill(empty, -math.inf)
+        prefix_o, prefix_lse = prefix_o.masked_fill(empty[..., None], 0), prefix_lse.masked_fill(empty, -math.inf)
     if gate is not None:
         return o + gate.to(o.dtype).view(-1, 1, 1) * prefix_o
     return _merged((o, lse), (prefix_o, prefix_lse))[0]

@@ -95,8 +95,9 @@ def check_shape(name: str, x: torch.Tensor, shape: tuple) -> None:
 def check_tokens(idx, at_least: int = 1) -> None:
     """Raise Error unless idx holds token ids (B, T) with T >= at_least."""
     ids = isinstance(idx, torch.Tensor) and idx.dtype in (torch.int64, torch.int32)
-    if not ids or idx.dim() != 2 or idx.size(1) < at_least:
-        raise Error(f"idx {described(idx)} must be (B, T) int64{at_least * ' with at least one token to go on from'}")
+    if not ids or idx.dim() != 2 or not len(idx) or idx.size(1) < at_least:
+        raise Error(f"idx {described(idx)} must be (B, T) int64, B at least 1"
+                    f"{at_least * ', with at least one token to go on from'}")
 
 
 def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window=None, prefix_bias=None) -> None:

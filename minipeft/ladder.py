@@ -87,5 +87,7 @@ def convert_up(base: GPT, x: Tensor, level: str) -> Tensor:
 
 def _check_virtual(base: GPT, name: str, x: Tensor, shape: tuple) -> None:
     check_shape(name, x, shape)
+    if not x.size(-2):
+        raise Error(f"the {name} has no virtual tokens")
     if x.size(-2) > base.config.block_size:
         raise Error(f"{x.size(-2)} virtual tokens exceed the base's block size of {base.config.block_size}")

@@ -177,6 +177,25 @@ def in_bin_shards(base: GPT, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def test_layers_that_share_their_tensors_in_a_file_are_trained_apart(tmp_path):
+    base = base_of("llama")
+    in_bin_shards(base, tmp_path)
+    places = json.loads((tmp_path / "pytorch_model.bin.index.json").read_text())["weight_map"]
+    state = {name: t for file in set(places.values()) for name, t in torch.load(tmp_path / file).items()}
+    for name in state:
+        if ".layers.1." in name:
+            state[name] = state[name.replace(".layers.1.", ".layers.0.")]
+    for path in tmp_path.glob("pytorch_model*"):
+        path.unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    opened = GPT.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for p in opened.h[0].parameters():
+            p.zero_()
+    for (name, a), b in zip(opened.h[1].named_parameters(), base.h[0].parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_saving_over_shards_leaves_no_index_that_would_win(safe, tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file

@@ -276,7 +276,10 @@ def test_an_adapter_is_not_exported_over_itself(folders, tmp_path, capsys):
     adapt(base, "hard-prompt", tokens=torch.tensor([1, 2, 3])).save(tmp_path / "words")
     code, _, err = command(capsys, "export", tmp_path / "words", tmp_path / "words", "--base", folders["gpt2"])
     assert code == 2 and "export it into another folder" in err and len(err.splitlines()) == 1
-    assert load_adapter(base, tmp_path / "words").method.name == "hard-prompt"
+    model = load_adapter(base, tmp_path / "words")
+    assert model.method.name == "hard-prompt" and model.detach() is base
+    export_adapter(base, tmp_path / "words", tmp_path / "out")
+    assert "attached" not in vars(base) and all(p.requires_grad for p in base.parameters())
 
 
 def import_refused(capsys, tmp_path, base_folder, message):

@@ -61,6 +61,14 @@ def test_views_and_expanded_gradients(onednn):
 
 
 @needs_onednn
+def test_a_bias_that_does_not_lie_in_one_piece(onednn):
+    x, weight, bias = tensors(6, 10, 8)
+    apart = torch.stack([bias, bias.flip(0)], dim=1)[:, 0]
+    torch.testing.assert_close(product(x, weight, apart), product(x, weight, bias))
+    torch.testing.assert_close(product(x, weight, bias[:1].expand(8)), F.linear(x, weight, bias[:1].expand(8)))
+
+
+@needs_onednn
 def test_second_and_forward_derivatives_and_torch_func(onednn):
     x, weight, bias = tensors(4, 6, 5)
 

@@ -106,6 +106,27 @@ def test_rows_of_different_lengths_and_biases(backend):
         torch.testing.assert_close(got[i : i + 1], want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "split", "flash"])
+@torch.no_grad()
+def test_what_is_not_finite_shows(backend):
+    q, k, v, pk, pv, _ = tensors(2, 4, 2, 3, 3, 5, 8, 1)
+    pv[..., 0, 0] = math.nan
+    bias, some = torch.zeros(1, 2, 5).double(), torch.tensor([5, 0])
+    assert prefix_attention(q, k, v, pk, pv, None, backend, prefix_bias=bias).isnan().any()
+    rows = prefix_attention(q, k, v, pk.expand(2, -1, -1, -1), pv.expand(2, -1, -1, -1), None, backend, some)
+    assert rows[0].isnan().any()
+
+
+@torch.no_grad()
+def test_inference_in_bfloat16_rounds_a_bias_no_more_than_training():
+    q, k, v, pk, pv, _ = (x if x is None else x.bfloat16() for x in tensors(2, 4, 2, 3, 3, 5, 8, 1))
+    bias = 4 + 3 * torch.rand(1, 2, 5)
+    want = prefix_attention(*(x.double() for x in (q, k, v, pk, pv)), backend="reference", prefix_bias=bias.double())
+    error = {backend: float((prefix_attention(q, k, v, pk, pv, backend=backend, prefix_bias=bias) - want).norm())
+             for backend in ("split", "flash")}
+    assert error["flash"] < 1.3 * error["split"], error
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "split"])
 @pytest.mark.parametrize("lengths, hidden", [([3, 3], 3), ([1, 3], 1), ([0, 3], 0)])
 def test_rows_of_which_no_prefix_key_is_left_have_gradients(backend, lengths, hidden):

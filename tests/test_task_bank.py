@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SHAPES, TYPICAL, attached, in_shape, in_turn, moved, one_shape, quick, tiny
 
-from minipeft import METHODS, Error, TaskBank, adapt, generate
+from minipeft import METHODS, Error, TaskBank, adapt, generate, load_adapter
 from minipeft.inference.task_bank import vote
 
 KINDS = [
@@ -214,6 +214,37 @@ def test_a_merged_task_is_refused(base):
     model.merge()
     with pytest.raises(Error, match="task 'a': it is merged into the base"):
         TaskBank(base, {"a": model})
+
+
+@one_shape
+def test_a_task_that_is_merged_later_is_refused_until_it_is_unmerged(base, idx):
+    model = moved(adapt(base, "lora"))
+    bank = TaskBank(base, {"a": model})
+    rows = bank.rows(["a", None])
+    want = rows(idx[:2])
+    model.merge()
+    for call in (lambda: bank(idx[:2], ["a", None]), lambda: rows(idx[:2]), lambda: generate(rows, idx[:2], 2)):
+        with pytest.raises(Error, match="an adapter is merged into this base: unmerge it first"):
+            call()
+    model.unmerge()
+    assert torch.equal(rows(idx[:2]), want)
+
+
+@one_shape
+def test_folders_leave_the_base_as_compiled_checkpointed_and_frozen_as_it_was(base, tmp_path):
+    moved(adapt(base, "lora")).save(tmp_path)
+    del base.attached
+    base.requires_grad_(True)
+    base.through_compile = base.checkpointed = True
+    base.h[0].attn.backend = "split"
+    for use in (lambda: TaskBank(base, {"a": tmp_path}), lambda: load_adapter(base, tmp_path).detach()):
+        use()
+        assert base.through_compile and base.checkpointed and base.h[0].attn.backend == "split"
+        assert all(p.requires_grad for p in base.parameters())
+    merged = load_adapter(base, tmp_path)
+    merged.merge()
+    with pytest.raises(Error, match="an adapter is merged into this base"):
+        load_adapter(base, tmp_path)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

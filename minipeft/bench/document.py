@@ -188,34 +188,35 @@ class Ways:
 
     def rows(self):
         n, s = len(self.tokens), self.s
-        yield self.row("none", 0, lambda: None)
+        yield self.row("none", lambda: None)
         for x in s.compression:
             P = n // x
             if x == 1:
-                yield self.row("text", n, lambda: prefill(self.base, self.tokens))
-                yield self.row("match", n, lambda: match(self.base, self.tokens, n))
+                yield self.row("text", lambda: prefill(self.base, self.tokens))
+                yield self.row("match", lambda: match(self.base, self.tokens, n))
                 continue
             first = torch.arange(P, device=self.tokens.device)
             last = torch.cat([first[:1], torch.arange(n - P + 1, n, device=self.tokens.device)])
-            yield self.row("first", P, lambda keep=first: rows(self.whole, keep))
-            yield self.row("last", P, lambda keep=last: rows(self.whole, keep))
-            yield self.row("attended", P, lambda P=P: match_by_attention(self.base, self.tokens, P))
+            yield self.row("first", lambda keep=first: rows(self.whole, keep))
+            yield self.row("last", lambda keep=last: rows(self.whole, keep))
+            yield self.row("attended", lambda P=P: match_by_attention(self.base, self.tokens, P))
             if self.document.questions is None:
-                yield self.row("summary", P, lambda P=P: self.summary(P))
+                yield self.row("summary", lambda P=P: self.summary(P))
             studies = [self.study(seed) for seed in range(s.seeds if x in s.distil else 0)]
-            yield self.row("match", P, lambda P=P: match(self.base, self.tokens, P), study=next(iter(studies), None))
+            yield self.row("match", lambda P=P: match(self.base, self.tokens, P), study=next(iter(studies), None))
             for seed, study in enumerate(studies):
-                yield self.row("distil", P, lambda P=P, study=study, seed=seed: self.distilled(
+                yield self.row("distil", lambda P=P, study=study, seed=seed: self.distilled(
                     match(self.base, self.tokens, P), study, seed), seed, study)
 
-    def row(self, way: str, P: int, build, seed: int = 0, study: Study | None = None) -> dict:
+    def row(self, way: str, build, seed: int = 0, study: Study | None = None) -> dict:
         began = time.perf_counter()
         prefix = build()
         seconds = time.perf_counter() - began
         kl, loss = divergence(self.base, self.whole, prefix, self.held)
         on_study = None if study is None else divergence(self.base, self.whole, prefix, study.held).kl
         held = [] if prefix is None else [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None]
-        return {"way": way, "rows": P, "seed": seed, "kl": kl, "loss": loss, "study_kl": on_study,
+        kept = 0 if prefix is None else prefix.k.size(3)  # a summary may have no room for P
+        return {"way": way, "rows": kept, "seed": seed, "kl": kl, "loss": loss, "study_kl": on_study,
                 "exact_match": self.exact_match(prefix), "seconds": seconds, "bytes": sum(t.nbytes for t in held),
                 "decode_ms": self.decode(prefix)}
 

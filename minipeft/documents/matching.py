@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import Error, one_of, shown
+from ..checks import Error, described, one_of, shown
 from ..model import GPT
 from ..runtime.console import progress
 from ..slots import Prefix
@@ -61,12 +61,13 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     and where no reference text has a token.
     """
     one_of("choose", choose, CHOICES)
-    text = prefill(base, tokens)
-    n, c = len(tokens), base.config
-    if type(P) is not int or not 1 <= P <= n:
-        raise Error(f"of a document of {n} tokens 1 … {n} rows can be kept, not {shown(P)}")
+    text, n, c = prefill(base, tokens), len(tokens), base.config
+    check_rows(P, n)
     device, room = tokens.device, c.block_size - n
-    pieces = [piece for t in (reference or tokens.split(PIECE)) for piece in t.to(device).split(room) if len(piece)]
+    texts = tokens.split(PIECE) if reference is None else reference
+    if not isinstance(texts, (list, tuple)):
+        raise Error(f"reference must be a list of texts (T,) int64, not {described(texts)}")
+    pieces = [piece for t in texts for piece in t.to(device).split(room) if len(piece)]
     if not pieces:
         raise Error("matching needs at least one token of a reference text")
     if P == n:
@@ -88,6 +89,7 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
 def match_by_attention(base: GPT, tokens: Tensor, P: int) -> Prefix:
     """The P rows of each key head with most attention when the text is read again, as they are: nothing is fitted."""
     text, keep = prefill(base, tokens), []
+    check_rows(P, len(tokens))
     pieces = tokens.split(min(PIECE, base.config.block_size - len(tokens)))
     states, ropes = states_of(base, pieces, len(tokens))
     for block, rope, whole in zip(base.h, ropes, text.layers(len(base.h)), strict=True):
@@ -95,6 +97,12 @@ def match_by_attention(base: GPT, tokens: Tensor, P: int) -> Prefix:
         keep.append(seen.weights.square().sum(1).topk(P, dim=-1).indices.sort(dim=-1).values)
         states = [block(x, t, whole) for x, t in zip(states, rope, strict=True)]
     return rows(text, torch.stack(keep))
+
+
+def check_rows(P: int, n: int) -> None:
+    """Raise Error unless a text of n tokens can keep P rows."""
+    if type(P) is not int or not 1 <= P <= n:
+        raise Error(f"of a document of {n} tokens 1 … {n} rows can be kept, not {shown(P)}")
 
 
 def states_of(base: GPT, pieces: Iterable[Tensor], first: int) -> tuple[list[Tensor], list[tuple]]:

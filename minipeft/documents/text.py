@@ -2,6 +2,9 @@
 
     prefill(base, tokens)   one forward pass through the blocks; nothing is trained and nothing is lost
 
+Layers with a sliding window would lose sight of the text, and of a prefix they never do: there the two agree as long as
+text and question fit the window.
+
 It is the reference of the other ways: KL(base behind the text ‖ base behind a prefix) is 0 for it, to rounding. And
 it is what they start from: `rows` keeps P of the n keys and values, which still take the text's n positions.
 """
@@ -28,7 +31,7 @@ def prefill(base: GPT, tokens: Tensor) -> Prefix:
     if n >= c.block_size:
         raise Error(f"the document has {n:,} tokens, and the base's block size is {c.block_size:,}: "
                     f"at most {c.block_size - 1:,} leave room for a question (shorten it, or divide it into several)")
-    if c.sliding_window is not None and n >= c.sliding_window:
+    if any(c.window(i) is not None for i in range(c.n_layer)) and n >= c.sliding_window:
         raise Error(f"the document has {n:,} tokens, but layers of this base see {c.sliding_window:,} back: a prefix, "
                     "which every token sees, would be more than the document")
     weight = base.wte.weight

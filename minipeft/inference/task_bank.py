@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import fingerprint, load_adapter
-from ..attach import Adapted
+from ..attach import Adapted, check_unmerged
 from ..checks import Error, check_base, check_tokens, shown
 from ..ladder import prefix_from_prompt
 from ..model import GPT
@@ -39,8 +39,10 @@ class SlottedBase:
         return self.base(idx, *self._slots)
 
     def check_rows(self, idx: Tensor) -> None:
-        """Raise Error unless idx (B, T) has a row for every task."""
+        """Raise Error unless idx (B, T) has a row for every task, and while an adapter is merged into their base."""
         check_tokens(idx)
+        if self.num_tasks is not None:
+            check_unmerged(self.base)  # all rows would have it
         if self.num_tasks not in (None, idx.size(0)):
             raise Error(f"{self.num_tasks} tasks for {idx.size(0)} rows: every row needs one, or None")
 
@@ -133,6 +135,7 @@ class TaskBank:
     @torch.no_grad()
     def rows(self, tasks: list[str | None]) -> SlottedBase:
         """The tasks of a batch, gathered. If all rows have the same one, they share its prefix."""
+        check_unmerged(self.base)
         rows = {None: 0} | {name: i for i, name in enumerate(self.names, start=1)}  # of the tables
         if not isinstance(tasks, (list, tuple)) or not tasks:
             raise Error(f"tasks must be a list, a name or None for each row, not {shown(tasks)}")

@@ -49,12 +49,22 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
     config, tensors = huggingface.read_base(folder, torch.bfloat16 if kind else dtype, convert if kind else None)
     with torch.device("meta"):
         base = model(config)  # shapes only: the file's tensors become the weights
-    base.load_state_dict(tensors, assign=True)
+    base.load_state_dict(unshared(tensors), assign=True)
     if kind:
         again = huggingface.read_lazily(folder, config)
         every = Lazily({name: lambda name=name: again[name] if name in made else tensors[name] for name in tensors})
         _replace(base, made, Quantised(kind, huggingface.base_fingerprint(config, every)))
     return base
+
+
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those that lie where another does copied: training would change both."""
+    places, copied = set(), {}
+    for name, t in tensors.items():
+        if t.device.type != "meta" and t.numel():
+            copied |= {name: t.clone()} if t.data_ptr() in places else {}
+            places.add(t.data_ptr())
+    return {**tensors, **copied}
 
 
 def quantise_base(base: nn.Module, kind: str) -> None:

@@ -108,6 +108,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """product by oneDNN, without derivatives; the weight may be `reordered`."""
+    bias = None if bias is None else bias.contiguous()  # the operator ignores its strides
     return OPERATOR(x, weight, bias, "none", [], "")
 
 
