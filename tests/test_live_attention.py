@@ -140,3 +140,13 @@ def test_keys_languages_and_a_phone(tmp_path):
     detail, title = found["after"]
     assert detail.startswith("layer 1, head 2, at 6 (13): λ = 0.") and title.endswith("layer 1, head 2")
     assert not found["wide"] and not found["loaded"]
+
+
+@browser
+@pytest.mark.parametrize("address, want", [
+    ("#layer=2&head=1&virtual=prefix&text=x&at=0", {"layer": 2, "head": 1, "virtual": "prefix", "text": "x", "at": 0}),
+    ("#layer=9&head=-1&virtual=words&language=fr&at=no&key=7", {"layer": 1, "head": 0, "virtual": "words:reverse: "}),
+])
+def test_an_address_sets_what_makes_sense(address, want, tmp_path):
+    found, _ = seen(tmp_path, "report({ state, rows: document.querySelectorAll('#head td').length });", address)
+    assert want.items() <= found["state"].items() and found["state"]["language"] == "en" and found["rows"]

@@ -107,6 +107,12 @@ def test_differences_are_taken_seed_by_seed_over_those_that_both_have():
     assert beyond_chance((0.1, 0.2)) == beyond_chance((0.1, None)) == 0
 
 
+def test_steps_are_those_until_the_task_is_done_or_all():
+    curves = {0: [[0, 0.0, 1.0], [37, 0.9, 1.0], [74, 0.8, 1.0]], 1: [[0, 0.0, 1.0], [37, 0.89, 1.0]]}
+    point = Point(Cell("small", "reverse", "prefix"), {seed: {"curve": curve} for seed, curve in curves.items()})
+    assert point.values("steps") == {0: 37, 1: 300}
+
+
 def test_half_way_is_half_of_all_steps_those_of_the_prompt_below_included():
     looks = [[step, step / 1000, 0.0] for step in range(0, 300, 37)]
     whole = Point(Cell("small", "reverse", "prefix", start="random"), {0: {"curve": looks}})

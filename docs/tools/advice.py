@@ -18,7 +18,8 @@ from minipeft.data.tasks import INSTRUCTIONS
 ROWS = ("prompt", "prefix", "lora", "full")
 REAL_ROWS = {
     "prompt": "soft prompt, from a wording", "prefix": "prefix, from a wording",
-    "prefix from noise": "prefix, from noise", "lora": "LoRA", "lora with wording": "LoRA, the wording in front",
+    "prefix from noise": "prefix, from noise", "lora": "LoRA",
+    "lora with wording": "LoRA, the wording in front (forgets: without it)",
     "full": "full fine-tuning",
     "hard-prompt": "the wording alone, untrained"}
 WORDED = ("hard-prompt", "prefix from noise", "lora with wording")  # with and without the wording
@@ -61,9 +62,9 @@ def choices(f: Facts) -> list[str]:
         "**A prefix where a prompt falls short and the base must stay as it is, many tasks in one batch**: with 8 "
         f"virtual tokens {score('prefix', 'parity')} on `parity`, where a prompt of as many parameters has "
         f"{score('prompt', 'parity')}. A step costs {times('prefix', 8)} with 8 virtual tokens and "
-        f"{times('prefix', 128)} with 128; its file is {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} "
-        "times a prompt's of the same length. Start it from words that say the task. Try noise as well for something "
-        f"new: with {TOKENS['num_virtual_tokens']} virtual tokens `parity` is learnt to "
+        f"{times('prefix', 128)} with 128; it has {bench['prefix', 8]['stored'] // bench['prompt', 8]['stored']} "
+        "times the parameters of a prompt of the same length. Start it from words that say the task. Try noise as well "
+        f"for something new: with {TOKENS['num_virtual_tokens']} virtual tokens `parity` is learnt to "
         f"{f.mean('start/prefix/parity/noise')} from noise, to "
         f"{f.mean('start/prefix/parity/the best wording')} from the wording of another skill.",
         f"**LoRA to teach something new**: {score('lora', 'reverse+increment')} on two skills in a row where the "

@@ -77,7 +77,8 @@ def short_attention() -> str:
 def busy_attention() -> str:
     """Ratios of auto to the faster sdpa, alone and beside a busy process."""
     result, rows = read("attention-beside"), []
-    parts = {"alone, spin": result, "beside one, sleep": result["beside"]}
+    parts = {"alone, spin": result, "beside one, sleep": result["beside"],
+             "beside one, spin": result["beside_spinning"]}
     for where, part in parts.items():
         for r in part["ratios"]:
             if r["backend"] == "auto":

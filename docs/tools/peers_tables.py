@@ -102,7 +102,7 @@ def job() -> str:
     s, of = results[0]["settings"], ", ".join(f"`{r['settings']['job']}`" for r in (results[0], results[2]))
     note = (f"*{s['base']}, {of} (E2E), {s['epochs']} epochs, steps of {s['batch_size']}, P {s['num_virtual_tokens']},",
             f"{s['dtype']}; {machine(results[0]['card'])}; after the first {len(results[0]['rows'])} rows",
-            "a slower CPU of that name.*")
+            "a slower CPU of that name. × peft here: compiled rows against PEFT compiled.*")
     head = ["method", "run by", "steps", "train s", "× peft", "load s", "peak MB", "start", "loss"]
     return f"{paragraph(*note)}\n\n{table(head, rows, 2)}"
 

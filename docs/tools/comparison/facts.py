@@ -10,16 +10,17 @@ from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from docs.tools.comparison import summary
-from docs.tools.comparison.summary import Interval, Point, beyond_chance, plus_minus
+from docs.tools.comparison.summary import GOOD, Interval, Point, beyond_chance, plus_minus
 from docs.tools.comparison.tables import cost_rows, digits_of, of_budget, pareto_front
 from docs.tools.markdown import name as name_of
 from minipeft import Error
 from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, REAL, STUDIES, TEXTS, sweep
+from minipeft.data import BASES
+from minipeft.files.atomic import read_json
 from minipeft.methods import METHODS, WHOLE
 
-GOOD = 0.9  # exact match from which a method is said to do a task
 AXES = {"methods": ("row", "task"), "budget": ("row", "task", "budget"),
         "scale": ("row", "task", "base"), "length": ("row", "task", "tokens"),
         "start": ("row", "task", "start"), "projection": ("row", "lr"), "data": ("row", "task", "examples"),
@@ -158,7 +159,8 @@ class Facts:
 
     def forgets(self, study: str, task: str) -> str:
         """The methods that forget least and most, LoRA beside a prefix, and what a wording alone changes."""
-        its = sorted((a for a in self.at(study, task) if self.points[a].values("forgetting")),
+        its = sorted((a for a in self.at(study, task) if self.points[a].values("forgetting")
+                      and "with wording" not in a),  # which it was measured without
                      key=lambda a: self.points[a].mean("forgetting")[0])
         trained = [a for a in its if METHODS[self.points[a].cell.method].trains()]
         less = self.diff(f"{study}/prefix/{task}", f"{study}/lora/{task}", "forgetting")
@@ -272,7 +274,11 @@ class Facts:
                     found[label.format(label_of(star))] = self.diff(address, other, name)
         return found
 
-    def narrowing(self, row: str, task: str, first: str = "tiny", last: str = "medium") -> Interval:
+    def told(self, base: str) -> str:
+        """Exact match on `reverse`, with its instruction, of a base as it is shipped."""
+        return f"{read_json(BASES[base] / 'scores.json')['skills']['reverse']['told']:.2f}"
+
+    def narrowing(self, row: str, task: str, first: str = "small", last: str = "medium") -> Interval:
         """The gap of a row to full fine-tuning on one base minus that on another."""
         full, its, last_full, its_last = (
             self.points[f"scale/{r}/{task}/{base}"].values("score")

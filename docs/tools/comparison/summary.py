@@ -9,6 +9,7 @@ from minipeft.bench.quality.grid import with_learning_rate
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import STUDIES, row
 
+GOOD = 0.9  # exact match from which a method is said to do a task
 Interval = tuple[float, "float | None"]  # mean, half of its 95 % interval (None: a single value)
 ON_KNOWN = {  # of what the base was pretrained on, with the adapter on: {"before", "after", "off"}: [loss, exact match]
     "forgetting": lambda known: known["after"][0] - known["before"][0],
@@ -74,6 +75,7 @@ class Point:
         """{seed: value} of a field of the lines: "score" (BLEU on E2E, else exact match), "loss" …
 
         Also "gap": held-out loss minus training loss; "curve": mean score of the evaluations;
+        "steps": until the score is GOOD, or all where it never is;
         "half-way": score of the evaluation nearest to half of the steps; and those of ON_KNOWN.
         """
         if name in ON_KNOWN:
@@ -84,6 +86,9 @@ class Point:
             return {seed: losses[seed] - loss for seed, loss in training.items()}
         if name == "curve":
             return {seed: statistics.mean(score for _, score, _ in line["curve"])
+                    for seed, line in self.finished.items()}
+        if name == "steps":
+            return {seed: next((step for step, score, _ in line["curve"] if score >= GOOD), self.cell.steps)
                     for seed, line in self.finished.items()}
         if name == "half-way":  # of all steps, those of a soft prompt below included
             has_prompt = self.cell.start and "lr" in self.cell.start

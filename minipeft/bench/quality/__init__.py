@@ -103,7 +103,8 @@ def filter_cells(wanted: studies.Pairs, named: dict[str, "list | None"]) -> stud
         known = {has(c) for c, _ in wanted} - {None}  # endless examples
         for value in values or ():
             if value not in known:
-                raise Error(f"--{flag} {value}: the study has {', '.join(map(str, sorted(known)))}")
+                has_these = ", ".join(map(str, sorted(known))) or "no choice of them"
+                raise Error(f"--{flag} {value}: the study has {has_these}")
         kept = [(c, like) for c, like in kept if values is None or has(c) in values]
     if wanted and not kept:
         raise Error("no cell of the study has " + ", ".join(f"the {flag} {its}" for flag, its in named.items() if its))
