@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from docs.tools.comparison.facts import Facts, joined
+from docs.tools.comparison.summary import beyond_chance
 from docs.tools.comparison.tables import digits_of
 from docs.tools.markdown import points_list, table
 from docs.tools.results import facts, read
@@ -31,6 +32,8 @@ def what_to_use() -> str:
     points, tables = [*choices(f)], []
     if f.is_complete("real") and all(f"real/{row}/{task}" in f.points for row in WORDED for task in SENTENCES):
         points.append(on_real_tasks(f))
+        if f.is_complete("real_prefix"):
+            points.append(against_lora(f))
         tables.append(real_table(f))
     if f.is_complete("data"):
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
@@ -88,6 +91,22 @@ def on_real_tasks(f: Facts) -> str:
             f"wording, less one from noise: {less('prefix from noise', TASKS)}. While a method is on, the loss on "
             f"other English, {bare:.2f} nats per token for the base, rises (*forgets*); the prefix's rise less LoRA's: "
             f"{less('lora', TASKS, 'forgetting')}. Switched off, all but full fine-tuning leave the base as it was.")
+
+
+def against_lora(f: Facts) -> str:
+    """A prefix less LoRA, as PEFT starts it and with one thing changed at a time."""
+    def less(row: str, other: str = "lora") -> str:
+        return joined(f"{f.less(f'real_prefix/{row}/{t}', f'real_prefix/{other}/{t}')} (`{t}`)" for t in SENTENCES)
+
+    others = [f"prefix {change}" for change in ("of 8 from noise", "of 64 from noise", "from noise, no positions",
+                                                "from noise, by an MLP")]
+    behind = [beyond_chance(f.diff(f"real_prefix/{row}/{t}", f"real_prefix/lora/{t}")) < 0
+              for row in others for t in SENTENCES]
+    return ("**A prefix less LoRA there**: started from noise, as PEFT starts it, "
+            f"{less('prefix from noise')}; from a wording {less('prefix')}; from noise with twice the steps for both "
+            f"{less('prefix from noise, twice the steps', 'lora, twice the steps')}. From noise with 8 or 64 virtual "
+            f"tokens, without positions for them, or by the MLP, it is behind beyond chance in {sum(behind)} of "
+            f"{len(behind)} cases.")
 
 
 def real_table(f: Facts) -> str:
