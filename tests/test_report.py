@@ -329,7 +329,7 @@ def test_a_sentence_that_no_longer_follows_stops_the_command(committed, tmp_path
     path, out = write(tmp_path, changed, committed.costs), tmp_path / "out"
     assert console.run("bench.py", lambda: bench.main(["report", "--lines", str(path), "--folder", str(out)])) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert "this no longer follows from the lines: On the known skill (`reverse`) it closes" in error
+    assert "this no longer follows from the lines: On the smallest base, `tiny`" in error
     assert error.endswith(" should be above zero beyond chance") and not out.exists()
 
 
