@@ -151,9 +151,10 @@ def inspect(args) -> None:
 
 def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     config, stored = read_adapter(folder)
-    tensors, kind, theirs = dict(stored), config.get("peft_type"), stored.notes.get("base")
+    tensors, kind = dict(stored), config.get("peft_type")
+    theirs, ours = stored.notes.get("base"), fingerprint(base)
     method = next((method for method in METHODS.values() if kind in method.peft_types), None)
-    is_ours = theirs in (None, fingerprint(base))
+    is_ours = theirs in (None, ours)
     which = f"{str(theirs)[:12]}, {'which is' if is_ours else 'not'} {args.base}"
     lines = {"method": method.name if method else f"unknown here ({kind})"}
     fields = [name for name in method.hyperparameters if name in method.config_fields()] if method else []
@@ -169,27 +170,29 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
         print(f"    {printable(str(name))[:200]} {tuple(t.shape)} {dtype}")
     if len(tensors) > 4:
         print(f"    … and {len(tensors) - 4} more")
+    if not is_ours or method is None:
+        return
     try:
-        fits = is_ours and method and bool(load_adapter(base, folder))
+        found = load_adapter(base, folder, ours).method
     except Error as e:
         if theirs is not None:
             raise
-        fits = False
         print(f"  {'fits':<20}not {args.base}: {printable(str(e))}")
-    if fits and hasattr(method, "ladder_value"):
-        print("".join(f"{line}\n" for line in stands_for(folder, base)), end="")
-    if fits and is_prompt(method, base.config):
-        print("\n".join(in_words(folder, base, tokenizer_for(base.config.vocab_size, base_folder))))
+        return
+    if hasattr(method, "ladder_value"):
+        print("".join(f"{line}\n" for line in stands_for(folder, found)), end="")
+    if is_prompt(method, base.config):
+        print("\n".join(in_words(found, base, tokenizer_for(base.config.vocab_size, base_folder))))
 
 
-def stands_for(folder: Path, base: GPT) -> list[str]:
+def stands_for(folder: Path, method: Method) -> list[str]:
     """Lines on the document, the positions and the mass of the keys of a prefix; [] for other adapters."""
     lines, note = [], folder / "document.json"
     if note.exists():
         found = read_json(note)
         name, tokens, how = (printable(str(found.get(key)))[:80] for key in ("document", "tokens", "how"))
         lines.append(f"  {'document':<20}{name}, {tokens} tokens, by {how}")
-    prefix = load_adapter(base, folder).method.ladder_value()
+    prefix = method.ladder_value()
     if isinstance(prefix, Prefix):
         lines.append(f"  {'stands for':<20}{prefix.most_taken} positions, in {prefix.k.size(3)} rows")
         if prefix.bias is not None:
@@ -203,9 +206,9 @@ def is_prompt(method: type[Method], c: GPTConfig) -> bool:
     return hasattr(method, "ladder_value") and bool(method.cost(c, 1, **method.with_defaults(c, {})).prompt)
 
 
-def in_words(folder: Path, base: GPT, tokenizer: Tokenizer) -> list[str]:
+def in_words(method: Method, base: GPT, tokenizer: Tokenizer) -> list[str]:
     """The text of a hard prompt; for a soft prompt, the tokens nearest to its vectors."""
-    prompt = load_adapter(base, folder).method.ladder_value().detach()
+    prompt = method.ladder_value().detach()
     if prompt.dim() == 1:  # tokens
         return [f"  {'text':<20}{in_letters(tokenizer, prompt.tolist())!r}"]
     lines = ["  nearest tokens of each vector: cosine, distance (tokens lie about "

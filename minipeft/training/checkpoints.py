@@ -50,10 +50,7 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
     if state.keys() != names or type(state["step"]) is not int:
         raise Error(f"{path} is not a training checkpoint")
     theirs, ours = _dict(state, "settings", path), settings or {}
-    for name in sorted(theirs.keys() | ours.keys(), key=str):
-        if not _equal(theirs.get(name), ours.get(name)):
-            a, b = shown(theirs.get(name)), shown(ours.get(name))
-            raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b}")
+    check_same(path, theirs, ours)
     if not 0 <= state["step"] <= steps:
         raise Error(f"{path} does not fit: it is of step {state['step']}, the run has {steps}")
     trained, moments = _dict(state, "trained", path), _dict(state, "moments", path)
@@ -79,6 +76,14 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
                 optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device)
                                       for key, t in moments[name].items()}
     return state["step"], best
+
+
+def check_same(path: Path, theirs: dict, ours: dict) -> None:
+    """Raise Error, with the first difference, unless the settings of the run at this path are ours."""
+    for name in sorted(theirs.keys() | ours.keys(), key=str):
+        if not _equal(theirs.get(name), ours.get(name)):
+            a, b = shown(theirs.get(name)), shown(ours.get(name))
+            raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b}")
 
 
 def setting_of(path: Path, name: str):

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from ..checks import Error, shown
+from ..checks import Error
 from ..files.atomic import read_json
 from ..runtime.processes import run_on_rank0
+from .checkpoints import check_same
 from .flags import LADDER
 from .job import has_checkpoints, run_flags, run_job
 from .run_folder import RunFolder
@@ -15,16 +16,6 @@ def finished(out: Path) -> dict | None:
     """The scores of a finished run, else None."""
     scores = out / "scores.json"
     return read_json(scores) if scores.exists() and RunFolder(out).is_finished else None
-
-
-def other_flags(scores: dict, args: argparse.Namespace) -> str | None:
-    """Name a flag of a finished run that is another here; None if there is none."""
-    here = run_flags(args)
-    theirs = scores.get("flags", here)  # an older version wrote none
-    for name in here:
-        if name != "init_from" and theirs.get(name) != here[name]:
-            return f"its {name} is {shown(theirs.get(name))}, here it is {shown(here[name])}"
-    return None
 
 
 def run_ladder(args: argparse.Namespace) -> list[dict]:
@@ -38,11 +29,16 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
         one.init_from = str(args.out / below) if below else None
         goes_on = args.resume and not has_run
         if goes_on and (found := run_on_rank0(lambda out=one.out: finished(out))):
-            if (other := other_flags(found, one)) is None:
+            ours = run_flags(one)
+            theirs = found.get("flags", ours) | {"init_from": one.init_from}  # an older version wrote none
+            if theirs == ours:
                 results.append(found)
                 continue
-            if not results:
-                raise Error(f"{one.out} is of another run: {other} (--overwrite starts anew)")
+            if not results:  # a climb with other flags; further up it is the rest of an older one
+                try:
+                    check_same(one.out, theirs, ours)
+                except Error as e:
+                    raise Error(f"{e} (--overwrite starts anew)") from None
             goes_on = False
         one.resume = goes_on and has_checkpoints(one) and run_on_rank0(one.out.is_dir)
         one.overwrite = args.overwrite or args.resume and not one.resume

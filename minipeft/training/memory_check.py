@@ -14,7 +14,7 @@ LOWER = ("--batch-size or --max-length, or try --gradient-checkpointing, --dtype
 
 def check_memory(args, model, longest, fill: int, batch_size: int) -> None:
     """Raise Error when training needs more memory than is left: for activations, measured on
-    `longest`, the longest of a batch's examples, and for gradients and AdamW's two moments, computed.
+    `longest`, the longest example, and for gradients and AdamW's two moments, computed.
     """
     device, dtype = args.device, getattr(torch, args.dtype)
     idx, targets = (t.to(device) for t in collate([longest], fill))

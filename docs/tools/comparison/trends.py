@@ -137,7 +137,7 @@ TRENDS = [
     Trend("methods", SU, "prompt tuning needs many more steps than fine-tuning; here, steps until exact match is "
           f"{GOOD}: the prompt more by",
           lambda f: {"`reverse`": f.diff("methods/prompt/reverse", "methods/full/reverse", "steps")},
-          f"{SMALL}, evaluated every 37 steps; no other task here is learnt by a prompt", digits=0),
+          f"{SMALL}; steps are those of evaluations; no other task here is learnt by a prompt", digits=0),
     Trend("methods", DING, "fine-tuning converges before LoRA; here, mean of the training curve: full ahead by",
           ahead("methods", "full", "lora", "curve"), "the paper has T5 on over 100 tasks"),
     Trend("methods", DING, "LoRA converges before a prefix; here, mean of the training curve: LoRA ahead by",
@@ -151,7 +151,7 @@ TRENDS = [
           "here, from the smallest base that knows the skill to the largest: it narrows by",
           lambda f: {f"`{task}`": f.narrowing("prompt", task) for task in ("reverse", "reverse+increment")},
           "a prompt selects the skill on the first already, so no gap is left to close there, and none learns the "
-          "composition; all are far smaller than the paper's. `tiny` is left out: it answers half even when told"),
+          "composition; all are far smaller than the paper's. `tiny`, which does not know the skill well, is left out"),
     Trend("scale", LIU, "on small models prompts in every layer are ahead of one at the input; here, 16 virtual "
           "tokens each: prefix ahead by", ahead("scale", "prefix", "prompt"),
           "where both select the known skill, or neither learns the composition, there is no difference to find"),
