@@ -93,7 +93,8 @@ def test_a_climb_takes_no_rung_of_a_climb_with_other_flags(capsys, tmp_path):
     finished(capsys, *flags)
     before = scores_of(tmp_path / "prefix")
     code, _, err = call(capsys, train, *flags, "--task", "sort", "--resume")
-    assert code == 2 and "is of another run: its 'task' is 'reverse', here it is 'sort' (--overwrite starts anew)" in err
+    assert code == 2
+    assert "is of another run: its 'task' is 'reverse', here it is 'sort' (--overwrite starts anew)" in err
     assert scores_of(tmp_path / "prefix") == before
     mixed = scores_of(tmp_path / "prefix")
     mixed["flags"]["task"] = "sort"  # an older climb's, which the one that overwrites did not reach
