@@ -2,6 +2,7 @@
 
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def fresh(name, h):
     return adapt(base, name, **({} if name == "full" else dict(num_virtual_tokens=4)), **h)
 
 
-def run(model, name, folder, stop=None, resume=False, settings=None, **more):
+def run(model, name, folder, stop=None, resume=False, settings=None, batch=batch, **more):
     def stopping(step):
         if step == stop:
             raise KeyboardInterrupt
@@ -40,7 +41,7 @@ def run(model, name, folder, stop=None, resume=False, settings=None, **more):
     lr = 1e-3 if name == "full" else 0.02
     with RunFolder(folder, resume=resume) as states:
         where = states.newest() if resume else None
-        train(model, stopping, 20, lr, run=states, settings=settings or {"seed": 0}, resume=where, **more)
+        return train(model, stopping, 20, lr, run=states, settings=settings or {"seed": 0}, resume=where, **more)
 
 
 def stopped_at(folder, name="prefix", stop=13, **more):
@@ -68,6 +69,24 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(name, h, tmp_p
             p.add_(1)  # what it starts from must not matter
     run(again, name, tmp_path / "b", resume=True)
     same(whole, again)
+
+
+def test_the_seconds_of_a_resumed_run_are_those_before_the_stop_too(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def second(step):
+        now[0] += 1
+        return batch(step)
+
+    def seconds(name, **more):
+        return run(fresh("prefix", {}), "prefix", tmp_path / name, batch=second, **more)
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert seconds("a") == 20
+    with pytest.raises(KeyboardInterrupt):
+        seconds("b", stop=13)
+    now[0] += 1000  # until someone resumes it
+    assert seconds("b", resume=True) == 20  # from the checkpoint of step 12 on
 
 
 def test_a_damaged_state_costs_the_steps_since_the_one_before_it(tmp_path, capsys):
@@ -116,6 +135,7 @@ FORGERIES = {
         lambda s: s["settings"].update(seed=torch.zeros(3)),
         "its .seed. is <Tensor>, here it is 0",
     ),
+    "seconds that are none": (lambda s: s.update(seconds=math.nan), "seconds is no number of them"),
     "a best that is none": (lambda s: s.update(best=[1]), "`best` is not a score with its parameters"),
 }
 

@@ -6,8 +6,10 @@ trained    name -> trainable parameter, also those that are folded away when an 
 moments    name -> AdamW's exp_avg, exp_avg_sq and step; {} of a search, which has no optimizer
 random     for every process, the states of torch's generators: a step draws from no others
 best       the lowest score so far, and `trained` at that step; None without scores
+seconds    of training so far, those before earlier stops included
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ class Best(NamedTuple):
 
 
 def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], optimizer,
-            best: Best | None) -> dict:
+            best: Best | None, seconds: float = 0.0) -> dict:
     """A checkpoint, complete on the main process; all processes must call this."""
     return {
         "step": step,
@@ -36,17 +38,18 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
         "moments": {name: gather_to_rank0(optimizer.state[p]) for name, p in parameters.items() if optimizer},
         "random": all_gather(_random_state(parameters)),
         "best": best and best._replace(trained=gather_to_rank0(best.trained))._asdict(),
+        "seconds": seconds,
     }
 
 
 def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
-            settings: dict | None) -> tuple[int, Best | None]:
-    """Restore parameters, optimizer and generators; returns the checkpoint's step and its best.
+            settings: dict | None) -> tuple[int, Best | None, float]:
+    """Restore parameters, optimizer and generators; returns the checkpoint's step, best and seconds.
 
     Raises Error, and changes nothing, for a checkpoint that is damaged, of another run, or forged.
     """
-    state = read_checkpoint(path)
-    names = {"step", "settings", "trained", "moments", "random", "best"}
+    state = {"seconds": 0.0} | read_checkpoint(path)  # one of an older version has no seconds
+    names = {"step", "settings", "trained", "moments", "random", "best", "seconds"}
     if state.keys() != names or type(state["step"]) is not int:
         raise Error(f"{path} is not a training checkpoint")
     theirs, ours = _dict(state, "settings", path), settings or {}
@@ -68,6 +71,8 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
         check_tensors(_dict(best, "trained", path), parameters, f"{path}, best")
         its_trained = {name: _local(best["trained"][name], p) for name, p in parameters.items()}
         best = Best(best["score"], its_trained)
+    if not (isinstance(seconds := state["seconds"], float) and 0 <= seconds < math.inf):
+        raise Error(f"{path} does not fit: seconds is no number of them")
     _set_random_state(state["random"], parameters, path)
     with torch.no_grad():
         for name, p in parameters.items():
@@ -75,7 +80,7 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
             if optimizer:
                 optimizer.state[p] = {key: _local(t, p if t.dim() else t).to(p.device)
                                       for key, t in moments[name].items()}
-    return state["step"], best
+    return state["step"], best, seconds
 
 
 def check_same(path: Path, theirs: dict, ours: dict) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import signal
-import time
 from pathlib import Path
 
 import torch
@@ -258,7 +257,7 @@ class Job:
         self.loss_of = parallel(model, args.device, args.shard_base)
 
     def _train(self) -> float:
-        """Train; returns the seconds it took."""
+        """Train; returns the seconds it took, those before a stop included."""
         args, model = self.args, self.model
         resume = self._newest()
         if processes.world_size() > 1:
@@ -278,14 +277,13 @@ class Job:
             if choice.decide(seconds, done):
                 self.settings["compile"] = choice.made
 
-        began = time.perf_counter()
         choice.switch()
-        train(model, self._batch, self.steps, args.lr, run=self.folder, settings=self.settings,
-              resume=resume, dtype=getattr(torch, args.dtype), loss_of=self.loss_of,
-              score=score if args.keep_best else None, timed=timed)
+        seconds = train(model, self._batch, self.steps, args.lr, run=self.folder, settings=self.settings,
+                        resume=resume, dtype=getattr(torch, args.dtype), loss_of=self.loss_of,
+                        score=score if args.keep_best else None, timed=timed)
         choice.switch(False)
         model.gradient_checkpointing(False)
-        return round(time.perf_counter() - began, 1)
+        return round(seconds, 1)
 
     def _compile_choice(self, resume: Path | None) -> CompileChoice:
         """The choice for this run, and for its checkpoints."""

@@ -36,14 +36,15 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
           run: RunFolder | None = None, settings: dict | None = None, resume: Path | None = None,
           dtype: torch.dtype = torch.float32, score: Callable[[], float] | None = None,
           loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
-          timed: Callable[[float, int], None] = lambda seconds, done: None) -> None:
-    """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1.
+          timed: Callable[[float, int], None] = lambda seconds, done: None) -> float:
+    """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1; returns the seconds.
 
     batch(step) -> (idx, targets) depends on the step alone: it is the position in the data.
     lr         peak of the schedule; None: each parameter group's own
     run        folder for checkpoints: one at every tenth of the steps, every ten minutes, and when stopped
     settings   JSON values that must be equal for a run to be resumed
-    resume     checkpoint to start from; on one CPU the run ends bit for bit as without the stop
+    resume     checkpoint to start from; on one CPU the run ends bit for bit as without the stop, and
+               the seconds before the checkpoint count
     dtype      of the matmuls, by autocast; parameters keep their own
     score      called at every tenth of the steps; the parameters with the lowest score are restored
     loss_of    sharding.parallel(model) where several processes train together
@@ -58,10 +59,10 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
     groups = [{**group, "peak": group["lr"]} for group in model.parameter_groups(lr)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     device = next(iter(parameters.values())).device
-    start, best = restore(resume, steps, parameters, optimizer, settings) if resume else (0, None)
+    start, best, before = restore(resume, steps, parameters, optimizer, settings) if resume else (0, None, 0.0)
     tenth = max(1, steps // 10)
     recent: list[Tensor] = []  # loss and gradient norm of the steps since they were last read
-    saved = time.monotonic()
+    began = saved = time.monotonic()
     model.train()
     with StopRequest() as stop_request, progress(total=steps, initial=start, unit="step") as bar:
         expected = TimeEstimate(bar)
@@ -89,7 +90,8 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
             if at_tenth and score is not None and (value := score()) < lowest:
                 best = Best(value, {name: p.detach().clone() for name, p in parameters.items()})
             if (at_tenth or stop) and run is not None:
-                run.save(done, collect(done, settings, parameters, optimizer, best))
+                spent = before + time.monotonic() - began
+                run.save(done, collect(done, settings, parameters, optimizer, best, spent))
                 saved = time.monotonic()
             if stop > 1:
                 raise Stopped.after(stop, done, steps)
@@ -99,6 +101,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(best.trained[name])
+    return before + time.monotonic() - began
 
 
 def _last_loss(recent: list[Tensor], done: int, steps: int, optimizer) -> float:

@@ -345,7 +345,7 @@ class Readers:
                 parameters = dict(model.named_trainable_parameters())
                 if (state := run.newest()) is None:
                     raise Error(f"nothing to resume in {folder}")
-                step, _ = restore(state, 10, parameters, optimizer, SETTINGS)
+                step, *_ = restore(state, 10, parameters, optimizer, SETTINGS)
             return Held({name: p.detach().clone() for name, p in parameters.items()}, step)
         finally:
             model.detach()
