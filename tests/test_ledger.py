@@ -245,6 +245,7 @@ def test_a_frozen_block_of_gpt2_saves_10_of_16():
         (lambda c: accounting.step_flops(c, "prompt", 0, 9), "batch_size must be"),
         (lambda c: accounting.storage_bytes(c, "prompt", 0), "tasks must be"),
         (lambda c: accounting.wire_bytes(c, "prompt", 0), "processes must be"),
+        (lambda c: accounting.bytes_per_step(c, 8, 0), "processes must be"),
         (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),
         (lambda c: accounting.adapter_bytes(c, "magic"), "method must be one of full, hard-prompt"),
     ],

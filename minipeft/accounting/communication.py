@@ -29,7 +29,6 @@ class Traffic(NamedTuple):
 def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = False, base_bytes: int = 4,
                **hyperparameters) -> Traffic:
     """`bytes_per_step` of a training step with a method, from forward to the clipped gradient."""
-    at_least_one("processes", processes)
     trained = count(c, method, **hyperparameters).trained
     return bytes_per_step(c, trained, processes, not method_class(method).freezes_base, shard_base, base_bytes)
 
@@ -50,6 +49,7 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     rounded up to a multiple of the processes, as FSDP2 pads. Left out, as it does not grow with the
     model: the loss for the progress bar, and the order of DDP's buckets in its second step.
     """
+    at_least_one("processes", processes)
     block, rest = (total(padded_terms(shapes, processes)) for shapes in (block_tensors(config), outer_tensors(config)))
     tensors = len(outer_tensors(config)) + config.n_layer * len(block_tensors(config))
     terms = traffic_terms(config, trained, tensors, block, rest, processes, full, shard_base, base_bytes)
