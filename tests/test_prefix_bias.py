@@ -217,16 +217,20 @@ def test_a_start_brings_its_bias_and_positions(base, idx):
 
 def test_training_moves_the_bias_and_gives_it_through_compiled_blocks_too(idx, monkeypatch):
     monkeypatch.setattr("minipeft.model.compiled", compiling_by(WITHOUT_CODE))
+    monkeypatch.delattr(attention, "_sdpa")  # it would save all attention weights
+    monkeypatch.delitem(attention.BACKENDS, "sdpa")
     grads = []
-    for compiled in (False, True):
+    for compiled, any_length in ((False, False), (True, False), (True, True)):
         base = tiny("llama", torch.float64)
         torch.manual_seed(3)
         model = adapt(base, "prefix", num_virtual_tokens=5, key_bias=True, positions=9)
-        base.through_compile = compiled
+        model.compile_blocks(compiled, any_length)
+        base.through_compile = compiled  # with no compiler here, too
         model.loss(idx, idx.roll(-1, 1)).backward()
         grads.append(model.method.prompt_bias.grad)
     assert grads[0].abs().max() > 0
     torch.testing.assert_close(grads[1], grads[0])
+    torch.testing.assert_close(grads[2], grads[0])
 
 
 def test_rows_of_a_bank_have_a_bias_and_positions_of_their_own(base):

@@ -286,6 +286,16 @@ def test_the_tree_has_every_file():
         assert {file for file in files if f" {file}" not in tree} == set()
 
 
+def test_the_top_level_has_what_a_repository_needs_and_no_output_of_a_command():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode == 0:
+        top = {path.split("/")[0] for path in listed.stdout.split("\0") if path and (ROOT / path).exists()}
+        assert top == {
+            "minipeft", "train.py", "bench.py", "tests", "docs", "README.md", "README.zh-CN.md", "requirements.txt",
+            "requirements-extra.txt", "pyproject.toml", "LICENSE", "CITATION.cff", "CONTRIBUTING.md", ".ci", ".github",
+            ".gitignore"}
+
+
 def test_every_result_file_has_the_command_that_made_it():
     results = DOCS / "results"
     named = re.findall(

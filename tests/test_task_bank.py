@@ -178,6 +178,13 @@ def test_what_cannot_be_mixed_is_refused_by_name_and_reason(name, h, reason, bas
 
 
 @one_shape
+def test_a_method_that_declares_too_much_is_refused_as_well(base, monkeypatch):
+    monkeypatch.setattr(METHODS["llama-adapter"], "mixing", None)
+    with pytest.raises(Error, match="task 'x': a prefix with a gate, or in some layers only, cannot be mixed"):
+        TaskBank(base, {"x": adapt(base, "llama-adapter")})
+
+
+@one_shape
 def test_bad_batches_and_other_bases_are_refused(base, idx, tmp_path):
     other = tiny(seed=5)
     adapt(other, "prompt").save(tmp_path / "other")

@@ -94,7 +94,7 @@ def on_real_tasks(f: Facts) -> str:
 
 
 def against_lora(f: Facts) -> str:
-    """A prefix less LoRA, as PEFT starts it and with one thing changed at a time."""
+    """A prefix less LoRA, from noise and with one thing changed at a time."""
     def less(row: str, other: str = "lora") -> str:
         return joined(f"{f.less(f'real_prefix/{row}/{t}', f'real_prefix/{other}/{t}')} (`{t}`)" for t in SENTENCES)
 
@@ -102,11 +102,11 @@ def against_lora(f: Facts) -> str:
                                                 "from noise, by an MLP")]
     behind = [beyond_chance(f.diff(f"real_prefix/{row}/{t}", f"real_prefix/lora/{t}")) < 0
               for row in others for t in SENTENCES]
-    return ("**A prefix less LoRA there**: started from noise, as PEFT starts it, "
-            f"{less('prefix from noise')}; from a wording {less('prefix')}; from noise with twice the steps for both "
-            f"{less('prefix from noise, twice the steps', 'lora, twice the steps')}. From noise with 8 or 64 virtual "
-            f"tokens, without positions for them, or by the MLP, it is behind beyond chance in {sum(behind)} of "
-            f"{len(behind)} cases.")
+    return ("**A prefix less LoRA there, in exact match**: started from noise of the embeddings' size (PEFT's has unit "
+            f"variance) {less('prefix from noise')}; from a wording {less('prefix')}; from noise with twice the steps "
+            f"for both {less('prefix from noise, twice the steps', 'lora, twice the steps')}. From noise with 8 or 64 "
+            "virtual tokens, without positions for them, or by the MLP, it is behind beyond chance in "
+            f"{sum(behind)} of {len(behind)} cases.")
 
 
 def real_table(f: Facts) -> str:

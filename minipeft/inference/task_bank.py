@@ -93,6 +93,9 @@ class TaskBank:
         if slots.prompt is not None:
             slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks), hooks=slots.hooks)
         model.train(was_training)
+        p = slots.prefix
+        if isinstance(p, Prefix) and (p.gate is not None or len(p.k) != self.base.config.n_layer):
+            raise Error(f"task {name!r}: a prefix with a gate, or in some layers only, cannot be mixed in one batch")
         return slots
 
     def _prefix_table(self, prefixes: list[Prefix | None]) -> Prefix | None:

@@ -218,8 +218,8 @@ TRENDS = [
           exact("prefix", "prompt"), ON_REAL),
     Trend("real", PEFT, "LoRA scores above a prefix (0.478 and 0.416); here, exact match: LoRA ahead by",
           exact("lora", "prefix"), f"{ON_REAL}; the prefix starts from a wording, LoRA from the bare base"),
-    Trend("real", PEFT, "the same, the prefix started from noise, as PEFT starts it; here, exact match: LoRA ahead by",
-          exact("lora", "prefix from noise"), ON_REAL),
+    Trend("real", PEFT, "the same, the prefix started from noise; here, exact match: LoRA ahead by",
+          exact("lora", "prefix from noise"), f"{ON_REAL}; noise of the embeddings' size, PEFT's has unit variance"),
     Trend("real", PEFT, "LoRA is on a par with full fine-tuning (0.478 and 0.472); here, exact match: LoRA less "
           "full, margin −0.02", exact("lora", "full"), ON_REAL, margin=-0.02),
     Trend("real", f"{PEFT}, {FORGETS}", "a prefix forgets more than LoRA (loss on other text up by 0.198 and 0.050 "
