@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     of_methods = group
 
     add = p.add_argument_group("data").add_argument
-    add("--task", default="reverse", metavar="NAME",
+    add("--task", metavar="NAME",
         help=f"a skill ({', '.join(SKILLS)}), two joined by '+', a novel task "
-             f"({', '.join(NOVEL)}), or skills or lookup, to pretrain")
+             f"({', '.join(NOVEL)}), or skills or lookup, to pretrain (default: reverse)")
     add("--data", metavar="FILE", type=local_path,
         help='your own data: .csv, .tsv, or .jsonl with {"input": "…", "target": "…"}, '
              '{"text": "…"}, {"messages": […]} … on every line (docs/own-data.md)')
@@ -76,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
     add("--columns", nargs=2, type=utf8_text, metavar=("INPUT", "TARGET"),
         help="names of input and target in the files; others are left out, with a note")
     add("--limit", type=int, metavar="N", help="train on N examples of --data, drawn by --seed")
-    add("--max-length", type=int, default=1024, metavar="T",
-        help="tokens of a sequence, virtual included; longer is cut")
+    add("--max-length", type=int, metavar="T",
+        help="tokens of an example, virtual included; longer is cut (default: 1024)")
     add("--template", metavar="TEXT", type=utf8_text,
         help=f'a text with {{input}} in it, or "chat": the base\'s own, else ChatML (default: "{DEFAULT}"); '
              "with {soft} virtual tokens stand there")
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--resume", action="store_true",
                       help="go on with the stopped run in --out from its last checkpoint")
     what.add_argument("--overwrite", action="store_true",
-                      help="start anew in --out, whatever run it holds")
+                      help="start anew in --out, in place of the run that it holds")
     what.add_argument("--eval-only", action="store_true",
                       help="evaluate the adapter in --out, train nothing")
     flags.add_method_flags(of_methods, ALL_FLAGS, help=argparse.SUPPRESS)
@@ -138,7 +138,7 @@ def arguments(argv) -> argparse.Namespace:
         page = document_help if method == "document" else lambda: flags.method_help(method)
         print(page() if method else p.format_help(), end="")
         raise SystemExit(0)
-    args.method = args.method or "prefix"
+    args.method = "prefix" if args.method is None else args.method
     return check(args)
 
 
@@ -148,9 +148,13 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length", "self_study", "teacher_top_k"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise Error(f"{flags.as_flag(name)} must be at least 1, not {value}")
-    for name in ("dev", "test", "columns", "limit", "template", "answers", "epochs"):
+    for name in ("dev", "test", "columns", "limit", "max_length", "template", "answers", "epochs"):
         if args.data is None and args.document is None and getattr(args, name) is not None:
-            raise Error(f"--{name} goes with --data: a task makes its own examples")
+            raise Error(f"{flags.as_flag(name)} goes with --data: a task makes its own examples")
+    if args.task is not None and (args.data is not None or args.document is not None):
+        raise Error("--task makes its own examples: it does not go with --data or --document")
+    if args.columns is not None and args.columns[0] == args.columns[1]:
+        raise Error(f"--columns must name two columns, not {args.columns[0]} twice")
     if args.document is not None:
         check_document(args)
     for name in ("how", "self_study", "seeds", "temperature"):
@@ -159,12 +163,14 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.teacher_top_k is not None and args.document is None and args.teacher_context is None:
         raise Error("--teacher-top-k goes with --teacher-context, or --document with --how distil")
     args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
-    args.batch_size = args.batch_size or (64 if args.data is None else 8)
     if args.answers and importlib.util.find_spec("sacrebleu") is None:
         raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
     args.methods = args.method.split("+")
+    check_training(args)
+    args.task, args.max_length = args.task or "reverse", args.max_length or 1024
+    args.batch_size = args.batch_size or (64 if args.data is None else 8)
     if args.template.has_soft:
         takers = [name for name in METHODS if "template" in METHODS[name].arguments()]
         if args.climb or not set(takers) & set(args.methods):
@@ -179,10 +185,6 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     if args.climb and (args.eval_only or any(getattr(args, name) for name in flags.SET_BY_CLIMB)):
         raise Error("--climb starts every level of the ladder from the one below: no --init, "
                     "--num-virtual-tokens, --prefix-projection or --eval-only")
-    if args.resume and not (args.climb or has_checkpoints(args)):
-        raise Error(f"nothing to resume: {args.method} trains nothing")
-    if args.keep_best and not (args.climb or trains_anything(args.methods)):
-        raise Error(f"nothing to keep the best of: {args.method} trains nothing")
     if args.wordings and "" in args.wordings:
         raise Error("--wordings must be texts of at least one letter")
     if args.search is not None and args.search < 1:
@@ -200,7 +202,7 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     args.out = Path(args.out or f"runs/{run_name(args)}")
     for name in ("data", "dev", "test", "document", "teacher_context"):
         path = getattr(args, name)
-        if path is not None and Path(path).resolve() in [(args.out / note).resolve() for note in NOTES]:
+        if path is not None and os.path.realpath(path) in [os.path.realpath(args.out / note) for note in NOTES]:
             raise Error(f"{flags.as_flag(name)} {path} is a file that runs in {args.out} write: another --out keeps it")
     if not args.eval_only:
         content = "a base" if is_base else "an adapter"
@@ -208,6 +210,24 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
         for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
             check_destination(folder, content)
     return args
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Raise Error for flags of training beside a method that trains nothing."""
+    if args.climb or trains_anything(args.methods):
+        return
+    if args.keep_best:
+        raise Error(f"nothing to keep the best of: {args.method} trains nothing")
+    if args.dtype != "float32":
+        raise Error(f"--dtype {args.dtype} is for training, and {args.method} trains nothing: "
+                    f"--base-dtype {args.dtype} computes in it")
+    if has_checkpoints(args):  # a search
+        return
+    if args.resume:
+        raise Error(f"nothing to resume: {args.method} trains nothing")
+    for name in ("lr", "batch_size", "steps", "epochs", "compile", "gradient_checkpointing"):
+        if getattr(args, name):
+            raise Error(f"{flags.as_flag(name)} does not go with --method {args.method}, which trains nothing")
 
 
 def run_name(args: argparse.Namespace) -> str:

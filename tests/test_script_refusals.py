@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -37,11 +38,15 @@ def wrong_inputs(tmp_path, pairs):
     base = GPT.from_pretrained(NANO)
     adapt(base, "lora").save(tmp_path / "lora")
     adapt(base, "prefix").save(tmp_path / "prefix")
+    GPT.from_pretrained(NANO).half().save_pretrained(tmp_path / "half")
+    if os.name != "nt":
+        (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "training_state").mkdir()
     (tmp_path / "state" / "training_state" / f"00000012-{16 * '0'}.pt").write_bytes(b"PK\x03\x04 and nothing more")
     return {
         ("--data", tmp_path / "nowhere.jsonl"): "no such file",
+        ("--data", tmp_path / "loop.jsonl"): "loop.jsonl",
         ("--data", tmp_path / "torn.jsonl"): "line 45 is not JSON",
         ("--data", tmp_path / "empty.jsonl"): "holds no examples",
         ("--data", tmp_path / "field.jsonl"): 'field.jsonl line 2 has no "target": there is "input", "output"',
@@ -57,6 +62,12 @@ def wrong_inputs(tmp_path, pairs):
         ("--template", "{input}"): "--template goes with --data",
         ("--answers", "4"): "--answers goes with --data",
         ("--epochs", "2"): "--epochs goes with --data",
+        ("--max-length", "64"): "--max-length goes with --data",
+        ("--data", pairs, "--task", "sort"): "--task makes its own examples: it does not go with --data",
+        ("--data", pairs, "--columns", "mr", "mr"): "--columns must name two columns, not mr twice",
+        ("--out", ""): "'' is no path",
+        ("--method", ""): "method must be one of full",
+        ("--base", tmp_path / "half", "--dtype", "bfloat16"): "--dtype bfloat16 does not go with a base in float16",
         ("--data", pairs, "--epochs", "2", "--steps", "9"): "not allowed with",
         ("--data", pairs, "--epochs", "0"): "--epochs must be at least 1",
         ("--data", pairs, "--batch-size", "0"): "--batch-size must be at least 1",
@@ -110,6 +121,12 @@ def wrong_inputs(tmp_path, pairs):
         ("--method", "prompt", "--init-from", tmp_path / "prefix"): "is above level 'prompt'",
         ("--method", "lora", "--init-from", tmp_path / "prefix"): "--init-from does not go with --method lora",
         ("--climb", "--resume", "--out", tmp_path / "nowhere"): "nothing to resume: there is no folder",
+        ("--method", "hard-prompt", "--lr", "1"): "--lr does not go with --method hard-prompt, which trains nothing",
+        ("--method", "hard-prompt", "--steps", "9"): "--steps does not go with --method hard-prompt",
+        ("--method", "hard-prompt", "--compile"): "--compile does not go with --method hard-prompt",
+        ("--method", "hard-prompt", "--search", "4", "--dtype", "bfloat16"):
+            "--dtype bfloat16 is for training, and hard-prompt trains nothing: --base-dtype bfloat16 computes in it",
+        ("--shard-base",): "--shard-base goes with several processes: torchrun",
         ("--method", "hard-prompt", "--keep-best"): "nothing to keep the best of: hard-prompt trains nothing",
         ("--resume", "--overwrite"): "not allowed with",
         ("--out", tmp_path / "prefix"): "holds a finished run: --overwrite replaces it",

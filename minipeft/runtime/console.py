@@ -77,8 +77,10 @@ def utf8_text(word: str) -> str:
 
 
 def local_path(word: str) -> str:
-    """Argument type of a file or folder. Refuses a Windows path on another system, where all of it
-    would be one name."""
+    """Argument type of a file or folder. Refuses an empty one, and a Windows path on another system,
+    where all of it would be one name."""
+    if not word:
+        raise argparse.ArgumentTypeError("'' is no path: it is empty")
     is_windows = "\\" in word or re.match("[A-Za-z]:/", word)
     if is_windows and os.name != "nt" and not os.path.exists(word):
         raise argparse.ArgumentTypeError(

@@ -35,8 +35,8 @@ PLAIN = "{input}"  # template: the input follows the document directly
 
 TRAINING = dict.fromkeys(  # flags of a distillation alone, and their values where they are not given
     ("data", "dev", "test", "columns", "limit", "template", "answers", "self_study", "seeds", "temperature",
-     "teacher_top_k", "steps", "epochs", "lr", "batch_size", "compile")) | dict.fromkeys(
-    ("keep_best", "gradient_checkpointing"), False) | {"dtype": "float32", "max_length": 1024}
+     "teacher_top_k", "steps", "epochs", "lr", "batch_size", "compile", "max_length")) | dict.fromkeys(
+    ("keep_best", "gradient_checkpointing"), False) | {"dtype": "float32"}
 FLAGS = {  # as argparse takes them
     "--document": {"metavar": "FILE", "type": local_path, "help": "a text to turn into a prefix of "
                    "--num-virtual-tokens rows (default: an eighth of its tokens)"},

@@ -95,6 +95,8 @@ class Job:
         self.args, self.folder, self.is_full = args, folder, trains_base(args.methods)
         trains = not args.eval_only and trains_anything(args.methods)
         self.is_sharded = processes.world_size() > 1 and trains and (self.is_full or args.shard_base)
+        if args.shard_base and processes.world_size() == 1:
+            raise Error("--shard-base goes with several processes: torchrun --nproc-per-node N train.py …")
         if self.is_sharded and args.compile:
             raise Error("--compile does not go with a sharded base, whose weights are gathered block by block")
         self.base, self.tokenizer = open_base(args, on_device=not self.is_sharded)

@@ -38,6 +38,9 @@ def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
     else:
         folder = find_base(args.base)
         base = GPT.from_pretrained(folder, dtype)
+    if args.dtype == "bfloat16" and args.device.type == "cpu" and base.wte.weight.dtype == torch.float16:
+        raise Error(f"--dtype bfloat16 does not go with a base in float16 on a CPU, as in {args.base}: "
+                    "add --base-dtype bfloat16")
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     tokenizer.stops = args.template.stops(tokenizer)  # a chat has an end mark of its own
     return base.to(args.device) if on_device else base, tokenizer
