@@ -58,11 +58,12 @@ def check_unmerged(base: GPT) -> None:
 
 
 class Attachment:
-    """Registration of an adapter at its base, until it is detached or deleted.
+    """Registration of an adapter at its base, until it is detached or deleted: either gives the base back.
 
     Raises Error if the base is merged, or if one of several adapters would train it."""
 
     original: dict[str, Tensor] = {}  # while merged: the base's weights without the change
+    copied = False  # a copy of a base keeps its state when the copy of the adapter goes
 
     def __init__(self, base: GPT, freezes_base: bool):
         self.base, self.freezes_base = base, freezes_base
@@ -76,7 +77,7 @@ class Attachment:
 
     def __setstate__(self, state: dict) -> None:
         """Of a copy, which keeps a merge: a merged base copied without its adapter stays as it is."""
-        vars(self).update(state)
+        vars(self).update(state, copied=True)
         if "attached" in vars(self.base):
             self.base.attached.add(self)
 
@@ -106,8 +107,12 @@ class Attachment:
             del self.base.attached
 
     def __del__(self):
-        if self.original and not sys.is_finalizing():
+        if sys.is_finalizing():
+            return
+        if self.copied:
             self.unmerge()
+        else:
+            self.detach()
 
 
 class Adapted(nn.Module):
@@ -230,6 +235,7 @@ class Adapted(nn.Module):
         whole base). base_fingerprint: fingerprint(base) if known. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
+        check_unmerged(self.base)  # its fingerprint would be of the merged weights
         self.method.save(self.base, folder, base_fingerprint)
 
     def detach(self) -> GPT:

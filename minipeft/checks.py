@@ -80,7 +80,7 @@ def as_path(name: str, value) -> Path:
 
 def check_base(base) -> None:
     """Raise Error unless `base` is a model.GPT."""
-    if not isinstance(base, torch.nn.Module) or not hasattr(base, "wte"):
+    if not isinstance(base, torch.nn.Module) or not hasattr(base, "through_compile"):
         raise Error(f"the base must be a GPT, as GPT.from_pretrained() opens it, not {shown(base)}")
 
 

@@ -127,6 +127,25 @@ def test_a_merged_adapter_takes_its_change_along(copied, base):
     assert adapt(base, "full").detach() is base
 
 
+def test_a_deleted_adapter_gives_the_base_back_as_a_detached_one_does(base):
+    adapt(base, "prefix", num_virtual_tokens=2).compile_blocks()
+    assert all(p.requires_grad for p in base.parameters()) and not base.through_compile
+    base.gradient_checkpointing()
+    base.requires_grad_(False)
+    adapt(base, "lora").detach()
+    assert base.checkpointed and not any(p.requires_grad for p in base.parameters())
+
+
+def test_an_adapter_cannot_be_saved_while_another_one_is_merged(base, tmp_path):
+    prompt = adapt(base, "prompt", num_virtual_tokens=2)
+    prompt.detach()
+    other = moved(adapt(base, "lora"))
+    other.merge()
+    with pytest.raises(Error, match="an adapter is merged into this base: unmerge it first"):
+        prompt.save(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_two_names_of_one_adapter_are_one(lora):
     before, other = weights(lora.base), copy.copy(lora)
     other.merge()
@@ -135,3 +154,10 @@ def test_two_names_of_one_adapter_are_one(lora):
     assert lora.merged
     lora.unmerge()
     assert_same(lora.detach(), before)
+
+
+def test_another_model_with_token_embeddings_is_no_base():
+    transformers = pytest.importorskip("transformers")
+    other = transformers.GPT2Model(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
+    with pytest.raises(Error, match="the base must be a GPT, as GPT.from_pretrained.. opens it, not <GPT2Model>"):
+        adapt(other, "lora")

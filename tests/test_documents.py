@@ -126,6 +126,8 @@ def test_matching_is_nearer_to_the_text_than_as_many_of_its_rows(nano):
     (lambda base: match(base, torch.arange(9), 3, choose="best"), "choose must be 'pursuit' or 'attention'"),
     (lambda base: match(base, torch.arange(9), 3, []), "at least one token"),
     (lambda base: match(base, torch.arange(9), 3, torch.arange(3)), "reference must be a list of texts"),
+    (lambda base: match(base, torch.arange(9), 3, [[1, 2]]), "reference must be a list of texts"),
+    (lambda base: match(base, torch.arange(9), 3, [torch.ones(3)]), "reference must be a list of texts"),
     (lambda base: matching.match_by_attention(base, torch.arange(9), 10), "1 … 9 rows can be kept, not 10"),
     (lambda base: adapt(base, "prompt").distil_from("x"), "the teacher must be a Prefix or None, not 'x'"),
     (lambda base: match(base, torch.arange(9), 3, [torch.tensor([], dtype=torch.int64)]), "at least one token"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from minipeft import GPT, adapt, generate
+from minipeft import GPT, Error, adapt, generate
 from minipeft.data import NANO
 from minipeft.data.encoding import question
 from minipeft.data.tasks import Example
@@ -53,3 +53,12 @@ def test_the_loss_is_the_models_own():
     targets = torch.where(torch.rand(3, 11) < 0.5, torch.randint(97, (3, 11)), -100)
     model = adapt(base, "prefix")
     assert evaluate(model, [(idx, targets)])[0] == pytest.approx(model.loss(idx, targets).item(), rel=1e-5)
+
+
+def test_a_model_trains_on_after_an_evaluation_that_fails():
+    model = adapt(tiny(), "lora", lora_dropout=0.5)
+    for token, message in ((200, "200"), (7, "nothing to evaluate: no target is supervised")):
+        idx = torch.full((2, 7), token)
+        with pytest.raises(Error, match=message):
+            evaluate(model, [(idx, torch.full_like(idx, -100))])
+        assert model.training and model.method.training

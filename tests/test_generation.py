@@ -61,6 +61,8 @@ def test_it_goes_on_from_one_step_to_the_next(base, idx):
     whole = generate(base, idx, 6)
     assert [t.tolist() for t in stream(base, idx, 6)] == whole[:, 11:].T.tolist()
     assert torch.equal(generate(base, idx, 0), idx)
+    padded = generate(base, idx[:2], 0, lengths=torch.tensor([3, 11]), stop_token=5)
+    assert torch.equal(padded[1], idx[1]) and padded[0].tolist() == [*idx[0, :3].tolist(), *8 * [5]]
 
 
 def test_a_stop_token_ends_a_row_and_fills_it_up(base, idx):

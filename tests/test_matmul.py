@@ -69,6 +69,14 @@ def test_a_bias_that_does_not_lie_in_one_piece(onednn):
 
 
 @needs_onednn
+def test_a_single_vector(onednn):
+    x, weight, bias = (t.requires_grad_() for t in tensors(1, 10, 8))
+    found = torch.autograd.grad(product(x[0], weight, bias).sum(), [x, weight, bias])
+    for a, b in zip(found, torch.autograd.grad(F.linear(x[0], weight, bias).sum(), [x, weight, bias]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@needs_onednn
 def test_second_and_forward_derivatives_and_torch_func(onednn):
     x, weight, bias = tensors(4, 6, 5)
 
@@ -167,6 +175,11 @@ def test_packed_weights_give_the_same_product_until_they_change(onednn, dtype):
         weight.requires_grad_()
         assert product(x, weight).requires_grad  # with gradients, the weight itself
     assert not matmul._packed
+    layer = torch.nn.Linear(32, 16, dtype=dtype)
+    with packed([layer.weight], rows=2), torch.no_grad():
+        layer.to(torch.float32 if dtype == torch.bfloat16 else torch.bfloat16)  # counts no version
+        x = x.to(layer.weight.dtype)
+        torch.testing.assert_close(product(x, layer.weight), F.linear(x, layer.weight), rtol=0, atol=0.1)
 
 
 @needs_onednn

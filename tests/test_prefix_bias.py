@@ -286,6 +286,8 @@ def test_a_prefix_that_does_not_fit_is_refused(change, message, idx):
     (dict(positions=48), "positions of a prefix must be 0 … 47 with a block size of 48, not 48"),
     (dict(positions=-1), "must be 0 … 47"),
     (dict(key_bias="yes"), "key_bias must be False or True, not 'yes'"),
+    (dict(prefix_projection="False"), "prefix_projection must be False or True, not 'False'"),
+    (dict(init=torch.ones(1, 5, 32, dtype=torch.int32)), "init must be 'random', 'vocab', token ids"),
     (dict(encoder_hidden_size=5), "encoder_hidden_size is the width of the MLP: it goes with prefix_projection"),
 ])
 def test_hyperparameters_that_do_not_fit_are_refused(h, message):

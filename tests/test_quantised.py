@@ -59,6 +59,14 @@ def test_the_dynamic_floats_are_those_of_their_paper():
     assert len(known) == 256 and torch.allclose(q.DYNAMIC.double(), torch.tensor(sorted(known)).double(), rtol=1e-6)
 
 
+def test_the_tables_are_float32_whatever_the_default():
+    code = ("import torch; torch.set_default_dtype({}); from minipeft.parts.quantised import DYNAMIC, NF4, PAIRS; "
+            "print(DYNAMIC.dtype, NF4.dtype, len(PAIRS))")
+    for dtype in ("torch.float64", "torch.bfloat16"):
+        found = subprocess.run([sys.executable, "-c", code.format(dtype)], capture_output=True, text=True, cwd=ROOT)
+        assert found.stdout.split() == ["torch.float32", "torch.float32", "256"], found.stderr
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_weight_gets_the_nearest_of_its_16_values(size):
     torch.manual_seed(0)
@@ -395,13 +403,20 @@ def test_merging_is_refused_where_it_would_change_a_quantised_weight(idx):
 def test_refusals():
     with pytest.raises(Error, match="^full fine-tuning changes every weight, and this base's are frozen in int8: "):
         adapt(quantised("learned", "int8"), "full")
-    with pytest.raises(Error, match="^dtype must be 'int8' or 'nf4', not 'fp4'$"):
+    with pytest.raises(Error, match="^dtype must be None or torch.float32 or .* or 'int8' or 'nf4', not 'fp4'$"):
         GPT.from_pretrained("nano", dtype="fp4")
     with pytest.raises(Error, match="^kind must be 'int8' or 'nf4', not 'bfloat16'$"):
         quantise_base(tiny(), "bfloat16")
     model = adapt(tiny(), "lora")
     with pytest.raises(Error, match="^an adapter is attached to this base: detach it, then quantise$"):
         quantise_base(model.base, "int8")
+    base = tiny()
+    quantise_base(base, "nf4")
+    with pytest.raises(Error, match="^this base is quantised already, in nf4$"):
+        quantise_base(base.float(), "int8")
+    assert base.wte.weight.dtype == torch.float32
+    with pytest.raises(Error, match="^dtype must be None or .*, not <dtype>$"):
+        GPT.from_pretrained("nano", dtype=torch.int8)
     base = model.base
     del model
     quantise_base(base, "int8")

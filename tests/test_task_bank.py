@@ -217,10 +217,13 @@ def test_a_long_prefix_takes_no_room_from_rows_without_it(base):
 
 @one_shape
 def test_a_merged_task_is_refused(base):
+    detached = adapt(base, "prompt", num_virtual_tokens=2)  # a bank converts it through the base's weights
+    detached.detach()
     model = moved(adapt(base, "lora"))
     model.merge()
-    with pytest.raises(Error, match="task 'a': it is merged into the base"):
-        TaskBank(base, {"a": model})
+    for task in (model, detached):
+        with pytest.raises(Error, match="an adapter is merged into this base: unmerge it first"):
+            TaskBank(base, {"a": task})
 
 
 @one_shape
@@ -240,8 +243,6 @@ def test_a_task_that_is_merged_later_is_refused_until_it_is_unmerged(base, idx):
 @one_shape
 def test_folders_leave_the_base_as_compiled_checkpointed_and_frozen_as_it_was(base, tmp_path):
     moved(adapt(base, "lora")).save(tmp_path)
-    del base.attached
-    base.requires_grad_(True)
     base.through_compile = base.checkpointed = True
     base.h[0].attn.backend = "split"
     for use in (lambda: TaskBank(base, {"a": tmp_path}), lambda: load_adapter(base, tmp_path).detach()):

@@ -65,8 +65,9 @@ def match(base: GPT, tokens: Tensor, P: int, reference: list[Tensor] | None = No
     check_rows(P, n)
     device, room = tokens.device, c.block_size - n
     texts = tokens.split(PIECE) if reference is None else reference
-    if not isinstance(texts, (list, tuple)):
-        raise Error(f"reference must be a list of texts (T,) int64, not {described(texts)}")
+    for x in texts if isinstance(texts, (list, tuple)) else [texts]:
+        if not isinstance(x, Tensor) or x.dim() != 1 or x.dtype != torch.int64 or x is texts:
+            raise Error(f"reference must be a list of texts (T,) int64, not {described(x)}")
     pieces = [piece for t in texts for piece in t.to(device).split(room) if len(piece)]
     if not pieces:
         raise Error("matching needs at least one token of a reference text")

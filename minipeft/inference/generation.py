@@ -38,9 +38,8 @@ def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 
     Raises Error when the new tokens do not fit the block size, or for an invalid setting.
     """
     steps = list(stream(model, idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths))
-    if not steps:
-        return idx
-    idx, new = idx.long(), torch.stack(steps, dim=1)  # (B, n)
+    idx = idx.long()
+    new = torch.stack(steps, dim=1) if steps else idx[:, :0]  # (B, n)
     if lengths is None:
         return torch.cat([idx, new], dim=1)
     (B, T), n = idx.shape, new.size(1)

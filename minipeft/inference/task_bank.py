@@ -57,12 +57,13 @@ class TaskBank:
 
     tasks: name -> an adapter folder, or an Adapted on this base. Every row's logits are those of
     its task alone, or of the base for None. Raises Error for adapters of another base, and for
-    methods that cannot be mixed, with the reason.
+    methods that cannot be mixed, with the reason, and while an adapter is merged into the base.
     """
 
     @torch.no_grad()
     def __init__(self, base: GPT, tasks: "dict[str, str | Path | Adapted]"):
         check_base(base)
+        check_unmerged(base)  # prompts are converted through its weights
         if not isinstance(tasks, dict) or not all(isinstance(name, str) for name in tasks):
             raise Error(f"tasks must be {{name: adapter folder or Adapted}}, not {shown(tasks)}")
         self.base, self.names = base, list(tasks)

@@ -134,7 +134,7 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
     if isinstance(init, str) and init == "vocab":
         return torch.randint(base.config.vocab_size, (P,))
     known = isinstance(init, Tensor) and init.dim() in (1, 3, 4, 6)
-    if not known or (init.dtype == torch.int64) != (init.dim() == 1):
+    if not known or not (init.dtype == torch.int64 if init.dim() == 1 else init.is_floating_point()):
         raise Error("init must be 'random', 'vocab', token ids (n,) int64 or a lower level of the ladder, "
                     f"not {described(init)}")
     if init.dim() == 1:

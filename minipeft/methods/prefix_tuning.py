@@ -103,8 +103,9 @@ class PrefixTuning(Method):
                  key_bias: bool = False, positions: int | None = None):
         super().__init__()
         one_of("space of a prefix", space, ("kv", "hidden"))
-        if not isinstance(key_bias, bool):
-            raise Error(f"key_bias must be False or True, not {shown(key_bias)}")
+        for name, value in (("prefix_projection", prefix_projection), ("key_bias", key_bias)):
+            if not isinstance(value, bool):
+                raise Error(f"{name} must be False or True, not {shown(value)}")
         if encoder_hidden_size is not None and not prefix_projection:
             raise Error("encoder_hidden_size is the width of the MLP: it goes with prefix_projection")
         bias = START_BIAS if isinstance(init, str) else 0.0  # that keys start from

@@ -25,12 +25,12 @@ PIECE = 2**19  # weights dequantised at a time: few enough to stay in the CPU's 
 NF4 = torch.tensor([  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], dtype=torch.float32)
 PAIRS = torch.cartesian_prod(NF4, NF4).view(torch.int64).flatten()  # by byte: both values, two float32 as one int64
 # dynamic 8-bit floats (1511.04561 §2.2): exponent e - 6 has 2**e fractions
-EDGES = [torch.linspace(0.1, 1, 2**e + 1) for e in range(7)]
+EDGES = [torch.linspace(0.1, 1, 2**e + 1, dtype=torch.float32) for e in range(7)]
 POSITIVE = torch.cat([10.0 ** (e - 6) * ((x[:-1] + x[1:]) / 2) for e, x in enumerate(EDGES)])
-DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0])]).sort().values
+DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0], dtype=torch.float32)]).sort().values
 
 
 def nearest_codes(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

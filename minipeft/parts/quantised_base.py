@@ -13,6 +13,7 @@ from ..files.tensors import Lazily
 from .quantised import QUANTISED, QuantisedLinear, quantise
 
 Model = TypeVar("Model", bound=nn.Module)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 BASE_DTYPES = ("float32", "bfloat16", *QUANTISED)  # --base-dtype
 
 
@@ -34,9 +35,9 @@ def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | st
     To quantise, each matrix is rounded to bfloat16 and quantised as soon as it is read: a float32 base and its
     bfloat16 copy give the same codes, and the unquantised base is never in memory as a whole (from .safetensors; a
     .bin is read at once). The matrices are read a second time for the fingerprint. Raises Error as
-    huggingface.read_base does, and for any other string as dtype.
+    huggingface.read_base does, and for any other dtype.
     """
-    kind = None if dtype is None or isinstance(dtype, torch.dtype) else one_of("dtype", dtype, QUANTISED)
+    kind = dtype if one_of("dtype", dtype, (None, *DTYPES, *QUANTISED)) in QUANTISED else None
     made = {}  # name of a matrix: its quantised tensors
 
     def convert(name: str, t: Tensor) -> Tensor:
@@ -70,6 +71,8 @@ def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def quantise_base(base: nn.Module, kind: str) -> None:
     """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
     one_of("kind", kind, QUANTISED)
+    if vars(base).get("quantised"):
+        raise Error(f"this base is quantised already, in {base.quantised.kind}")
     if vars(base).get("attached"):
         raise Error("an adapter is attached to this base: detach it, then quantise")
     if "attached" in vars(base):  # of adapters that are gone

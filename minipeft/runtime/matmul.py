@@ -96,9 +96,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        rows = dy.flatten(0, -2)
+        rows = dy.reshape(-1, dy.size(-1))
         dx = product(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dweight = product(rows.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        dweight = product(rows.t(), x.reshape(-1, x.size(-1)).t()) if ctx.needs_input_grad[1] else None
         return dx, dweight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
@@ -140,4 +140,5 @@ def _copy_of(weight: Tensor, x: Tensor) -> Tensor | None:
     version, copy = _packed.get(id(weight), (None, None))
     if copy is None:  # an inference tensor, say, which has no version
         return None
-    return copy if version == weight._version and not torch.is_autocast_enabled("cpu") else None
+    same = version == weight._version and copy.dtype == weight.dtype  # .to() counts no version
+    return copy if same and not torch.is_autocast_enabled("cpu") else None

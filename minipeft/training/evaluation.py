@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
+from ..checks import Error
 from ..data.encoding import Batch, Encoded, collate, question, tokenize
 from ..data.tasks import Example
 from ..data.template import ARROW, Template
@@ -37,32 +38,37 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     model: a base or an Adapted. Exact match: the share of examples whose every supervised token is
     the most likely one given those before it, as greedy decoding would have it. Logits are computed
     for supervised positions alone. Several processes share the batches and return the same figures.
+    Raises Error where no position is supervised.
     """
     base, slots = (model, Slots) if isinstance(model, GPT) else (model.base, model.slots)
     was_training = model.training
     model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
     batches, device = list(local_batches(list(batches))), base.wte.weight.device
-    bar = progress(batches, desc="evaluating", unit="batch", leave=False, delay=1)
-    for (idx, targets), counts in bar:
-        idx, targets = idx.to(device), targets.to(device)
-        supervised = targets != -100
-        x, wanted = base.hidden(idx, *slots())[supervised], targets[supervised]  # (n, C), (n,)
-        if not counts:
-            continue
-        right, predicted = torch.ones_like(supervised), []
-        for x_chunk, wanted_chunk in zip(x.split(POSITIONS_CHUNK), wanted.split(POSITIONS_CHUNK), strict=True):
-            logits = product(x_chunk, base.head).float()  # (CHUNK, V)
-            loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
-            predicted.append(logits.argmax(dim=-1))
-        right[supervised] = torch.cat(predicted) == wanted
-        tokens += len(wanted)
-        exact += int(right.all(dim=1).sum())
-        examples += len(idx)
-    reshard(base)
-    model.train(was_training)
+    try:
+        bar = progress(batches, desc="evaluating", unit="batch", leave=False, delay=1)
+        for (idx, targets), counts in bar:
+            idx, targets = idx.to(device), targets.to(device)
+            supervised = targets != -100
+            x, wanted = base.hidden(idx, *slots())[supervised], targets[supervised]  # (n, C), (n,)
+            if not counts:
+                continue
+            right, predicted = torch.ones_like(supervised), []
+            for x_chunk, wanted_chunk in zip(x.split(POSITIONS_CHUNK), wanted.split(POSITIONS_CHUNK), strict=True):
+                logits = product(x_chunk, base.head).float()  # (CHUNK, V)
+                loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
+                predicted.append(logits.argmax(dim=-1))
+            right[supervised] = torch.cat(predicted) == wanted
+            tokens += len(wanted)
+            exact += int(right.all(dim=1).sum())
+            examples += len(idx)
+    finally:
+        reshard(base)
+        model.train(was_training)
     sums = all_reduce_sum(torch.tensor([loss, tokens, exact, examples], dtype=torch.float64))
     loss, tokens, exact, examples = sums.tolist()
+    if not tokens:
+        raise Error("nothing to evaluate: no target is supervised")
     return loss / tokens, exact / examples
 
 
