@@ -62,7 +62,8 @@ def arguments(argv) -> argparse.Namespace:
     add("--template", metavar="TEXT", type=utf8_text,
         help='a text with {input}, the place of the prompt, or "chat" (default: {input} alone; of an adapter with '
              "virtual tokens in the text its own)")
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="at most (default: 64)")
+    add("--max-new-tokens", type=int, default=64, metavar="N",
+        help="at most, up to the end of the block size (default: 64)")
     add("--temperature", type=float, default=0.0,
         help="0 (the default): the most likely token; 1: sample from the model's probabilities")
     add("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
@@ -108,7 +109,9 @@ def complete(args) -> None:
     if not ids:
         raise Error("--prompt is empty: it needs at least one token to go on from")
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
-    settings = (args.max_new_tokens, args.temperature, args.top_k, args.top_p, stops)
+    taken = max((model.method.positions_taken for model in models if model is not base), default=0)
+    room = base.config.block_size - taken - len(ids) + 1  # the last token is output only
+    settings = (min(args.max_new_tokens, max(1, room)), args.temperature, args.top_k, args.top_p, stops)
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""

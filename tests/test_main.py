@@ -56,6 +56,7 @@ def test_it_streams_what_generate_says(adapters, capsys):
     torch.manual_seed(4)
     drawn = generate(base, asked, 7, temperature=1.0, top_k=9, top_p=0.9, stop_token=tokenizer.end)
     assert printed == tokenizer.decode(drawn[0, asked.size(1) :].tolist()) + "\n"
+    assert call(capsys, "generate", "--adapter", adapters / "prompt", "--prompt", "1" * 500)[0] == 0  # to its end
 
 
 def test_a_base_with_a_tokenizer_streams_what_it_decodes(tmp_path, capsys):
@@ -224,7 +225,7 @@ def test_nearest_tokens_are_the_nearest():
         (["generate", "--prompt", "x", "--topk", "2"], "unrecognized arguments: --topk 2 (did you mean '--top-k'?)"),
         (["generate", "--prompt", "\udce9"], "argument --prompt: '·' is not UTF-8"),
         (["generate", "--prompt", "x", "--top-p", "2"], "at most 1"),
-        (["generate", "--prompt", "x", "--max-new-tokens", "600"], "block size of 512"),
+        (["generate", "--prompt", "x" * 600], "block size of 512"),
         (["generate", "--prompt", "x", "--device", "tpu"], "cannot be used"),
         (["generate", "--prompt", "x", "--base", "nowhere"], "no base at nowhere"),
     ],
