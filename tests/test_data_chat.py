@@ -129,6 +129,15 @@ def test_a_chat_template_that_fails_is_refused_in_one_line(source, message, fold
     assert question(Example("a", "b"), t)  # only a chat needs it
 
 
+@pytest.mark.parametrize("source, said", [
+    ('{{ strftime_now("%d %B %Y") }}', "26 July 2024"),  # SmolLM3
+    ('{% if strftime_now is defined %}{{ strftime_now("%d %b %Y") }}{% else %}26 Jul 2024{% endif %}', "26 Jul 2024"),
+    ('{% if strftime_now is not defined %}never{% endif %}', "never"),
+])
+def test_a_chat_template_has_the_same_date_every_day(source, said, folder):
+    assert with_chat_template(folder, source).chat.prompt([("user", "a")]) == said
+
+
 def test_several_chat_templates_by_name_none_and_a_missing_package(folder, monkeypatch):
     named = [{"name": "tool_use", "template": "{{ x.y.z }}"}, {"name": "default", "template": SYSTEM}]
     t = with_chat_template(folder, named)

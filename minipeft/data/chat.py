@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from ..checks import Error, shown
 from ..files.atomic import file_exists, read_json
 
 ANSWER = "its-answer"
+DATE = datetime(2024, 7, 26)  # also the default of Llama 3's templates
 
 
 class ChatTemplate:
     """The template of chat_template.jinja or tokenizer_config.json, as transformers renders it.
 
-    It is not told the date (`strftime_now`), which would make every day's prompts different.
+    It is not told today's date (`strftime_now`), which would make every day's prompts different:
+    a template that asks whether it is defined takes its own default, any other gets DATE.
     Raises Error where jinja2 is missing, or for a template that is none.
     """
 
@@ -32,6 +35,8 @@ class ChatTemplate:
         sandbox = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         sandbox.globals["raise_exception"] = refuse
+        if not re.search(r"\bstrftime_now\s+is\s+(not\s+)?defined\b", source):
+            sandbox.globals["strftime_now"] = DATE.strftime
         sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja's escapes HTML
         # transformers' own tag around an answer, which only marks it for a loss
         source = re.sub(r"({%[-+]?\s*)generation\b", r"\1if true", source)
