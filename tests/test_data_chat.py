@@ -138,6 +138,30 @@ def test_a_chat_template_has_the_same_date_every_day(source, said, folder):
     assert with_chat_template(folder, source).chat.prompt([("user", "a")]) == said
 
 
+NAMED = {"image_token": "<|im_start|>", "audio": {"content": "<|im_start|>", "__type": "AddedToken"}}
+
+
+@pytest.mark.parametrize("config, older", [
+    ({}, {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}),
+    ({"bos_token": "<|im_start|>", "eos_token": "<|im_start|>"}, {"bos_token": "<|endoftext|>", "eos_token": None}),
+    ({"added_tokens_decoder": {}, "eos_token": "<|im_end|>"}, {"bos_token": "<|endoftext|>", "eos_token": "x"}),
+    ({"eos_token": "<|im_end|>", "extra_special_tokens": NAMED}, {"boi_token": "<|endoftext|>"}),
+    ({"eos_token": "<|im_end|>", "model_specific_special_tokens": NAMED, "extra_special_tokens": ["x"]}, {}),
+])
+def test_special_tokens_are_those_that_transformers_reads(config, older, folder):
+    transformers = pytest.importorskip("transformers")
+    source = "".join(f"[{{{{ {name} }}}}]" for name in ("bos_token", "eos_token", "boi_token", *NAMED))
+    config = config | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": source}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps(older))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    t, messages = tokenizer_for(300, folder), [{"role": "user", "content": "a"}]
+    assert t.chat.prompt([("user", "a")]) == theirs.apply_chat_template(messages, tokenize=False)
+    if theirs.eos_token:
+        (folder / "config.json").unlink()
+        assert tokenizer_for(300, folder).stops == [theirs.eos_token_id]
+
+
 def test_several_chat_templates_by_name_none_and_a_missing_package(folder, monkeypatch):
     named = [{"name": "tool_use", "template": "{{ x.y.z }}"}, {"name": "default", "template": SYSTEM}]
     t = with_chat_template(folder, named)

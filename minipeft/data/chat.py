@@ -65,9 +65,7 @@ class ChatTemplate:
             return None
         if not isinstance(source, str):
             raise Error(f"{path}: chat_template must be a text, not {shown(source)}")
-        tokens = {name: t.get("content") if isinstance(t, dict) else t
-                  for name, t in config.items() if name.endswith("_token")}
-        return cls(path, source, {name: t for name, t in tokens.items() if isinstance(t, str)})
+        return cls(path, source, read_special_tokens(folder))
 
     def prompt(self, turns) -> str:
         """The text of (role, content) turns, up to where the assistant's answer begins."""
@@ -90,3 +88,17 @@ class ChatTemplate:
     def _error(self, e: Exception, given: str = "") -> Error:
         reason = " ".join(str(e).split())[:200]
         return Error(f"the chat template of {self.path} fails{given}: {type(e).__name__}: {reason}")
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a folder's files name, bos_token and others, as transformers reads them."""
+    config, older = (read_json(path) if file_exists(path) else {} for path in
+                     (folder / "tokenizer_config.json", folder / "special_tokens_map.json"))
+    tokens = {}
+    for file in (config,) if "added_tokens_decoder" in config else (config, older):
+        tokens |= {name: t for name, t in file.items() if name.endswith("_token")}
+        for name in ("model_specific_special_tokens", "extra_special_tokens"):
+            named = file.get(name)
+            tokens |= named if isinstance(named, dict) else {}  # else a list, without names
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}

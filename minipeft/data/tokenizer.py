@@ -24,7 +24,7 @@ from ..checks import Error, shown
 from ..files.atomic import file_exists, read_json, write_atomically, write_json
 from ..files.tensors import library_errors
 from ..runtime.console import printable
-from .chat import ChatTemplate
+from .chat import ChatTemplate, read_special_tokens
 
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -133,16 +133,14 @@ class FileTokenizer:
                             f"of them, not {shown(found)}")
             if stops:
                 return stops
-        path = self.folder / "tokenizer_config.json"
-        token = read_json(path).get("eos_token") if file_exists(path) else None
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str):
+        token = read_special_tokens(self.folder).get("eos_token")
+        if token is None:
             raise Error(f"{self.folder} does not say what ends an answer: no eos_token_id in "
                         "(generation_)config.json, no eos_token in tokenizer_config.json")
-        with library_errors(f"{path}: its eos_token {shown(token)} is no text"):
+        with library_errors(f"{self.folder}: its eos_token {shown(token)} is no text"):
             end = self._tokenizer.token_to_id(token)
         if end is None:
-            raise Error(f"{path}: its eos_token {shown(token)} is no token of tokenizer.json")
+            raise Error(f"{self.folder}: its eos_token {shown(token)} is no token of tokenizer.json")
         return [end]
 
 
