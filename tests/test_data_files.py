@@ -109,6 +109,19 @@ def test_what_is_left_out_is_said(tmp_path, capfd):
     assert capfd.readouterr().err == f'note: {path}: of 3 examples, left out: "id" (in 3)\n'
 
 
+def test_what_is_left_out_of_messages_is_said(tmp_path, capfd):
+    user, answer = {"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b"}
+    called = answer | {"tool_calls": [{"id": 1}], "reasoning_content": ""}
+    rows = [{"messages": [user, called, user, called], "name": "x"}, {"messages": [user | {"name": None}, called]}]
+    path = lines(tmp_path / "a.jsonl", *rows, {"messages": [user | {"name": ""}, answer]})
+    read_examples(path)
+    assert capfd.readouterr().err == f'note: {path}: of 3 examples, left out: "tool_calls" (in 2), "name" (in 1)\n'
+    shared = {"conversations": [{"from": "human", "value": "a", "role": "user"}, {"from": "gpt", "value": "b"}]}
+    for row, name in ((shared, "role"), ({"prompt": [user], "completion": [answer]}, "name")):
+        read_examples(lines(path, row))
+        assert capfd.readouterr().err == f'note: {path}: of 1 examples, left out: "{name}" (in 1)\n'
+
+
 @pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "tokenizer.json"])
 def test_a_pipe_in_place_of_a_file_is_not_opened(name, tmp_path):
     os.mkfifo(tmp_path / name)

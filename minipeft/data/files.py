@@ -53,7 +53,9 @@ def read_examples(path, columns: tuple[str, str] | None = None) -> list[Example]
         has_input = form == ALPACA and not columns and row.get("input")
         used = ("instruction", "input", "output") if has_input else form
         e = _example(row, used, where)
-        left_out.update(k for k in row if k not in used and row[k] not in ("", None, [], {}))
+        messages = [m for k in used if isinstance(row[k], list) for m in row[k]]
+        unread = [_unread(row, used), *(_unread(m, _keys(m)) for m in messages)]
+        left_out.update(dict.fromkeys(chain.from_iterable(unread), 1))
         try:
             texts = [e.input or "", e.target, *(text for turn in e.turns for text in turn)]
             "".join(texts).encode("utf-8")
@@ -81,6 +83,16 @@ def _form(names, where: str) -> tuple[str, ...]:
                 f"there is {_names(names)}")
 
 
+def _unread(fields: dict, used: tuple[str, ...]) -> list[str]:
+    """Names of the fields that hold something and are not among those used."""
+    return [k for k in fields if k not in used and fields[k] not in ("", None, [], {})]
+
+
+def _keys(message: dict) -> tuple[str, str]:
+    """Names of the speaker and the text of a message."""
+    return ("from", "value") if "from" in message else ("role", "content")
+
+
 def _example(row: dict, names: tuple[str, ...], where: str) -> Example:
     if names in CHATS:
         return _conversation(row[names[0]], names[0], where)
@@ -103,7 +115,7 @@ def _conversation(messages, name: str, where: str) -> Example:
         raise Error(f'{where}: "{name}" must be a list of {{"role": …, "content": …}}')
     turns = []
     for m in messages:
-        role, content = ("from", "value") if "from" in m else ("role", "content")
+        role, content = _keys(m)
         speaker = _field(m, role, where)
         turns.append((ROLES.get(speaker, speaker), _field(m, content, where)))
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
