@@ -131,6 +131,22 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(folder):
         tokenizer_for(299, folder)
 
 
+def test_added_tokens_beyond_the_model_are_no_part_of_a_text(folder):
+    """As in Gemma 3's text models, whose file has <image_soft_token> behind the model's last id."""
+    plain, image = tokenizer_for(300, folder), "<image_soft_token>"
+    beyond = dict(id=300, content=image, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    changed_tokenizer(folder, lambda t: t["added_tokens"].append(beyond))
+    t = tokenizer_for(300, folder)
+    assert (t.vocab_size, t.marks, t.stops, t.encode("a cat")) == (300, plain.marks, [2], plain.encode("a cat"))
+    with pytest.raises(Error, match=f"'a {image}' holds '{image}': its id is 300, and the model has 300$"):
+        t.encode(f"a {image}")
+    assert tokenizer_for(301, folder).encode(image) == [300]
+    (folder / "config.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": image}))
+    with pytest.raises(Error, match=f"its eos_token '{image}' is no token of the model"):
+        tokenizer_for(300, folder)
+
+
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.model"])
 def test_a_tokenizer_of_an_older_kind_is_named(name, tmp_path):
     (tmp_path / name).write_text("{}")

@@ -56,7 +56,8 @@ class ByteTokenizer:
 class FileTokenizer:
     """A Hugging Face folder's tokenizer.json, and the end marks that the files beside it name.
 
-    vocab_size is the model's, ids without a token included. Raises Error when the package is
+    vocab_size is the model's, ids without a token included. Added tokens may lie beyond it, as the
+    marks of images in a text model's file: no text may hold one. Raises Error when the package is
     missing, a file is torn, the vocabulary is another model's, or no file names an end mark.
     """
 
@@ -78,13 +79,13 @@ class FileTokenizer:
         ids = self._tokenizer.get_vocab(with_added_tokens=False).values()
         if len(set(ids)) < len(ids):
             raise Error(f"{path} gives one id to several tokens")
-        n = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        n = max(ids, default=-1) + 1
         if n > vocab_size:  # fewer are usual: models round their vocabulary up, some by thousands
             raise Error(f"{path} has {n} ids and the model {vocab_size}: it must be the model's "
                         "own (as many, or fewer)")
         self.folder, self.vocab_size = Path(folder), vocab_size
         added = self._tokenizer.get_added_tokens_decoder()
-        self.marks = {i: token.content for i, token in added.items()}
+        self.marks = {i: token.content for i, token in added.items() if i < vocab_size}
         self.stops = self._read_stops()
         marked = self._encode("a", add_special_tokens=True)
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
@@ -101,7 +102,11 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         _utf8(text)
-        return self._encode(text, add_special_tokens=False).ids
+        ids = self._encode(text, add_special_tokens=False).ids
+        if (last := max(ids, default=0)) >= self.vocab_size:
+            raise Error(f"{shown(text)} holds {shown(self._tokenizer.id_to_token(last))}: its id is "
+                        f"{last}, and the model has {self.vocab_size}")
+        return ids
 
     def _encode(self, text: str, add_special_tokens: bool):
         with library_errors(f"{self.folder / 'tokenizer.json'} cannot encode {shown(text)}"):
@@ -139,8 +144,8 @@ class FileTokenizer:
                         "(generation_)config.json, no eos_token in tokenizer_config.json")
         with library_errors(f"{self.folder}: its eos_token {shown(token)} is no text"):
             end = self._tokenizer.token_to_id(token)
-        if end is None:
-            raise Error(f"{self.folder}: its eos_token {shown(token)} is no token of tokenizer.json")
+        if end is None or end >= self.vocab_size:
+            raise Error(f"{self.folder}: its eos_token {shown(token)} is no token of the model")
         return [end]
 
 
