@@ -304,6 +304,16 @@ def test_only_examples_that_are_too_long_are_tokenised_again(tmp_path):
     assert {tokenizer.calls[text] for text in fitting} == {1} and max(tokenizer.calls.values()) > 1
 
 
+def test_a_text_of_twice_the_length_is_divided_in_twice_the_time():
+    read = []
+    for size in (4000, 8000):
+        tokenizer = CountingTokenizer()
+        pieces, _ = fitted_examples([Example(None, "ab c" * (size // 4))], tokenizer, 51, 10)
+        assert len(pieces) == size // 40
+        read.append(sum(len(text) * n for text, n in tokenizer.calls.items()))
+    assert read[1] < 2.1 * read[0]
+
+
 def test_data_fitted_to_another_number_of_virtual_tokens_is_as_if_read_for_it(tmp_path):
     path = pairs_of(tmp_path, "long", 30, long=3)
     data, other = (FileData(path, TOKENIZER, PLAIN, 0, 8, 64, P) for P in (30, 8))

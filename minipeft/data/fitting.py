@@ -67,15 +67,20 @@ def _shorten(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
 
 def _divide(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
     """Consecutive pieces of a text, of which only the last one ends; empty if no character fits."""
-    pieces, start = [], 0
-    while start < len(e.target):
-        rest = e.target[start:]
-        if fits(e._replace(target=rest)):
-            return [*pieces, e._replace(target=rest)]
-        n = most(len(rest) - 1, lambda n, rest=rest: fits(e._replace(target=rest[:n], ends=False)))
+    pieces, start, size = [], 0, len(e.target)
+
+    def piece(n: int) -> Example:
+        return e._replace(target=e.target[start : start + n], ends=e.ends and start + n == size)
+
+    while start < size:
+        rest = size - start
+        n = most(rest - 1, lambda n: fits(piece(n)))
+        # may fit where a part of it, with a mark cut in two, does not; every rest would take quadratic time
+        if rest <= 2 * n + 100 and fits(piece(rest)):
+            n = rest
         if n == 0:
             return []
-        pieces.append(e._replace(target=rest[:n], ends=False))
+        pieces.append(piece(n))
         start += n
     return pieces
 
