@@ -109,6 +109,20 @@ def test_the_folders_chat_template_is_what_transformers_makes_of_it(source, file
     assert chat.stops(t) == [2, 0]
 
 
+@pytest.mark.parametrize("source, answer", [(LLAMA, " sat"), (SYSTEM, "sat")])
+def test_an_answer_has_the_space_that_the_template_puts_before_it(source, answer, folder):
+    """Where the tokenizer adds a space to texts: its own there would be one too many, or the only one."""
+    path = folder / "tokenizer.json"
+    with_space = json.loads(path.read_text())
+    with_space["pre_tokenizer"]["add_prefix_space"] = True
+    path.write_text(json.dumps(with_space))
+    t, chat = with_chat_template(folder, source), Template("chat")
+    r = tokenize(Example("a hat", "sat"), t, chat)
+    whole = t.encode(chat.fill(r.example, t.chat) + answer)
+    assert [*r.prompt, *r.completion] == [*whole, 2] and r.example.target == "sat"
+    assert list(tokenize(Example(None, "sat"), t, chat).completion) == [*t.encode("sat"), 2]
+
+
 @pytest.mark.parametrize(
     "source, message",
     [

@@ -6,12 +6,13 @@ import sys
 from random import Random
 
 import pytest
-from folders import PLAIN, WORDS, fitted_examples, lines, tokenizer_folder, with_bos
+from folders import MARKS, PLAIN, WORDS, fitted_examples, lines, tokenizer_folder, with_bos
 
 from minipeft import Error
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, encode
 from minipeft.data.encoding import question, tokenize
+from minipeft.data.fitting import fit
 from minipeft.data.tasks import Example
 from minipeft.data.template import Template
 from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
@@ -70,6 +71,54 @@ def test_question_and_answer_are_tokenised_apart(folder):
     idx, targets = encode([Example("t", "he")], tokenizer, Template("{input}"))
     row = [*tokenizer.encode("t"), *tokenizer.encode("he"), 2]
     assert idx.tolist() == [row[:-1]] and targets.tolist() == [row[1:]]
+
+
+def adds_space(folder, kind):
+    """A tokenizer that puts a space before a text, as Llama 2's (prepend) and Mistral's; the folder of it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    spaces, byte_level = tokenizers.pre_tokenizers.Metaspace, tokenizers.pre_tokenizers.ByteLevel
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    if kind == "prepend":
+        steps = tokenizers.normalizers
+        bpe.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
+    else:
+        bpe.pre_tokenizer = byte_level(True) if kind == "bytes" else spaces(prepend_scheme=kind, split=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel() if kind == "bytes" else tokenizers.decoders.Metaspace()
+    alphabet = byte_level.alphabet() if kind == "bytes" else list("\n: ->.[]/INST")
+    bpe.train_from_iterator([*WORDS, "the hat"] * 3, tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=MARKS, show_progress=False, initial_alphabet=alphabet))
+    bpe.save(str(folder / "tokenizer.json"))
+    with_bos(folder)
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+SPACES = ["prepend", "first", "always", "bytes"]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_text_that_goes_on_is_tokenised_as_in_the_whole_text(kind, folder):
+    theirs = adds_space(folder, kind)
+    t = tokenizer_for(theirs.get_vocab_size(), folder)
+    V, start = t.vocab_size, theirs.encode("hat\n").ids
+    for target in ("the cat", " the cat", ": cat", "cat\n"):
+        for prompt in ("hat\n", "hat:", "hat", "a <|im_start|>", "hat\n<|im_start|>", ""):
+            r = tokenize(Example(prompt, target), t, Template("{input}"))
+            assert [*r.prompt, *r.completion] == [*theirs.encode(prompt + target).ids, 2]
+        r = tokenize(Example("hat\n", target), t, Template("{input}{soft}cat:", 2))
+        rest = theirs.encode(f"hat\ncat:{target}").ids[len(start) :]
+        assert [*r.prompt, *r.completion] == [*start, V, V + 1, *rest, 2]
+    assert question(Example("the", ""), t, Template("{soft}{input}", 1)) == [0, V, *t.encode("the")]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_pieces_of_a_text_have_no_spaces_of_their_own(kind, folder):
+    theirs = adds_space(folder, kind)
+    text = "the cat sat on the mat\nand a hat: " * 9 + "end"
+    t = tokenizer_for(theirs.get_vocab_size(), folder)
+    pieces, _ = fit([tokenize(Example(None, text), t)], t, 12, 0)
+    ids = [i for r in pieces for i in r.completion]
+    assert len(pieces) > 5 and max(r.length for r in pieces) == 12
+    assert theirs.decode(ids) == theirs.decode(theirs.encode(text).ids)
 
 
 def test_cut_inputs_fit_when_they_are_tokenised_again(folder):

@@ -72,10 +72,22 @@ class ChatTemplate:
         return self._render(turns, add_generation_prompt=True)
 
     @cached_property
+    def opening(self) -> str:
+        """The spaces between a prompt and the assistant's answer: " " in Llama 2's, "" in most."""
+        prompt = self.prompt([("user", "a")])
+        between = self._answered[0].removeprefix(prompt)
+        return between if between.isspace() else ""
+
+    @cached_property
     def ending(self) -> str:
         """The text that follows the assistant's answer."""
+        return self._answered[2]
+
+    @cached_property
+    def _answered(self) -> tuple[str, str, str]:
+        """The text up to an answer, the answer, and the text behind it."""
         text = self._render([("user", "a"), ("assistant", ANSWER)], add_generation_prompt=False)
-        return text.partition(ANSWER)[2]
+        return text.partition(ANSWER)
 
     def _render(self, turns, add_generation_prompt: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]

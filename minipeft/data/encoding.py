@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks import Error
 from .tasks import Example
 from .template import ARROW, Template
-from .tokenizer import Tokenizer, with_begin
+from .tokenizer import Tokenizer, encode_behind, with_begin
 
 IGNORED = -100  # target of a position that is not supervised
 Batch = tuple[Tensor, Tensor]  # idx, targets (B, T) int64
@@ -52,14 +52,16 @@ def prompt_ids(example: Example, tokenizer: Tokenizer, template: Template = ARRO
     first, *behind = template.pieces(example, chat)  # a folder's chat template writes its begin mark itself
     ids = with_begin(tokenizer, first) if chat is None else tokenizer.encode(first)
     for text in behind:  # the ids that slots.SoftTokens replaces by vectors
-        ids = [*ids, *range(tokenizer.vocab_size, tokenizer.vocab_size + template.num_soft), *tokenizer.encode(text)]
+        soft = range(tokenizer.vocab_size, tokenizer.vocab_size + template.num_soft)
+        ids = [*ids, *soft, *encode_behind(tokenizer, ids, text)]
     return ids
 
 
-def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> Encoded:
+def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW, before=()) -> Encoded:
     """Tokenise an example: prompt and completion separately, so that no token spans the two.
 
-    A begin or end mark that the target's text already holds is removed first.
+    before: ids of the piece before this one, of a text that was divided. A begin or end mark that
+    the target's text already holds is removed first.
     """
     stops = template.stops(tokenizer)
     begin, ends = mark_texts(tokenizer, stops)
@@ -68,9 +70,10 @@ def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW)
         target = target.rstrip()
         target = next(target.removesuffix(end) for end in ends if target.endswith(end))
     example = example._replace(target=target)
-    completion = tokenizer.encode(target) + (stops[:1] if example.ends else [])
-    prompt = question(example, tokenizer, template)
-    return Encoded(example, array("i", prompt), array("i", completion))
+    prompt = prompt_ids(example, tokenizer, template)
+    opening = "" if example.input is None else template.opening(tokenizer)
+    completion = encode_behind(tokenizer, before or prompt, opening + target) + (stops[:1] if example.ends else [])
+    return Encoded(example, array("i", prompt or [tokenizer.end]), array("i", completion))
 
 
 def without_soft(record: Encoded, tokenizer: Tokenizer) -> Encoded:

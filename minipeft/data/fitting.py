@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..checks import Error
-from .encoding import Encoded, length, question, tokenize
+from .encoding import Encoded, question, tokenize
 from .tasks import Example
 from .template import ARROW, Template
 from .tokenizer import Tokenizer
@@ -29,17 +29,18 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
             fitted.append(r)
             continue
         if e.input is None:
-            pieces = _divide(e, lambda e: length(e, tokenizer, template) <= room)
+            pieces = _divide(e, tokenizer, template, room)
             tokens, target = len(tokenizer.encode(target[0])), target[0]  # one character has to fit
         else:
             left = room - tokens
-            pieces = _shorten(e, lambda e, n=left: _fits(e, tokenizer, template, n))
+            shorter = _shorten(e, lambda e, n=left: _fits(e, tokenizer, template, n))
+            pieces = [tokenize(e, tokenizer, template) for e in shorter]
         if not pieces:
             empty = e._replace(input=e.input and "", turns=())
             least = len(question(empty, tokenizer, template)) + tokens
             raise Error(f"{num_virtual_tokens} virtual tokens and {least} of template and target "
                         f"({ascii(target[:30])}) do not fit the block size of {block_size}")
-        fitted += [tokenize(piece, tokenizer, template) for piece in pieces]
+        fitted += pieces
         cut += 1
     return fitted, cut
 
@@ -65,18 +66,19 @@ def _shorten(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
     return [e._replace(input=e.input[len(e.input) - n :])]
 
 
-def _divide(e: Example, fits: Callable[[Example], bool]) -> list[Example]:
+def _divide(e: Example, tokenizer: Tokenizer, template: Template, room: int) -> list[Encoded]:
     """Consecutive pieces of a text, of which only the last one ends; empty if no character fits."""
     pieces, start, size = [], 0, len(e.target)
 
-    def piece(n: int) -> Example:
-        return e._replace(target=e.target[start : start + n], ends=e.ends and start + n == size)
+    def piece(n: int) -> Encoded:
+        part = e._replace(target=e.target[start : start + n], ends=e.ends and start + n == size)
+        return tokenize(part, tokenizer, template, before=pieces[-1].completion if pieces else ())
 
     while start < size:
         rest = size - start
-        n = most(rest - 1, lambda n: fits(piece(n)))
+        n = most(rest - 1, lambda n: piece(n).length <= room)
         # may fit where a part of it, with a mark cut in two, does not; every rest would take quadratic time
-        if rest <= 2 * n + 100 and fits(piece(rest)):
+        if rest <= 2 * n + 100 and piece(rest).length <= room:
             n = rest
         if n == 0:
             return []

@@ -47,6 +47,11 @@ class Template:
         first, *second = self.after.split("{soft}")
         return [turns + self.before + example.input + first, *second]
 
+    def opening(self, tokenizer: Tokenizer) -> str:
+        """Spaces that the folder's chat template writes before an answer; "" if the tokenizer adds none itself."""
+        chat = self.chat(tokenizer)
+        return chat.opening if chat is not None and tokenizer.adds_prefix else ""
+
     def stops(self, tokenizer: Tokenizer) -> list[int]:
         """All ids that end an answer; the first is learnt, in a chat the mark that ends a turn.
 

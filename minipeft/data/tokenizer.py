@@ -7,6 +7,7 @@ Both classes have the same names:
     decode(ids)    text, without special tokens
     begin          ids before every text ([] for most tokenizers)
     end, stops     the id after every completion, which is the first of all ids that end one
+    adds_prefix    True if encode() puts a space before a text, as Llama 2's does
     marks          {id: text} of the tokens that encode() recognises in a text
     chat           the folder's ChatTemplate, or None
     vocab_size     number of ids
@@ -28,6 +29,7 @@ from .chat import ChatTemplate, read_special_tokens
 
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+GUARDS = ("\n", ":", "a")  # to stand before a text that goes on: one of them shares no token with it
 MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay below 100
 
 
@@ -37,6 +39,7 @@ class ByteTokenizer:
     begin = []
     end = 256
     stops = [256]
+    adds_prefix = False
     marks = {}
     chat = None
     vocab_size = 257
@@ -91,6 +94,8 @@ class FileTokenizer:
         self.begin = marked.ids[: (*marked.special_tokens_mask, 0).index(0)]
         if max(self.begin, default=0) >= vocab_size:
             raise Error(f"{path} begins texts with the id {max(self.begin)}, and the model has {vocab_size}")
+        letter = "".join(self._encode("a", add_special_tokens=False).tokens)
+        self.adds_prefix = letter != "a" and letter.endswith("a")
 
     @property
     def end(self) -> int:
@@ -200,6 +205,24 @@ def with_begin(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text after the tokenizer's begin mark, which the text may hold already."""
     begin, ids = tokenizer.begin, tokenizer.encode(text)
     return ids if ids[: len(begin)] == begin else begin + ids
+
+
+def encode_behind(tokenizer: Tokenizer, before, text: str) -> list[int]:
+    """Ids of a text that goes on behind these ids: without the space that starts other texts.
+
+    before: ids, soft tokens among them. Behind none, or the begin mark alone, a text starts.
+    """
+    if not tokenizer.adds_prefix:
+        return tokenizer.encode(text)
+    words = [i for i in before if i < tokenizer.vocab_size]
+    if words in ([], tokenizer.begin):
+        return tokenizer.encode(text)
+    mark = tokenizer.marks.get(words[-1])  # behind which some tokenizers put the space again
+    for guard in (mark,) if mark else GUARDS:
+        front, ids = tokenizer.encode(guard), tokenizer.encode(guard + text)
+        if ids[: len(front)] == front:
+            return ids[len(front) :]
+    return tokenizer.encode(text)
 
 
 def in_letters(tokenizer: Tokenizer, ids: list[int]) -> str:
