@@ -15,7 +15,7 @@ from minipeft.data.encoding import question, tokenize
 from minipeft.data.fitting import fit
 from minipeft.data.tasks import Example
 from minipeft.data.template import Template
-from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_for
+from minipeft.data.tokenizer import ByteTokenizer, FileTokenizer, decode_behind, encode_behind, tokenizer_for
 from minipeft.training import opening
 
 TOKENIZER = ByteTokenizer()
@@ -107,6 +107,7 @@ def test_a_text_that_goes_on_is_tokenised_as_in_the_whole_text(kind, folder):
         r = tokenize(Example("hat\n", target), t, Template("{input}{soft}cat:", 2))
         rest = theirs.encode(f"hat\ncat:{target}").ids[len(start) :]
         assert [*r.prompt, *r.completion] == [*start, V, V + 1, *rest, 2]
+        assert decode_behind(t, encode_behind(t, start, target)) == target
     assert question(Example("the", ""), t, Template("{soft}{input}", 1)) == [0, V, *t.encode("the")]
 
 

@@ -225,6 +225,12 @@ def encode_behind(tokenizer: Tokenizer, before, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
+def decode_behind(tokenizer: Tokenizer, ids) -> str:
+    """Text of ids that go on behind others: with the space that decode() takes from a text's start."""
+    front = tokenizer.encode("a") if tokenizer.adds_prefix else []
+    return tokenizer.decode([*front, *ids]).removeprefix(tokenizer.decode(front))
+
+
 def in_letters(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Ids as one printable line; ids that decoding drops are shown as <id>."""
     text = tokenizer.decode(ids)

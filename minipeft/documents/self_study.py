@@ -26,7 +26,7 @@ from torch import Tensor
 from ..checks import Error, at_least_one
 from ..data.files import read_examples, read_text
 from ..data.tasks import Example
-from ..data.tokenizer import Tokenizer, with_begin
+from ..data.tokenizer import Tokenizer, decode_behind, with_begin
 from ..files.atomic import file_exists, write_text
 from ..inference.generation import generate
 from ..inference.task_bank import SlottedBase
@@ -106,7 +106,7 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
     passages = [tokens[a : a + length].tolist() for a in starts]
     begins = [tokenizer.decode(passage[:BEGIN]) for passage in passages]
     if kind == "passage":
-        return [Example(begin, tokenizer.decode(passage[BEGIN:]))
+        return [Example(begin, decode_behind(tokenizer, passage[BEGIN:]))
                 for begin, passage in zip(begins, passages, strict=True)]
     inputs = begins if kind == "continuation" else [rng.choice(seeds).replace("{passage}", begin) for begin in begins]
     ids = [with_begin(tokenizer, text)[: room - 1] for text in inputs]  # as training and generation read them
@@ -118,5 +118,5 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
     for text, row, n in zip(inputs, out.tolist(), lengths.tolist(), strict=True):
         new = row[n:]
         end = next((i for i, token in enumerate(new) if token in tokenizer.stops), None)
-        written.append(Example(text, tokenizer.decode(new[:end])))
+        written.append(Example(text, decode_behind(tokenizer, new[:end])))
     return written
