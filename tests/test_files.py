@@ -195,6 +195,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no umask there")
+@pytest.mark.parametrize("safe", [True, False])
+def test_files_have_the_mode_that_the_umask_says(safe, tmp_path):
+    """safetensors itself writes for the owner alone."""
+    if safe:
+        pytest.importorskip("safetensors")
+    before = os.umask(0o027)
+    try:
+        tiny().save_pretrained(tmp_path, safe_serialization=safe)
+    finally:
+        os.umask(before)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2 and {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
 def test_saving_in_the_other_format_leaves_one_file(base, tmp_path):
     pytest.importorskip("safetensors")
     base.save_pretrained(tmp_path, safe_serialization=False)

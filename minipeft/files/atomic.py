@@ -25,7 +25,11 @@ def write_atomically(path: Path, write: Callable[[Path], object],
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # by the umask, whatever `write` gives its file
         written = write(temporary)
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            temporary.chmod(mode)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         final = path.with_name(name(written)) if name else path
