@@ -105,12 +105,33 @@ def test_another_document_in_a_folder_begins_anew_or_is_refused(tmp_path, monkey
     assert (out / "document.json").exists() and not (out / "scores.json").exists()
 
 
+def test_a_distillation_is_not_resumed_with_other_texts(tmp_path, monkeypatch):
+    (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
+    (tmp_path / "seeds.txt").write_text("Sort: ", encoding="utf-8")
+    out, count = tmp_path / "out", ["--self-study", 4]
+    words = ["--document", tmp_path / "doc.txt", "--how", "distil", "--steps", 2, "--batch-size", 2, "--out", out]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(document_run, "run_job", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run_train(*words, *count)
+    files = [out / "self-study.jsonl", out / "document.json"]
+    before = [path.read_bytes() for path in files]
+    for others, name in ((["--self-study", 6], "self_study"), ([*count, "--temperature", 0.5], "temperature"),
+                         ([*count, "--seeds", tmp_path / "seeds.txt"], "seeds"), ([*count, "--seed", 1], "seed"),
+                         (["--data", tmp_path / "seeds.txt"], "data"), ([*count, "--base", "small"], "base")):
+        with pytest.raises(Error, match=rf"document.json is of another run: its '{name}' .* \(--overwrite starts anew"):
+            run_train(*words, *others, "--resume")
+        assert [path.read_bytes() for path in files] == before
+    run_train(*words, *count, "--resume")
+    assert files[0].read_bytes() == before[0] and (out / "scores.json").exists()
+
+
 def test_self_study_that_no_run_wrote_is_kept(tmp_path):
     (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
     (tmp_path / "self-study.jsonl").write_text('{"input": "mine", "target": "own"}\n')
-    with pytest.raises(Error, match="self-study.jsonl is not of a run: --data"):
-        run_train("--document", tmp_path / "doc.txt", "--how", "distil", "--out", tmp_path)
-    assert "mine" in (tmp_path / "self-study.jsonl").read_text()
+    for again in ([], [], ["--resume"], ["--overwrite"]):
+        with pytest.raises(Error, match="self-study.jsonl is not of a run: --data"):
+            run_train("--document", tmp_path / "doc.txt", "--how", "distil", "--out", tmp_path, *again)
+    assert (tmp_path / "self-study.jsonl").read_text() == '{"input": "mine", "target": "own"}\n'
 
 
 def test_a_run_is_not_resumed_with_another_teacher(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """python train.py --document: a text as a prefix, by matching, by distillation from there, or the text itself.
 
-Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has become, how, and the
-seconds that took. A distillation leaves its texts (self-study.jsonl) and scores.json as any run does; --resume keeps
-the texts that are there.
+Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has become, how, the
+seconds that took, and what the texts of a distillation are made of. A distillation leaves its texts (self-study.jsonl)
+and scores.json as any run does; --resume keeps the texts that are there.
 """
 
 import argparse
@@ -10,16 +10,18 @@ import hashlib
 import time
 from pathlib import Path
 
+from ..adapters import fingerprint
 from ..attach import adapt
 from ..checks import Error
 from ..documents import match, prefill, write_self_study
-from ..documents.self_study import TEMPERATURE, read_seeds
+from ..documents.self_study import SEEDS, TEMPERATURE, read_seeds
 from ..files.atomic import read_json, write_json
 from ..methods.prefix_tuning import PrefixTuning
 from ..runtime.console import Parser, local_path
 from ..runtime.memory import resident_peak
 from ..runtime.processes import run_on_rank0
 from ..slots import Prefix
+from .checkpoints import check_same
 from .flags import METHOD_FLAGS, as_flag
 from .job import notes_of, run_job
 from .opening import open_base, read_document
@@ -88,6 +90,9 @@ def check_document(args: argparse.Namespace) -> None:
         raise Error("--data takes the place of self-study: no --self-study, --seeds or --temperature beside it")
     if args.temperature is not None and not 0 <= args.temperature <= 100:
         raise Error(f"--temperature must be 0 … 100, not {args.temperature:g}")
+    if args.data is None:
+        args.self_study = args.self_study or SELF_STUDY
+        args.temperature = TEMPERATURE if args.temperature is None else args.temperature
     args.template = PLAIN if args.template is None else args.template
     args.epochs = args.epochs or (EPOCHS if args.steps is None else None)
     args.lr = LEARNING_RATE if args.lr is None else args.lr
@@ -113,7 +118,8 @@ def run_document(args: argparse.Namespace) -> dict:
                   "tokens": n, "rows": P, "seconds": round(time.perf_counter() - began, 1)}
         note = args.out / NOTE
         if args.how == "distil":
-            run_on_rank0(lambda: begin(note, result, args.resume))
+            result["texts"] = texts_of(args, base)
+            run_on_rank0(lambda: begin(args, folder, result))
             result |= distilled(args, folder, base, tokenizer, tokens, prefix)
         else:
             run_on_rank0(lambda: adapt(base, PrefixTuning.name, init=prefix).save(args.out))
@@ -123,32 +129,51 @@ def run_document(args: argparse.Namespace) -> dict:
     return result
 
 
-def begin(note: Path, result: dict, resume: bool) -> None:
-    """Note the document of a distillation. Raises Error for one to resume that began with another document."""
-    if resume and note.exists() and read_json(note).get("sha256") != result["sha256"]:
-        raise Error(f"{result['document']} is not the document that the run in {note.parent} began with "
-                    "(--overwrite starts anew)")
+def texts_of(args: argparse.Namespace, base) -> dict:
+    """Settings that the texts of a distillation are made of."""
+    made = {"data": args.data, "seed": args.seed, "base": fingerprint(base)}
+    if args.data is None:
+        seeds = "\n".join(read_seeds(args.seeds or SEEDS))
+        made |= {"self_study": args.self_study, "temperature": args.temperature,
+                 "seeds": hashlib.sha256(seeds.encode()).hexdigest()}
+    return made
+
+
+def begin(args: argparse.Namespace, folder: RunFolder, result: dict) -> None:
+    """Note the document and the texts of a distillation, and remove the self-study of the run before.
+
+    Raises Error, and writes nothing, for a self-study that no run wrote, and for a run to resume
+    that began with another document or other texts.
+    """
+    note, self_study = args.out / NOTE, args.out / SELF_STUDY_FILE
+    if args.data is None and self_study.exists() and note not in folder.notes:
+        raise Error(f"{self_study} is not of a run: --data {self_study} distils on it, another --out keeps it")
+    if args.resume and note.exists():
+        check_begun(note, read_json(note), result)
+    if args.data is None and not args.resume:
+        self_study.unlink(missing_ok=True)
     write_json(note, result)
 
 
-def clear(self_study: Path, folder: RunFolder) -> None:
-    """Remove the self-study of the run before. Raises Error for a file that no run wrote."""
-    if self_study.exists() and self_study.with_name(NOTE) not in folder.notes:
-        raise Error(f"{self_study} is not of a run: --data {self_study} distils on it, another --out keeps it")
-    self_study.unlink(missing_ok=True)
+def check_begun(note: Path, theirs: dict, ours: dict) -> None:
+    """Raise Error unless the distillation to resume began with our document and texts."""
+    if theirs.get("sha256") != ours["sha256"]:
+        raise Error(f"{ours['document']} is not the document that the run in {note.parent} began with "
+                    "(--overwrite starts anew)")
+    texts = theirs.get("texts", ours["texts"])  # an older version wrote none
+    try:
+        check_same(note, texts if isinstance(texts, dict) else {}, ours["texts"])
+    except Error as e:
+        raise Error(f"{e} (--overwrite starts anew)") from None
 
 
 def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, tokens, prefix: Prefix) -> dict:
     """Self-study, then a run of train.py on it that starts from the matched prefix."""
     began, result = time.perf_counter(), {}
     if args.data is None:
-        args.data = str(args.out / SELF_STUDY_FILE)
-        if not args.resume:
-            run_on_rank0(lambda: clear(Path(args.data), folder))
-        seeds = None if args.seeds is None else read_seeds(args.seeds)
-        temperature = TEMPERATURE if args.temperature is None else args.temperature
-        n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study or SELF_STUDY,
-                                                      temperature, seeds, args.seed)))
+        args.data, seeds = str(args.out / SELF_STUDY_FILE), read_seeds(args.seeds or SEEDS)
+        n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study,
+                                                      args.temperature, seeds, args.seed)))
         result = {"self_study": n, "self_study_seconds": round(time.perf_counter() - began, 1)}
     args.start, args.teacher_context = prefix, args.document
     scores = run_job(args, folder)
