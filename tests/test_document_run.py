@@ -1,16 +1,18 @@
 """train.py --document and --teacher-context."""
 
 import json
+import shlex
 import sys
 
 import pytest
+from scripts import call, refusal
 from test_documents import TEXT, ids
 
 import train
 from minipeft import GPT, Error, __main__, generate, load_adapter
 from minipeft.data import NANO
 from minipeft.data.tokenizer import ByteTokenizer
-from minipeft.documents import divergence, prefill
+from minipeft.documents import divergence, prefill, self_study
 from minipeft.runtime import console
 from minipeft.training import document_run
 from minipeft.training.run_folder import RunFolder
@@ -67,12 +69,14 @@ def test_the_command_writes_an_adapter_that_answers_alone_and_beside_others(tmp_
     (["--compile"], "--compile goes with"), (["--max-length", 9], "--max-length goes with"),
     (["--resume"], "nothing to resume: --how match trains nothing"),
     (["--how", "distil", "--data", "x.jsonl", "--self-study", 3], "--data takes the place of self-study"),
+    (["--how", "distil", "--self-study", 1], "--self-study must be at least 2 without --dev: one text is held out"),
+    (["--how", "distil", "--max-length", 43], "30 tokens leave 13 of max_length 43: self-study needs 14"),
 ])
 def test_flags_that_do_not_go_with_a_document_are_refused(words, message, tmp_path):
     (tmp_path / "doc.txt").write_text(TEXT[:30], encoding="utf-8")
     with pytest.raises(Error, match=message) as e:
         run_train("--document", tmp_path / "doc.txt", "--out", tmp_path / "out", *words)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
 
 
 def test_another_document_in_a_folder_begins_anew_or_is_refused(tmp_path, monkeypatch):
@@ -123,6 +127,41 @@ def test_a_distillation_is_not_resumed_with_other_texts(tmp_path, monkeypatch):
         assert [path.read_bytes() for path in files] == before
     run_train(*words, *count, "--resume")
     assert files[0].read_bytes() == before[0] and (out / "scores.json").exists()
+
+
+def test_self_study_that_is_stopped_tells_the_command_that_goes_on_and_is_kept(tmp_path, monkeypatch, capsys):
+    (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
+    out, real, stop_after = tmp_path / "out", self_study.texts, 1
+    words = ["--document", tmp_path / "doc.txt", "--how", "distil", "--self-study", 12, "--steps", 1, "--out", out]
+
+    def stopping(*args):
+        nonlocal stop_after
+        stop_after -= 1
+        return real(*args) if stop_after >= 0 else (_ for _ in ()).throw(KeyboardInterrupt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_study, "texts", stopping)
+        code, _, err = call(capsys, train, *words)
+    again = [str(word) for word in (*words, "--resume")]
+    told = f"train.py: interrupted; go on with: {shlex.join(['python', 'train.py', *again])}"
+    assert code == 130 and refusal(err)[-1] == told
+    written = (out / "self-study.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(Error, match="holds self-study of a run that was stopped: --resume goes on with it, --overwr"):
+        run_train(*words)
+    assert written and (out / "self-study.jsonl").read_text(encoding="utf-8") == written
+    run_train(*again)
+    whole = (out / "self-study.jsonl").read_text(encoding="utf-8")
+    assert whole.startswith(written) and len(whole) > len(written) and (out / "scores.json").exists()
+
+
+def test_a_match_that_is_stopped_tells_a_command_that_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "doc.txt").write_text(TEXT[:90], encoding="utf-8")
+    words = ["--document", tmp_path / "doc.txt", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(document_run, "match", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        code, _, err = call(capsys, train, *words)
+    told = shlex.split(refusal(err)[-1].partition("go on with: python train.py ")[2])
+    assert code == 130 and told[:-1] == [str(word) for word in words] and call(capsys, train, *told)[0] == 0
 
 
 def test_self_study_that_no_run_wrote_is_kept(tmp_path):

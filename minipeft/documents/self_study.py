@@ -55,19 +55,17 @@ def read_seeds(path: str | Path = SEEDS) -> list[str]:
 
 def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str | Path, count: int = 128,
                      temperature: float = TEMPERATURE, seeds: list[str] | None = None, seed: int = 0,
-                     ) -> list[Example]:
+                     max_length: int | None = None) -> list[Example]:
     """Fill a JSONL up to `count` examples about the document, tokens (n,) int64; return all that it holds.
 
     They are fewer if the base keeps repeating itself, and more if the file already held more.
 
     Lines that the file holds already are kept, so a stopped run goes on, and an edited file is completed; equal texts
-    are written once. Raises Error as `prefill` does, and for a document that leaves no room for a text behind it.
+    are written once. max_length: tokens of the document and a text behind it (None: the base's block size). Raises
+    Error as `prefill` does, and for a document that leaves no room for a text behind it.
     """
     at_least_one("count", count)
-    text, path, room = prefill(base, tokens), Path(path), base.config.block_size - len(tokens)
-    if room < ROOM:
-        raise Error(f"the document's {len(tokens):,} tokens leave {room} of the base's block size of "
-                    f"{base.config.block_size:,}: self-study needs {ROOM}")
+    text, path, room = prefill(base, tokens), Path(path), room_behind(base, tokens, max_length)
     found, model, seeds = read_lines(path), SlottedBase(base, Slots(prefix=text)), seeds or read_seeds()
     with progress(total=count, initial=min(len(found), count), desc="self-study", unit="text") as bar:
         for batch in range(len(found) // BATCH, 20 * count // BATCH + 20):
@@ -82,6 +80,17 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
             found += new
             bar.update(len(new))
     return found
+
+
+def room_behind(base: GPT, tokens: Tensor, max_length: int | None = None) -> int:
+    """Tokens that a text behind the document may have. Raises Error where they are too few for self-study."""
+    block_size = base.config.block_size
+    max_length = block_size if max_length is None else min(max_length, block_size)
+    if (room := max_length - len(tokens)) < ROOM:
+        limit = "the base's block size" if max_length == block_size else "max_length"
+        raise Error(f"the document's {len(tokens):,} tokens leave {max(0, room)} of {limit} {max_length:,}: "
+                    f"self-study needs {ROOM}")
+    return room
 
 
 def read_lines(path: Path) -> list[Example]:

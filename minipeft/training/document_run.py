@@ -14,7 +14,7 @@ from ..adapters import fingerprint
 from ..attach import adapt
 from ..checks import Error
 from ..documents import match, prefill, write_self_study
-from ..documents.self_study import SEEDS, TEMPERATURE, read_seeds
+from ..documents.self_study import SEEDS, TEMPERATURE, read_seeds, room_behind
 from ..files.atomic import read_json, write_json
 from ..methods.prefix_tuning import PrefixTuning
 from ..runtime.console import Parser, local_path
@@ -23,7 +23,7 @@ from ..runtime.processes import run_on_rank0
 from ..slots import Prefix
 from .checkpoints import check_same
 from .flags import METHOD_FLAGS, as_flag
-from .job import notes_of, run_job
+from .job import notes_of, resumable_folder, run_job
 from .opening import open_base, read_document
 from .run_folder import RunFolder
 from .scores import size_kb
@@ -88,6 +88,8 @@ def check_document(args: argparse.Namespace) -> None:
         raise Error(f"nothing to resume: --how {args.how} trains nothing")
     if args.data is not None and (args.self_study, args.seeds, args.temperature) != (None, None, None):
         raise Error("--data takes the place of self-study: no --self-study, --seeds or --temperature beside it")
+    if args.self_study == 1 and args.dev is None:
+        raise Error("--self-study must be at least 2 without --dev: one text is held out")
     if args.temperature is not None and not 0 <= args.temperature <= 100:
         raise Error(f"--temperature must be 0 … 100, not {args.temperature:g}")
     if args.data is None:
@@ -101,7 +103,7 @@ def check_document(args: argparse.Namespace) -> None:
 
 def run_document(args: argparse.Namespace) -> dict:
     """Write the adapter of --document to --out. Returns the content of its document.json."""
-    with RunFolder(args.out, args.resume, args.overwrite) as folder:  # refuses a finished run before any work
+    with resumable_folder(args) as folder:  # refuses a finished run before any work
         base, tokenizer = open_base(args)
         base.requires_grad_(False)
         tokens = read_document(args.document, tokenizer).to(base.wte.weight.device)
@@ -118,7 +120,7 @@ def run_document(args: argparse.Namespace) -> dict:
                   "tokens": n, "rows": P, "seconds": round(time.perf_counter() - began, 1)}
         note = args.out / NOTE
         if args.how == "distil":
-            result["texts"] = texts_of(args, base)
+            result["texts"] = texts_of(args, base, tokens)
             run_on_rank0(lambda: begin(args, folder, result))
             result |= distilled(args, folder, base, tokenizer, tokens, prefix)
         else:
@@ -129,10 +131,11 @@ def run_document(args: argparse.Namespace) -> dict:
     return result
 
 
-def texts_of(args: argparse.Namespace, base) -> dict:
-    """Settings that the texts of a distillation are made of."""
+def texts_of(args: argparse.Namespace, base, tokens) -> dict:
+    """Settings that the texts of a distillation are made of. Raises Error where the document leaves them no room."""
     made = {"data": args.data, "seed": args.seed, "base": fingerprint(base)}
     if args.data is None:
+        room_behind(base, tokens, args.max_length)
         seeds = "\n".join(read_seeds(args.seeds or SEEDS))
         made |= {"self_study": args.self_study, "temperature": args.temperature,
                  "seeds": hashlib.sha256(seeds.encode()).hexdigest()}
@@ -142,12 +145,15 @@ def texts_of(args: argparse.Namespace, base) -> dict:
 def begin(args: argparse.Namespace, folder: RunFolder, result: dict) -> None:
     """Note the document and the texts of a distillation, and remove the self-study of the run before.
 
-    Raises Error, and writes nothing, for a self-study that no run wrote, and for a run to resume
-    that began with another document or other texts.
+    Raises Error, and writes nothing, for a self-study that no run wrote, or that a stopped run
+    began, and for a run to resume that began with another document or other texts.
     """
     note, self_study = args.out / NOTE, args.out / SELF_STUDY_FILE
     if args.data is None and self_study.exists() and note not in folder.notes:
         raise Error(f"{self_study} is not of a run: --data {self_study} distils on it, another --out keeps it")
+    if args.data is None and self_study.exists() and not (args.resume or args.overwrite):
+        raise Error(f"{args.out} holds self-study of a run that was stopped: --resume goes on with it, "
+                    "--overwrite starts anew")
     if args.resume and note.exists():
         check_begun(note, read_json(note), result)
     if args.data is None and not args.resume:
@@ -173,7 +179,7 @@ def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, toke
     if args.data is None:
         args.data, seeds = str(args.out / SELF_STUDY_FILE), read_seeds(args.seeds or SEEDS)
         n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study,
-                                                      args.temperature, seeds, args.seed)))
+                                                      args.temperature, seeds, args.seed, args.max_length)))
         result = {"self_study": n, "self_study_seconds": round(time.perf_counter() - began, 1)}
     args.start, args.teacher_context = prefix, args.document
     scores = run_job(args, folder)

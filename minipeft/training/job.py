@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -43,17 +44,12 @@ SETTINGS = (  # flags that a resumed run must share
     "seed", "dtype", "base_dtype", "lr", "keep_best", "document", "how", "teacher_context", "teacher_top_k")
 
 
-def run_job(args, held: RunFolder | None = None) -> dict:
-    """One run, alone in its folder (held: by the caller, who finishes it). Returns the content of its scores.json."""
-    if args.eval_only:
-        return Job(args).run()
+@contextlib.contextmanager
+def resumable_folder(args) -> Iterator[RunFolder]:
+    """The folder of a run, for this run alone. A stop is told with the command that goes on."""
     try:
-        with contextlib.nullcontext(held) if held else RunFolder(args.out, args.resume, args.overwrite) as folder:
-            result = Job(args, folder).run()
-            processes.run_on_rank0(lambda: write_json(args.out / "scores.json", result))
-            if held is None:
-                folder.finish(*notes_of(args))  # only now that the result is written
-            return result
+        with RunFolder(args.out, args.resume, args.overwrite) as folder:
+            yield folder
     except KeyboardInterrupt as e:
         e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
         message = f"{e}; go on with: {resume_command(args)}"
@@ -63,6 +59,18 @@ def run_job(args, held: RunFolder | None = None) -> dict:
             raise
         raise Error("another process of this run ended or fell silent; "
                     f"go on with: {resume_command(args)}") from None
+
+
+def run_job(args, held: RunFolder | None = None) -> dict:
+    """One run, alone in its folder (held: by the caller, who finishes it). Returns the content of its scores.json."""
+    if args.eval_only:
+        return Job(args).run()
+    with contextlib.nullcontext(held) if held else resumable_folder(args) as folder:
+        result = Job(args, folder).run()
+        processes.run_on_rank0(lambda: write_json(args.out / "scores.json", result))
+        if held is None:
+            folder.finish(*notes_of(args))  # only now that the result is written
+        return result
 
 
 def notes_of(args) -> list[str]:
@@ -84,7 +92,7 @@ def resume_command(args) -> str:
 
 def has_checkpoints(args) -> bool:
     """True for a run that trains, or searches for a hard prompt."""
-    return bool(args.search) or trains_anything(args.methods)
+    return bool(args.search) or (trains_anything(args.methods) and args.how in (None, "distil"))
 
 
 class Job:
