@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,40 @@ def refused(capsys, tmp_path, inputs: dict) -> None:
         lines = refusal(err)
         assert code == 2 and len(lines) == 1 and lines[0].startswith("train.py: ") and message in lines[0], (argv, err)
         assert not (tmp_path / "out").exists(), argv
+
+
+def test_files_that_no_run_wrote_are_kept(capsys, tmp_path, pairs):
+    pytest.importorskip("sacrebleu")
+    (tmp_path / "doc.txt").write_text("a document", encoding="utf-8")
+    base, out, run = tmp_path / "base", tmp_path / "out", ["--base", "tiny", "--steps", 1, "--batch-size", 2]
+    tiny().save_pretrained(base)
+    for argv, name in (
+        (["--data", pairs, "--answers", 1], "answers.jsonl"), (["--document", tmp_path / "doc.txt"], "document.json"),
+        *((["--method", "full"], name) for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json")),
+    ):
+        out.mkdir()
+        (out / name).write_text('{"a user": "\'s"}')
+        argv = argv if name == "document.json" else [*run, *argv]
+        for how in ([], ["--overwrite"]):
+            code, _, err = call(capsys, train, *argv, "--out", out, *how)
+            assert code == 2 and refusal(err) == [
+                f"train.py: {out / name} is not of a run, and this run would replace it: another --out keeps it"]
+            assert [path.name for path in out.iterdir()] == [name] and "user" in (out / name).read_text()
+        shutil.rmtree(out)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    for how in ([], ["--overwrite"], ["--resume"]):
+        code, _, err = call(capsys, train, "--base", base, "--out", base, "--method", "full", *how)
+        assert code == 2 and refusal(err) == [f"train.py: --out {base} is the base's own folder: it needs another"]
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_a_run_with_answers_is_overwritten_by_one_with_answers(capsys, tmp_path, pairs):
+    pytest.importorskip("sacrebleu")
+    out = tmp_path / "out"
+    run = ["--base", "tiny", "--data", pairs, "--answers", 1, "--steps", 1, "--batch-size", 2, "--out", out]
+    for how in ([], ["--overwrite"]):
+        assert call(capsys, train, *run, "--method", "full", *how)[0] == 0
+    assert (out / "answers.jsonl").exists()
 
 
 def test_a_tokenizer_that_does_not_go_with_the_base_is_refused_in_one_line(capsys, tmp_path, pairs):

@@ -127,7 +127,7 @@ def run_document(args: argparse.Namespace) -> dict:
             run_on_rank0(lambda: adapt(base, PrefixTuning.name, init=prefix).save(args.out))
         result |= {"out": str(args.out), "kb": size_kb(args.out), "peak_bytes": resident_peak()}
         run_on_rank0(lambda: write_json(note, result))
-        folder.finish(NOTE, *(notes_of(args) if args.how == "distil" else ()))
+        folder.finish(*notes_of(args))
     return result
 
 

@@ -15,8 +15,10 @@ from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, TASK_KINDS
+from ..data.tokenizer import FILES
 from ..documents import prefill
 from ..files.atomic import write_json, write_text
+from ..files.huggingface import SHIPPED
 from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
@@ -46,9 +48,15 @@ SETTINGS = (  # flags that a resumed run must share
 
 @contextlib.contextmanager
 def resumable_folder(args) -> Iterator[RunFolder]:
-    """The folder of a run, for this run alone. A stop is told with the command that goes on."""
+    """The folder of a run, for this run alone. A stop is told with the command that goes on.
+
+    Raises Error for the base's own folder, and where the run would replace files that no run wrote.
+    """
+    if args.out.resolve() in (Path(args.base).resolve(), (SHIPPED / args.base).resolve()):
+        raise Error(f"--out {args.out} is the base's own folder: it needs another")
     try:
         with RunFolder(args.out, args.resume, args.overwrite) as folder:
+            processes.run_on_rank0(lambda: check_own_files(args, folder))
             yield folder
     except KeyboardInterrupt as e:
         e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
@@ -73,9 +81,21 @@ def run_job(args, held: RunFolder | None = None) -> dict:
         return result
 
 
+def check_own_files(args, folder: RunFolder) -> None:
+    """Raise Error where the run would replace or remove a file that is a user's."""
+    notes = [args.out / name for name in notes_of(args) if name != "scores.json"]  # which RunFolder refuses
+    own = [path for path in notes if path not in folder.notes and not args.resume]  # else a stopped run's, maybe
+    if trains_base(args.methods) and not (args.out / "config.json").exists():  # else they are of the base there
+        own += [args.out / name for name in (*FILES, "generation_config.json")]
+    for path in own:
+        if path.exists():
+            raise Error(f"{path} is not of a run, and this run would replace it: another --out keeps it")
+
+
 def notes_of(args) -> list[str]:
-    """Files that a run writes beside its adapter."""
-    return ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
+    """Files of NOTES that a run writes beside its adapter."""
+    scores = ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
+    return ["document.json"] * bool(args.document) + (scores if args.how in (None, "distil") else [])
 
 
 def run_flags(args) -> dict:
