@@ -24,7 +24,7 @@ from .data.encoding import prompt_ids
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
-from .files.atomic import read_json
+from .files.atomic import FOLDER_MARKERS, read_json
 from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
@@ -241,14 +241,25 @@ def typical_distance(base: GPT) -> float:
     return float(torch.cat(nearest).median())
 
 
+def check_out(args) -> None:
+    """Raise Error where OUT is the adapter's own folder, or holds a run, an adapter or a base."""
+    out = Path(args.out)
+    check_no_run(out)
+    if out.resolve() == Path(args.folder).resolve():
+        raise Error(f"{out} is the adapter itself: {args.command} it into another folder")
+    for kind, marker in FOLDER_MARKERS.items():
+        if (out / marker).exists():
+            raise Error(f"{out} already holds {kind}: save an adapter in a folder of its own")
+
+
 def export(args) -> None:
-    check_no_run(args.out)
+    check_out(args)
     kind = export_adapter(open_base(args)[0], args.folder, args.out)
     print(f"{args.out}: {kind}, which peft.PeftModel.from_pretrained(base, {args.out!r}) opens")
 
 
 def import_(args) -> None:
-    check_no_run(args.out)
+    check_out(args)
     model = load_adapter(open_base(args)[0], args.folder)
     if model.method.name == WHOLE:
         raise Error(f"{args.folder} is a whole model: --base opens it as it is")

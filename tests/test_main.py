@@ -142,6 +142,21 @@ def test_a_run_is_not_written_over(adapters, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
+def test_another_adapter_or_the_one_given_is_not_written_over(adapters, capsys, tmp_path):
+    theirs = shutil.copytree(adapters / "prompt", tmp_path / "theirs")
+    both = shutil.copytree(adapters / "both", tmp_path / "both")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for command in ("export", "import"):
+        for given, out, message in (
+            (adapters / "lora", theirs, "already holds an adapter: save an adapter in a folder of its own"),
+            (adapters / "lora", both, "already holds a combination: save an adapter in a folder of its own"),
+            (theirs, theirs, f"theirs is the adapter itself: {command} it into another folder"),
+        ):
+            code, _, err = call(capsys, command, given, out)
+            assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 def test_an_adapter_that_names_no_base_is_shown_though_it_fits_another(capsys, tmp_path):
     adapt(GPT.from_pretrained("tiny"), "prompt", num_virtual_tokens=2).save(tmp_path)
     config, stored = read_adapter(tmp_path)
