@@ -57,8 +57,14 @@ def test_a_real_model_is_tuned_on_a_csv_and_its_answers_are_scored(capsys, tmp_p
     new = generate(model, asked, 64, stop_token=tokenizer.stops)[0, asked.size(1) :]
     assert tokenizer.decode(new.tolist()).startswith(rows[0]["answer"]) and rows[0]["answer"]
 
+    before = (tmp_path / "out" / "answers.jsonl").read_bytes()
     again = finished(capsys, *files, "--eval-only", "--out", tmp_path / "out")
     assert scored(again) == scored(printed) != []
+    other = ["--test", e2e_csv(tmp_path / "other.csv", ["Cotto"]), "--answers", 1]
+    again = finished(capsys, *files, *other, "--eval-only", "--out", tmp_path / "out")
+    answered = tmp_path / "out" / "answers-eval-only.jsonl"
+    assert f"answers in {answered}\n" in again and "name[Cotto]" in answered.read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
 
 
 def test_training_on_a_limit_of_the_examples_or_chosen_columns(capsys, tmp_path, llama):

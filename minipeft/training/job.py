@@ -34,7 +34,7 @@ from .loop import train
 from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, read_document, token_ids
 from .prompt_search import choose_wording, search
-from .run_folder import SEARCH, RunFolder
+from .run_folder import EVAL_ONLY_ANSWERS, SEARCH, RunFolder
 from .scores import size_kb, skill_scores, text_scores
 from .sharding import full_base, parallel
 from .traffic import traffic_line
@@ -346,7 +346,9 @@ class Job:
         return complete(model, [records[0].prompt for records in prompts], self.tokenizer, longest)
 
     def _write_answers(self, prompts: list[list[Encoded]]) -> dict:
-        """Complete the prompts into OUT/answers.jsonl; returns scores against all references."""
+        """Complete the prompts into a file of OUT; returns scores against all references.
+
+        The file is answers.jsonl, or another with --eval-only: the run's own is what scores.json describes."""
         answers = self._answers(self.model, prompts)
         references = [[r.example.target for r in records] for records in prompts]
         text = ""
@@ -355,5 +357,8 @@ class Job:
             turns = {"turns": e.turns} if e.turns else {}
             row = {"input": e.input, **turns, "answer": answer, "references": known}
             text += json.dumps(row, ensure_ascii=False) + "\n"
-        processes.run_on_rank0(lambda: write_text(self.args.out / "answers.jsonl", text))
+        path = self.args.out / (EVAL_ONLY_ANSWERS if self.args.eval_only else "answers.jsonl")
+        processes.run_on_rank0(lambda: write_text(path, text))
+        if self.args.eval_only:
+            print(f"answers in {path}", flush=True)
         return {"inputs": len(prompts), **text_scores(answers, references)}

@@ -26,12 +26,14 @@ from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 CHECKPOINT_SECONDS = 600  # at most, between two checkpoints
 SEARCH = "search-"  # begins the names of a search's checkpoints
-NOTES = ("scores.json", "answers.jsonl", "document.json")  # that runs write beside an adapter
+EVAL_ONLY_ANSWERS = "answers-eval-only.jsonl"
+NOTES = ("scores.json", "answers.jsonl", EVAL_ONLY_ANSWERS, "document.json")  # that runs write beside an adapter
 NOTE_KEYS = {"scores.json": ("scores.json", "exact_match"), "answers.jsonl": ("scores.json", "answers"),
+             EVAL_ONLY_ANSWERS: ("scores.json", "exact_match"),
              "document.json": ("document.json", "rows")}  # a note is a run's if this file has this key
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
-    rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers|document|combination|(adapter_)?model|pytorch_model|tokenizer|"
+    rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers(-eval-only)?|document|combination|(adapter_)?model|pytorch_model|tokenizer|"
     r"((adapter|tokenizer|generation)_)?config|special_tokens_map|chat_template)\.\w+)\.\d+\.tmp")
 
 
