@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from scripts import call, finished, interrupted_at, refusal, scores_of
 
 import train
 from minipeft import GPT, PRESETS, Error, accounting, load_adapter
+from minipeft.accounting.shapes import EMBEDDED
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData
 from minipeft.files.tensors import StoredTensors
@@ -102,6 +104,34 @@ def test_a_climb_takes_no_rung_of_a_climb_with_other_flags(capsys, tmp_path):
     finished(capsys, *flags, "--resume")
     assert scores_of(tmp_path / "prefix")["loss"] == before["loss"]
     assert scores_of(tmp_path / "prefix")["flags"]["task"] == "reverse"
+
+
+def test_a_climb_takes_no_rung_of_other_data_or_another_base_under_the_same_name(capsys, tmp_path, pairs):
+    torch.manual_seed(0)
+    base, out = tmp_path / "base", tmp_path / "out"
+    GPT(EMBEDDED["tiny"]).save_pretrained(base)
+    flags = ["--climb", "--base", base, "--data", pairs, "--batch-size", 2, "--steps", 1, "--out", out,
+             "--wordings", "Do: "]
+    finished(capsys, *flags)
+    whole = scores_of(out / "prefix")
+    shutil.rmtree(out / "prefix")
+    before = pairs.read_text()
+    pairs.write_text(before.replace("Thai", "Greek"))
+    code, _, err = call(capsys, train, *flags, "--resume")
+    assert code == 2 and "is of another run: its 'data SHA-256' is " in err and "(--overwrite starts anew)" in err
+    pairs.write_text(before)
+    weights = {path: path.read_bytes() for path in base.iterdir()}
+    torch.manual_seed(1)
+    GPT(EMBEDDED["tiny"]).save_pretrained(base)
+    code, _, err = call(capsys, train, *flags, "--resume")
+    assert code == 2 and "is of another run: its 'base SHA-256' is " in err
+    for path, content in weights.items():
+        path.write_bytes(content)
+    older = scores_of(out / "prompt")
+    older.pop("sources")  # as a version before wrote them
+    (out / "prompt" / "scores.json").write_text(json.dumps(older))
+    finished(capsys, *flags, "--resume")
+    assert scores_of(out / "prompt") == older and scores_of(out / "prefix")["loss"] == whole["loss"]
 
 
 def test_a_hard_prompt_that_is_stopped_tells_a_command_that_runs(capsys, tmp_path, monkeypatch):

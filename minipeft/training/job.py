@@ -5,6 +5,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, TASK_KINDS
 from ..data.tokenizer import FILES
 from ..documents import prefill
-from ..files.atomic import write_json, write_text
+from ..files.atomic import file_sha256, write_json, write_text
 from ..files.huggingface import SHIPPED
 from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
@@ -104,6 +105,13 @@ def run_flags(args) -> dict:
     return {name: getattr(args, name) for name in names} | {"template": args.template.text}
 
 
+def sources_of(args, base_fingerprint: str) -> dict:
+    """Digests of the base and of the files of data, of which the flags have the paths."""
+    files = {name: getattr(args, name) for name in ("data", "dev", "test")}
+    return {"base SHA-256": base_fingerprint} | {
+        f"{name} SHA-256": file_sha256(Path(path)) for name, path in files.items() if path is not None}
+
+
 def resume_command(args) -> str:
     """The command with --resume; without checkpoints, with --overwrite."""
     words = [word for word in args.words if word not in ("--overwrite", "--resume")]
@@ -180,6 +188,11 @@ class Job:
         elif isinstance(self.data, FileData):
             self.data.fit(num_virtual_tokens)
 
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the base, taken before it is trained."""
+        return fingerprint(self.base)
+
     @property
     def steps(self) -> int:
         args = self.args
@@ -208,7 +221,7 @@ class Job:
         examples = f"{data.sizes}, SHA-256 {data.digest[:12]}" if args.data else None
         if args.teacher_context is not None:
             settings["teacher_context"] += f", SHA-256 {self.teacher_digest[:12]}"
-        return settings | {"num_virtual_tokens": num_virtual_tokens, "base": fingerprint(self.base),
+        return settings | {"num_virtual_tokens": num_virtual_tokens, "base": self.base_fingerprint,
                            "template": args.template.text, "examples": examples, "steps": self.steps}
 
     def run(self) -> dict:
@@ -234,7 +247,7 @@ class Job:
         start_loss = evaluate(model, held_out)[0] if args.init_from else None
         seconds = self._train() if trains else None
         if folder:
-            self._save(self.settings["base"] if trains else None)
+            self._save()
         after, tuned_answers = evaluate(model, held_out), self._answers(model, shown)
         samples = [{"input": printable(r.example.input), "wanted": printable(r.example.target),
                     "base": printable(untuned), "tuned": printable(tuned)}
@@ -243,6 +256,7 @@ class Job:
         result = {
             "command": args.command,
             "flags": run_flags(args),
+            "sources": sources_of(args, self.base_fingerprint) if folder else {},
             "card": card(args.device),
             "processes": processes.world_size(),
             "head": head,
@@ -330,7 +344,7 @@ class Job:
             self.settings["compile"] = choice.made
         return choice
 
-    def _save(self, base_fingerprint: str | None) -> None:
+    def _save(self) -> None:
         """Write the adapter, or the tuned base with its tokenizer, on the main process."""
         out = self.args.out
         if self.is_full:
@@ -338,7 +352,7 @@ class Job:
             processes.run_on_rank0(lambda: tuned.save_pretrained(out))
             processes.run_on_rank0(lambda: self.tokenizer.save(out))
         else:
-            processes.run_on_rank0(lambda: self.model.save(out, base_fingerprint))
+            processes.run_on_rank0(lambda: self.model.save(out, self.base_fingerprint))
 
     def _answers(self, model, prompts: list[list[Encoded]]) -> list[str]:
         """Greedy completions of the prompts, long enough for the longest of their targets."""

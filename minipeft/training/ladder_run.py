@@ -3,12 +3,16 @@
 import argparse
 from pathlib import Path
 
+import torch
+
+from ..adapters import fingerprint
 from ..checks import Error
 from ..files.atomic import read_json
 from ..runtime.processes import run_on_rank0
 from .checkpoints import check_same
 from .flags import LADDER
-from .job import has_checkpoints, run_flags, run_job
+from .job import has_checkpoints, run_flags, run_job, sources_of
+from .opening import open_base
 from .run_folder import RunFolder
 
 
@@ -18,10 +22,18 @@ def finished(out: Path) -> dict | None:
     return read_json(scores) if scores.exists() and RunFolder(out).is_finished else None
 
 
+def sources_now(args: argparse.Namespace) -> dict:
+    """Digests of the base and the data as they are now."""
+    torch.manual_seed(args.seed)  # as a run does: a base from scratch is drawn
+    base, _ = open_base(args, on_device=False)
+    return sources_of(args, fingerprint(base))
+
+
 def run_ladder(args: argparse.Namespace) -> list[dict]:
     """Run every level in OUT/LEVEL; returns their scores. --resume skips the finished ones."""
     if args.resume and not args.out.is_dir():
         raise Error(f"nothing to resume: there is no folder {args.out}")
+    sources = sources_now(args) if args.resume else {}
     results, has_run = [], False  # after a run, results above it are of another start
     for level, below in zip(LADDER, (None, *LADDER), strict=False):
         one = argparse.Namespace(**vars(args))
@@ -31,6 +43,7 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
         if goes_on and (found := run_on_rank0(lambda out=one.out: finished(out))):
             ours = run_flags(one)
             theirs = found.get("flags", ours) | {"init_from": one.init_from}  # an older version wrote none
+            ours, theirs = ours | sources, theirs | found.get("sources", sources)  # likewise
             if theirs == ours:
                 results.append(found)
                 continue
