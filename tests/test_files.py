@@ -238,6 +238,19 @@ def test_a_changed_number_in_a_base_is_noticed(base, safe, tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
+def test_files_are_read_where_stderr_is_closed(tmp_path):
+    pytest.importorskip("safetensors")
+    tiny().save_pretrained(tmp_path, safe_serialization=True)
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        again = GPT.from_pretrained(tmp_path)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert torch.equal(again.wte.weight, tiny().wte.weight)
+
+
 def test_saving_twice_gives_the_same_bytes(base, tmp_path):
     for name in ("a", "b"):
         base.save_pretrained(tmp_path / name, safe_serialization=False)

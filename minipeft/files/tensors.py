@@ -202,16 +202,29 @@ def _from_safetensors(path: Path, read: Callable):
 @contextlib.contextmanager
 def library_errors(message: str):
     """Turn any exception of a library written in Rust into an Error with this message. A panic is
-    a BaseException, and prints a page to stderr, which is closed meanwhile."""
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+    a BaseException, and prints a page to stderr, which is silent meanwhile."""
     try:
-        yield
+        with _silent_stderr():
+            yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as e:
         reason = " ".join(str(e).split())[:200]
         raise Error(f"{message} ({type(e).__name__}{f': {reason}' if reason else ''})") from None
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """Within, nothing that is written to stderr is shown."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed already (2>&-)
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
