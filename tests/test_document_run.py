@@ -5,12 +5,14 @@ import shlex
 import sys
 
 import pytest
+import torch
 from scripts import call, refusal
 from test_documents import TEXT, ids
 
 import train
 from minipeft import GPT, Error, __main__, generate, load_adapter
 from minipeft.data import NANO
+from minipeft.data.files import read_examples
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.documents import divergence, prefill, self_study
 from minipeft.runtime import console
@@ -152,6 +154,17 @@ def test_self_study_that_is_stopped_tells_the_command_that_goes_on_and_is_kept(t
     run_train(*again)
     whole = (out / "self-study.jsonl").read_text(encoding="utf-8")
     assert whole.startswith(written) and len(whole) > len(written) and (out / "scores.json").exists()
+
+
+def test_self_study_that_does_not_fit_when_it_is_read_again_is_not_written(tmp_path, monkeypatch):
+    """Bytes that are no UTF-8 decode to characters of three bytes."""
+    (tmp_path / "doc.txt").write_text((2 * TEXT)[:440], encoding="utf-8")
+    monkeypatch.setattr(self_study, "generate", lambda model, idx, n, *_, **__: torch.cat(
+        [idx, torch.full((len(idx), n), 255)], dim=1))
+    run_train("--document", tmp_path / "doc.txt", "--how", "distil", "--num-virtual-tokens", 4, "--self-study", 12,
+              "--steps", 1, "--out", tmp_path / "out")
+    targets = [e.target for e in read_examples(tmp_path / "out" / "self-study.jsonl")]
+    assert len(targets) == 12 and max(len(target.encode()) for target in targets) <= 512 - 440 - 1
 
 
 def test_a_match_that_is_stopped_tells_a_command_that_runs(tmp_path, monkeypatch, capsys):

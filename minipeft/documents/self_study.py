@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from ..checks import Error, at_least_one
+from ..data.encoding import tokenize
 from ..data.files import read_examples, read_text
 from ..data.tasks import Example
+from ..data.template import Template
 from ..data.tokenizer import Tokenizer, decode_behind, with_begin
 from ..files.atomic import file_exists, write_text
 from ..inference.generation import generate
@@ -42,6 +44,7 @@ ROOM = BEGIN + 2  # tokens that the document must leave of the base's block size
 TARGET = 64  # tokens that the model writes
 BATCH = 8
 TEMPERATURE = 0.8  # of its writing
+PLAIN = "{input}"  # template: the input follows the document directly
 
 
 def read_seeds(path: str | Path = SEEDS) -> list[str]:
@@ -55,17 +58,20 @@ def read_seeds(path: str | Path = SEEDS) -> list[str]:
 
 def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str | Path, count: int = 128,
                      temperature: float = TEMPERATURE, seeds: list[str] | None = None, seed: int = 0,
-                     max_length: int | None = None) -> list[Example]:
+                     max_length: int | None = None, template: Template | None = None) -> list[Example]:
     """Fill a JSONL up to `count` examples about the document, tokens (n,) int64; return all that it holds.
 
     They are fewer if the base keeps repeating itself, and more if the file already held more.
 
     Lines that the file holds already are kept, so a stopped run goes on, and an edited file is completed; equal texts
-    are written once. max_length: tokens of the document and a text behind it (None: the base's block size). Raises
-    Error as `prefill` does, and for a document that leaves no room for a text behind it.
+    are written once. Sampled tokens may decode to a text of more tokens: one that does not fit is dropped.
+
+    max_length: tokens of the document and a text behind it (None: the base's block size); template: as training fills
+    it (None: the input alone). Raises Error as `prefill` does, and for a document that leaves no room behind it.
     """
     at_least_one("count", count)
     text, path, room = prefill(base, tokens), Path(path), room_behind(base, tokens, max_length)
+    template = template or Template(PLAIN)
     found, model, seeds = read_lines(path), SlottedBase(base, Slots(prefix=text)), seeds or read_seeds()
     with progress(total=count, initial=min(len(found), count), desc="self-study", unit="text") as bar:
         for batch in range(len(found) // BATCH, 20 * count // BATCH + 20):
@@ -74,7 +80,10 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
             torch.manual_seed(seed + batch)
             kind = TEXT_KINDS[batch % len(TEXT_KINDS)]
             written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room, temperature)
-            new = [e for e in dict.fromkeys(written) if e.target.strip() and e not in found][: count - len(found)]
+            new = [e for e in dict.fromkeys(written) if e.target.strip() and e not in found]
+            cut = ((e, e._replace(input="")) for e in new)  # training cuts inputs, not targets
+            fitting = [e for e, least in cut if tokenize(least, tokenizer, template).length <= room]
+            new = fitting[: count - len(found)]
             with open(path, "a", encoding="utf-8") as f:
                 f.writelines(json.dumps({"input": e.input, "target": e.target}, ensure_ascii=False) + "\n" for e in new)
             found += new

@@ -14,7 +14,7 @@ from ..adapters import fingerprint
 from ..attach import adapt
 from ..checks import Error
 from ..documents import match, prefill, write_self_study
-from ..documents.self_study import SEEDS, TEMPERATURE, read_seeds, room_behind
+from ..documents.self_study import PLAIN, SEEDS, TEMPERATURE, read_seeds, room_behind
 from ..files.atomic import read_json, write_json
 from ..methods.prefix_tuning import PrefixTuning
 from ..runtime.console import Parser, local_path
@@ -32,7 +32,6 @@ NOTE, SELF_STUDY_FILE = "document.json", "self-study.jsonl"
 HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 2e-3, 4  # of a distillation: 8 texts need more than 3 GB on SmolLM2-135M
-PLAIN = "{input}"  # template: the input follows the document directly
 
 
 TRAINING = dict.fromkeys(  # flags of a distillation alone, and their values where they are not given
@@ -179,7 +178,8 @@ def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, toke
     if args.data is None:
         args.data, seeds = str(args.out / SELF_STUDY_FILE), read_seeds(args.seeds or SEEDS)
         n = run_on_rank0(lambda: len(write_self_study(base, tokenizer, tokens, args.data, args.self_study,
-                                                      args.temperature, seeds, args.seed, args.max_length)))
+                                                      args.temperature, seeds, args.seed, args.max_length,
+                                                      args.template)))
         result = {"self_study": n, "self_study_seconds": round(time.perf_counter() - began, 1)}
     args.start, args.teacher_context = prefix, args.document
     scores = run_job(args, folder)
