@@ -36,6 +36,7 @@ from .parts.quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 from .slots import Prefix
+from .training.flags import LADDER
 from .training.run_folder import check_no_run
 
 
@@ -148,7 +149,11 @@ def inspect(args) -> None:
         size = sum(p.numel() for p in tuned.parameters())
         print(f"{folder}\n  {'method':<20}{WHOLE}, or a base: {size:,} parameters, {tuned.config}")
         return
-    for part in read_combination(folder, METHODS) or [""]:
+    parts = read_combination(folder, METHODS) or [""]
+    levels = [str(folder / level) for level in LADDER if (folder / level / "adapter_config.json").exists()]
+    if levels and parts == [""] and not (folder / "adapter_config.json").exists():
+        raise Error(f"{folder} is the folder of a climb: inspect a level of it, {' or '.join(levels)}")
+    for part in parts:
         inspect_one(args, folder / part, base, base_folder)
 
 

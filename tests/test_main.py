@@ -167,6 +167,15 @@ def test_an_adapter_that_names_no_base_is_shown_though_it_fits_another(capsys, t
     assert call(capsys, "inspect", "--base", "tiny", tmp_path)[1].count("nearest tokens") == 1
 
 
+def test_inspect_names_the_levels_of_a_climb(adapters, capsys, tmp_path):
+    levels = [shutil.copytree(adapters / name, tmp_path / level)
+              for name, level in (("reverse", "hard-prompt"), ("prompt", "prompt"))]
+    code, _, err = call(capsys, "inspect", tmp_path)
+    assert code == 2 and err == (
+        f"minipeft: {tmp_path} is the folder of a climb: inspect a level of it, {levels[0]} or {levels[1]}\n")
+    assert call(capsys, "inspect", levels[0])[0] == 0
+
+
 def test_inspect_tells_what_a_folder_holds(adapters, capsys):
     _, hard, _ = call(capsys, "inspect", adapters / "reverse")
     assert "  method              hard-prompt\n" in hard and "  text                'reverse: '\n" in hard
