@@ -42,9 +42,10 @@ from minipeft.training.document_run import (
 )
 from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import ALL_FLAGS, LADDER
-from minipeft.training.job import REPORTED, VALIDATION, has_checkpoints, run_job
+from minipeft.training.job import REPORTED, VALIDATION, run_job
 from minipeft.training.ladder_run import run_ladder
 from minipeft.training.memory_check import LOWER
+from minipeft.training.resumable import has_checkpoints
 from minipeft.training.run_folder import NOTES
 
 

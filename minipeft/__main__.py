@@ -9,6 +9,7 @@ python -m minipeft import from-peft runs/theirs --base SmolLM2-135M    an adapte
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -250,7 +251,7 @@ def check_out(args) -> None:
     """Raise Error where OUT is the adapter's own folder, or holds a run, an adapter or a base."""
     out = Path(args.out)
     check_no_run(out)
-    if out.resolve() == Path(args.folder).resolve():
+    if os.path.realpath(out) == os.path.realpath(args.folder):
         raise Error(f"{out} is the adapter itself: {args.command} it into another folder")
     for kind, marker in FOLDER_MARKERS.items():
         if (out / marker).exists():

@@ -1,5 +1,6 @@
 """Load an adapter onto its base, and export one for PEFT."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def export_adapter(base: GPT, folder: str | Path, out: str | Path) -> str:
     Methods PEFT lacks are converted up the ladder, exactly: a hard prompt to a soft prompt, a
     hidden prefix to keys and values. Returns the peft_type. Raises Error for what PEFT cannot do.
     """
-    if Path(folder).resolve() == Path(out).resolve():
+    if os.path.realpath(folder) == os.path.realpath(out):
         raise Error(f"{out} is the adapter itself: export it into another folder")
     model = load_adapter(base, folder)
     try:

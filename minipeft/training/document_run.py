@@ -23,8 +23,9 @@ from ..runtime.processes import run_on_rank0
 from ..slots import Prefix
 from .checkpoints import check_same
 from .flags import METHOD_FLAGS, as_flag
-from .job import notes_of, resumable_folder, run_job
+from .job import run_job
 from .opening import open_base, read_document
+from .resumable import notes_of, resumable_folder
 from .run_folder import RunFolder
 from .scores import size_kb
 

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import json
-import signal
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -16,17 +14,14 @@ from ..checks import Error
 from ..data.batches import FileData, TaskData, grouped, thinned
 from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, TASK_KINDS
-from ..data.tokenizer import FILES
 from ..documents import prefill
-from ..files.atomic import file_sha256, write_json, write_text
-from ..files.huggingface import SHIPPED
+from ..files.atomic import write_json, write_text
 from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
-from ..runtime.console import command_line, printable
+from ..runtime.console import printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
-from ..runtime.signals import Stopped
 from .checkpoints import setting_of
 from .compile_choice import CompileChoice
 from .evaluation import batches, complete, evaluate
@@ -35,6 +30,7 @@ from .loop import train
 from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, read_document, token_ids
 from .prompt_search import choose_wording, search
+from .resumable import SETTINGS, notes_of, resumable_folder, run_flags, sources_of
 from .run_folder import EVAL_ONLY_ANSWERS, SEARCH, RunFolder
 from .scores import size_kb, skill_scores, text_scores
 from .sharding import full_base, parallel
@@ -42,32 +38,6 @@ from .traffic import traffic_line
 
 VALIDATION = 200  # examples of the validation set, at most
 REPORTED = 200  # held-out examples of a file whose loss is reported, at most
-SETTINGS = (  # flags that a resumed run must share
-    "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
-    "seed", "dtype", "base_dtype", "lr", "keep_best", "document", "how", "teacher_context", "teacher_top_k")
-
-
-@contextlib.contextmanager
-def resumable_folder(args) -> Iterator[RunFolder]:
-    """The folder of a run, for this run alone. A stop is told with the command that goes on.
-
-    Raises Error for the base's own folder, and where the run would replace files that no run wrote.
-    """
-    if args.out.resolve() in (Path(args.base).resolve(), (SHIPPED / args.base).resolve()):
-        raise Error(f"--out {args.out} is the base's own folder: it needs another")
-    try:
-        with RunFolder(args.out, args.resume, args.overwrite) as folder:
-            processes.run_on_rank0(lambda: check_own_files(args, folder))
-            yield folder
-    except KeyboardInterrupt as e:
-        e = e if isinstance(e, Stopped) else Stopped(signal.SIGINT, "interrupted")
-        message = f"{e}; go on with: {resume_command(args)}"
-        raise Stopped(e.number, message, e.on_all_ranks) from None
-    except RuntimeError as e:
-        if not processes.is_lost_peer(e):
-            raise
-        raise Error("another process of this run ended or fell silent; "
-                    f"go on with: {resume_command(args)}") from None
 
 
 def run_job(args, held: RunFolder | None = None) -> dict:
@@ -80,47 +50,6 @@ def run_job(args, held: RunFolder | None = None) -> dict:
         if held is None:
             folder.finish(*notes_of(args))  # only now that the result is written
         return result
-
-
-def check_own_files(args, folder: RunFolder) -> None:
-    """Raise Error where the run would replace or remove a file that is a user's."""
-    notes = [args.out / name for name in notes_of(args) if name != "scores.json"]  # which RunFolder refuses
-    own = [path for path in notes if path not in folder.notes and not args.resume]  # else a stopped run's, maybe
-    if trains_base(args.methods) and not (args.out / "config.json").exists():  # else they are of the base there
-        own += [args.out / name for name in (*FILES, "generation_config.json")]
-    for path in own:
-        if path.exists():
-            raise Error(f"{path} is not of a run, and this run would replace it: another --out keeps it")
-
-
-def notes_of(args) -> list[str]:
-    """Files of NOTES that a run writes beside its adapter."""
-    scores = ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
-    return ["document.json"] * bool(args.document) + (scores if args.how in (None, "distil") else [])
-
-
-def run_flags(args) -> dict:
-    """Flags that make a run what it is, as scores.json has them."""
-    names = (*SETTINGS, "base", "steps", "epochs")
-    return {name: getattr(args, name) for name in names} | {"template": args.template.text}
-
-
-def sources_of(args, base_fingerprint: str) -> dict:
-    """Digests of the base and of the files of data, of which the flags have the paths."""
-    files = {name: getattr(args, name) for name in ("data", "dev", "test")}
-    return {"base SHA-256": base_fingerprint} | {
-        f"{name} SHA-256": file_sha256(Path(path)) for name, path in files.items() if path is not None}
-
-
-def resume_command(args) -> str:
-    """The command with --resume; without checkpoints, with --overwrite."""
-    words = [word for word in args.words if word not in ("--overwrite", "--resume")]
-    return command_line([*words, "--resume" if args.climb or has_checkpoints(args) else "--overwrite"])
-
-
-def has_checkpoints(args) -> bool:
-    """True for a run that trains, or searches for a hard prompt."""
-    return bool(args.search) or (trains_anything(args.methods) and args.how in (None, "distil"))
 
 
 class Job:

@@ -11,8 +11,9 @@ from ..files.atomic import read_json
 from ..runtime.processes import run_on_rank0
 from .checkpoints import check_same
 from .flags import LADDER
-from .job import has_checkpoints, run_flags, run_job, sources_of
+from .job import run_job
 from .opening import open_base
+from .resumable import has_checkpoints, run_flags, sources_of
 from .run_folder import RunFolder
 
 
