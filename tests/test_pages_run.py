@@ -89,7 +89,8 @@ def run_small(command: str) -> None:
     python, *words = shlex.split(command)
     assert python == "python", command
     if words[0] == "train.py":
-        train.main(words[1:] + ([] if "--data" in words else ["--steps", "2", "--batch-size", "4"]))
+        trains_on_a_task = not {"--data", "hard-prompt"} & set(words) or "--search" in words
+        train.main(words[1:] + trains_on_a_task * ["--steps", "2", "--batch-size", "4"])
     elif words[:2] == ["-m", "minipeft"]:
         minipeft_main.main(words[2:])
     else:
