@@ -8,6 +8,7 @@ in one of two spaces:
     space="kv"       Pk, Pv (P, n_kv, hs) are learnt themselves (Li & Liang)         stored = 2·L·P·n_kv·hs
     space="hidden"   H (P, C) per block is learnt, as if concatenated to its input   stored =   L·P·C
                      Pk, Pv = the block's own ln_1 and projections of H; the block's outputs at H are dropped
+                     (beside LoRA in a combination too: the base's projections, without hooks)
 
 either directly (trained = stored) or by the paper's two-layer MLP (§4.3), folded away when saved:
 
