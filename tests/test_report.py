@@ -201,6 +201,18 @@ def test_what_closes_the_distance_to_lora_is_paired_by_seed_in_table_and_figure(
     assert list(drawn.get_xdata()) == pytest.approx(d)
 
 
+def test_lines_of_another_vendors_cpu_are_named(lines):
+    def of(line):
+        elsewhere = line["cell"]["task"] == "topics" and line["cell"]["examples"] == 1000
+        return line | {"card": CARD | {"vendor": "Intel" if elsewhere else "AMD"}}
+
+    f = Facts({k: of(v) for k, v in lines.items()}, None)
+    assert f.other_vendors("real_data") == (
+        " On CPUs of Intel ran `topics` with 1,000 examples, on those of AMD the others: scores may "
+        "differ by rounding.")
+    assert f.other_vendors("real") == f.other_vendors("methods") == Facts(lines, None).other_vendors("real_data") == ""
+
+
 def test_points_of_the_real_model_that_are_not_begun_are_not_missed(lines):
     some = {k: v for k, v in lines.items() if v["cell"]["examples"] != 1000}
     f = Facts(some, None)

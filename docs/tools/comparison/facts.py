@@ -14,6 +14,7 @@ from docs.tools.comparison.summary import GOOD, Interval, Point, beyond_chance, 
 from docs.tools.comparison.tables import cost_rows, digits_of, of_budget, pareto_front
 from docs.tools.markdown import name as name_of
 from minipeft import Error
+from minipeft.bench.quality.again import kind
 from minipeft.bench.quality.grid import chosen, sweep_cells, sweep_losses
 from minipeft.bench.quality.lines import Cell, Lines
 from minipeft.bench.quality.studies import BUDGETS, FEW, MAIN_ROWS, REAL, STUDIES, TEXTS, sweep
@@ -218,6 +219,17 @@ class Facts:
     def amounts(self, study: str, row: str, task: str) -> list[int]:
         """The numbers of examples that a row has been run with."""
         return [self.points[a].cell.examples for a in self._below(f"{study}/{row}/{task}")]
+
+    def other_vendors(self, study: str) -> str:
+        """A sentence on tasks and numbers of examples that ran on another vendor's CPU than most; "" if none did."""
+        of: dict[str, dict[str, None]] = {}
+        for p in self.found[study]:
+            for line in p.runs.values():
+                place = f"`{p.cell.task}`" + (f" with {p.cell.examples:,} examples" if p.cell.examples else "")
+                of.setdefault(kind(line["card"]).get("CPU vendor") or line["card"]["device"], {})[place] = None
+        most, *others = sorted(of, key=lambda vendor: -len(of[vendor]))
+        return "".join(f" On CPUs of {vendor} ran {joined(of[vendor])}, on those of {most} the others: scores "
+                       "may differ by rounding." for vendor in others)
 
     def little(self, a: str, b: str, name: str = "score") -> dict[str, Interval]:
         """Row a less row b with at most LITTLE examples, on every task; of gaps, where both fit their examples."""
