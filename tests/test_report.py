@@ -173,6 +173,18 @@ def test_sweeps_are_counted_with_their_edges_and_their_runs():
     assert f.edges() == "1 of 2" and f.effort() == "the prefix 5.5"
 
 
+def test_sweeps_that_hardly_choose_are_named():
+    def sentence(losses) -> str:
+        like = next(like for _, like in studies.real_data()
+                    if (like.task, like.examples, like.method) == ("topics", 1000, "full"))
+        swept = {c.key: made_up(c, random.Random(0)) | {"loss": loss}
+                 for c, loss in zip(studies.sweep(like), losses, strict=True)}
+        return Facts(swept, None).level_sweeps("real_data")
+
+    assert sentence([0.0, 0.009, 0.02, 0.0, None]).endswith("full fine-tuning (`topics`, 1,000 examples: 3 of 4).")
+    assert sentence([0.0, 0.009, 0.02, 0.02, 0.02]) == ""
+
+
 def test_a_task_of_the_real_model_has_a_table_with_its_measure_and_the_rows_that_are_run(lines):
     some = {k: v | {"peak_bytes": 1_500_000_000 + 10**7 * v["cell"]["seed"]} for k, v in lines.items()
             if studies.row(Cell.of(v)) != "full" or v["cell"]["task"] != "topics"}

@@ -31,6 +31,7 @@ CELLS_OF = {"time": "methods", "cost": "methods"}  # sections on another study's
 WITH_ARTICLE = ("prompt", "prefix", "hidden prefix", "adapter", "hard-prompt", "prefix from noise",
                 "prefix from examples")
 LITTLE = 300  # examples, at most, that are called few
+LEVEL = 0.01  # nats per token: validation losses that are said to be alike
 FITTED = 0.1  # nats per token: training loss below which the examples are said to be fitted
 
 
@@ -191,6 +192,19 @@ class Facts:
             with contextlib.suppress(Error):  # diverged at every learning rate
                 best.append(chosen(self.lines, like) in (rates[0], rates[-1]))
         return f"{sum(best)} of {len(best)}"
+
+    def level_sweeps(self, study: str) -> str:
+        """A sentence on sweeps of which 3 learning rates or more are as good as the best; "" for none."""
+        found = {}
+        for like in {like.key: like for _, like in STUDIES[study]() if like is not None}.values():
+            losses = [loss for loss in sweep_losses(self.lines, like).values() if loss is not None]
+            level = sum(loss < min(losses) + LEVEL for loss in losses)
+            if level >= 3:
+                place = f"`{like.task}`, {like.examples:,} examples: {level} of {len(losses)}"
+                found[f"{method(summary.row(like))} ({place})"] = None
+        return "" if not found else (f"Three learning rates or more come within {LEVEL} nats of the best, so that the "
+                                     "validation set, which has the patterns of the training examples, hardly chooses: "
+                                     f"{joined(found)}.")
 
     def effort(self) -> str:
         """The mean number of runs a sweep, of the methods of the tables."""
