@@ -221,8 +221,8 @@ def test_a_merged_task_is_refused(base):
     detached.detach()
     model = moved(adapt(base, "lora"))
     model.merge()
-    for task in (model, detached):
-        with pytest.raises(Error, match="an adapter is merged into this base: unmerge it first"):
+    for task, message in ((model, "task 'a': it is merged into the base"), (detached, "an adapter is merged into")):
+        with pytest.raises(Error, match=message):
             TaskBank(base, {"a": task})
 
 

@@ -63,7 +63,6 @@ class TaskBank:
     @torch.no_grad()
     def __init__(self, base: GPT, tasks: "dict[str, str | Path | Adapted]"):
         check_base(base)
-        check_unmerged(base)  # prompts are converted through its weights
         if not isinstance(tasks, dict) or not all(isinstance(name, str) for name in tasks):
             raise Error(f"tasks must be {{name: adapter folder or Adapted}}, not {shown(tasks)}")
         self.base, self.names = base, list(tasks)
@@ -87,6 +86,7 @@ class TaskBank:
         """The task's slots, its prompt converted up to a prefix (L, 2, 1, n_kv, P, hs)."""
         if reason := why_not(model):
             raise Error(f"task {name!r}: {reason}")
+        check_unmerged(self.base)  # the prompt is converted through its weights
         if model.base is not self.base:
             raise Error(f"task {name!r} was tuned on another base than the bank's")
         was_training = model.training
