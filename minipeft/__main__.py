@@ -25,7 +25,7 @@ from .data.encoding import prompt_ids
 from .data.tasks import Example
 from .data.template import Template
 from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
-from .files.atomic import FOLDER_MARKERS, read_json
+from .files.atomic import FOLDER_MARKERS, check_destination, read_json
 from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
 from .inference.generation import generate, stream
@@ -253,9 +253,9 @@ def check_out(args) -> None:
     check_no_run(out)
     if os.path.realpath(out) == os.path.realpath(args.folder):
         raise Error(f"{out} is the adapter itself: {args.command} it into another folder")
-    for kind, marker in FOLDER_MARKERS.items():
-        if (out / marker).exists():
-            raise Error(f"{out} already holds {kind}: save an adapter in a folder of its own")
+    check_destination(out, "an adapter")
+    if (out / FOLDER_MARKERS["an adapter"]).exists():
+        raise Error(f"{out} already holds an adapter: save an adapter in a folder of its own")
 
 
 def export(args) -> None:

@@ -227,12 +227,13 @@ def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
 
 def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
     """In a graph for any T: a loop over spans would be compiled anew for each number of them, into slower code."""
-    one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, torch.compiler.is_compiling()) == "fused"
-    if prefix_bias is not None and torch.compiler.is_compiling() and q.dtype != torch.float16:
+    compiling = torch.compiler.is_compiling()
+    one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, compiling) == "fused"
+    if prefix_bias is not None and compiling and q.dtype != torch.float16:
         one_span = True  # as in _auto: sdpa saves all attention weights
     if one_span:  # all scores of a layer lie in memory for a moment
         return _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias, whole=True)
-    backend = _sdpa if torch.compiler.is_compiling() else _auto
+    backend = _sdpa if compiling else _auto
     return backend(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from docs.tools.comparison import trends
 from docs.tools.comparison.summary import Interval, Point, beyond_chance
 from docs.tools.comparison.tables import BLEU_TASK
-from docs.tools.results import RESULTS, facts, plus_minus, quality, read, seeds_above
+from docs.tools.results import RESULTS, facts, found_by_search, plus_minus, quality, read, seeds_above
 from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
 from minipeft.accounting.shapes import SHAPES
@@ -54,13 +54,6 @@ def methods() -> dict[tuple[str, str], Point]:
     return {(p.row, p.cell.task): p for p in quality("methods")}
 
 
-def search_result() -> dict:
-    """The best hard prompt of a search over tokens that is none of the wordings."""
-    known = {w["wording"] for w in read("train-hard-prompt-reverse")["wordings"]}
-    found = [w for w in read("search-reverse")["wordings"] if w["wording"] not in known]
-    return max(found, key=lambda w: w["exact_match"])
-
-
 def real(a: str, b: str, name: str = "score") -> dict[str, Interval]:
     """Row a less row b on each task of the real model, paired over five seeds."""
     return facts().diffs(f"real/{a}/*", f"real/{b}/*", name)
@@ -70,7 +63,7 @@ def of_learning() -> list[Claim]:
     wordings = read("train-hard-prompt-reverse")["wordings"]
     good = [w["wording"].removesuffix(": ") for w in wordings if w["exact_match"] > 0.9]
     n, named = len(good), len({*good} & {*SKILLS["reverse"].wordings})
-    found = search_result()
+    found = max(found_by_search(), key=lambda w: w["exact_match"])
     prompt = methods()["prompt", "reverse"]
     step, before = prompt.curve()[0]
     assert step == 0

@@ -10,7 +10,7 @@ from minipeft.accounting import count
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality import grid
 
-__all__ = ["RESULTS", "facts", "plus_minus", "quality", "read", "seeds_above", "trained"]
+__all__ = ["RESULTS", "facts", "found_by_search", "plus_minus", "quality", "read", "seeds_above", "trained"]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
@@ -21,6 +21,12 @@ def version(card: dict, library: str) -> str:
 
 def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def found_by_search() -> list[dict]:
+    """The hard prompts that the search over tokens found, without those that were given."""
+    known = {w["wording"] for w in read("train-hard-prompt-reverse")["wordings"]}
+    return [w for w in read("search-reverse")["wordings"] if w["wording"] not in known]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import shlex
 
 import train
 from docs.tools.markdown import fenced, name, paragraph, table
-from docs.tools.results import RESULTS, read
+from docs.tools.results import RESULTS, found_by_search, read
 from docs.tools.study_tables import TASKS
 from minipeft import METHODS
 from minipeft.data import NANO
@@ -38,8 +38,6 @@ def scores_table() -> str:
 def wordings() -> str:
     """The wordings that a hard prompt was chosen from, and what the search found, on the default task."""
     chosen = read("train-hard-prompt-reverse")["wordings"]
-    known = {w["wording"] for w in chosen}
-    found = [w for w in read("search-reverse")["wordings"] if w["wording"] not in known]
 
     def row(w: dict, before: str = "") -> list[str]:
         return [f"{before}`{w['wording']}`", f"{w['exact_match']:.3f}", f"{w['loss']:.3f}"]
@@ -49,7 +47,7 @@ def wordings() -> str:
         row(chosen[-1])]
     return table(
         ["hard prompt", "exact match", "loss"],
-        rows + [row(w, "found by the search: ") for w in found])
+        rows + [row(w, "found by the search: ") for w in found_by_search()])
 
 
 def climb() -> str:
