@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("scipy")
 import bench
 from docs.tools import advice, chinese, claims, comparison, hero, study_tables
-from docs.tools.comparison import figures, page, tables, trends
+from docs.tools.comparison import figures, page, summary, tables, trends
 from docs.tools.comparison.facts import Facts
 from docs.tools.comparison.summary import Point, beyond_chance, interval, points, student_quantile
 from docs.tools.drawing import COLOURS, MARKERS, PALETTE, looks
@@ -222,7 +222,19 @@ def test_lines_of_another_vendors_cpu_are_named(lines):
     assert f.other_vendors("real_data") == (
         " On CPUs of Intel ran `topics` with 1,000 examples, on those of AMD the others: scores may "
         "differ by rounding.")
-    assert f.other_vendors("real") == f.other_vendors("methods") == Facts(lines, None).other_vendors("real_data") == ""
+    assert [f.other_vendors(study) for study in ("real_prefix", "real", "methods")] == [""] * 3
+    assert Facts(lines, None).other_vendors("real_data") == ""
+
+
+def test_rows_of_another_vendors_cpu_are_named_where_only_some_of_a_task_are(lines):
+    def of(line):
+        elsewhere = line["cell"]["task"] == "e2e" and "prefix of" in summary.row(Cell(**line["cell"]))
+        return line | {"card": CARD | {"vendor": "Intel" if elsewhere else "AMD"}}
+
+    f = Facts({k: of(v) for k, v in lines.items()}, None)
+    assert f.other_vendors("real_prefix") == (
+        " On CPUs of Intel ran `e2e` with 200 examples (prefix of 8 from noise, prefix of 64 from noise), on those of "
+        "AMD the others: scores may differ by rounding.")
 
 
 def test_points_of_the_real_model_that_are_not_begun_are_not_missed(lines):

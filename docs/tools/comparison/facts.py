@@ -6,6 +6,7 @@ makes the sentence true: where it does not hold, the figure is marked, and `chec
 
 import contextlib
 import statistics
+from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import replace
 
@@ -235,15 +236,21 @@ class Facts:
         return [self.points[a].cell.examples for a in self._below(f"{study}/{row}/{task}")]
 
     def other_vendors(self, study: str) -> str:
-        """A sentence on tasks and numbers of examples that ran on another vendor's CPU than most; "" if none did."""
-        of: dict[str, dict[str, None]] = {}
+        """A sentence on what ran on another vendor's CPU than most, rows where only some did; "" if nothing did."""
+        places: dict[str, dict[str, dict[str, None]]] = {}
+        runs: Counter[str] = Counter()
         for p in self.found[study]:
+            place = f"`{p.cell.task}`" + (f" with {p.cell.examples:,} examples" if p.cell.examples else "")
             for line in p.runs.values():
-                place = f"`{p.cell.task}`" + (f" with {p.cell.examples:,} examples" if p.cell.examples else "")
-                of.setdefault(kind(line["card"]).get("CPU vendor") or line["card"]["device"], {})[place] = None
-        most, *others = sorted(of, key=lambda vendor: -len(of[vendor]))
-        return "".join(f" On CPUs of {vendor} ran {joined(of[vendor])}, on those of {most} the others: scores "
-                       "may differ by rounding." for vendor in others)
+                vendor = kind(line["card"]).get("CPU vendor") or line["card"]["device"]
+                places.setdefault(place, {}).setdefault(vendor, {})[method(summary.row(p.cell))] = None
+                runs[vendor] += 1
+        said, (most, *others) = "", [vendor for vendor, _ in runs.most_common()]
+        for vendor in others:
+            its = joined(place + ("" if len(of) == 1 else f" ({', '.join(of[vendor])})")
+                         for place, of in places.items() if vendor in of)
+            said += f" On CPUs of {vendor} ran {its}, on those of {most} the others: scores may differ by rounding."
+        return said
 
     def little(self, a: str, b: str, name: str = "score") -> dict[str, Interval]:
         """Row a less row b with at most LITTLE examples, on every task; of gaps, where both fit their examples."""
