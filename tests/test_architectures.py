@@ -12,7 +12,7 @@ from families import base_of, opened_by_transformers
 from minipeft import GPT, PRESETS, Error, GPTConfig, Prefix, adapt, generate, prefix_from_prompt, prompt_from_tokens
 from minipeft.__main__ import nearest_tokens
 from minipeft.bench import params
-from minipeft.config import BY_LAYER, CHOICES, GEMMA3, LLAMA
+from minipeft.config import BY_LAYER, CHOICES, GEMMA3, LLAMA, RopeScaling
 from minipeft.files.families import FAMILIES, architecture, config_from_json, config_to_json
 from minipeft.inference.generation import allocate_cache
 
@@ -98,6 +98,16 @@ def test_totals_of_published_models_are_those_of_transformers_and_of_their_files
     assert config_from_json(config_to_json(PRESETS[preset]), ROOT).resolved() == PRESETS[preset].resolved()
 
 
+def test_a_window_that_a_file_does_not_name_is_transformers_own():
+    transformers = pytest.importorskip("transformers")
+    for config in (transformers.MistralConfig(), transformers.Gemma3TextConfig()):
+        given = config.to_dict()
+        told = config_from_json(given, ROOT)
+        for name in ("sliding_window", "sliding_window_pattern", "layer_types"):
+            given.pop(name, None)
+        assert config_from_json(given, ROOT) == told and told.sliding_window == config.sliding_window == 4096
+
+
 def test_configs_that_describe_one_model_are_one_when_resolved():
     gemma = GPTConfig(n_layer=4, sliding_window=8, rope_theta=50.0, **GEMMA3)
     same = [dict(sliding_window_pattern=5), dict(rope_local_base_freq=50.0), dict(head_dim=64, n_kv_head=12)]
@@ -110,9 +120,13 @@ def test_configs_that_describe_one_model_are_one_when_resolved():
     assert rare.resolved() == GPTConfig(n_layer=4, **LLAMA).resolved()
 
 
-def test_a_mixture_that_no_family_has_keeps_its_choices_in_a_file(tmp_path):
-    c = GPTConfig(97, 48, n_layer=3, n_head=3, n_embd=32, head_dim=8, norm="rms1p", sandwich_norm=True, qk_norm=True,
-                  sliding_window=5, sliding_window_pattern=2, position="rotary", rope_local_base_freq=9.0)
+@pytest.mark.parametrize("choices", [
+    dict(norm="rms1p", sandwich_norm=True, qk_norm=True, sliding_window=5, sliding_window_pattern=2,
+         position="rotary", rope_local_base_freq=9.0),
+    dict(head_dim=None, n_head=4, n_kv_head=2),  # GPT-2's choices, which has no grouped heads
+    dict(sliding_window=5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), **GEMMA3)])  # whose windows are not scaled
+def test_a_mixture_that_no_family_has_keeps_its_choices_in_a_file(choices, tmp_path):
+    c = GPTConfig(97, 48, **dict(n_layer=3, n_head=3, n_embd=32, head_dim=8) | choices)
     assert architecture(c) == "minipeft"
     base = GPT(c)
     base.save_pretrained(tmp_path)

@@ -92,6 +92,8 @@ def test_task_batches_depend_on_seed_and_step_and_leave_the_held_out_apart():
     assert a.batch(3) == a.batch(3) and a.batch(3) != a.batch(4) and a.batch(3) != b.batch(3)
     assert a.held_out == b.held_out and len(a.held_out) == 500
     assert not inputs(a.held_out) & {i for step in range(50) for i in inputs(a.batch(step))}
+    chosen_by = inputs(a.validation(200))
+    assert len(chosen_by) > 150 and len(chosen_by & inputs(a.held_out)) < 5
 
 
 def test_a_file_is_split_and_every_epoch_passes_over_it_once(tmp_path):

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import attached, sizes_for
+from conftest import TYPICAL, attached, in_shape, sizes_for
 from test_ledger import EVERY, SHAPES
 
-from minipeft import GPT, METHODS, Error, load_adapter
+from minipeft import GPT, METHODS, Error, accounting, load_adapter
 from minipeft.formulas.declaration import DECLARED
 from minipeft.formulas.terms import Cost
 from minipeft.methods import registry
@@ -19,6 +19,18 @@ def copied(method: type[Method], without: str = "", **changed) -> type[Method]:
     """A class made anew from what the method's own class holds, without one thing or with others."""
     own = {name: value for name, value in vars(method).items() if name not in (without, "__dict__", "__weakref__")}
     return type(method.__name__, method.__bases__, own | changed)
+
+
+FITS = ("full", "hard-prompt", "prompt", "prefix", "lora", "adapter", "llama-adapter", "ia3", "prefix-memory")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_these_methods_fit_every_shape(shape):
+    c, of = SHAPES[shape][0], [(name, h) for name, h in TYPICAL if name in FITS]
+    assert {name for name, _ in of} == set(FITS)
+    for name, h in of:
+        sizes = {key: value for key, value in in_shape(c, h).items() if key in METHODS[name].sizes()}
+        assert accounting.count(c, name, **sizes).stored > 0
 
 
 @every_method

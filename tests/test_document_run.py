@@ -16,7 +16,7 @@ from minipeft.data.files import read_examples
 from minipeft.data.tokenizer import ByteTokenizer
 from minipeft.documents import divergence, prefill, self_study
 from minipeft.runtime import console
-from minipeft.training import document_run
+from minipeft.training import document_run, job
 from minipeft.training.run_folder import RunFolder
 
 
@@ -209,7 +209,9 @@ def test_documents_that_are_no_prefix_are_refused(content, message, tmp_path, mo
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_teacher_context_trains_any_method(tmp_path, capsys):
+def test_teacher_context_trains_any_method(tmp_path, capsys, monkeypatch):
+    models, real = [], job.train
+    monkeypatch.setattr(job, "train", lambda model, *a, **h: (models.append(model), real(model, *a, **h))[1])
     (tmp_path / "doc.txt").write_text(TEXT[:200], encoding="utf-8")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"input": f"sort {n}", "target": f"{n}"}) + "\n"
                                                  for n in range(100, 112)), encoding="utf-8")
@@ -217,6 +219,7 @@ def test_teacher_context_trains_any_method(tmp_path, capsys):
         run_train("--method", name, *h, "--data", tmp_path / "data.jsonl", "--teacher-context", tmp_path / "doc.txt",
                   "--teacher-top-k", 20, "--steps", 2, "--out", tmp_path / name)
         assert (tmp_path / name / "adapter_config.json").exists()
+        assert models[-1].teacher.k.size(3) == 200 and models[-1].teacher_top_k == 20
     for words in (["--method", "full"], ["--method", "hard-prompt"], ["--climb"]):
         with pytest.raises(Error, match="--teacher-context trains one method beside a frozen base"):
             run_train(*words, "--teacher-context", tmp_path / "doc.txt", "--out", tmp_path / "x")

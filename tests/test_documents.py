@@ -42,12 +42,48 @@ def test_the_text_itself_is_exact(kind, idx):
     assert abs(kl) < 1e-6
 
 
-def test_some_rows_alone_stand_where_they_stood(idx):
+def test_a_divergence_is_the_textbooks_kl_and_cross_entropy():
+    base = tiny("llama", torch.float64).requires_grad_(False)
+    document, text = torch.randint(97, (9,)), torch.randint(97, (12,))
+    whole, half = prefill(base, document), prefill(base, document[:4])
+    p, q = (base(text[None], prefix=prefix)[0, :-1].log_softmax(-1) for prefix in (whole, half))
+    kl, loss = divergence(base, whole, half, [text])
+    assert kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-5)
+    assert loss == pytest.approx(-q.gather(1, text[1:, None]).mean().item(), rel=1e-5)
+
+
+def test_some_rows_alone_stand_where_they_stood():
     base, document, keep = tiny("rotary"), torch.randint(97, (9,)), torch.tensor([0, 3, 8])
-    few = rows(prefill(base, document), keep)
-    assert few.positions == 9 and torch.equal(few.k, prefill(base, document).k[:, :, :, keep])
-    own = rows(prefill(base, document), keep.expand(3, base.config.n_kv, 3))
-    assert torch.equal(own.v, few.v)
+    text, few = prefill(base, document), rows(prefill(base, document), keep)
+    assert few.positions == 9
+    assert torch.equal(few.k, text.k[:, :, :, keep]) and torch.equal(few.v, text.v[:, :, :, keep])
+    own = rows(text, keep.expand(3, base.config.n_kv, 3))
+    assert torch.equal(own.k, few.k) and torch.equal(own.v, few.v)
+
+
+@torch.no_grad()
+def test_the_rows_with_most_attention_are_those_that_the_text_attends_to():
+    """Of the first layer, written out: the text read again behind itself, squares of its weights summed."""
+    base, document, P = tiny("llama", torch.float64), torch.randint(97, (9,)), 3
+    c, block, text = base.config, base.h[0], prefill(base, document)
+    x, rotations = base.add_positions(base.embed(document[None]), 9)
+    q = block.attn.qkv(block.ln_1(x), rotations[0])[0][0].reshape(c.n_kv, -1, c.head_size)
+    weights = (q @ text.k[0, 0].mT / math.sqrt(c.head_size)).softmax(-1)
+    most = weights.square().sum(1).topk(P).indices.sort(-1).values
+    few = matching.match_by_attention(base, document, P)
+    assert torch.equal(few.k[0, 0], text.k[0, 0].gather(1, most[..., None].expand(-1, -1, c.head_size)))
+
+
+@torch.no_grad()
+def test_matching_goes_on_behind_the_rows_that_it_has_found(monkeypatch):
+    """The second layer's queries are of states that saw the first layer's new rows, not the whole text."""
+    base, document, seen, attention = tiny("llama"), torch.randint(97, (9,)), [], matching.attention_to_text
+    monkeypatch.setattr(matching, "attention_to_text", lambda part, inputs, whole: (
+        seen.append(inputs), attention(part, inputs, whole))[1])
+    found = match(base, document, 3)
+    x, rotations = base.add_positions(base.embed(document[None]), 9)
+    x = base.h[0](x, rotations[0], found.layers(3)[0])
+    torch.testing.assert_close(seen[1][0][0], base.h[1].ln_1(x))
 
 
 def test_weights_are_those_of_scipys_nonnegative_least_squares():
@@ -121,6 +157,7 @@ def test_matching_is_nearer_to_the_text_than_as_many_of_its_rows(nano):
     (lambda base: prefill(base, torch.tensor([], dtype=torch.int64)), "the document is empty"),
     (lambda base: prefill(base, torch.zeros(48, dtype=torch.int64)), "48 tokens, and the base's block size is 48"),
     (lambda base: prefill(base, torch.zeros(3)), "token ids"),
+    (lambda _: prefill(tiny("gemma3"), torch.arange(5)), "5 tokens, but layers of this base see 5 back"),
     (lambda base: match(base, torch.arange(9), 10), "of a document of 9 tokens 1 … 9 rows can be kept, not 10"),
     (lambda base: match(base, torch.arange(9), 0), "1 … 9 rows can be kept, not 0"),
     (lambda base: match(base, torch.arange(9), 3, choose="best"), "choose must be 'pursuit' or 'attention'"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import moved, tiny
 
 from minipeft import GPT, Error, adapt, generate
 from minipeft.data import NANO
@@ -45,6 +45,12 @@ def test_scores_do_not_depend_on_how_examples_are_put_into_batches():
     )
     assert whole[1] == single[1] > 0
     assert whole[0] == pytest.approx(single[0], rel=1e-5)
+
+
+def test_losses_are_measured_without_dropout_and_training_goes_on_with_it(idx):
+    model, batch = moved(adapt(tiny(), "lora", lora_dropout=0.5)).train(), (idx, idx.roll(-1, 1))
+    loss, _ = evaluate(model, [batch])
+    assert model.training and loss == pytest.approx(model.eval().loss(*batch).item(), rel=1e-5)
 
 
 def test_the_loss_is_the_models_own():

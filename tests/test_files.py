@@ -134,12 +134,12 @@ def test_other_keys_and_shapes_are_refused(base, folder):
         refused(base, folder, message)
 
 
+@pytest.mark.parametrize("folder", ["bin"], indirect=True)
 def test_a_file_of_other_things_is_refused(base, folder):
-    tensors, safe = without_checksum(folder)
-    if not safe:
-        for wrong in ({3: tensors["prompt_embeddings"]}, {"prompt_embeddings": "text"}):
-            torch.save(wrong, folder / "adapter_model.bin")
-            refused(base, folder, "something else than named tensors")
+    tensors, _ = without_checksum(folder)
+    for wrong in ({3: tensors["prompt_embeddings"]}, {"prompt_embeddings": "text"}):
+        torch.save(wrong, folder / "adapter_model.bin")
+        refused(base, folder, "something else than named tensors")
 
 
 def test_peft_adapters_name_the_shape_of_their_base(base, folder):
@@ -148,8 +148,11 @@ def test_peft_adapters_name_the_shape_of_their_base(base, folder):
     load_adapter(base, folder)
     edit(folder, lambda c: c.update(num_layers=None, token_dim=None))
     load_adapter(base, folder)
-    edit(folder, lambda c: c.update(num_layers=6, token_dim=24))
-    refused(base, folder, f"another base: token_dim is 24, this one has {base.config.kv}")
+    its = read_config(folder)
+    c = base.config
+    for name, own in (("token_dim", c.kv), ("num_layers", c.n_layer), ("num_attention_heads", c.n_kv)):
+        edit(folder, lambda config, name=name: (config.update(its), config.update({name: 6})))
+        refused(base, folder, f"another base: {name} is 6, this one has {own}$")
 
 
 def test_an_adapter_and_a_base_do_not_share_a_folder(base, folder):
@@ -347,7 +350,7 @@ def test_a_hard_prompt_takes_no_memory_for_what_its_config_claims():
     assert tokens.shape == (2**30,) and tokens.untyped_storage().nbytes() == 8
 
 
-def test_a_hard_prompt_of_no_tokens_is_refused(tmp_path, monkeypatch):
+def test_a_hard_prompt_of_ids_that_the_base_lacks_is_refused(tmp_path, monkeypatch):
     base = tiny("learned")
     monkeypatch.setattr(stored_tensors, "have_safetensors", lambda: False)
     adapt(base, "hard-prompt", tokens=torch.tensor([3, 96])).save(tmp_path)

@@ -2,16 +2,17 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import moved, quick
+from conftest import moved, quick, tiny
 from families import WIDE, base_of, opened_by_transformers
 
 from minipeft import GPT, Error, __main__, adapt, fingerprint, load_adapter
 from minipeft.adapters import export_adapter
 from minipeft.data import NANO
-from minipeft.files.peft import read_adapter
+from minipeft.files.peft import opens_in_adaption_prompt, read_adapter
 from minipeft.runtime.console import run
 
 LINEARS = {
@@ -310,3 +311,11 @@ def test_pefts_adaption_prompt_is_another_function_off_llama(kind, folders, tmp_
     saved_by_peft("adaption-prompt-llama", tmp_path / "theirs", folders["llama"], torch.float32)
     import_refused(capsys, tmp_path, folders[kind],
                    "theirs is ADAPTION_PROMPT, which on this base is another function than llama-adapter")
+
+
+def test_on_what_pefts_adaption_prompt_does_not_know_llama_adapter_is_not_called_so():
+    """Norms of queries and keys, layers without rotation, and heads that are not C / nh wide."""
+    llama = tiny("llama").config
+    assert opens_in_adaption_prompt(llama, "layer") and not opens_in_adaption_prompt(llama, "head")
+    for c in (*(tiny(shape).config for shape in ("qwen3", "gemma3", "smollm3")), replace(llama, head_dim=16)):
+        assert not opens_in_adaption_prompt(c, "layer")

@@ -7,7 +7,7 @@ from test_methods import COMBINED, SETTINGS
 
 from minipeft import Error, Prefix, adapt, attention, generate
 from minipeft.inference.generation import sample, stream
-from minipeft.slots import Slots
+from minipeft.slots import KVCache, Slots
 
 HARD = ("hard-prompt", dict(tokens=torch.tensor([5, 6, 7])))
 MODELS = [(None, {}), *TYPICAL, *(x for x in SETTINGS if x not in TYPICAL), COMBINED, HARD]
@@ -49,11 +49,13 @@ def test_no_row_reads_memory_that_nobody_wrote(base, idx):
 
 
 @one_shape
-def test_under_autocast(base, idx):
+def test_under_autocast(base, idx, monkeypatch):
     """The cache keeps the base's own type, whatever the products are in."""
+    types, extended = set(), KVCache.extended
+    monkeypatch.setattr(KVCache, "extended", lambda self, *kv: (types.add(self.k.dtype), extended(self, *kv))[1])
     with torch.autocast("cpu", torch.bfloat16):
         rows = generate(adapt(base, "prefix"), idx, 5, lengths=torch.tensor([11, 4, 6]))
-    assert rows.shape == (3, 16)
+    assert rows.shape == (3, 16) and types == {torch.float32}
 
 
 @one_shape
@@ -122,9 +124,8 @@ def test_a_shared_prefix_is_neither_copied_nor_cached(base, monkeypatch):
     assert torch.equal(generate(model, idx, 3), shared)
 
 
-@pytest.mark.parametrize("gated", [False, True])
 @torch.no_grad()
-def test_prefixes_of_unequal_lengths_are_each_rows_own(gated, base, idx):
+def test_prefixes_of_unequal_lengths_are_each_rows_own(base, idx):
     k, v = torch.randn(2, 3, 3, base.config.n_kv, 6, base.config.head_size)
     length = torch.tensor([6, 0, 2])
     mixed = base(idx, prefix=Prefix(k, v, length=length))
@@ -186,6 +187,17 @@ def test_sampling_follows_the_distribution_it_is_asked_for():
     assert sample(logits, 1.0, None, 1e-46).tolist() == [0]  # which float32 rounds to 0
     equal = torch.zeros(2000, 5)
     assert len(set(sample(equal, 1.0, 2, None).tolist())) == 2  # of equal ones, too, no more than k
+
+
+def test_temperature_top_k_and_top_p_work_together_as_in_transformers(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    logits, drawn, multinomial = 3 * torch.randn(4, 50), [], torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda p, n: (drawn.append(p), multinomial(p, n))[1])
+    sample(logits, 2.0, 7, 0.6)
+    for warper in (transformers.TemperatureLogitsWarper(2.0), transformers.TopKLogitsWarper(7),
+                   transformers.TopPLogitsWarper(0.6)):
+        logits = warper(None, logits)
+    torch.testing.assert_close(drawn[0], logits.softmax(-1))
 
 
 @one_shape

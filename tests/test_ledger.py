@@ -1,5 +1,7 @@
 """Every closed form of the ledger against tensors, autograd, torch's FLOP counter, and files."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,6 +218,16 @@ def test_a_frozen_weight_spares_one_pass_of_three(method):
     assert passes[method].count(1) <= (bare + 1) * len(linears(gpt2))
     ratio = sum(accounting.flops(gpt2, "full", 1, 256)) / sum(accounting.flops(gpt2, method, 1, 256))
     assert 1.4 < ratio < 3 / (2 - (bare + 1) / gpt2.n_layer)  # two passes of three, one in the lowest blocks
+
+
+@pytest.mark.parametrize("T", [3, 4, 5, 9])
+def test_a_window_spares_the_pairs_that_it_hides(T):
+    """Two matmuls forward and four back, of every query and key further apart than the window, counted one by one."""
+    c, B = SHAPES["mistral"][0], 2
+    hidden = B * sum(key <= query - c.sliding_window for query in range(T) for key in range(T))
+    every = replace(c, sliding_window=None)
+    spared = accounting.step_flops(every, "full", B, T) - accounting.step_flops(c, "full", B, T)
+    assert spared == c.n_layer * (2 + 4) * 2 * hidden * c.q
 
 
 def test_a_frozen_block_of_gpt2_saves_10_of_16():

@@ -216,6 +216,15 @@ def test_only_a_change_of_weights_on_a_base_of_its_own_is_merged(base):
 
 
 @one_shape
+def test_loras_a_starts_as_pefts_and_b_at_zero(base):
+    """nn.Linear's own: uniform within 1 / sqrt(inputs)  (kaiming with a = sqrt(5), as PEFT has it)."""
+    torch.manual_seed(0)
+    for name, p in adapt(base, "lora", r=16).named_trainable_parameters():
+        bound = p.size(1) ** -0.5
+        assert 0.95 * bound < p.abs().max() <= bound if name.endswith(".A") else not p.any()
+
+
+@one_shape
 def test_the_summary_is_pefts_line(base):
     summary = adapt(base, "prompt", num_virtual_tokens=5).trainable_summary()
     everything = 160 + sum(p.numel() for p in base.parameters())

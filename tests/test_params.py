@@ -200,6 +200,9 @@ def test_of_a_folder_only_its_config_is_read(tmp_path):
                                   "--model t5-small --method prompt --num-virtual-tokens 200000"])
 def test_an_adapter_may_be_larger_than_the_base(argv):
     result = call(argv)[1]
+    value = {step["name"]: step["value"] for step in result["steps"]}
+    assert value["stored for one task"] > value["base"] and value["of the base"] > 100
+    assert value["orders of magnitude"] == pytest.approx(-math.log10(value["of the base"] / 100))
     assert all(math.isfinite(float(text.replace(",", ""))) for text in map(params.rounded, (-0.123, 0.0, 12.5, 1234.5)))
     assert params.table(result)
 

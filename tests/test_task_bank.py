@@ -70,6 +70,15 @@ def test_mixed_generation_with_unequal_lengths_equals_the_single_runs(base):
         assert torch.equal(row[: n + 10], generate(models[task] if task else base, x[None, :n], 10)[0])
 
 
+@one_shape
+@torch.no_grad()
+def test_a_model_in_training_is_taken_without_its_dropout_and_stays_in_training(base, idx):
+    model = moved(adapt(base, ["prompt", "lora"], num_virtual_tokens=3, lora_dropout=0.5)).train()
+    mixed = TaskBank(base, {"task": model})(idx, 3 * ["task"])
+    assert model.training
+    torch.testing.assert_close(mixed, model.eval()(idx), rtol=0, atol=1e-4)
+
+
 @torch.no_grad()
 def test_folders_are_tasks_and_the_base_is_given_back(base, idx, tmp_path):
     models = tasks_of(base)
@@ -149,6 +158,8 @@ def test_five_prompts_for_one_task_vote(base):
     assert not torch.equal(answers[0], answers[1])
     assert torch.equal(vote(bank, x, ["a", "b", "c", "d", "e"], 6), answers[0])
     assert torch.equal(vote(bank, x, ["a"], 6), answers[1])
+    for tasks in (["a", "b"], ["b", "a"]):  # one vote each: the first wins
+        assert torch.equal(vote(bank, x, tasks, 6), answers[tasks == ["a", "b"]])
 
 
 @pytest.mark.parametrize(

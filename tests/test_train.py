@@ -5,16 +5,17 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import WITHOUT_CODE, compiling_by, quick
+from conftest import WITHOUT_CODE, compiling_by, quick, tiny
 from folders import lines
 from scripts import call, finished, refusal, scored, scores_of
 
 import minipeft.model
 import train
-from minipeft import GPT, PRESETS, GPTConfig, adapt, load_adapter
+from minipeft import GPT, PRESETS, Error, GPTConfig, adapt, load_adapter
 from minipeft.attach import Adapted
 from minipeft.data import NANO
 from minipeft.training import job, memory_check, scores
@@ -158,6 +159,20 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
+@pytest.mark.parametrize("keep_best, copies", [(False, 3), (True, 4)])
+def test_gradients_moments_and_the_best_so_far_need_memory_too(keep_best, copies, monkeypatch):
+    model, row = adapt(tiny(), "lora"), 1000
+    need = 5 * row + copies * sum(4 * p.numel() for p in model.trainable_parameters())
+    monkeypatch.setattr(memory_check, "saved_bytes", lambda *_: row)
+    monkeypatch.setattr(memory_check, "collate", lambda *_: 2 * (torch.zeros(1, 2, dtype=torch.int64),))
+    args = SimpleNamespace(device=torch.device("cpu"), dtype="float32", keep_best=keep_best)
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: need)
+    memory_check.check_memory(args, model, None, 0, 5)
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: need - 1)
+    with pytest.raises(Error, match="more memory"):
+        memory_check.check_memory(args, model, None, 0, 5)
+
+
 def test_a_batch_needs_no_more_memory_than_its_file_has_examples_and_processes_share_it(
         capsys, tmp_path, monkeypatch, pairs):
     monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**9)
@@ -174,6 +189,24 @@ def test_the_size_of_a_combination_is_that_of_its_parts(tmp_path):
         base.requires_grad_(False)
     adapt(GPT.from_pretrained("tiny"), ["lora", "prompt"]).save(tmp_path / "one")
     assert scores.size_kb(tmp_path / "both") == scores.size_kb(tmp_path / "one")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], (False, torch.float32, torch.float32)), (["--gradient-checkpointing"], (True, torch.float32, torch.float32)),
+    (["--base-dtype", "bfloat16"], (False, torch.bfloat16, torch.float32)),
+    (["--dtype", "bfloat16"], (False, torch.float32, torch.bfloat16))])
+def test_what_makes_training_small_or_fast_reaches_the_model(flags, expected, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def stop(model, *_, dtype, **__):
+        raise Seen(model.base.checkpointed, model.base.wte.weight.dtype, dtype)
+
+    GPT(GPTConfig(257, 64, 2, 2, 32)).save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(job, "train", stop)
+    with pytest.raises(Seen) as seen:
+        train.main([*f"--base {tmp_path / 'base'} --steps 1 --out {tmp_path / 'out'}".split(), *flags])
+    assert seen.value.args == expected
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from scripts import call, finished, interrupted_at, refusal, scores_of
 
 import train
-from minipeft import GPT, PRESETS, Error, accounting, load_adapter
+from minipeft import GPT, PRESETS, Error, GPTConfig, accounting, load_adapter
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.data import NANO
 from minipeft.data.batches import FileData, TaskData
@@ -51,6 +51,17 @@ def test_a_stopped_run_is_resumed_from_the_command_line(capsys, tmp_path, pairs)
     code, _, err = call(capsys, train, *flags, "--out", tmp_path / "out")
     assert code == 2 and "holds a finished run: --overwrite replaces it, another --out keeps both" in err
     finished(capsys, *flags, "--out", tmp_path / "out", "--overwrite")
+
+
+@pytest.mark.parametrize("flags, name", [(["--seed", 6], "seed"), (["--batch-size", 4], "batch_size"),
+                                         (["--keep-best"], "keep_best"), (["--dtype", "bfloat16"], "dtype")])
+def test_a_run_is_not_resumed_as_another(flags, name, capsys, tmp_path):
+    GPT(GPTConfig(257, 96, 2, 2, 32)).save_pretrained(tmp_path / "base")
+    common = ["--base", tmp_path / "base", "--steps", 4, "--batch-size", 2, "--out", tmp_path / "out"]
+    with interrupted_at(TaskData, 2):
+        assert call(capsys, train, *common)[0] == 130
+    code, _, err = call(capsys, train, *common, *flags, "--resume")
+    assert code == 2 and f"is of another run: its '{name}'" in err
 
 
 @pytest.mark.slow

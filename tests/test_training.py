@@ -234,7 +234,12 @@ def test_the_best_so_far_is_kept_also_over_a_stop(stop, tmp_path):
 def test_the_schedule_warms_up_and_comes_down():
     rates = [learning_rate(step, 100, 2.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.4) and rates[4] == pytest.approx(2.0) == max(rates)
-    assert all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False)) and 0.04 <= rates[-1] < 0.05
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=95, eta_min=0.04)
+    for rate in rates[5:]:
+        assert rate == pytest.approx(cosine.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        cosine.step()
 
 
 class Slope(torch.nn.Module):
@@ -252,6 +257,18 @@ class Slope(torch.nn.Module):
 
     def loss(self, idx, targets):
         return (self.x * (idx + self.noise * torch.randn(3))).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_sets_the_mode_and_the_precision_of_the_products(dtype):
+    class Watched(Slope):
+        def loss(self, idx, targets):
+            seen.append((torch.is_autocast_enabled("cpu"), self.training))
+            return super().loss(idx, targets)
+
+    seen: list = []
+    train(Watched().eval(), lambda step: (torch.ones(3), torch.ones(3)), 2, 0.1, dtype=dtype)
+    assert seen == 2 * [(dtype == torch.bfloat16, True)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_line():
@@ -319,6 +336,8 @@ def test_a_wide_base_is_tuned_at_its_own_default_rate():
         if name != "hard-prompt":
             assert (rate(32, name), rate(512, name)) == (method.learning_rate, method.learning_rate_wide)
             assert method.learning_rate > method.learning_rate_wide > 0 and rate(512, name, 0.5) == 0.5
+    made_by_mlp = adapt(tiny(), "prefix", prefix_projection=True).parameter_groups()[0]["lr"]
+    assert made_by_mlp == 0.01 < minipeft.METHODS["prefix"].learning_rate
 
 
 def test_a_resumed_run_draws_the_same_random_numbers(tmp_path):
