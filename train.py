@@ -170,7 +170,7 @@ def report(r: dict) -> str:
                  f"loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
     if "dev_loss" in r:
         lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; "
-                     f"loss on the validation set: {r['dev_loss']:.3f}")
+                     f"loss on {r['dev_set']}: {r['dev_loss']:.3f}")
     if r.get("answers"):
         lines.append("{inputs} inputs answered: BLEU {bleu:.2f}, chrF {chrf:.2f}, "
                      "exact match {exact_match:.3f}".format(**r["answers"]))

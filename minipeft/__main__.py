@@ -66,8 +66,9 @@ def arguments(argv) -> argparse.Namespace:
              "virtual tokens in the text its own)")
     add("--max-new-tokens", type=int, default=64, metavar="N",
         help="at most, up to the end of the block size (default: 64)")
-    add("--temperature", type=float, default=0.0,
-        help="0 (the default): the most likely token; 1: sample from the model's probabilities")
+    add("--temperature", type=float,
+        help="0: the most likely token; 1: sample from the model's probabilities (default: 1 with --top-k or --top-p, "
+             "else 0)")
     add("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
     add("--top-p", type=float, metavar="P",
         help="sample from the fewest tokens whose probabilities add up to P")
@@ -113,7 +114,9 @@ def complete(args) -> None:
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     taken = max((model.method.positions_taken for model in models if model is not base), default=0)
     room = base.config.block_size - taken - len(ids) + 1  # the last token is output only
-    settings = (min(args.max_new_tokens, max(1, room)), args.temperature, args.top_k, args.top_p, stops)
+    samples = args.top_k is not None or args.top_p is not None
+    temperature = float(samples) if args.temperature is None else args.temperature
+    settings = (min(args.max_new_tokens, max(1, room)), temperature, args.top_k, args.top_p, stops)
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""

@@ -83,7 +83,7 @@ def test_long_inputs_are_cut_from_the_left_and_counted_and_long_targets_refused(
     fitted, cut = fitted_examples([long, short], TOKENIZER, block_size=32, num_virtual_tokens=10)
     assert cut == 1 and fitted[1] == short and fitted[0].input == "x" * 9 + "end"
     assert encode(fitted, TOKENIZER)[0].size(1) == 22  # with the 10 virtual ones, exactly the block size
-    with pytest.raises(Error, match="10 virtual tokens and 34 of .* do not fit the block size of 32"):
+    with pytest.raises(Error, match="10 virtual tokens and 34 of .* do not fit in 32 tokens .--max-length"):
         fitted_examples([Example("in", "y" * 30)], TOKENIZER, block_size=32, num_virtual_tokens=10)
 
 
@@ -226,7 +226,7 @@ def test_long_texts_become_pieces_and_nothing_is_lost():
     assert cut == 1 and fitted[-1] == Example(None, "short") and "".join(e.target for e in fitted[:-1]) == text.target
     assert [e.ends for e in fitted[:-1]] == [False] * (len(fitted) - 2) + [True] and len(fitted) == 10
     assert all(encode([e], TOKENIZER)[0].size(1) <= 20 for e in fitted)
-    with pytest.raises(Error, match="29 virtual tokens and 3 of .* do not fit the block size of 30"):
+    with pytest.raises(Error, match="29 virtual tokens and 3 of .* do not fit in 30 tokens"):
         fitted_examples([text], TOKENIZER, block_size=30, num_virtual_tokens=29)
 
 

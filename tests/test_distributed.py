@@ -62,7 +62,7 @@ class Group:
 def serve(pipe, rank: int, n: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     assert processes.join_processes(CPU) == CPU and (processes.world_size(), processes.rank()) == (n, rank)
     while True:

@@ -79,12 +79,18 @@ def test_joining_refuses_what_cannot_be(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert processes.join_processes(CPU) is CPU and processes.world_size() == 1 and processes.is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(Error, match="WORLD_SIZE is 2 but RANK is not set"):
-        processes.join_processes(CPU)
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in names:
+        with pytest.raises(Error, match=f"WORLD_SIZE is 2 but {name} is not set"):
+            processes.join_processes(CPU)
         monkeypatch.setenv(name, "7")
+    for wrong in ("", "two"):
+        monkeypatch.setenv("WORLD_SIZE", wrong)
+        with pytest.raises(Error, match=f"WORLD_SIZE is '{wrong}', no number"):
+            processes.join_processes(CPU)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Error, match="not on mps"):
         processes.join_processes(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

@@ -75,6 +75,30 @@ def test_every_flag_of_a_file_or_folder_refuses_windows_paths():
     assert len(paths) >= 7 and all(a.type is console.local_path for a in paths)
 
 
+def test_an_error_is_told_where_a_scheduler_sets_a_rank_for_one_process(monkeypatch, capsys):
+    def fail():
+        raise Error("no such base")
+
+    monkeypatch.setenv("RANK", "3")
+    assert console.run("script.py", fail) == 2 and capsys.readouterr().err == "script.py: no such base\n"
+    monkeypatch.setenv("WORLD_SIZE", "4")  # all four fail alike before they have joined: one tells
+    assert console.run("script.py", fail) == 2 and capsys.readouterr().err == ""
+
+
+def test_a_script_runs_with_its_output_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert console.run("script.py", lambda: print("x")) == 0
+
+
+def test_only_what_says_that_memory_ran_out_is_told_so():
+    for text in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 400 bytes",
+                 "the allocator is out of memory", "not enough memory: you tried"):
+        assert console.report("script.py", RuntimeError(text), "the shape") == 2
+    for text in ("required rank 4 tensor to use channels_last memory format", "an illegal memory access"):
+        with pytest.raises(RuntimeError, match="memory"):
+            console.report("script.py", RuntimeError(text), "the shape")
+
+
 def test_an_ascii_terminal_gets_a_mark_for_what_it_cannot_show(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = {}

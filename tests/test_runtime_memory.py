@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,32 @@ def test_the_least_of_system_group_and_own_limit_counts(monkeypatch):
         monkeypatch.setattr(memory, "_left_in_cgroup", lambda group=group: group)
         monkeypatch.setattr(memory, "_left_of_own_limit", lambda own=own: own)
         assert memory.available_memory(CPU) == min(n for n in (system, group, own) if n is not None)
+
+
+def group(folder: Path, names: tuple, limit, used: int, cache: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in ((names[0], limit), (names[1], used), ("stat", f"anon 7\n{names[2]} {cache}")):
+        (folder / f"memory.{name}").write_text(f"{text}\n")
+
+
+def test_the_limit_of_a_group_around_this_ones_counts(tmp_path):
+    """A job's limit, with the step and the task below it unlimited, as SLURM has them; and cgroup v1."""
+    groups = tmp_path / "cgroup"
+    two, one = ("max", "current", "file"), ("limit_in_bytes", "usage_in_bytes", "total_cache")
+    groups.write_text("0::/job_7/step_0/task_0\n")
+    assert memory._left_in_cgroup(groups, tmp_path) is None
+    for name in ("job_7/step_0/task_0", "job_7/step_0"):
+        group(tmp_path / name, two, "max", 500, 0)
+    assert memory._left_in_cgroup(groups, tmp_path) is None
+    group(tmp_path / "job_7", two, 1000, 600, 150)
+    assert memory._left_in_cgroup(groups, tmp_path) == 1000 - 600 + 150
+    group(tmp_path / "job_7" / "step_0", two, 700, 600, 100)
+    assert memory._left_in_cgroup(groups, tmp_path) == 200
+    groups.write_text("5:cpu,cpuacct:/a\n4:memory:/docker/ab\n")
+    group(tmp_path / "memory" / "docker" / "ab", one, 2**63 - 4096, 10, 0)
+    assert memory._left_in_cgroup(groups, tmp_path) == 2**63 - 4096 - 10
+    group(tmp_path / "memory" / "docker", one, 900, 100, 50)
+    assert memory._left_in_cgroup(groups, tmp_path) == 850
 
 
 @pytest.mark.skipif(memory._trim is None, reason="another C library than glibc")

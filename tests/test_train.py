@@ -4,6 +4,7 @@ import hashlib
 import re
 import shlex
 import shutil
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,9 @@ import train
 from minipeft import GPT, PRESETS, Error, GPTConfig, adapt, load_adapter
 from minipeft.attach import Adapted
 from minipeft.data import NANO
+from minipeft.data.encoding import Encoded, collate
+from minipeft.data.tasks import Example
+from minipeft.runtime.profiling import saved_bytes
 from minipeft.training import job, memory_check, scores
 
 pytestmark = pytest.mark.usefixtures("few_examples")
@@ -159,18 +163,41 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp
     assert float(found[1]) == pytest.approx(64 * float(found[2]), abs=0.4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("keep_best, copies", [(False, 3), (True, 4)])
-def test_gradients_moments_and_the_best_so_far_need_memory_too(keep_best, copies, monkeypatch):
-    model, row = adapt(tiny(), "lora"), 1000
-    need = 5 * row + copies * sum(4 * p.numel() for p in model.trainable_parameters())
-    monkeypatch.setattr(memory_check, "saved_bytes", lambda *_: row)
-    monkeypatch.setattr(memory_check, "collate", lambda *_: 2 * (torch.zeros(1, 2, dtype=torch.int64),))
-    args = SimpleNamespace(device=torch.device("cpu"), dtype="float32", keep_best=keep_best)
+@pytest.mark.parametrize("name", ["lora", "prefix"])
+def test_a_batch_needs_what_autograd_saves_of_it_and_gradients_moments_and_the_best_so_far(
+        name, keep_best, copies, dtype, monkeypatch):
+    """Copies of weights in bfloat16 do not grow with the batch, nor does a prefix that all rows share."""
+    model, record = adapt(tiny(), name), Encoded(Example("", ""), array("i", range(9)), array("i", range(5)))
+    idx, targets = collate(5 * [record], 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        need = saved_bytes(lambda: model.loss(idx, targets), model.parameters())
+    need += copies * sum(4 * p.numel() for p in model.trainable_parameters())
+    args = SimpleNamespace(device=torch.device("cpu"), dtype=dtype, keep_best=keep_best)
     monkeypatch.setattr(memory_check, "available_memory", lambda device: need)
-    memory_check.check_memory(args, model, None, 0, 5)
+    memory_check.check_memory(args, model, record, 0, 5)
     monkeypatch.setattr(memory_check, "available_memory", lambda device: need - 1)
     with pytest.raises(Error, match="more memory"):
-        memory_check.check_memory(args, model, None, 0, 5)
+        memory_check.check_memory(args, model, record, 0, 5)
+
+
+def test_with_checkpointing_a_batch_needs_one_whole_block_beside_the_inputs_of_all(monkeypatch):
+    model, record = adapt(tiny(), "bitfit"), Encoded(Example("", ""), array("i", range(9)), array("i", range(5)))
+    batch, needed = collate(5 * [record], 0), {}
+    monkeypatch.setattr(memory_check, "available_memory", lambda device: 0)
+    moments = 3 * sum(4 * p.numel() for p in model.trainable_parameters())
+    monkeypatch.setattr(memory_check, "format_gigabytes", lambda n: f"{n} bytes")
+    for on in (False, True):
+        model.gradient_checkpointing(on)
+        args = SimpleNamespace(device=torch.device("cpu"), dtype="float32", keep_best=False)
+        with pytest.raises(Error, match="more memory") as e:
+            memory_check.check_memory(args, model, record, 0, 5)
+        needed[on] = int(re.search(r"needs (\d+) bytes", str(e.value))[1]) - moments
+    inputs, one = saved_bytes(lambda: model.loss(*batch), model.parameters()), batch[0].numel() * 32 * 4
+    assert needed[True] - inputs == pytest.approx((needed[False] - inputs) / 3 + one, rel=0.05)  # of 3 blocks
+
+
 
 
 def test_a_batch_needs_no_more_memory_than_its_file_has_examples_and_processes_share_it(

@@ -40,7 +40,7 @@ def test_a_real_model_is_tuned_on_a_csv_and_its_answers_are_scored(capsys, tmp_p
     assert f"data {data} (10 to train on, 8 held out)" in printed
     scores = scores_of(tmp_path / "out")
     assert scores["loss"][1] < 0.8 * scores["loss"][0] and scores["dev_loss"] < scores["loss"][0]
-    assert scores["examples"] == 8
+    assert scores["examples"] == 8 and "loss on the validation set: " in printed
 
     rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     wanted = [f"name[{n}], food[Thai]" for n in ("Strada", "Travellers", "Blue Spice")]

@@ -154,11 +154,16 @@ def memory_to_train(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> ac
     return accounting.train_bytes(c, method, s.batch_size, s.seq_len, base_bytes=BYTES[dtype], quantised=quantised, **h)
 
 
+def sizes_of(s: ParamsSettings, method: str) -> dict:
+    """The given hyper-parameters that a method's cost depends on."""
+    return {name: value for name, value in s.sizes.items() if name in depends_on(method)}
+
+
 def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
     """Every method's ledger; for an encoder-decoder only parameters."""
     base, rows = accounting.base_parameters(c), []
     for method in methods_that_fit(c):
-        h = {name: value for name, value in s.sizes.items() if name in depends_on(method)}
+        h = sizes_of(s, method)
         row = {"method": method} | METHODS[method].with_defaults(c, h)
         row |= accounting.count(c, method, **h)._asdict()
         if isinstance(c, GPTConfig):
@@ -177,8 +182,11 @@ def run(s: ParamsSettings) -> dict:
     if s.base_dtype != "float32" and not isinstance(c, GPTConfig):
         raise Error(f"--base-dtype {s.base_dtype} needs a GPT's blocks: of {s.model} only parameters are counted")
     h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
+    if s.method and s.base_dtype != "float32" and not METHODS[s.method].freezes_base:
+        raise Error(f"--base-dtype {s.base_dtype} is for a frozen base: {s.method} trains every weight, in float32")
     if isinstance(c, GPTConfig):
-        flags.check_fits(h.get("num_virtual_tokens", 0), s.seq_len, c)
+        every = [h] if s.method else [METHODS[name].with_defaults(c, sizes_of(s, name)) for name in methods_that_fit(c)]
+        flags.check_fits(max(sizes.get("num_virtual_tokens") or 0 for sizes in every), s.seq_len, c)
     left_out = [method for method in METHODS if method not in methods_that_fit(c)]
     answer = derivation(s, c) if s.method else {"rows": rows_of(s, c), "left_out": left_out}
     weights = accounting.base_weight_bytes(c, s.base_dtype) if isinstance(c, GPTConfig) else None

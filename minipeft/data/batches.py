@@ -94,7 +94,8 @@ class FileData:
 
     limit: train on so many examples only, drawn by the seed.
     Attributes: examples (trained on), longest, held_out, sizes (as text), steps_per_epoch, cut
-    (number of examples cut to the block size), digest (of all). Each text is tokenised once.
+    (number of examples cut to the block size), digest (of all), validates_on_training (neither dev
+    nor test). Each text is tokenised once.
     """
 
     def __init__(self, path, tokenizer: Tokenizer, template: Template, seed: int, batch_size: int,
@@ -115,7 +116,7 @@ class FileData:
         self._uncut = [[tokenize(e, once, template) for e in examples] for examples in sets]
         self._note_marks(path, template, *mark_texts(tokenizer, stops))
         self._fit = partial(fit, tokenizer=tokenizer, template=template, block_size=block_size)
-        self._validate_on_training = dev is None and test is None
+        self.validates_on_training = dev is None and test is None
         self._seed, self._batch_size = seed, batch_size
         self.fit(num_virtual_tokens)
 
@@ -137,7 +138,7 @@ class FileData:
         fit_set = partial(self._fit, num_virtual_tokens=num_virtual_tokens)
         sets, cut = zip(*map(fit_set, self._uncut), strict=True)
         self.examples, self.held_out, self.cut = sets[0], sets[-1], sum(cut)
-        self._validation = self.examples if self._validate_on_training else sets[1]
+        self._validation = self.examples if self.validates_on_training else sets[1]
         self.sizes = f"{len(self.examples)} to train on, {len(self.held_out)} held out"
         sets = self.examples, self.held_out, self._validation
         examples = tuple([r.example for r in records] for records in sets)

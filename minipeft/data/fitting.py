@@ -39,7 +39,8 @@ def fit(records: list[Encoded], tokenizer: Tokenizer, block_size: int, num_virtu
             empty = e._replace(input=e.input and "", turns=())
             least = len(question(empty, tokenizer, template)) + tokens
             raise Error(f"{num_virtual_tokens} virtual tokens and {least} of template and target "
-                        f"({ascii(target[:30])}) do not fit the block size of {block_size}")
+                        f"({ascii(target[:30])}) do not fit in {block_size} tokens (--max-length, at most the "
+                        "block size)")
         fitted += pieces
         cut += 1
     return fitted, cut

@@ -147,8 +147,8 @@ def print_error(script: str, message: str) -> None:
     """Print one line to stderr, with the rank if there are several processes."""
     if world_size() > 1:
         script = f"\n{script}, process {rank()}"  # a line of its own, below the progress bar
-    elif os.environ.get("RANK", "0") != "0":  # before they have joined, all fail alike
-        return
+    elif os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1":
+        return  # before they have joined, all fail alike
     print(f"{script}: {message}", file=sys.stderr)
 
 
@@ -158,6 +158,9 @@ def run(script: str, main: Callable[[], None], lower: str = "the shape") -> int:
     0: no exception; 2: Error, OSError or out of memory; 130: SIGINT; 143: SIGTERM; 141, without a
     line: the reader of stdout has gone. lower: settings to lower when memory has run out.
     """
+    for name in ("stdout", "stderr"):  # None where the shell has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console may lack some characters
@@ -183,7 +186,7 @@ def report(script: str, e: BaseException, lower: str) -> int:
             print_error(script, str(e))
         return e.exit_code
     if isinstance(e, RuntimeError | MemoryError):
-        if "memory" not in str(e) and not isinstance(e, MemoryError):
+        if not isinstance(e, MemoryError) and not re.search("(out of|not enough|allocate) memory", str(e)):
             raise e
         e = f"{out_of_memory_message(str(e))}: lower {lower}"
     print_error(script, str(e))

@@ -71,16 +71,26 @@ def _kilobytes(path: str, field: str) -> int | None:
     return None
 
 
-def _left_in_cgroup() -> int | None:
-    """Bytes left in the control group, usually a container's; its file cache can be reclaimed."""
-    with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
-        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        name = next(line.split("::", 1)[1] for line in groups if line.startswith("0::"))
-        folder = Path("/sys/fs/cgroup") / name.strip("/")
-        limit, used, stat = ((folder / f"memory.{name}").read_text(encoding="utf-8")
-                             for name in ("max", "current", "stat"))
-        cache = dict(line.split() for line in stat.splitlines())["file"]
-        return int(limit) - int(used) + int(cache)
+def _left_in_cgroup(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The fewest bytes left in this process's control group and those around it, a job's or a container's; their file
+    cache can be reclaimed. Groups of cgroup v2 and of v1's memory controller."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            number, controllers, name = line.split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                top, files = (root, ("max", "current", "file")) if number == "0" else (
+                    root / "memory", ("limit_in_bytes", "usage_in_bytes", "total_cache"))
+                folder = top / name.strip("/")
+                found += [_left_in_group(x, *files) for x in (folder, *folder.parents) if x.is_relative_to(top)]
+    return min((n for n in found if n is not None), default=None)
+
+
+def _left_in_group(folder: Path, limit: str, used: str, cache: str) -> int | None:
+    """Bytes left in one control group; None where it has no limit."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        most, now, stat = ((folder / f"memory.{name}").read_text(encoding="utf-8") for name in (limit, used, "stat"))
+        return int(most) - int(now) + int(dict(line.split() for line in stat.splitlines())[cache])
     return None
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checks import Error
+from ..checks import Error, shown
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # while rank 0 works alone; a death is noticed at once
@@ -33,13 +33,15 @@ TIMEOUT = timedelta(minutes=30)  # while rank 0 works alone; a death is noticed 
 
 def join_processes(device: torch.device) -> torch.device:
     """Join the processes torchrun started, if any. Returns this one's device: cuda becomes its GPU.
-    Raises Error where torch or the device cannot, or when there is no GPU for this process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    Raises Error where torch, the device or the environment cannot, or when there is no GPU for this process."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         return device
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise Error(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {name} is not set: "
-                        "start it by torchrun, or unset WORLD_SIZE")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        value = os.environ.get(name)
+        if value is None or (name != "MASTER_ADDR" and not value.isdecimal()):
+            found = "not set" if value is None else f"{shown(value)}, no number"
+            raise Error(f"WORLD_SIZE is {size} but {name} is {found}: start it by torchrun, or unset WORLD_SIZE")
     if not dist.is_available():
         raise Error("this build of torch has no torch.distributed: "
                     "run one process, without torchrun")
@@ -69,7 +71,7 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """Number of processes on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def rank() -> int:

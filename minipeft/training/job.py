@@ -19,7 +19,7 @@ from ..files.atomic import write_json, write_text
 from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
-from ..runtime.console import printable
+from ..runtime.console import note, printable
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from .checkpoints import setting_of
@@ -207,6 +207,7 @@ class Job:
         if args.data is not None:
             same = data.validation(VALIDATION) == reported
             result["dev_loss"], _ = after if same else evaluate(model, self._validation_batches())
+            result["dev_set"] = "training examples" if data.validates_on_training else "the validation set"
         return result
 
     def _describe_data(self) -> str:
@@ -237,6 +238,8 @@ class Job:
             print(traffic_line(model, self.loss_of, self._batch(0), self.is_full, args.shard_base),
                   flush=True)
         validation = self._validation_batches() if args.keep_best else []
+        if args.keep_best and isinstance(self.data, FileData) and self.data.validates_on_training:
+            note("--keep-best goes by the loss on training examples: without --dev and --test there are no others")
 
         choice = self._compile_choice(resume)
 
