@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import WITHOUT_CODE, compiling_by
 from forked import context
+from tqdm import tqdm
 
 import bench
 import minipeft.model
@@ -194,6 +195,28 @@ def test_attention_backends_side_by_side(capsys):
     (growth,) = result["growth"]
     assert growth["flops"] == pytest.approx((70 * 71 / 2 + 70 * 6) / (70 * 71 / 2))
     assert growth["time"] == pytest.approx(rows[6, "fused"]["ms"]["median"] / rows[0, "fused"]["ms"]["median"])
+
+
+def test_every_round_begins_with_another_work_and_the_first_is_warm():
+    """What runs right after a rate finds cold caches: it runs untimed, and then again."""
+    ran, bar = [], tqdm(disable=True)
+    works = [[lambda name=name: ran.append(name) for name in group] for group in ("abc", "de")]
+    times = measure.time_all(works, 3, torch.device("cpu"), bar, lambda: ran.append("rate"))
+    assert [len(samples) for samples in times] == [3, 2]
+    assert ran == ["rate", *"a", *"abcde", "rate", *"e", *"edbca", "rate", *"c", *"cabde"]
+    ran.clear()
+    measure.time_all(works[:1], 2, torch.device("cpu"), bar)
+    assert ran == [*"abc", *"bca"]
+
+
+def test_of_torchs_two_the_choice_in_a_compiled_model_is_the_compiled_one(monkeypatch):
+    monkeypatch.setattr(attention_bench, "can_compile", lambda kind: True)
+    monkeypatch.setattr(attention_bench, "compiled", lambda function: function)
+    s = attention_bench.AttentionSettings((), (), 1, 0, "cpu")
+    monkeypatch.setattr(attention_bench, "MEASURED", ("sdpa", "sdpa compiled", "split"))
+    for T, chosen in ((127, ["sdpa compiled"]), (128, [])):  # from 128 on "fused", not in this list
+        found = attention_bench.works(attention_bench.Shape(1, 1, T, 2, 4), torch.float32, s)
+        assert [row["backend"] for row, _ in found if row["auto"]] == chosen
 
 
 def test_the_means_are_those_of_a_backend_and_of_autos_choices():

@@ -1,12 +1,24 @@
 """bench.py document."""
 
 import json
+from pathlib import Path
 
 import pytest
 from folders import real_base
 
 import bench
-from minipeft import Error
+from minipeft import GPT, Error
+from minipeft.bench import document, flags
+from minipeft.data import NANO
+from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.documents import divergence, match
+from minipeft.runtime.console import Parser
+
+
+def parse(module, argv: list[str]):
+    p = Parser("")
+    module.add_flags(p)
+    return flags.parse(p, argv)
 
 
 def test_the_measurement_has_a_row_for_every_way(tmp_path, capsys):
@@ -39,6 +51,24 @@ def test_a_document_that_fills_the_base_leaves_room_for_a_summary(tmp_path):
     assert [row["rows"] for row in found if row["way"] == "summary"] == [1]  # there is room for no more
     with pytest.raises(Error, match="block size is 512, and 37 stand behind it: too few for --compression 512"):
         bench.main([*words.split(), "512"])
+
+
+def test_documents_of_one_name_and_of_several_seeds_are_told_apart(tmp_path):
+    text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    for folder, first in (("a", 0), ("b", 300)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.md").write_text(text[first : first + 200], encoding="utf-8")
+    paths = [str(tmp_path / folder / "x.md") for folder in "ab"]
+    s = document.settings(parse(document, ["--documents", *paths, "--tokens", "64", "--held-out", "16", "--compression",
+                                           "8", "--self-study", "8", "--epochs", "1", "--seeds", "2", "--distil", "8"]))
+    base = GPT.from_pretrained(NANO).requires_grad_(False)
+    found = list(document.documents(s, base, ByteTokenizer()))
+    assert [d.name for d in found] == paths
+    ways = document.Ways(s, base, ByteTokenizer(), found[0])
+    matched = next(row for row in ways.rows() if row["way"] == "match")
+    prefix = match(base, found[0].tokens, 8)
+    each = [divergence(base, ways.whole, prefix, study.held).kl for study in ways.studies]
+    assert len(each) == 2 and each[0] != each[1] and matched["study_kl"] == pytest.approx(sum(each) / 2)
 
 
 def test_tables_are_documents_whose_questions_are_asked(tmp_path):

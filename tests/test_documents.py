@@ -1,6 +1,7 @@
 """A document as a prefix: the text itself, attention matching, distillation and self-study."""
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -250,6 +251,18 @@ def test_self_study_answers_what_training_and_generation_read(tmp_path, monkeypa
     examples = write_self_study(base, tokenizer, ids("the cat sat on the mat"), tmp_path / "s.jsonl", 12)
     assert len(tokenizer.begin) == 1 and read and examples
     assert all(row[: 1].tolist() == tokenizer.begin for idx in read for row in idx)
+
+
+@pytest.mark.parametrize("text", ["春天的花儿开了，求和与排序的值。" * 5, "é😀x" * 40, "plain " * 30])
+def test_passages_are_of_whole_characters(text):
+    tokens = ids(text)
+    for a in range(9):
+        cut = tokens[a : a + 40].tolist()
+        kept = ByteTokenizer().decode(self_study.whole_characters(ByteTokenizer(), cut))
+        assert kept in text and len(kept.encode()) >= 40 - 6
+    for seed in range(9):
+        passages = self_study.texts(None, ByteTokenizer(), tokens, Random(seed), "passage", [], 99, 1.0)
+        assert all(e.input and e.target and e.input + e.target in text for e in passages)
 
 
 def test_self_study_is_resumed_and_completed_where_it_was_edited(nano, tmp_path):

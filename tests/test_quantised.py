@@ -216,6 +216,7 @@ def test_the_ledger_counts_its_bytes(shape, kind, method, h):
         held = [*model.parameters(), *model.buffers()]
         saved.append(saved_bytes(lambda model=model: model.loss(idx, idx.clone()), held))
     said = accounting.train_bytes(base.config, method, 3, 20, base_bytes=2, quantised=kind, **sizes)
+    assert said == accounting.train_bytes(base.config, method, 3, 20, quantised=kind, **sizes)
     assert sum(p.nbytes for p in base.parameters()) == base_weight_bytes(base.config, kind)
     assert said.weights == sum(p.nbytes for p in model.parameters())
     assert saved[0] == saved[1]

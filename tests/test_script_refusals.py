@@ -233,6 +233,10 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2(capsys, tmp_path, pa
         (["--steps", "0"], "--steps must be at least 1"),
         (["--magic"], "unrecognized arguments"),
         (["--out", "."], "is a folder"),
+        (["params", "--out", "/dev/null/x.json"], "/dev/null"),  # before it is measured
+        (["document", "--tables", "1", "--documents", "LICENSE"], "--documents is of texts: it does not go with"),
+        (["document", "--tables", "1", "--held-out", "9"], "--held-out is of texts: it does not go with"),
+        (["document", "--documents", "LICENSE", "missing.md"], "no data at missing.md"),
         (["--device", "meta"], "--device meta cannot be used"),
         pytest.param(["--batch-size", "1000000000000"], "try a smaller shape", marks=pytest.mark.slow),
         (["attention", "--shapes", "4x12"], "must be five whole numbers BxHxTxPxS"),

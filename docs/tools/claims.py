@@ -21,7 +21,7 @@ from minipeft.bench.quality.real import TASKS
 from minipeft.data.tasks import SKILLS
 
 T5 = SHAPES["t5-xxl"]
-AGREES, CONDITIONS, CONTRADICTED = "agrees", "agrees, with conditions", "contradicted"
+AGREES, CONDITIONS, CONTRADICTED, INCONCLUSIVE = "agrees", "agrees, with conditions", "contradicted", "inconclusive"
 REAL = "python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER"
 WITHDRAWN = "withdrawn: learning rates were swept on endless data"
 
@@ -214,7 +214,8 @@ def little_data() -> str:
         return ('**Withdrawn: "with little data a prefix overfits less than full fine-tuning"**: reported here with '
                 "learning rates that were not chosen for little data.")
     words = little_data_verdicts()
-    word = "Contradicted" if trends.together(words) == CONTRADICTED else "Corrected"
+    whole = {verdict: verdict.capitalize() for verdict in (AGREES, CONTRADICTED, INCONCLUSIVE)}
+    word = whole.get(trends.together(words), "Corrected")
     return (f'**{word}: "with little data a prefix overfits less than full fine-tuning"**: with learning rates swept '
             f"for 10 to 300 examples, its gap of held-out and training loss is narrower beyond chance in "
             f"{words.count(AGREES)} of the {len(words)} settings in which both fit their training examples, wider in "

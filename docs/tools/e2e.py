@@ -95,11 +95,11 @@ def tune(args, name: str, *flags) -> dict:
     ]
     command = ["train.py", *map(str, flags)]
     scores = out / "scores.json"
-    if not scores.exists() or json.loads(scores.read_text(encoding="utf-8"))[
-        "command"
-    ] != shlex.join(["python", *command]):
+    made_by = json.loads(scores.read_text(encoding="utf-8"))["command"] if scores.exists() else ""
+    if made_by.removesuffix(" --overwrite") != shlex.join(["python", *command]):
         print(f"\n{name}", flush=True)
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        again = ["--overwrite"] if scores.exists() else []
+        subprocess.run([sys.executable, *command, *again], cwd=ROOT, check=True)
     text = scores.read_text(encoding="utf-8")
     for path, shown in ((str(args.out), "runs/e2e"), (str(args.base), "SMOLLM2_FOLDER")):
         text = text.replace(json.dumps(path)[1:-1], shown)

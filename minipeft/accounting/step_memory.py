@@ -21,19 +21,19 @@ class TrainBytes(NamedTuple):
 
 
 def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False,
-                base_bytes: int = 4, quantised: str | None = None, **hyperparameters) -> TrainBytes:
-    """Bytes of one training process, with b = base_bytes per parameter of the base, n = trained:
+                base_bytes: int | None = None, quantised: str | None = None, **hyperparameters) -> TrainBytes:
+    """Bytes of one training process, with b = base_bytes per parameter of the base (None: 4), n = trained:
 
         weights        b·base + 4·n + frozen    the base, the method's float32 parameters (full: none), and
                                                 its frozen tensors (the tokens of a hard prompt: 8 bytes each)
-        gradients      4·n; full: b·n           one per trained parameter
+        gradients      4·n; full: b·n           one per trained parameter (adapt makes full's base float32: b = 4)
         optimizer      2·gradients + 4·tensors  AdamW's two moments; the step count of each tensor
         activations    see `activations`        tensors saved for backward
 
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
     moments). Activations shrink less.
 
-    quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all else, 2. A
+    quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all else (None: 2). A
     quantised base saves for backward what one in bfloat16 does. Not counted: tensors that live for
     a moment, such as the piece of a matrix that is dequantised at the time.
     """
@@ -43,9 +43,10 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
         one_of("quantised", quantised, QUANTISED)
     if quantised is not None and not d.method.freezes_base:
         raise Error(f"{method} trains every weight: its base cannot be in {shown(quantised)}")
+    b = base_bytes or (4 if quantised is None else 2)
     trained, tensors = elements(c, d.shapes, d.shapes.trained), total(trained_tensors(c, d))
-    states = state_terms(c, d, base_parameters(c), trained, tensors, base_bytes, quantised)
-    saved = saved_terms(c, d, batch_size, seq_len, checkpointing, base_bytes)
+    states = state_terms(c, d, base_parameters(c), trained, tensors, b, quantised)
+    saved = saved_terms(c, d, batch_size, seq_len, checkpointing, b)
     return TrainBytes(*map(total, states.values()), total(saved))
 
 

@@ -14,16 +14,17 @@ right. Self-study KL is that on self-study texts which distillation does not rea
     text        all n rows: the reference
 
 Seconds are those of building the prefix; of `distil` with its matching, and self-study beside. Decode: milliseconds of
-a token behind the prefix, one row.
+a token behind the prefix, one row, of 16 tokens, for which the weights may be laid out anew.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ from . import flags
 from .measure import card_line, cell, columns
 
 DOCUMENTS = ("docs/lessons/2-the-ladder.md", "docs/own-data.md")
+TOKENS, HELD_OUT = 1024, 256  # of the document, and behind it
 DECODED = 16  # tokens whose time is measured
 IN_SHORT = "\n\nIn short, the text above says that"  # asks for a summary
 APART = 8  # self-study texts that are learnt for each that is held out
@@ -63,10 +65,10 @@ APART = 8  # self-study texts that are learnt for each that is held out
 @dataclass(frozen=True, kw_only=True)
 class DocumentSettings:
     base: str
-    documents: tuple[str, ...]
+    documents: tuple[str, ...] | None  # this and the two sizes: None for tables
     tables: int | None
-    tokens: int
-    held_out: int
+    tokens: int | None
+    held_out: int | None
     compression: tuple[int, ...]
     distil: tuple[int, ...]
     self_study: int
@@ -79,10 +81,10 @@ def add_flags(p: Parser) -> None:
     add = p.add_argument_group("base").add_argument
     add("--base", default="nano", metavar="FOLDER", type=local_path, help="a base; SmolLM2-135M for real text")
     add = p.add_argument_group("document").add_argument
-    add("--documents", nargs="+", default=list(DOCUMENTS), metavar="FILE", type=local_path, help="texts")
+    add("--documents", nargs="+", metavar="FILE", type=local_path, help=f"texts (default: {' '.join(DOCUMENTS)})")
     add("--tables", type=int, metavar="N", help="N tables of facts as documents, in place of --documents")
-    add("--tokens", type=int, default=1024, metavar="N", help="of each text that are the document")
-    add("--held-out", type=int, default=256, metavar="T", help="tokens behind them, the test")
+    add("--tokens", type=int, metavar="N", help=f"of each text that are the document (default: {TOKENS})")
+    add("--held-out", type=int, metavar="T", help=f"tokens behind them, the test (default: {HELD_OUT})")
     add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X", help="P = N / X")
     add("--distil", type=int, nargs="*", metavar="X",
         help="those at which to distil, too (default: 4, 16 and 64, if in --compression)")
@@ -101,6 +103,11 @@ def settings(args: argparse.Namespace) -> DocumentSettings:
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value < bound:
                 raise Error(f"--{name.replace('_', '-')} must be at least {bound}, not {value}")
+    for name, default in (("documents", DOCUMENTS), ("tokens", TOKENS), ("held_out", HELD_OUT)):
+        if args.tables is not None and getattr(args, name) is not None:
+            raise Error(f"--{name.replace('_', '-')} is of texts: it does not go with --tables")
+        if args.tables is None and getattr(args, name) is None:
+            setattr(args, name, default)
     possible = [x for x in args.compression if x > 1]
     args.distil = [x for x in possible if x in (4, 16, 64)] if args.distil is None else args.distil
     if not {*args.distil} <= {*possible}:
@@ -114,7 +121,7 @@ def run(s: DocumentSettings) -> dict:
     base = GPT.from_pretrained(folder, torch.float32).to(s.device).requires_grad_(False)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     found, studies = [], {}
-    for document in documents(s, base, tokenizer):
+    for document in list(documents(s, base, tokenizer)):  # all are read before the first is measured
         ways = Ways(s, base, tokenizer, document)
         for row in ways.rows():
             found.append({"document": document.name, "tokens": len(document.tokens), **row})
@@ -147,14 +154,15 @@ def documents(s: DocumentSettings, base: GPT, tokenizer: Tokenizer) -> Iterator[
                             f"{max(s.compression)}")
             yield document
         return
-    for name in s.documents:
-        ids = torch.tensor(tokenizer.encode(read_text(name)), device=s.device)
+    names = [Path(path).name for path in s.documents]
+    for path, name in zip(s.documents, names, strict=True):
+        ids = torch.tensor(tokenizer.encode(read_text(path)), device=s.device)
         behind = max(s.held_out, len(tokenizer.encode(IN_SHORT)) + 1, ROOM)  # the test, a summary, self-study
         n = min(s.tokens, len(ids) - s.held_out, base.config.block_size - behind)
         if n < max(s.compression):
-            raise Error(f"{name} has {len(ids):,} tokens, the base's block size is {base.config.block_size:,}, and "
+            raise Error(f"{path} has {len(ids):,} tokens, the base's block size is {base.config.block_size:,}, and "
                         f"{behind} stand behind it: too few for --compression {max(s.compression)}")
-        yield Document(Path(name).name, ids[:n], [ids[n : n + s.held_out]])
+        yield Document(name if names.count(name) == 1 else path, ids[:n], [ids[n : n + s.held_out]])
 
 
 def table_of_facts(seed: int, tokenizer: Tokenizer, device: str) -> Document:
@@ -203,22 +211,22 @@ class Ways:
             if self.document.questions is None:
                 yield self.row("summary", lambda P=P: self.summary(P))
             studies = [self.study(seed) for seed in range(s.seeds if x in s.distil else 0)]
-            yield self.row("match", lambda P=P: match(self.base, self.tokens, P), study=next(iter(studies), None))
+            yield self.row("match", lambda P=P: match(self.base, self.tokens, P), studies=studies)
             for seed, study in enumerate(studies):
                 yield self.row("distil", lambda P=P, study=study, seed=seed: self.distilled(
-                    match(self.base, self.tokens, P), study, seed), seed, study)
+                    match(self.base, self.tokens, P), study, seed), seed, [study])
 
-    def row(self, way: str, build, seed: int = 0, study: Study | None = None) -> dict:
+    def row(self, way: str, build, seed: int = 0, studies: "Sequence[Study]" = ()) -> dict:
         began = time.perf_counter()
         prefix = build()
         seconds = time.perf_counter() - began
         kl, loss = divergence(self.base, self.whole, prefix, self.held)
-        on_study = None if study is None else divergence(self.base, self.whole, prefix, study.held).kl
+        on_study = [divergence(self.base, self.whole, prefix, study.held).kl for study in studies]
         held = [] if prefix is None else [t for t in (prefix.k, prefix.v, prefix.bias) if t is not None]
         kept = 0 if prefix is None else prefix.k.size(3)  # a summary may have no room for P
-        return {"way": way, "rows": kept, "seed": seed, "kl": kl, "loss": loss, "study_kl": on_study,
-                "exact_match": self.exact_match(prefix), "seconds": seconds, "bytes": sum(t.nbytes for t in held),
-                "decode_ms": self.decode(prefix)}
+        return {"way": way, "rows": kept, "seed": seed, "kl": kl, "loss": loss,
+                "study_kl": fmean(on_study) if on_study else None, "exact_match": self.exact_match(prefix),
+                "seconds": seconds, "bytes": sum(t.nbytes for t in held), "decode_ms": self.decode(prefix)}
 
     @torch.no_grad()
     def exact_match(self, prefix: Prefix | None) -> float | None:

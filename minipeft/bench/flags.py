@@ -1,6 +1,7 @@
 """Flags that several measurements share, grouped by subject, and the checks of their values."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -83,6 +84,10 @@ def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.out and Path(args.out).is_dir():
         raise Error(f"--out {args.out} is a folder: the JSON document needs a file's name")
+    if args.out:  # before anything is measured
+        (folder := Path(args.out).parent).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise Error(f"--out {args.out} cannot be written: {folder} takes no files")
     if "preset" in args and args.preset not in PRESETS:
         raise Error(f"--preset must be one of {', '.join(PRESETS)}, not {args.preset!r}"
                     f"{did_you_mean(args.preset, PRESETS)}")

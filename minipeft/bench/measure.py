@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -37,17 +37,26 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def time_all(groups: list[list[Callable]], rounds: int, device: torch.device, bar: tqdm,
-             rate: Callable[[], None] = lambda: None) -> list[list[dict]]:
-    """The spread of each work's time. Every round does all of them once, after `rate`; the bar
-    advances by one per group."""
+             rate: Callable[[], None] | None = None) -> list[list[dict]]:
+    """The spread of each work's time. Every round does all of them once, each round beginning with another; the bar
+    advances by one per group. After `rate`, which leaves the caches to the next, that one runs untimed first."""
     times = [[[] for _ in group] for group in groups]
-    for _ in range(rounds):
-        rate()
-        for group, samples in zip(groups, times, strict=True):
-            for i, work in enumerate(group):
-                samples[i].append(milliseconds(work, device))
+    for turn in range(rounds):
+        order = in_turn(range(len(groups)), turn)
+        if rate is not None:
+            rate()
+            in_turn(groups[order[0]], turn)[0]()
+        for g in order:
+            for i in in_turn(range(len(groups[g])), turn):
+                times[g][i].append(milliseconds(groups[g][i], device))
             bar.update()
     return [[spread(ms) for ms in samples] for samples in times]
+
+
+def in_turn(items: Sequence, turn: int) -> Sequence:
+    """The items, begun at another one each turn."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
 
 
 def spread(samples: list[float]) -> dict[str, float]:

@@ -48,7 +48,7 @@ PLAIN = "{input}"  # template: the input follows the document directly
 
 
 def read_seeds(path: str | Path = SEEDS) -> list[str]:
-    """The lines of a file of seed prompts. Raises Error for one without any."""
+    """The lines of a file of seed prompts, but for those that begin with #. Raises Error for one without any."""
     lines = read_text(path).splitlines()
     seeds = [line.replace("\\n", "\n") for line in lines if line.strip() and not line.startswith("#")]
     if not seeds:
@@ -121,11 +121,12 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
     """BATCH examples of one kind."""
     length = min(PASSAGE, room - 1, len(tokens))
     starts = [rng.randint(0, len(tokens) - length) for _ in range(BATCH)]
-    passages = [tokens[a : a + length].tolist() for a in starts]
-    begins = [tokenizer.decode(passage[:BEGIN]) for passage in passages]
+    passages = [whole_characters(tokenizer, tokens[a : a + length].tolist()) for a in starts]
+    fronts = [whole_characters(tokenizer, passage[:BEGIN]) for passage in passages]
+    begins = [tokenizer.decode(front) for front in fronts]
     if kind == "passage":
-        return [Example(begin, decode_behind(tokenizer, passage[BEGIN:]))
-                for begin, passage in zip(begins, passages, strict=True)]
+        return [Example(begin, decode_behind(tokenizer, passage[len(front) :]))
+                for begin, front, passage in zip(begins, fronts, passages, strict=True)]
     inputs = begins if kind == "continuation" else [rng.choice(seeds).replace("{passage}", begin) for begin in begins]
     ids = [with_begin(tokenizer, text)[: room - 1] for text in inputs]  # as training and generation read them
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
@@ -136,5 +137,13 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
     for text, row, n in zip(inputs, out.tolist(), lengths.tolist(), strict=True):
         new = row[n:]
         end = next((i for i, token in enumerate(new) if token in tokenizer.stops), None)
-        written.append(Example(text, decode_behind(tokenizer, new[:end])))
+        written.append(Example(text, decode_behind(tokenizer, whole_characters(tokenizer, new[:end]))))
     return written
+
+
+def whole_characters(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The ids without those of a character of several tokens that was cut at either end."""
+    for _ in range(3):  # a character is at most four bytes
+        text = tokenizer.decode(ids)
+        ids = ids[text.startswith("\ufffd") : len(ids) - text.endswith("\ufffd")]
+    return ids

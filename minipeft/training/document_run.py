@@ -46,8 +46,8 @@ FLAGS = {  # as argparse takes them
               "(trained from there on self-study) or text (all rows: exact) (default: match)"},
     "--self-study": {"type": int, "metavar": "N", "help": "texts that the base writes about the document, "
                      f"to distil on (default: {SELF_STUDY}); --data FILE takes their place"},
-    "--seeds": {"metavar": "FILE", "type": local_path, "help": "prompts of self-study, one a line "
-                "(default: minipeft/documents/seeds.txt)"},
+    "--seeds": {"metavar": "FILE", "type": local_path, "help": "prompts of self-study, one a line, "
+                "comments begin with # (default: minipeft/documents/seeds.txt)"},
     "--temperature": {"type": float, "metavar": "X", "help": f"sampling in self-study (default: {TEMPERATURE})"},
     "--teacher-context": {"metavar": "FILE", "type": local_path, "help": "of a run with any --method: a text that only "
                           "the teacher, the frozen base, has before every input"},

@@ -85,10 +85,10 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         note(f"{len(planned)} cells to run, about {max(1, minutes):,.0f} minutes in {args.processes} processes, "
              "more where a sweep goes on beyond its learning rates")
     lines = grid.fill(args.lines, wanted, args.processes, folders, args.device)
+    table = tables(lines, [name for name in chosen if name != "cost"])
     if "cost" in chosen:
-        costs.measure(args.lines, args.device)
-    result = {"cells": len(lines), "lines": str(args.lines)}
-    return result, tables(lines, [name for name in chosen if name != "cost"]), args.out
+        table = "\n".join(filter(None, [table, costs.measure(args.lines, args.device)]))
+    return {"cells": len(lines), "lines": str(args.lines)}, table, args.out
 
 
 PARTS = {"tasks": attrgetter("task"), "methods": studies.row, "examples": attrgetter("examples")}  # by flag

@@ -20,10 +20,10 @@ def place(lines: Path) -> Path:
     return lines.with_name(f"{lines.stem}-costs.json")
 
 
-def measure(lines: Path, device: str) -> None:
-    """Write the costs beside these lines, unless their file exists: {"card", "rows", …}."""
+def measure(lines: Path, device: str) -> str:
+    """Write the costs beside these lines, unless their file exists: {"card", "rows", …}. Returns where they are."""
     if place(lines).exists():
-        return
+        return f"costs: {place(lines)} is kept (remove it to measure them anew)"
     torch.set_num_threads(1)  # as in the cells
     cells = {row(c): c for c, _ in methods(("reverse",), (0,)) if METHODS[c.method].trains()}
     batch_size = cell(WHOLE, "reverse", {}).batch_size
@@ -36,3 +36,4 @@ def measure(lines: Path, device: str) -> None:
             for (name, c), r in zip(cells.items(), result["rows"], strict=True)]
     write_json(place(lines), {"card": result["card"], "batch_size": batch_size,
                               "seq_len": SEQ_LEN, "rows": rows})
+    return f"costs: {place(lines)}"
