@@ -57,16 +57,16 @@ def test_documents_of_one_name_and_of_several_seeds_are_told_apart(tmp_path):
     text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     for folder, first in (("a", 0), ("b", 300)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.md").write_text(text[first : first + 200], encoding="utf-8")
+        (tmp_path / folder / "x.md").write_text(text[first : first + 300], encoding="utf-8")
     paths = [str(tmp_path / folder / "x.md") for folder in "ab"]
-    s = document.settings(parse(document, ["--documents", *paths, "--tokens", "64", "--held-out", "16", "--compression",
-                                           "8", "--self-study", "8", "--epochs", "1", "--seeds", "2", "--distil", "8"]))
+    words = "--tokens 256 --held-out 16 --compression 8 --self-study 8 --epochs 1 --seeds 2 --distil 8"
+    s = document.settings(parse(document, ["--documents", *paths, *words.split()]))
     base = GPT.from_pretrained(NANO).requires_grad_(False)
     found = list(document.documents(s, base, ByteTokenizer()))
     assert [d.name for d in found] == paths
     ways = document.Ways(s, base, ByteTokenizer(), found[0])
     matched = next(row for row in ways.rows() if row["way"] == "match")
-    prefix = match(base, found[0].tokens, 8)
+    prefix = match(base, found[0].tokens, len(found[0].tokens) // 8)
     each = [divergence(base, ways.whole, prefix, study.held).kl for study in ways.studies]
     assert len(each) == 2 and each[0] != each[1] and matched["study_kl"] == pytest.approx(sum(each) / 2)
 
