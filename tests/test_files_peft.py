@@ -317,5 +317,6 @@ def test_on_what_pefts_adaption_prompt_does_not_know_llama_adapter_is_not_called
     """Norms of queries and keys, layers without rotation, and heads that are not C / nh wide."""
     llama = tiny("llama").config
     assert opens_in_adaption_prompt(llama, "layer") and not opens_in_adaption_prompt(llama, "head")
-    for c in (*(tiny(shape).config for shape in ("qwen3", "gemma3", "smollm3")), replace(llama, head_dim=16)):
+    without = [dict(qk_norm=True), dict(sandwich_norm=True), dict(no_rope_layer_interval=2), dict(head_dim=16)]
+    for c in (replace(llama, **choices) for choices in without):
         assert not opens_in_adaption_prompt(c, "layer")
