@@ -13,6 +13,7 @@ from minipeft import GPT, METHODS, PRESETS, Error, GPTConfig, accounting
 from minipeft.accounting.activations import in_block
 from minipeft.accounting.gradients import gradient_flow
 from minipeft.accounting.parameters import declared
+from minipeft.accounting.shapes import SHAPES as COUNTED
 from minipeft.config import LLAMA, linears
 from minipeft.inference.generation import allocate_cache
 from minipeft.runtime.profiling import saved_bytes
@@ -34,6 +35,7 @@ SHAPES = {  # shape, B, T; the last four are of no published model
     "one token": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24), 3, 1),
     "one token, apart": (GPTConfig(61, 40, n_layer=2, n_head=2, n_embd=24, **LLAMA), 3, 1),
 }
+T5 = COUNTED["t5-small"]
 QUICK = ("gpt2", "llama")  # by default; every shape with the slow tests
 SETTINGS = [*TYPICAL, ("prefix", {"num_virtual_tokens": 3, "key_bias": True, "prefix_projection": True})]
 EVERY = [pytest.param(shape, *setting, marks=[] if shape in QUICK else pytest.mark.slow)
@@ -260,6 +262,9 @@ def test_a_frozen_block_of_gpt2_saves_10_of_16():
         (lambda c: accounting.bytes_per_step(c, 8, 0), "processes must be"),
         (lambda c: accounting.ledger(c, "prompt", 2, 9, r=3), "depends on num_virtual_tokens, not on 'r'"),
         (lambda c: accounting.adapter_bytes(c, "magic"), "method must be one of full, hard-prompt"),
+        *((lambda _, f=f, sizes=sizes: f(T5, "prompt", *sizes), "encoder-decoder parameters alone") for f, *sizes in (
+            (accounting.flops, 2, 9), (accounting.train_bytes, 2, 9), (accounting.inference, 2, 9),
+            (accounting.ledger, 2, 9), (accounting.adapter_bytes,), (accounting.storage_bytes, 3))),
     ],
 )
 def test_what_has_no_answer_is_refused(ask, message):

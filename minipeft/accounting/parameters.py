@@ -54,8 +54,15 @@ class Declared(NamedTuple):
         return self.method.cost(c, rows, **self.sizes)
 
 
-def declared(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) -> Declared:
-    """The declarations of a method. Raises Error as `count` does."""
+def declared(c: GPTConfig, name: str, hyperparameters: dict) -> Declared:
+    """The declarations of a method on a GPT. Raises Error as `count` does, and for an encoder-decoder."""
+    if isinstance(c, T5Shape):
+        raise Error("of an encoder-decoder parameters alone are counted: this needs a GPT's blocks")
+    return declared_of_any(c, name, hyperparameters)
+
+
+def declared_of_any(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) -> Declared:
+    """`declared`, for what counts parameters alone: of an encoder-decoder too."""
     method = method_class(name)
     check_sizes(c, method, hyperparameters)
     sizes = method.with_defaults(c, hyperparameters)
@@ -89,7 +96,7 @@ def methods_that_fit(c: GPTConfig | T5Shape, names=METHODS) -> list[str]:
     found = []
     for name in names:
         with contextlib.suppress(Error):
-            declared(c, name, {})
+            declared_of_any(c, name, {})
             found.append(name)
     return found
 
@@ -127,5 +134,5 @@ def count(config: GPTConfig | T5Shape, method: str, **hyperparameters: object) -
     Raises Error for an unknown method or hyper-parameter, a size below 1, or a method that is not
     defined on an encoder-decoder.
     """
-    shapes = declared(config, method, hyperparameters).shapes
+    shapes = declared_of_any(config, method, hyperparameters).shapes
     return Count(elements(config, shapes, shapes.trained), elements(config, shapes, shapes.stored))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .. import accounting
 from ..accounting.base_weights import BYTES
-from ..accounting.parameters import Declared, declared, depends_on, methods_that_fit
+from ..accounting.parameters import Declared, declared_of_any, depends_on, methods_that_fit
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
 from ..accounting.table import Work, terms
 from ..checks import Error, at_least_one, did_you_mean, shown
@@ -91,7 +91,7 @@ def shape_of(model: str) -> AnyShape:
 def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     """From the shape to the cost of many tasks: {"hyperparameters", "symbols": {name: value},
     "steps": [{"name", "formula", "numbers", "value", "unit"}]}."""
-    d, shape = declared(c, s.method, s.sizes), symbols.SymbolicShape(c)
+    d, shape = declared_of_any(c, s.method, s.sizes), symbols.SymbolicShape(c)
     sizes, values = symbols.symbols_of(d.method, d.sizes)
     values |= shape.values()
     full, each = not d.method.freezes_base, d.shapes.each
@@ -181,7 +181,7 @@ def run(s: ParamsSettings) -> dict:
         at_least_one(name, getattr(s, name))
     if s.base_dtype != "float32" and not isinstance(c, GPTConfig):
         raise Error(f"--base-dtype {s.base_dtype} needs a GPT's blocks: of {s.model} only parameters are counted")
-    h = declared(c, s.method, s.sizes).sizes if s.method else s.sizes
+    h = declared_of_any(c, s.method, s.sizes).sizes if s.method else s.sizes
     if s.method and s.base_dtype != "float32" and not METHODS[s.method].freezes_base:
         raise Error(f"--base-dtype {s.base_dtype} is for a frozen base: {s.method} trains every weight, in float32")
     if isinstance(c, GPTConfig):
