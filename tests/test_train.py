@@ -154,6 +154,14 @@ def test_the_best_is_kept_by_the_loss_on_what_is_chosen_by(capsys, tmp_path, mon
     assert all(torch.equal(kept[name], t) for name, t in best.items()) and best
 
 
+def test_a_run_that_chooses_by_its_training_examples_says_so(capsys, tmp_path, pairs):
+    flags = ["--data", pairs, "--steps", 2, "--batch-size", 8, "--keep-best"]
+    code, out, err = call(capsys, train, *flags, "--out", tmp_path / "one")
+    assert code == 0 and "loss on training examples: " in out and "--keep-best goes by the loss on training" in err
+    code, out, err = call(capsys, train, *flags, "--test", pairs, "--out", tmp_path / "two")
+    assert code == 0 and "loss on the validation set: " in out and "training examples" not in err
+
+
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_begun(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**6)
     code, _, err = call(capsys, train, "--out", tmp_path / "out")
