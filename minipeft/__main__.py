@@ -114,9 +114,7 @@ def complete(args) -> None:
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     taken = max((model.method.positions_taken for model in models if model is not base), default=0)
     room = base.config.block_size - taken - len(ids) + 1  # the last token is output only
-    samples = args.top_k is not None or args.top_p is not None
-    temperature = float(samples) if args.temperature is None else args.temperature
-    settings = (min(args.max_new_tokens, max(1, room)), temperature, args.top_k, args.top_p, stops)
+    settings = (min(args.max_new_tokens, max(1, room)), args.temperature, args.top_k, args.top_p, stops)
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""

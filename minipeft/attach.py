@@ -1,5 +1,6 @@
 """Attach a method to a base: adapt() returns a model to train, merge, save or detach."""
 
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -235,6 +236,8 @@ class Adapted(nn.Module):
         whole base). base_fingerprint: fingerprint(base) if known. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
+        if base_fingerprint is not None and not re.fullmatch("[0-9a-f]{64}", str(base_fingerprint)):
+            raise Error(f"base_fingerprint must be what fingerprint(base) returns, not {shown(base_fingerprint)}")
         check_unmerged(self.base)  # its fingerprint would be of the merged weights
         self.method.save(self.base, folder, base_fingerprint)
 

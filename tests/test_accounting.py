@@ -117,6 +117,12 @@ def test_what_cannot_be_counted_is_refused(method, h, message):
         accounting.count(PRESETS["gpt2"], method, **h)
 
 
+def test_what_is_no_shape_is_refused():
+    for wrong in (GPT(GPTConfig(50, 8, 1, 2, 8)), "gpt2", None):
+        with pytest.raises(Error, match="a shape must be a GPTConfig, such as base.config or PRESETS"):
+            accounting.count(wrong, "prompt")
+
+
 def test_none_is_the_default_as_in_adapt():
     c = PRESETS["gpt2"]
     assert accounting.count(c, "prompt", num_virtual_tokens=None) == accounting.count(c, "prompt", num_virtual_tokens=8)

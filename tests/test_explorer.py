@@ -301,6 +301,33 @@ def test_an_address_the_fields_and_the_keys(tmp_path):
 
 @pytest.mark.slow
 @browser
+def test_a_change_and_back_is_the_shape_it_was_and_a_text_too_long_is_said_once(tmp_path):
+    """What is typed on the way to a number, or a family without a field, loses nothing."""
+    person = """
+    const counts = () => [answers[WHOLE].values.base_parameters, answers.prefix.values.trained].map(String), found = {};
+    found.before = counts();
+    set("n_head", 6); set("n_head", 64); set("n_head", 32);
+    set("family", "qwen3"); set("family", "gpt2"); set("family", "llama");
+    found.after = counts();
+    found.address = location.hash;
+    set("seq_len", 200000);
+    found.notes = document.querySelector(".notes").textContent;
+    found.units = [999n, 1000n, 999949n, 999950n, 999950000n].map((n) => inUnits(n, "bytes"));
+    report(found);
+    """
+    found, _ = seen(tmp_path, person, "#preset=llama-3.2-1b&lang=en")
+    c = PRESETS["llama-3.2-1b"]
+    expected_now = [str(accounting.base_parameters(c)), str(accounting.count(c, "prefix").trained)]
+    assert found["before"] == found["after"] == expected_now
+    assert found["address"] == "#preset=llama-3.2-1b"
+    assert found["notes"].startswith("200,000 tokens do not fit the block size of 131,072")
+    assert "prefix" not in found["notes"]
+    assert found["units"] == ["999 bytes", "1.0 KB", "999.9 KB", "1.0 MB", "1.0 GB"]
+    assert [params.in_units(n) for n in (999, 1000, 999949, 999950, 999950000)] == found["units"]
+
+
+@pytest.mark.slow
+@browser
 def test_a_preset_link_selects_the_cell_it_speaks_of(tmp_path):
     person = """
     const links = [...document.querySelectorAll(".try a")], found = [];
@@ -338,6 +365,7 @@ def test_both_languages_have_every_text(tmp_path):
     report({
       texts: TEXTS, asked: [...document.querySelectorAll("[data-text]")].map((x) => x.dataset.text),
       unused: Object.keys(CHINESE).filter((text) => !parts.has(text)),
+      missing: [...parts].filter((text) => /[a-z]{2,} /.test(text) && !(text in CHINESE)),
       english, chinese: all(), lang: document.documentElement.lang, address: location.hash, title: document.title,
       rows: [...document.querySelectorAll("tbody th")].map((x) => x.textContent),
       labels: [...document.querySelectorAll("form label, legend, summary, option")].length,
@@ -347,7 +375,7 @@ def test_both_languages_have_every_text(tmp_path):
     for key, text in found["texts"].items():
         places = [sorted(re.findall(r"\{\w+\}", text[lang])) for lang in ("en", "zh")]
         assert set(text) == {"en", "zh"} and all(text.values()) and places[0] == places[1], key
-    assert set(found["asked"]) <= set(found["texts"]) and not found["unused"]
+    assert set(found["asked"]) <= set(found["texts"]) and not found["unused"] and not found["missing"]
     chinese = re.compile("[\u4e00-\u9fff]")
     assert len(chinese.findall(found["english"])) == 2  # the name of the other language
     assert found["lang"] == "zh-CN" and chinese.search(found["title"]) and "lang=zh" in found["address"]

@@ -49,7 +49,7 @@ CALLS = {  # a function of one argument: the values of EXTREMES that it takes
     "model": (lambda x: generate(x, IDS, 2), []),
     "idx": (lambda x: generate(base, x, 2), []),
     **{key: (lambda x, key=key: generate(base, IDS, **{"max_new_tokens": 2, "temperature": 1.0} | {key: x}), takes)
-       for key, takes in {"max_new_tokens": ["0"], "temperature": NUMBERS, "lengths": ["None"],
+       for key, takes in {"max_new_tokens": ["0"], "temperature": ["None", *NUMBERS], "lengths": ["None"],
                           "top_k": ["None", "2147483648", "9223372036854775808"], "stop_token": ["None", "0"],
                           "top_p": ["None", "0.5", "1.0", "True"]}.items()},
     "base(idx)": (base, []),

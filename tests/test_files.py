@@ -166,6 +166,15 @@ def test_an_adapter_and_a_base_do_not_share_a_folder(base, folder):
         adapt(base, "prompt").save(folder.parent / "file")
 
 
+def test_what_is_no_fingerprint_is_not_saved_as_one(base, tmp_path):
+    model = adapt(base, "prompt")
+    for wrong in ("abc", 5, fingerprint(base).upper()):
+        with pytest.raises(Error, match="base_fingerprint must be what fingerprint.base. returns"):
+            model.save(tmp_path / "x", wrong)
+    model.save(tmp_path / "x", fingerprint(base))
+    load_adapter(base, tmp_path / "x")
+
+
 def test_missing_parts_are_named(base, folder):
     refused(base, folder.parent / "nowhere", "no such folder")
     tensor_file(folder).unlink()

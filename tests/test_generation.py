@@ -205,7 +205,7 @@ def test_the_same_seed_draws_the_same_text(base, idx):
     texts = []
     for _ in range(2):
         torch.manual_seed(3)
-        texts.append(generate(base, idx, 8, temperature=1.0, top_k=20, top_p=0.9))
+        texts.append(generate(base, idx, 8, top_k=20, top_p=0.9))  # at temperature 1
     assert torch.equal(*texts)
     assert not torch.equal(texts[0], generate(base, idx, 8))
 
@@ -216,6 +216,8 @@ def test_the_same_seed_draws_the_same_text(base, idx):
         (dict(max_new_tokens=38), "0 virtual tokens and 48 of input and output|do not fit the base's block size of 48"),
         (dict(max_new_tokens=-1), "at least 0, not -1"),
         (dict(temperature=-0.5), "0 or above"),
+        (dict(temperature=0.0, top_k=3), "top_k and top_p choose among samples: they need a temperature above 0"),
+        (dict(temperature=0, top_p=0.5), "top_k and top_p choose among samples"),
         (dict(temperature=float("nan")), "0 or above"),
         (dict(top_k=0), "at least 1, not 0"),
         (dict(top_p=0.0), "above 0 and at most 1"),

@@ -58,8 +58,7 @@ def test_it_streams_what_generate_says(adapters, capsys):
     assert printed == tokenizer.decode(drawn[0, asked.size(1) :].tolist()) + "\n"
     assert call(capsys, "generate", "--prompt", "12 -> ", *flags[2:])[1] == printed  # --top-k and --top-p draw
     ways = [call(capsys, "generate", "--prompt", "12 -> ", "--top-k", "9", "--seed", str(i))[1] for i in range(4)]
-    assert len(set(ways)) > 1 == len({call(capsys, "generate", "--prompt", "12 -> ", *more)[1]
-                                      for more in ([], ["--temperature", "0", "--top-k", "9", "--seed", "2"])})
+    assert len(set(ways)) > 1
     assert call(capsys, "generate", "--adapter", adapters / "prompt", "--prompt", "1" * 500)[0] == 0  # to its end
 
 

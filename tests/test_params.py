@@ -216,6 +216,8 @@ def test_an_adapter_may_be_larger_than_the_base(argv):
         ("--method prompt --r 4", "the cost of 'prompt' depends on num_virtual_tokens, not on 'r'"),
         ("--method prompt --num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of "),
         ("--seq-len 1024", "8 virtual + 1024 real tokens do not fit the block size of 1024"),  # by default
+        ("--model t5-xxl --seq-len 512", "of t5-xxl only parameters are counted"),
+        ("--method hard-prompt --base-dtype nf4", "is of the memory to train, and hard-prompt trains nothing"),
         ("--method full --base-dtype nf4", "--base-dtype nf4 is for a frozen base: full trains every weight"),
         ("--num-virtual-tokens 1000", "1000 virtual + 128 real tokens do not fit the block size of 1024"),
         ("--method prefix --num-virtual-tokens 0", "num_virtual_tokens must be a whole number of at least 1, not 0"),

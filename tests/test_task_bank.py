@@ -266,6 +266,17 @@ def test_folders_leave_the_base_as_compiled_checkpointed_and_frozen_as_it_was(ba
         load_adapter(base, tmp_path)
 
 
+@one_shape
+def test_a_bank_is_asked_by_its_rows_and_a_vote_needs_a_bank(base, idx):
+    bank = TaskBank(base, {"a": adapt(base, "prefix")})
+    with pytest.raises(Error, match="give bank.rows.tasks."):
+        generate(bank, idx, 3)
+    with pytest.raises(Error, match="a vote is among the tasks of a TaskBank"):
+        vote(base, idx[:1], ["a"], 3)
+    with pytest.raises(Error, match="the base must be a GPT"):
+        generate(adapt(base, "prefix").method, idx, 3)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
 @one_shape
 def test_another_number_of_rows_than_tasks_is_refused_alike_by_every_way_in(base, rows):

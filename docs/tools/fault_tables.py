@@ -3,6 +3,8 @@
 tables.py fills them in.
 """
 
+import math
+
 from docs.tools.markdown import fenced, table
 from docs.tools.results import read
 
@@ -41,7 +43,7 @@ def faults() -> str:
     r = read("faults-processes")["rows"]
     slowest, same = max(x["seconds"] for x in r), sum(x["by_two"] == "identical" for x in r)
     outcome = (
-        f"the job ends within {slowest:.1f} s; {same} of {len(r)} resumed, bit for bit the same"
+        f"the job ends within {math.ceil(10 * slowest) / 10:.1f} s; {same} of {len(r)} resumed, bit for bit the same"
     )
     row("processes", "one of two processes killed", len(r), outcome)
     r = read("soak")

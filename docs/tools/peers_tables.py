@@ -1,5 +1,7 @@
 """The tables of docs/peers.md: minipeft beside PEFT, transformers and torch's own products."""
 
+import math
+
 from docs.tools.markdown import name, paragraph, ratio, spread, table
 from docs.tools.results import read, version
 from minipeft.accounting.shapes import PRESETS
@@ -56,7 +58,9 @@ def losses(result: dict) -> str:
     by: dict[str, list[float]] = {}
     for r in result["rows"]:
         by.setdefault(r["method"], []).append(r["loss"])
-    return f"The first losses agree to {max(max(its) - min(its) for its in by.values()):.0e}."
+    most = max(max(its) - min(its) for its in by.values())
+    power = math.floor(math.log10(most)) if most else 0
+    return f"The first losses agree to {math.ceil(round(most / 10.0**power, 9)) * 10.0**power:.0e}."  # rounded up
 
 
 def profile(result_name: str, unit: str) -> str:

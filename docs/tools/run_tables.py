@@ -101,9 +101,9 @@ def e2e_table() -> str:
                 "the validation pairs. Prompt and prefix",
                 "start from it and have its length; the others start from the bare base. Each "
                 "trained method took the better of two learning",
-                f"rates by its validation loss after one epoch, then {result['epochs']} epochs. "
-                "The larger learning rate was better for",
-                f"{', '.join(larger)}, so still larger ones may do better.",
+                f"rates by its validation loss after one epoch, then {result['epochs']} epochs.",
+                f"The larger learning rate was better for {', '.join(larger)}, so still larger ones may do better."
+                if larger else "",
             ),
         ]
     )

@@ -13,7 +13,7 @@ from minipeft import METHODS
 TASKS = ("reverse", "reverse+increment", "parity", "differences")
 NEW = TASKS[1:]
 FORGOTTEN = "parity"  # the task of README's column on forgetting
-COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 5: "all five"}
+COUNTS = ("none", "one", "two", "three", "four", "five")
 
 
 def summary() -> str:

@@ -5,7 +5,7 @@ import math
 import typing
 from typing import NamedTuple
 
-from ..checks import Error, at_least_one, one_of
+from ..checks import Error, at_least_one, described, one_of
 from ..config import GPTConfig
 from ..files.huggingface import count_parameters
 from ..formulas.terms import Cost, Shapes, Size, Term, total
@@ -63,6 +63,8 @@ def declared(c: GPTConfig, name: str, hyperparameters: dict) -> Declared:
 
 def declared_of_any(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) -> Declared:
     """`declared`, for what counts parameters alone: of an encoder-decoder too."""
+    if not isinstance(c, (GPTConfig, T5Shape)):
+        raise Error(f"a shape must be a GPTConfig, such as base.config or PRESETS['gpt2'], not {described(c)}")
     method = method_class(name)
     check_sizes(c, method, hyperparameters)
     sizes = method.with_defaults(c, hyperparameters)

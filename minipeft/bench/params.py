@@ -35,6 +35,7 @@ from . import flags
 from .measure import cell, columns, if_trained, size_text
 
 AnyShape = GPTConfig | T5Shape
+BATCH_SIZE, SEQ_LEN = 8, 128  # of the training step that is counted
 SIZE_FLAGS = {name: methods for name in ALL_FLAGS  # hyper-parameter -> the methods whose cost depends on it
               if (methods := [method for method in METHODS if name in depends_on(method)])}
 
@@ -56,7 +57,7 @@ def add_flags(p: Parser) -> None:
         help=f"a Hugging Face folder (its config.json is read), or {', '.join([*PRESETS, *SHAPES])}")
     add("--method", help=f"derive one of {', '.join(METHODS)} line by line, instead of the table")
     add("--tasks", type=int, default=1000, metavar="N", help="tasks to store")
-    flags.add_batch_flags(p, 8, 128)
+    flags.add_batch_flags(p, BATCH_SIZE, SEQ_LEN)
     add("--base-dtype", default="float32", choices=list(BYTES), metavar="TYPE",
         help=f"of a frozen base in the memory to train: {', '.join(BYTES)}")
     groups: dict[str, dict[str, Flag]] = {}
@@ -182,6 +183,10 @@ def run(s: ParamsSettings) -> dict:
     if s.base_dtype != "float32" and not isinstance(c, GPTConfig):
         raise Error(f"--base-dtype {s.base_dtype} needs a GPT's blocks: of {s.model} only parameters are counted")
     h = declared_of_any(c, s.method, s.sizes).sizes if s.method else s.sizes
+    if not isinstance(c, GPTConfig) and (s.batch_size, s.seq_len) != (BATCH_SIZE, SEQ_LEN):
+        raise Error(f"--batch-size and --seq-len are of a GPT's step: of {s.model} only parameters are counted")
+    if s.method and s.base_dtype != "float32" and not METHODS[s.method].trains():
+        raise Error(f"--base-dtype {s.base_dtype} is of the memory to train, and {s.method} trains nothing")
     if s.method and s.base_dtype != "float32" and not METHODS[s.method].freezes_base:
         raise Error(f"--base-dtype {s.base_dtype} is for a frozen base: {s.method} trains every weight, in float32")
     if isinstance(c, GPTConfig):
@@ -196,8 +201,10 @@ def run(s: ParamsSettings) -> dict:
 
 def in_units(n: float) -> str:
     """Bytes in the largest fitting unit."""
-    scale = min(4, max(0, int(math.log10(max(n, 1)) // 3)))
-    return f"{n / 1000**scale:,.{1 if scale else 0}f} {('bytes', 'KB', 'MB', 'GB', 'TB')[scale]}"
+    names, scale = ("bytes", "KB", "MB", "GB", "TB"), 0
+    while scale < len(names) - 1 and n / 1000**scale >= (999.95 if scale else 1000):  # shown as 1,000
+        scale += 1
+    return f"{n / 1000**scale:,.{1 if scale else 0}f} {names[scale]}"
 
 
 def rounded(x: float) -> str:
@@ -219,7 +226,9 @@ def lines(result: dict) -> list[str]:
     legend = (line.replace("\0", " ") for line in textwrap.wrap("; ".join(entries), 110))
     is_trained = any(x["unit"] == "FLOPs" for x in steps)
     batch = f"; B {s['batch_size']}, T {s['seq_len']}" if is_trained else ""
-    text = [f"{s['method']} on {s['model']}, {s['base_dtype']}{batch}", *legend, ""]
+    dtype = s["base_dtype"]
+    dtype = dtype if dtype == "float32" else f"memory with the base in {dtype}, files in float32"
+    text = [f"{s['method']} on {s['model']}, {dtype}{batch}", *legend, ""]
     for x in steps:
         number = f"{x['value']:,}" if isinstance(x["value"], int) else rounded(x["value"])
         value = f"{number} {x['unit']}".rstrip()
@@ -253,8 +262,9 @@ def table(result: dict) -> str:
     }
     about = f"{s['model']}: {result['base_parameters']:,} parameters"
     if "adapter_bytes" in full:
-        about += f"; B {s['batch_size']}, T {s['seq_len']}, {s['base_dtype']}"
-        about += "" if s["base_dtype"] == "float32" else f" (the base {in_units(result['base_weight_bytes'])})"
+        about += f"; B {s['batch_size']}, T {s['seq_len']}, "
+        about += "float32" if s["base_dtype"] == "float32" else (
+            f"memory with the base in {s['base_dtype']} ({in_units(result['base_weight_bytes'])}), files in float32")
         cells |= {
             "on disk": lambda r: in_units(r["adapter_bytes"]),
             f"{s['tasks']:,} tasks": lambda r: in_units(r["tasks_bytes"]),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import Error
+from ..checks import Error, described
 from ..loss import distillation_loss, linear_cross_entropy
 from ..model import GPT
 from ..slots import Prefix
@@ -19,6 +19,8 @@ class Divergence(NamedTuple):
 @torch.no_grad()
 def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None, texts: list[Tensor]) -> Divergence:
     """`Divergence` on texts (T,) int64 that stand behind a document: whole, the document (documents.prefill)."""
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.dim() == 1 for x in texts):
+        raise Error(f"a divergence is on a list of texts (T,) int64, not on {described(texts)}")
     kl, loss, tokens = 0.0, 0.0, 0
     for text in (text for text in texts if len(text) > 1):
         idx = text[None].to(base.wte.weight.device)

@@ -43,9 +43,13 @@ def prefill(base: GPT, tokens: Tensor) -> Prefix:
 def rows(prefix: Prefix, keep: Tensor) -> Prefix:
     """The prefix with some of its rows alone, in the positions of all of them.
 
-    keep: (P,) int64, the same in every head; or (L, n_kv, P), each head's own.
+    keep: (P,) int64, the same in every head; or (L, n_kv, P), each head's own. Raises Error for rows not there.
     """
     L, _, n_kv, n, hs = prefix.k.shape
+    if not isinstance(keep, Tensor) or keep.dtype != torch.int64 or keep.shape[:-1] not in ((), (L, n_kv)):
+        raise Error(f"the rows to keep must be (P,) int64, or {(L, n_kv, 'P')}, not {described(keep)}")
+    if not keep.numel() or not 0 <= int(keep.min()) <= int(keep.max()) < n:
+        raise Error(f"the rows to keep must be of 0 … {n - 1}, and at least one")
     index = keep.expand(L, n_kv, -1)[:, None, :, :, None].expand(-1, -1, -1, -1, hs)
     bias = None if prefix.bias is None else prefix.bias.gather(3, index[..., 0])
     return Prefix(prefix.k.gather(3, index), prefix.v.gather(3, index), bias=bias, positions=prefix.most_taken)

@@ -22,13 +22,14 @@ from ..slots import KVCache, Prefix, Slots
 WORTH_PACKING = 16  # new tokens that pay for laying out the weights for few rows
 
 
-def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
+def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float | None = None,
              top_k: int | None = None, top_p: float | None = None,
              stop_token: "int | list[int] | None" = None, lengths: Tensor | None = None) -> Tensor:
     """idx (B, T) int64 -> (B, <= T + max_new_tokens): every row followed by its continuation.
 
     model         a base, an Adapted, or TaskBank.rows(tasks)
-    temperature   0: the most likely token; above: sampled from softmax(logits / temperature)
+    temperature   0: the most likely token; above: sampled from softmax(logits / temperature);
+                  None: 1 where top_k or top_p is given, else 0
     top_k         sample from the k most likely tokens
     top_p         sample from the fewest tokens with this probability together (nucleus, 1904.09751)
     stop_token    one or several tokens that end a row; ended rows are padded with the first of them
@@ -53,13 +54,17 @@ def generate(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 
 
 
 @torch.no_grad()
-def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float = 0.0,
+def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float | None = None,
            top_k: int | None = None, top_p: float | None = None,
            stop_token: "int | list[int] | None" = None,
            lengths: Tensor | None = None) -> Iterator[Tensor]:
     """Yield the tokens that `generate` appends, (B,) int64 at a time."""
-    base, slots = (model.base, model.slots()) if hasattr(model, "slots") else (model, Slots())
+    if hasattr(model, "base") and not hasattr(model, "slots"):
+        raise Error("a task bank generates by the tasks of its rows: give bank.rows(tasks)")
+    base, slots = (model.base, model.slots()) if hasattr(model, "base") else (model, Slots())
     check_base(base)
+    if temperature is None:
+        temperature = 0.0 if top_k is None and top_p is None else 1.0
     _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, base.config.vocab_size)
     if hasattr(model, "check_rows"):  # a bank's
         model.check_rows(idx)
@@ -148,6 +153,8 @@ def _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, 
         raise Error(f"max_new_tokens must be a whole number of at least 0, not {shown(max_new_tokens)}")
     if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
         raise Error(f"temperature must be 0 or above, not {shown(temperature)}")
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise Error("top_k and top_p choose among samples: they need a temperature above 0")
     if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise Error(f"top_k must be a whole number of at least 1, not {shown(top_k)}")
     if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):

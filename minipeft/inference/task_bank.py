@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..adapters import fingerprint, load_adapter
 from ..attach import Adapted, check_unmerged
-from ..checks import Error, check_base, check_tokens, shown
+from ..checks import Error, check_base, check_tokens, described, shown
 from ..ladder import prefix_from_prompt
 from ..model import GPT
 from ..slots import Prefix, Slots
@@ -56,7 +56,8 @@ class TaskBank:
     """bank = TaskBank(base, {"a": folder, "b": model}); bank(idx, tasks=["b", None, …]) -> logits.
 
     tasks: name -> an adapter folder, or an Adapted on this base. Every row's logits are those of
-    its task alone, or of the base for None. Raises Error for adapters of another base, and for
+    its task alone, or of the base for None, as it was when the bank was made: training that goes on
+    does not reach it. Raises Error for adapters of another base, and for
     methods that cannot be mixed, with the reason, and while an adapter is merged into the base.
     """
 
@@ -192,6 +193,8 @@ def vote(bank: TaskBank, idx: Tensor, tasks: list[str], max_new_tokens: int,
     idx (1, T) -> (1, <= T + max_new_tokens). Of equally frequent ones the first in `tasks` wins.
     """
     check_tokens(idx)
+    if not isinstance(bank, TaskBank):
+        raise Error(f"a vote is among the tasks of a TaskBank, not {described(bank)}")
     rows = bank.rows(tasks)
     if idx.size(0) != 1:
         raise Error(f"a vote needs one input and at least one task, not {idx.size(0)} and {len(tasks)}")

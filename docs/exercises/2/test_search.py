@@ -20,15 +20,17 @@ def test_the_gradient_proposes(answer):
     })
 
 
-def losses(table):
-    return lambda tokens: table.get(tokens.tolist()[2], 9.0)
+def losses(table, others=9.0):
+    return lambda tokens: table.get(tokens.tolist()[2], others)
 
 
 def test_the_loss_decides(answer):
     first, second, third = (WTE @ GRADIENT[2]).topk(3, largest=False).indices.tolist()
     tokens = torch.tensor(TOKENS)
-    found = answer.search_step(losses({7: 2.0, first: 3.0, second: 1.0, third: 1.5}), WTE, tokens, GRADIENT, 2, 3)
+    proposed = {7: 2.0, first: 3.0, second: 1.0, third: 1.5}
+    found = answer.search_step(losses(proposed, others=0.1), WTE, tokens, GRADIENT, 2, 3)
     check(tokens.tolist() == [*TOKENS], "`tokens` itself was changed: clone it before a token is replaced")
+    check(found.tolist()[2] in proposed, "a token was taken that is not among the k proposed: only these are tried")
     want, trusted = torch.tensor(TOKENS), torch.tensor(TOKENS)
     want[2], trusted[2] = second, first
     expect("the prompt", found, want, {

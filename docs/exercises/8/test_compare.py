@@ -15,6 +15,8 @@ def test_the_best_learning_rate_lies_inside(answer):
     check(best != 0.1, "the highest loss was chosen: the lowest is wanted")
     check(best == 0.03, f"{best} was chosen, and 0.03 has the lowest loss")
     check(not further, "0.03 lies between two that were tried: nothing further is needed")
+    best, further = answer.choose({0.03: 1.40, 0.01: 1.54, 0.1: 1.52})
+    check(best == 0.03 and not further, "0.03 is listed first, but lies between 0.01 and 0.1: an edge is one of size")
 
 
 def test_the_best_at_an_edge_wants_one_more(answer):

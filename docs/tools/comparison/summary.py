@@ -43,7 +43,7 @@ def student_quantile(degrees_of_freedom: int) -> float:
 
 def plus_minus(x: Interval, digits: int = 2, sign: str = "") -> str:
     """mean ± half of the interval, or the mean alone for a single value."""
-    mean, half = x
+    mean, half = round(x[0], digits) + 0.0, x[1]  # no -0.00
     return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
