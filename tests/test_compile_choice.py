@@ -107,3 +107,10 @@ def test_a_checkpoint_of_an_older_version_is_resumed_eagerly(compiled, stopping,
     compiled.clear()
     train.main(command(tmp_path, "--resume"))
     assert not compiled
+
+
+def test_blocks_are_compiled_once_for_all_lengths():
+    asked = []
+    model = SimpleNamespace(compile_blocks=lambda on, any_length: asked.append((on, any_length)))
+    CompileChoice(model, True, None, torch.float32, True).switch()
+    assert asked == [(True, True)]

@@ -9,7 +9,7 @@ from folders import PLAIN, fitted_examples, lines
 
 import train
 from minipeft import Error
-from minipeft.data.batches import FileData, TaskData, draw, encode, references, thinned
+from minipeft.data.batches import Epochs, FileData, TaskData, draw, encode, references, thinned
 from minipeft.data.encoding import Encoded, question, tokenize
 from minipeft.data.files import read_examples
 from minipeft.data.tasks import NOVEL, SKILLS, Example, find_task, skill_example
@@ -327,3 +327,8 @@ def test_data_fitted_to_another_number_of_virtual_tokens_is_as_if_read_for_it(tm
         other.batch(5),
         other.longest,
     )
+
+
+def test_a_seed_has_an_order_of_its_own():
+    orders = [[Epochs([5] * 40, 8, seed).batch(step) for step in range(5)] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]

@@ -10,6 +10,7 @@ from folders import PLAIN, fitted_examples, lines, tokenizer_folder, with_bos
 import train
 from minipeft import GPT, Error, GPTConfig, __main__
 from minipeft.data.batches import FileData, encode
+from minipeft.data.chat import ChatTemplate
 from minipeft.data.encoding import collate, question, tokenize
 from minipeft.data.tasks import Example
 from minipeft.data.template import Template
@@ -197,3 +198,15 @@ def test_a_conversation_is_cut_to_turns_that_the_folders_template_takes(folder):
     assert cut == 1 and fitted == [e._replace(turns=turns[2:])]
     fitted, _ = fitted_examples([e], t, room - 1, 0, chat)
     assert fitted == [e._replace(turns=turns[4:])]
+
+
+def test_a_chat_template_may_leave_a_loop_and_write_json_as_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tokenizer_folder(tmp_path)
+    source = ("{% for m in messages %}{% if loop.index0 == 2 %}{% break %}{% endif %}"
+              "{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content | tojson }}{% endfor %}")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    turns = [("system", "s"), ("user", "naïve <b> '提示'"), ("user", "never")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    want = theirs.apply_chat_template(messages, chat_template=source, tokenize=False)
+    assert ChatTemplate(folder, source, {}).prompt(turns) == want == '"naïve <b> \'提示\'"'

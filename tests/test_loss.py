@@ -188,3 +188,12 @@ def test_other_supervised_positions_are_no_other_program():
         want = torch.autograd.grad(2 * written_out(x, weight, targets), (x, weight))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_distillation_multiplies_in_autocasts_dtype(monkeypatch):
+    seen, product = set(), module.product
+    monkeypatch.setattr(module, "product", lambda a, b: (seen.add(a.dtype), product(a, b))[1])
+    x, teacher, weight = torch.randn(5, 6, requires_grad=True), torch.randn(5, 6), torch.randn(11, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        module.distillation_loss(x, teacher, weight, torch.ones(5, dtype=torch.bool))
+    assert seen == {torch.bfloat16}

@@ -211,3 +211,11 @@ def test_a_pipe_in_place_of_a_state_is_not_waited_for(tmp_path):
         run.save(1, STATE)
         os.mkfifo(tmp_path / "training_state" / f"00000002-{16 * '0'}.pt")
         assert run.newest().name.startswith("00000001-")
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b))[1])
+    atomic.write_text(tmp_path / "a.json", "abc")
+    assert events == [3, "replace"]

@@ -6,6 +6,9 @@ import sys
 import pytest
 
 from minipeft import Error
+from minipeft.data.tasks import SKILLS
+from minipeft.data.tokenizer import ByteTokenizer
+from minipeft.training import scores
 from minipeft.training.scores import text_scores
 
 
@@ -50,3 +53,9 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(Error, match="pip install sacrebleu$"):
         text_scores(["a"], [["a"]])
+
+
+def test_skills_are_scored_with_and_without_an_instruction(monkeypatch):
+    monkeypatch.setattr(scores, "batches", lambda examples, tokenizer: examples)
+    monkeypatch.setattr(scores, "evaluate", lambda model, its: (0.0, sum(": " in e.input for e in its) / len(its)))
+    assert scores.skill_scores(None, ByteTokenizer()) == {name: {"told": 1.0, "not told": 0.0} for name in SKILLS}

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 from random import Random
 
+from minipeft.bench.quality import real
 from minipeft.data.batches import draw
 from minipeft.data.sentences import SENTENCES, TOPICS, distinct
 from minipeft.data.tasks import Example
@@ -88,3 +89,10 @@ def test_examples_are_short_drawn_by_their_seed_and_no_label_stands_in_its_sente
         assert max(len(e.input.split()) + len(e.target.split()) for e in some(task, True) + some(task, False)) <= 20
     for e in some("topics", True) + some("topics", False):
         assert e.target not in re.findall(r"\w+", e.input.lower())
+
+
+def test_no_sentence_is_in_two_sets():
+    for task in SENTENCES:
+        training, dev, test = real.sentences(real.cell("lora", 1000, task))
+        its = [[e.input for e in part] for part in (training, dev, [e for e, _ in test])]
+        assert len({text for part in its for text in part}) == sum(map(len, its)) == 1200

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import tiny
 import minipeft
 from minipeft import GPT, Error, GPTConfig, adapt, generate
 from minipeft.runtime.signals import Stopped
+from minipeft.training import checkpoints
 from minipeft.training import loop as training
 from minipeft.training.evaluation import evaluate
 from minipeft.training.loop import learning_rate, train
@@ -383,3 +385,15 @@ def test_generation_stops_row_by_row(idx):
         new = whole[11:].tolist()
         end = new.index(stop) + 1 if stop in new else len(new)
         assert row[11 : 11 + end].tolist() == new[:end] and set(row[11 + end :].tolist()) <= {stop}
+
+
+def test_every_process_gets_its_own_random_numbers_back(monkeypatch):
+    parameters, states, noise = {"x": torch.nn.Parameter(torch.zeros(1))}, [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(checkpoints._random_state(parameters))
+        noise.append(torch.rand(3))
+    for rank in (0, 1):
+        monkeypatch.setattr(checkpoints, "rank", lambda rank=rank: rank)
+        checkpoints._set_random_state(states, parameters, Path("x"))
+        assert torch.equal(torch.rand(3), noise[rank])
