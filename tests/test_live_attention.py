@@ -143,6 +143,22 @@ def test_keys_languages_and_a_phone(tmp_path):
 
 
 @browser
+def test_without_a_text_nothing_is_drawn(tmp_path):
+    person = """
+    const text = document.getElementById("text"), cells = () => document.querySelectorAll("td").length;
+    const found = [cells()];
+    for (const typed of ["", "12 -> "]) {
+      text.value = typed;
+      text.dispatchEvent(new Event("input"));
+      found.push(cells(), document.getElementById("continuation").textContent);
+    }
+    report(found);
+    """
+    before, none, said, again, _ = seen(tmp_path, person, "#language=en")[0]
+    assert before and again and not none and said == "(type a text, or choose an example)"
+
+
+@browser
 @pytest.mark.parametrize("address, want", [
     ("#layer=2&head=1&virtual=prefix&text=x&at=0", {"layer": 2, "head": 1, "virtual": "prefix", "text": "x", "at": 0}),
     ("#layer=9&head=-1&virtual=words&language=fr&at=no&key=7", {"layer": 1, "head": 0, "virtual": "words:reverse: "}),
