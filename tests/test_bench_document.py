@@ -53,6 +53,7 @@ def test_a_document_that_fills_the_base_leaves_room_for_a_summary(tmp_path):
         bench.main([*words.split(), "512"])
 
 
+@pytest.mark.slow
 def test_documents_of_one_name_and_of_several_seeds_are_told_apart(tmp_path):
     text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     for folder, first in (("a", 0), ("b", 300)):
