@@ -198,7 +198,7 @@ def test_attention_backends_side_by_side(capsys):
 
 
 def test_every_round_begins_with_another_work_and_the_first_is_warm():
-    """What runs right after a rate finds cold caches: it runs untimed, and then again."""
+    """A rate leaves cold caches: the work behind it runs untimed, and then again."""
     ran, bar = [], tqdm(disable=True)
     works = [[lambda name=name: ran.append(name) for name in group] for group in ("abc", "de")]
     times = measure.time_all(works, 3, torch.device("cpu"), bar, lambda: ran.append("rate"))

@@ -302,7 +302,7 @@ def test_an_address_the_fields_and_the_keys(tmp_path):
 @pytest.mark.slow
 @browser
 def test_a_change_and_back_is_the_shape_it_was_and_a_text_too_long_is_said_once(tmp_path):
-    """What is typed on the way to a number, or a family without a field, loses nothing."""
+    """Digits typed on the way to a number, and a family without a field, lose nothing."""
     person = """
     const counts = () => [answers[WHOLE].values.base_parameters, answers.prefix.values.trained].map(String), found = {};
     found.before = counts();

@@ -1,4 +1,4 @@
-"""What a base knew before it was tuned: all skills, told; English that no task has."""
+"""The measures of forgetting: all skills, told; English that no task has."""
 
 import json
 from pathlib import Path

@@ -206,8 +206,6 @@ def test_with_checkpointing_a_batch_needs_one_whole_block_beside_the_inputs_of_a
     assert needed[True] - inputs == pytest.approx((needed[False] - inputs) / 3 + one, rel=0.05)  # of 3 blocks
 
 
-
-
 def test_a_batch_needs_no_more_memory_than_its_file_has_examples_and_processes_share_it(
         capsys, tmp_path, monkeypatch, pairs):
     monkeypatch.setattr(memory_check, "available_memory", lambda device: 10**9)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from docs.tools.comparison import trends
 from docs.tools.comparison.summary import Interval, Point, beyond_chance
 from docs.tools.comparison.tables import BLEU_TASK
+from docs.tools.comparison.trends import AGREES, CONTRADICTED, INCONCLUSIVE
 from docs.tools.results import RESULTS, facts, found_by_search, plus_minus, quality, read, seeds_above
 from minipeft import PRESETS
 from minipeft.accounting import base_parameters, count
@@ -21,7 +22,7 @@ from minipeft.bench.quality.real import TASKS
 from minipeft.data.tasks import SKILLS
 
 T5 = SHAPES["t5-xxl"]
-AGREES, CONDITIONS, CONTRADICTED, INCONCLUSIVE = "agrees", "agrees, with conditions", "contradicted", "inconclusive"
+CONDITIONS = "agrees, with conditions"
 REAL = "python bench.py quality --study real --smollm2 FOLDER --e2e FOLDER"
 WITHDRAWN = "withdrawn: learning rates were swept on endless data"
 
