@@ -14,6 +14,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -34,7 +35,6 @@ from minipeft.training.document_run import (
     document_report,
     run_document,
 )
-from minipeft.training.evaluation import perplexity
 from minipeft.training.flags import ALL_FLAGS, LADDER
 from minipeft.training.job import REPORTED, VALIDATION, run_job
 from minipeft.training.ladder_run import run_ladder
@@ -136,7 +136,7 @@ def arguments(argv) -> argparse.Namespace:
 
 
 def command(argv: list[str]) -> list[str]:
-    """The words of this run's command. The -- keeps torchrun from reading --r as a flag of its own."""
+    """The words of this run's command. The -- keeps torchrun from reading --r as its own flag."""
     start = ["python"]
     if world_size() > 1:
         start = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "--"]
@@ -169,7 +169,8 @@ def report(r: dict) -> str:
     lines.append(f"held-out exact match {before:.3f} -> {after:.3f}, "
                  f"loss {loss:.3f} -> {lower:.3f} ({r['examples']} examples)")
     if "dev_loss" in r:
-        lines.append(f"perplexity {perplexity(loss):.2f} -> {perplexity(lower):.2f}; "
+        first, last = (math.exp(min(x, 700)) for x in (loss, lower))
+        lines.append(f"perplexity {first:.2f} -> {last:.2f}; "
                      f"loss on {r['dev_set']}: {r['dev_loss']:.3f}")
     if r.get("answers"):
         lines.append("{inputs} inputs answered: BLEU {bleu:.2f}, chrF {chrf:.2f}, "

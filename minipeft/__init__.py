@@ -1,4 +1,4 @@
-"""minipeft: one frozen GPT, and every way of tuning it, each in one short file with its exact cost."""
+"""minipeft: one frozen GPT and every way of tuning it, each one short file with its exact cost."""
 
 from .runtime.waiting import sleep_where_others_run
 

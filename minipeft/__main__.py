@@ -87,7 +87,7 @@ def open_base(args) -> tuple[GPT, Path]:
 
 
 def template_for(args, methods: list[Method]) -> Template:
-    """--template, or that of an adapter with virtual tokens in the text. Raises Error where they have no place."""
+    """--template, or that of an adapter with virtual tokens in it. Raises Error without {soft}."""
     parts = [part for method in methods for part in method.parts()]
     own = [part for part in parts if part.tokens_in_text]
     given = None if args.template is None else line_breaks(args.template)
@@ -114,7 +114,8 @@ def complete(args) -> None:
     idx = torch.tensor([ids], dtype=torch.int64, device=base.wte.weight.device)
     taken = max((model.method.positions_taken for model in models if model is not base), default=0)
     room = base.config.block_size - taken - len(ids) + 1  # the last token is output only
-    settings = (min(args.max_new_tokens, max(1, room)), args.temperature, args.top_k, args.top_p, stops)
+    settings = (min(args.max_new_tokens, max(1, room)), args.temperature, args.top_k, args.top_p,
+                stops)
     torch.manual_seed(args.seed)  # loading may draw random numbers
     if len(models) == 1:
         new, printed = [], ""
@@ -196,7 +197,7 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
 
 
 def stands_for(folder: Path, method: Method) -> list[str]:
-    """Lines on the document, the positions and the mass of the keys of a prefix; [] for other adapters."""
+    """Lines on a prefix: its document, positions, mass of its keys; [] for other adapters."""
     lines, note = [], folder / "document.json"
     if note.exists():
         found = read_json(note)
@@ -212,7 +213,7 @@ def stands_for(folder: Path, method: Method) -> list[str]:
 
 
 def is_prompt(method: type[Method], c: GPTConfig) -> bool:
-    """True for a method whose virtual tokens are in slot 1 and can be named: a level of the ladder."""
+    """True for a method with virtual tokens in slot 1 that can be named: a level of the ladder."""
     return hasattr(method, "ladder_value") and bool(method.cost(c, 1, **method.with_defaults(c, {})).prompt)
 
 

@@ -7,8 +7,8 @@ import torch
 
 from . import accounting
 from .attach import Adapted, check_unmerged
-from .checks import Error, as_path, check_base, shown
-from .files.atomic import file_exists
+from .checks import Error, check_base, shown
+from .files.atomic import as_path, file_exists
 from .files.families import FAMILIES, architecture
 from .files.peft import drop_embeddings, read_adapter, read_combination
 from .files.tensors import check_tensors, digest
@@ -21,7 +21,7 @@ from .parts import quantised_base
 
 
 def fingerprint(base: GPT) -> str:
-    """SHA-256 of a base's config and weights, the same for a copy of it in bfloat16, int8 or NF4."""
+    """SHA-256 of a base's config and weights, the same for its copies in bfloat16, int8 or NF4."""
     check_base(base)
     return quantised_base.fingerprint(base)
 
@@ -49,9 +49,8 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
     parts = read_combination(folder, METHODS)
     if not parts:
         return Adapted(base, _load_method(base, folder, base_fingerprint)).eval()
-    names = [name for name in METHODS if name in parts]
     methods = [_load_method(base, folder / name, base_fingerprint, str(parts[name]))
-               for name in names]
+               for name in METHODS if name in parts]
     try:
         combined = Combined(base, methods)
     except Error as e:

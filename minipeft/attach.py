@@ -42,7 +42,7 @@ class BaseState(NamedTuple):
 
 
 class Attachments(WeakSet):
-    """Weak set of the adapters attached to a base, as `base.attached`; a copy keeps those copied with the base."""
+    """`base.attached`: a weak set of adapters; a copy keeps those copied with the base."""
 
     def __init__(self, attachments=(), before: BaseState | None = None):
         super().__init__(attachments)
@@ -59,7 +59,7 @@ def check_unmerged(base: GPT) -> None:
 
 
 class Attachment:
-    """Registration of an adapter at its base, until it is detached or deleted: either gives the base back.
+    """An adapter's registration at its base; detaching or deleting it gives the base back.
 
     Raises Error if the base is merged, or if one of several adapters would train it."""
 
@@ -77,14 +77,10 @@ class Attachment:
         others.add(self)
 
     def __setstate__(self, state: dict) -> None:
-        """Of a copy, which keeps a merge: a merged base copied without its adapter stays as it is."""
+        """Of a copy, which keeps a merge: a merged base copied alone stays as it is."""
         vars(self).update(state, copied=True)
         if "attached" in vars(self.base):
             self.base.attached.add(self)
-
-    @property
-    def alone(self) -> bool:
-        return list(vars(self.base).get("attached", ())) == [self]
 
     @torch.no_grad()
     def merge(self, changes: dict[str, Tensor]) -> None:
@@ -117,7 +113,7 @@ class Attachment:
 
 
 class Adapted(nn.Module):
-    """A base with a method attached. All methods but `full` freeze the base, and `detach()` returns it as it was.
+    """A base with a method attached; all but `full` freeze it, and `detach()` returns it as it was.
 
     Any number of them may share one base; `full` must have a base of its own, or raises Error.
     """
@@ -158,11 +154,13 @@ class Adapted(nn.Module):
         return linear_cross_entropy(x.flatten(0, 1), self.base.head, targets.flatten())
 
     def distil_from(self, teacher: Prefix | None, top_k: int | None = None) -> None:
-        """Context distillation (Snell et al. 2022, 2209.15189): from now on `loss` is the mean KL from the base behind
-        this prefix, the teacher, to the model, over supervised positions. A text as a prefix: documents.prefill.
+        """Context distillation (Snell et al. 2022, 2209.15189): from now on `loss` is the mean KL
+        from the base behind this prefix, the teacher, to the model, over supervised positions. A
+        text as a prefix: documents.prefill.
 
-        teacher None: back to the cross-entropy of the targets. top_k: KL over the teacher's k most likely tokens
-        only. Raises Error for a method that trains the base, virtual tokens in the text, and a top_k below 1.
+        teacher None: back to the cross-entropy of the targets. top_k: KL over the teacher's k most
+        likely tokens only. Raises Error for a method that trains the base, virtual tokens in the
+        text, and a top_k below 1.
         """
         if teacher is not None and not self.method.freezes_base:
             raise Error(f"{self.method.name} changes the base, which is the teacher: distillation needs a frozen one")
@@ -180,9 +178,10 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the learnt change to the base's weights, until unmerge() or until this object is deleted; a forward
-        pass then costs what the base's does. Raises Error for a method without weight_changes, for several methods,
-        for weights that are quantised, for a shared base, and when already merged."""
+        """Add the learnt change to the base's weights, until unmerge() or until this object is
+        deleted; a forward pass then costs what the base's does. Raises Error for a method without
+        weight_changes, for several methods, for weights that are quantised, for a shared base, and
+        when already merged."""
         changes = getattr(self.method, "weight_changes", None)
         if changes is None:
             can = [name for name, method in METHODS.items() if hasattr(method, "weight_changes")]
@@ -191,7 +190,7 @@ class Adapted(nn.Module):
             raise Error(f"{self.method.name} cannot be merged: {why} ({', '.join(can)} can)")
         if self.merged:
             raise Error("already merged")
-        if not self._attachment.alone:
+        if list(vars(self.base).get("attached", ())) != [self._attachment]:
             raise Error("to merge, this adapter must be attached to the base, and no other: detach the others first")
         self._attachment.merge(changes(self.base))
 
@@ -217,16 +216,14 @@ class Adapted(nn.Module):
         return self.base.named_parameters("base")
 
     def parameter_groups(self, lr: float | None = None) -> list[dict]:
-        """Groups for an optimizer: each part's parameters at its own default learning rate, or all at `lr`."""
-        if not self.method.freezes_base:
-            lr = self.method.default_learning_rate(self.base) if lr is None else lr
-            return [{"params": list(self.base.parameters()), "lr": lr}]
-        groups = [{"params": list(part.parameters()), "lr": part.default_learning_rate(self.base) if lr is None else lr}
+        """Optimizer groups: each part's parameters at its default learning rate, or all at `lr`."""
+        groups = [{"params": list((part if part.freezes_base else self.base).parameters()),
+                   "lr": part.default_learning_rate(self.base) if lr is None else lr}
                   for part in self.method.parts()]
         return [group for group in groups if group["params"]]
 
     def trainable_summary(self) -> str:
-        """PEFT's line: trained parameters, all parameters (base and method), and the share in percent."""
+        """PEFT's line: trained parameters, all (base and method), and the share in percent."""
         trained = sum(p.numel() for p in self.trainable_parameters())
         total = count_parameters(self.base.config) + sum(p.numel() for p in self.method.parameters())
         return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
@@ -242,8 +239,8 @@ class Adapted(nn.Module):
         self.method.save(self.base, folder, base_fingerprint)
 
     def detach(self) -> GPT:
-        """Return the base, its tensors untouched by any method but `full`. With nothing attached, parameters
-        require gradients, and blocks are compiled and checkpointed, as before."""
+        """Return the base, its tensors untouched by any method but `full`. With nothing attached,
+        parameters require gradients, and blocks are compiled and checkpointed, as before."""
         self._attachment.detach()
         return self.base
 

@@ -47,8 +47,8 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     prefix_bias     (1|B, n_kv, P) as the prefix, β; -inf: that key is not there. Not with a gate
     returns   (B, nh, Tq, hs) in q's dtype
 
-    Raises Error for shapes that do not fit together, an unknown backend, or one that cannot run here: "fused" and
-    "split" in float16; "flash" on a GPU or while gradients are recorded.
+    Raises Error for shapes that do not fit together, an unknown backend, or one that cannot run
+    here: "fused" and "split" in float16; "flash" on a GPU or while gradients are recorded.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise Error(f"attention backend must be one of {', '.join(BACKENDS)}, not {shown(backend)}")
@@ -65,7 +65,7 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
 
 
 def _in_window(k: Tensor, v: Tensor, Tq: int, length: Tensor | None, window: Window | None):
-    """Keys and values without those that no query sees any more; the window, or None where it then hides none."""
+    """Keys and values that a query still sees; the window, or None where it then hides none."""
     if window is not None and length is None:
         first = k.size(2) - Tq + 1 - window.size  # the first that the first query sees
         if first > window.virtual:
@@ -77,7 +77,7 @@ def _in_window(k: Tensor, v: Tensor, Tq: int, length: Tensor | None, window: Win
 
 
 def _mask(Tq: int, Tk: int, P: int, device, prefix_length, length, window) -> Tensor:
-    """causal_mask over [prefix ; context]: (Tq, P + Tk), or (B, 1, Tq, P + Tk) for ragged batches."""
+    """causal_mask over [prefix ; context]: (Tq, P + Tk), ragged batches (B, 1, Tq, P + Tk)."""
     shift = 0 if length is None else (length - Tk).view(-1, 1, 1, 1)
     mask = causal_mask((Tk - Tq, Tk), (-P, Tk), device, shift, window)
     if prefix_length is None:
@@ -91,7 +91,7 @@ def _prefix_mask(P: int, prefix_length: Tensor) -> Tensor:
 
 
 def _bias_mask(mask: Tensor, prefix_bias: Tensor, nh: int, dtype: torch.dtype) -> Tensor:
-    """Boolean mask -> additive mask (1|B, nh, Tq, P + Tk): β for prefix keys, 0 for others, -inf where masked."""
+    """Boolean -> additive mask (1|B, nh, Tq, P + Tk): β for prefix keys, 0, or -inf."""
     bias = prefix_bias.to(dtype).repeat_interleave(nh // prefix_bias.size(1), dim=1).unsqueeze(2)
     bias = F.pad(bias, (0, mask.size(-1) - bias.size(-1)))  # (1|B, nh, 1, P + Tk)
     return torch.where(mask, bias, -math.inf)
@@ -121,7 +121,7 @@ def _reference(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window,
 
 
 def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
-    """torch's operator: the prefix is concatenated to K and V, or (gated) attended to separately."""
+    """torch's operator: the prefix is concatenated to K and V; a gated one is attended to alone."""
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
     grouped = k.size(1) != nh
@@ -145,24 +145,18 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
     return o
 
 
-def _fused(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias, whole=False):
+def _fused(q, *rest, whole=False):
     """fused.py's kernel, compiled where that works; in a compiled model it is part of that graph."""
     through_compile = not torch.compiler.is_compiling() and can_compile(q.device.type)
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile, prefix_length, length, whole, window,
-                           prefix_bias)
-
-
-def _split(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
-    """fused.py's kernel run eagerly."""
-    return fused_attention(q, k, v, prefix_k, prefix_v, gate, False, prefix_length, length, False, window, prefix_bias)
+    return fused_attention(q, *rest, through_compile=through_compile, whole=whole)
 
 
 def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
-    """torch's flash operator for CPUs, once for each part: prefix, earlier positions, the queries' own.
+    """torch's flash operator for CPUs, once a part: prefix, earlier positions, the queries' own.
 
-    It returns a part's log-sum-exp too, by which the outputs are merged (fused.py). Queries of all rows
-    go to a shared prefix together, which is read once (Hydragen). A pass has one parallel region for
-    each part: at the end of every one, threads wait for each other.
+    It returns a part's log-sum-exp too, by which the outputs are merged (fused.py). Queries of all
+    rows go to a shared prefix together, which is read once (Hydragen). A pass has one parallel
+    region for each part: at the end of every one, threads wait for each other.
     """
     if q.device.type != "cpu" or torch.is_grad_enabled():
         raise Error("the flash backend is for inference on a CPU, under torch.no_grad()")
@@ -194,13 +188,13 @@ def _flash(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pre
         wide = torch.promote_types(q.dtype, torch.float32)  # q's dtype may be too coarse for β
         mask = _bias_mask(everywhere if mask is None else mask, prefix_bias, nh, wide)  # (1|B, nh, 1, P)
         empty = (mask == -math.inf).all(-1)  # (1|B, nh, 1)
-    if prefix_length is not None:
-        prefix_o, prefix_lse = part(q, prefix_k.expand(B, -1, -1, -1), prefix_v.expand(B, -1, -1, -1), mask=mask)
-    elif len(prefix_k) == 1:
-        prefix_o, prefix_lse = part(q.transpose(0, 1).reshape(1, nh, B * Tq, hs), prefix_k, prefix_v, mask=mask)
+    if len(prefix_k) == 1 and prefix_length is None:  # one prefix for all rows is read once
+        rows = q.transpose(0, 1).reshape(1, nh, B * Tq, hs)
+        prefix_o, prefix_lse = part(rows, prefix_k, prefix_v, mask=mask)
         prefix_o = prefix_o.view(nh, B, Tq, hs).transpose(0, 1)
         prefix_lse = prefix_lse.view(nh, B, Tq).transpose(0, 1)
     else:
+        prefix_k, prefix_v = (x.expand(B, -1, -1, -1) for x in (prefix_k, prefix_v))
         prefix_o, prefix_lse = part(q, prefix_k, prefix_v, mask=mask)
     if empty is not None:
         prefix_o, prefix_lse = prefix_o.masked_fill(empty[..., None], 0), prefix_lse.masked_fill(empty, -math.inf)
@@ -226,7 +220,7 @@ def _auto(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
 
 
 def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias):
-    """In a graph for any T: a loop over spans would be compiled anew for each number of them, into slower code."""
+    """In a graph for any T, so without spans: each number of them would be compiled anew."""
     compiling = torch.compiler.is_compiling()
     one_span = q.dtype == torch.bfloat16 and q.size(2) <= 1024 and faster(q, compiling) == "fused"
     if prefix_bias is not None and compiling and q.dtype != torch.float16:
@@ -238,8 +232,8 @@ def _auto_any_length(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, w
 
 
 def should_split_in_inference(q: Tensor, k: Tensor, prefix_k: Tensor) -> bool:
-    """True in inference where concatenating costs more (`bench.py serving`): beside a key-value cache,
-    and for a shared prefix as long as the text."""
+    """True in inference where concatenating costs more (`bench.py serving`): beside a key-value
+    cache, and for a shared prefix as long as the text."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not prefix_k.size(2):
         return False
     return q.size(2) < k.size(2) or (prefix_k.size(0) < q.size(0) and prefix_k.size(2) >= k.size(2))
@@ -249,11 +243,12 @@ def faster(q: Tensor, compiling: bool) -> str:
     """The faster backend for these queries, measured on a CPU by `bench.py attention`.
 
     Compiled "fused", unless few queries make its many small matmuls lose to one operator. Eagerly
-    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured: "sdpa".
+    "sdpa": compiling the kernel alone would take seconds for every new length. GPUs, not measured:
+    "sdpa".
     """
     enough = {torch.bfloat16: 16, torch.float32: 128, torch.float64: 128}.get(q.dtype, math.inf)
     return "fused" if compiling and q.device.type == "cpu" and q.size(2) >= enough else "sdpa"
 
 
 BACKENDS = {"auto": _auto, "auto-any-length": _auto_any_length, "reference": _reference, "sdpa": _sdpa,
-            "flash": _flash, "fused": _fused, "split": _split}
+            "flash": _flash, "fused": _fused, "split": fused_attention}  # split: the kernel run eagerly

@@ -1,15 +1,13 @@
 """The error every refusal raises, and the checks of arguments whose shapes and sizes must fit."""
 
 import difflib
-import os
 import reprlib
-from pathlib import Path
 
 import torch
 
 
 class Error(ValueError):
-    """The one error minipeft raises on purpose: one line that names what was wrong and what would be right."""
+    """The error minipeft raises on purpose: one line on what was wrong and what would be right."""
 
 
 class _ShortRepr(reprlib.Repr):
@@ -27,7 +25,7 @@ class _ShortRepr(reprlib.Repr):
 
 
 def shown(value) -> str:
-    """The repr of a value read from a file, cut where it is long or deep, for a message of one line."""
+    """The repr of a value read from a file, cut where long or deep, for a message of one line."""
     text = _ShortRepr().repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
 
@@ -71,13 +69,6 @@ def one_of(name: str, value, choices):
     return value
 
 
-def as_path(name: str, value) -> Path:
-    """The path. Raises Error unless it is text or a path."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise Error(f"{name} must be a path, not {shown(value)}")
-    return Path(value)
-
-
 def check_base(base) -> None:
     """Raise Error unless `base` is a model.GPT."""
     if not isinstance(base, torch.nn.Module) or not hasattr(base, "through_compile"):
@@ -100,7 +91,7 @@ def check_tokens(idx, at_least: int = 1) -> None:
                     f"{at_least * ', with at least one token to go on from'}")
 
 
-def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window=None, prefix_bias=None) -> None:
+def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias) -> None:
     """Raise Error unless the arguments have the shapes that `attention.prefix_attention` names."""
     for name, x in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         check_shape(name, x, ("B", "heads", "T", "hs"))
@@ -135,18 +126,6 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
             raise Error(f"prefix_bias {described(prefix_bias)} must be of floats")
 
 
-def _positions(prefix, B: int) -> int:
-    """Positions that a Prefix takes, the most of any row of the batch. Raises Error for invalid ones."""
-    p = prefix.positions
-    fits = p is None or (type(p) is int and p >= 0)
-    if isinstance(p, torch.Tensor):
-        fits = p.shape == (B,) and p.dtype == torch.int64 and int(p.min()) >= 0
-    if not fits or (p is not None and prefix.gate is not None):
-        raise Error(f"a prefix's positions {described(p)} must be a whole number of at least 0, or ({B},) int64, "
-                    "and a gated prefix takes none")
-    return prefix.most_taken
-
-
 def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
     """Raise Error unless the arguments fit `GPT.hidden` and every token has a position.
 
@@ -178,7 +157,14 @@ def check_slots(c, idx, prompt, prefix, hooks, cached: int, hookable) -> None:
             if length.dtype != torch.int64 or (length.device.type == "cpu" and not 0 <= int(length.min())
                                                <= int(length.max()) <= k.size(3)):
                 raise Error(f"a prefix's length must be int64 in 0 … {k.size(3)}, its keys")
-        P += _positions(prefix, B)
+        p = prefix.positions
+        fits = p is None or (type(p) is int and p >= 0)
+        if isinstance(p, torch.Tensor):
+            fits = p.shape == (B,) and p.dtype == torch.int64 and int(p.min()) >= 0
+        if not fits or (p is not None and gate is not None):
+            raise Error(f"a prefix's positions {described(p)} must be a whole number of at least 0, "
+                        f"or ({B},) int64, and a gated prefix takes none")
+        P += prefix.most_taken
     listed = isinstance(hooks, (list, tuple)) and all(isinstance(of, dict) for of in hooks)
     if hooks is not None and not (listed and len(hooks) == c.n_layer and set().union(*hooks) <= set(hookable)):
         raise Error(f"hooks must be one {{module name: function}} for each of {c.n_layer} layers, "

@@ -140,7 +140,7 @@ class GPTConfig:
         return self.rope_theta, self.rope_scaling
 
     def by_layer(self, every: int | None, nth, others) -> list:
-        """One value a layer: `nth` at layers `every`, 2·`every`, … (counted from 1), `others` elsewhere."""
+        """A value a layer: `nth` at layers `every`, 2·`every`, … (from 1), else `others`."""
         return [nth if every and i % every == 0 else others for i in range(1, self.n_layer + 1)]
 
     def resolved(self) -> "GPTConfig":
@@ -178,8 +178,9 @@ def linears_by_role(c: GPTConfig) -> tuple[list[str], str, list[str], str]:
 
 
 def hookable_modules(c: GPTConfig) -> list[str]:
-    """Places of a block whose output a hook may replace, in the order they are reached: its linears,
-    "attn.heads" (queries -> the heads' outputs), "mlp.act" (behind the activation), "attn" and "mlp"."""
+    """Places of a block whose output a hook may replace, in the order they are reached: its
+    linears, "attn.heads" (queries -> the heads' outputs), "mlp.act" (behind the activation), "attn"
+    and "mlp"."""
     into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)
     return [*into_qkv, "attn.heads", attn_out, "attn", *mlp_in, "mlp.act", mlp_out, "mlp"]
 

@@ -17,9 +17,9 @@ size T × (P + T) is saved:
     S = q Kᵀ / sqrt(hs),   W = exp(S - lse),   D = rowsum(dO ∘ O),   dS = W ∘ (dO Vᵀ - D) / sqrt(hs)
     dq = dS K,   dK = dSᵀ q,   dV = Wᵀ dO
 
-With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and in D, O is the
-causal part's output. A bias β adds to the prefix part's scores; dβ sums W ∘ (dO Vᵀ - D) over the queries.
-torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
+With a gate the prefix part keeps its own softmax (lse_P instead of lse), times g, and in D, O is
+the causal part's output. A bias β adds to the prefix part's scores; dβ sums W ∘ (dO Vᵀ - D) over
+the queries. torch.compile makes kernels of this plain PyTorch; without a compiler it runs as it is.
 
     N = n_kv·B key heads of the batch     G = nh / n_kv query heads per key head
 """
@@ -36,8 +36,9 @@ from .runtime.compiling import compiled
 
 
 class Window(NamedTuple):
-    """Sliding window (Mistral, 2310.06825 §2): a query sees `size` keys, its own and those before it. A prefix, and
-    the first `virtual` keys of the context, which are a soft prompt's, stay visible to every query."""
+    """Sliding window (Mistral, 2310.06825 §2): a query sees `size` keys, its own and those before
+    it. A prefix, and the first `virtual` keys of the context, which are a soft prompt's, stay
+    visible to every query."""
 
     size: int
     virtual: int = 0
@@ -47,8 +48,8 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
                 window: Window | None = None) -> Tensor:
     """Boolean attention mask (Tq, Tk): True = the query may attend to that key.
 
-    queries, keys: (first, stop) positions in the context; a prefix's keys are (-P, 0). shift: added to
-    the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
+    queries, keys: (first, stop) positions in the context; a prefix's keys are (-P, 0). shift: added
+    to the queries' positions, (N, 1, 1, 1) for rows of different lengths -> mask (N, 1, Tq, Tk).
     """
     query = torch.arange(*queries, device=device)[:, None] + shift
     key = torch.arange(*keys, device=device)
@@ -57,9 +58,9 @@ def causal_mask(queries: tuple[int, int], keys: tuple[int, int], device=None, sh
     return (key <= query) & ((key > query - window.size) | (key < window.virtual))
 
 
-def fused_attention(q, k, v, prefix_k, prefix_v, gate, through_compile: bool,
-                    prefix_length=None, length=None, whole: bool = False, window: Window | None = None,
-                    prefix_bias=None) -> Tensor:
+def fused_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, length=None,
+                    window: Window | None = None, prefix_bias=None, through_compile: bool = False,
+                    whole: bool = False) -> Tensor:
     """Split attention with the custom backward below; ragged batches use autograd's. Raises Error for float16.
 
     through_compile: compiled once per set of shapes. whole: all queries in one span, so that one graph serves any T."""
@@ -110,9 +111,7 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
     if not prefix_k.size(2):
         return from_heads_first((o / total).to(q.dtype), B), lse_context, None, None
     pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))  # (n_kv·Bp, P, hs)
-    scores = accumulate(torch.bmm(rows_per_prefix(qf, prefix_k), pk.transpose(1, 2))) * scale
-    if prefix_bias is not None:
-        scores = scores + bias_per_prefix(prefix_bias)
+    scores = prefix_scores(rows_per_prefix(qf, prefix_k), pk, scale, prefix_bias)
     if prefix_length is not None:  # scores: (n_kv·Bp, rows, P)
         missing = torch.arange(prefix_k.size(2), device=q.device) >= prefix_length.view(B, 1, 1)
         scores = scores.view(n_kv, B, -1, prefix_k.size(2)).masked_fill(missing, -math.inf).view_as(scores)
@@ -135,7 +134,7 @@ def split_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length=None, lengt
 
 
 def unnormalised_softmax(scores):
-    """exp(S - m), maxima m and sums over the last dimension; weights are 0 where all scores are -inf."""
+    """exp(S - m), maxima m, sums over the last dimension; 0 where all scores are -inf."""
     m = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights = (scores - m).exp()
     return weights, m, weights.sum(-1, keepdim=True)
@@ -181,9 +180,7 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, prefix_bias,
     if P:
         q_rows, do_rows = rows_per_prefix(half_q, prefix_k), rows_per_prefix(dof, prefix_k)
         pk, pv = (to_heads_first(x, n_kv).squeeze(1) for x in (prefix_k, prefix_v))
-        scores = accumulate(torch.bmm(q_rows, pk.transpose(1, 2))) * scale  # (n_kv·Bp, rows, P)
-        if prefix_bias is not None:
-            scores = scores + bias_per_prefix(prefix_bias)
+        scores = prefix_scores(q_rows, pk, scale, prefix_bias)  # (n_kv·Bp, rows, P)
         weights = (scores - rows_per_prefix(lse if gate is None else lse_prefix, prefix_k)).exp()
         dweights = accumulate(torch.bmm(do_rows, pv.transpose(1, 2)))
         if gate is None:
@@ -209,7 +206,7 @@ def split_attention_backward(do, q, k, v, prefix_k, prefix_v, gate, prefix_bias,
 
 
 def causal_backward(do, half_q, k, v, D, lse, scale, whole=False, window=None):
-    """Blocks of keys against the queries that see them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
+    """Blocks of keys, and queries that see them -> twice dq (N, G, Tq, hs), dk, dv (N, Tk, hs)."""
     N, G, Tq, hs = half_q.shape
     before = k.size(1) - Tq
     spans = query_spans(Tq, half_q.dtype, whole)
@@ -237,8 +234,8 @@ def causal_backward(do, half_q, k, v, D, lse, scale, whole=False, window=None):
 
 
 def query_spans(T: int, dtype: torch.dtype, whole: bool = False) -> list[tuple[int, int]]:
-    """Spans (start, stop) of T queries; whole: one. Short ones mask fewer scores, long ones make faster matmuls
-    (tuned on a CPU)."""
+    """Spans (start, stop) of T queries; whole: one. Short ones mask fewer scores, long ones make
+    faster matmuls (tuned on a CPU)."""
     if whole:
         return [(0, T)]
     size = 128 if dtype.itemsize == 2 else 96 if T > 128 else 64
@@ -263,13 +260,16 @@ def from_heads_first(x: Tensor, B: int) -> Tensor:
 
 
 def rows_per_prefix(x: Tensor, prefix: Tensor) -> Tensor:
-    """(N, G, T, W) -> (n_kv·Bp, rows, W): rows that attend to one prefix; all of them if Bp is 1."""
+    """(N, G, T, W) -> (n_kv·Bp, rows, W): the rows that attend to one prefix; all if Bp is 1."""
     return x.reshape(prefix.size(1) * prefix.size(0), -1, x.size(-1))
 
 
-def bias_per_prefix(bias: Tensor) -> Tensor:
-    """bias (Bp, n_kv, P) -> (n_kv·Bp, 1, P), in the accumulation dtype: one row for all queries of a prefix."""
-    return accumulate(bias).transpose(0, 1).reshape(-1, 1, bias.size(2))
+def prefix_scores(q_rows: Tensor, pk: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """q Pkᵀ · scale + β (n_kv·Bp, rows, P), accumulation dtype; bias (Bp, n_kv, P) or None."""
+    scores = accumulate(torch.bmm(q_rows, pk.transpose(1, 2))) * scale
+    if bias is None:
+        return scores
+    return scores + accumulate(bias).transpose(0, 1).reshape(-1, 1, bias.size(2))
 
 
 def gate_per_row(gate: Tensor, lse: Tensor) -> Tensor:

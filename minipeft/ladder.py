@@ -6,10 +6,11 @@
     prefix           any keys and values in every attention        2·L·P·n_kv·hs    Li & Liang 2021, 2101.00190
 
 (2·L·P·C where n_kv·hs is C, without grouped heads.) Converting up keeps the logits, to rounding:
-attention is causal, so virtual tokens never see the real ones and pass through the blocks in the same
-way whatever follows; real tokens see them only through keys and values. So the states of a soft prompt
-at every block's input are a hidden prefix, and the keys and values that each block computes from a
-hidden prefix are a prefix. In general there is no way down: one prompt fixes the keys and values of all blocks.
+attention is causal, so virtual tokens never see the real ones and pass through the blocks in the
+same way whatever follows; real tokens see them only through keys and values. So the states of a
+soft prompt at every block's input are a hidden prefix, and the keys and values that each block
+computes from a hidden prefix are a prefix. In general there is no way down: one prompt fixes the
+keys and values of all blocks.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ Hooks = list[dict[str, Callable[..., Tensor]]] | None  # for each block: f(input
 
 
 def prompt_from_tokens(base: GPT, tokens: Tensor) -> Tensor:
-    """Hard → soft: tokens (P,) int64 -> their embeddings (1, P, C). Raises Error for ids outside the vocabulary."""
+    """Hard → soft: tokens (P,) int64 -> embeddings (1, P, C). Raises Error for unknown ids."""
     check_base(base)
     if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
         raise Error(f"tokens must be (P,) int64, not {described(tokens)}")
@@ -50,7 +51,7 @@ def hidden_from_prompt(base: GPT, prompt: Tensor, hooks: Hooks = None) -> Tensor
 
 
 def prefix_from_hidden(base: GPT, hidden: Tensor, hooks: Hooks = None) -> Tensor:
-    """Hidden → prefix: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), through each block's own ln_1 and projections."""
+    """Hidden → prefix: (L, 1, P, C) -> (L, 2, 1, n_kv, P, hs), by each ln_1 and its projections."""
     check_base(base)
     _check_virtual(base, "hidden prefix", hidden, (base.config.n_layer, 1, "P", base.config.n_embd))
     hidden = hidden.to(base.wte.weight.dtype)

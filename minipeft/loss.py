@@ -9,9 +9,9 @@ vocabulary in chunks gives loss and gradient, rescaled as larger maxima come, an
 ever exists. A frozen head costs two matmuls (logits, dx), not three. A trained head costs two more
 in backward, dW = softmaxᵀ x, since its logits are computed again.
 
-Only supervised positions (target not -100) take part. They are selected inside one operator, so that
-torch.compile does not compile again when their number changes. First derivatives only: anything
-else raises Error. (torch 2.13's linear_cross_entropy has chunks too; by its documentation
+Only supervised positions (target not -100) take part. They are selected inside one operator, so
+that torch.compile does not compile again when their number changes. First derivatives only:
+anything else raises Error. (torch 2.13's linear_cross_entropy has chunks too; by its documentation
 torch.compile leaves them to run eagerly.)
 """
 
@@ -23,7 +23,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .checks import Error, described
 from .fused import accumulate
-from .runtime.matmul import product
+from .runtime.matmul import matmul_dtype, product
 
 DISTILLED_AT_ONCE = 128  # positions whose distributions over the vocabulary are in memory at once, in distillation
 VOCABULARY_CHUNK = 2048  # rows of the vocabulary at a time: few enough for their logits to stay in the CPU's cache
@@ -32,32 +32,27 @@ VOCABULARY_CHUNK = 2048  # rows of the vocabulary at a time: few enough for thei
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of the logits x Wᵀ over supervised positions, a scalar.
 
-    x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or
-    above; nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's.
-    Raises Error for targets that do not fit x or, on a CPU, lie outside the vocabulary. A GPU would have
-    to wait for that check: there the loss is nan, or CUDA stops with an assertion of its own.
+    x (N, C), weight (V, C), targets (N,) int64, -100 = not supervised. Returns float32 or above;
+    nan where nothing is supervised. Matmuls run in the weight's dtype, or autocast's. Raises Error
+    for targets that do not fit x or, on a CPU, lie outside the vocabulary. A GPU would have to wait
+    for that check: there the loss is nan, or CUDA stops with an assertion of its own.
     """
     if targets.dtype != torch.int64 or targets.shape != x.shape[:1]:
         raise Error(f"targets {described(targets)} must be ({len(x)},) int64, one for each position")
     if not torch.compiler.is_compiling() and any(unpack_dual(y).tangent is not None for y in (x, weight)):
-        raise _refused()
+        _refuse()
     loss, _, _ = _head_loss(x, weight, targets, matmul_dtype(weight), x.requires_grad)
     return loss
 
 
-def matmul_dtype(weight: Tensor) -> torch.dtype:
-    """Dtype of the head's matmuls: autocast's where that is on, else the weight's."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
 def distillation_loss(x: Tensor, teacher: Tensor, weight: Tensor, chosen: Tensor,
                       top_k: int | None = None) -> Tensor:
-    """Mean KL(p ‖ q) over the chosen positions, a scalar: p the teacher's distribution, q the student's.
+    """Mean KL(p ‖ q) over the chosen positions, a scalar: p of the teacher, q of the student.
 
-    x, teacher (N, C): last states of both on the same tokens, weight (V, C) frozen, chosen (N,) bool. top_k: p is the
-    teacher's k most likely tokens alone, scaled to 1. As above no (N, V) matrix exists: d/dx_i = Wᵀ(q_i - p_i) / n is
-    computed with the loss, ROWS positions at a time. Raises Error for a trained head.
+    x, teacher (N, C): last states of both on the same tokens, weight (V, C) frozen, chosen (N,)
+    bool. top_k: p is the teacher's k most likely tokens alone, scaled to 1. As above no (N, V)
+    matrix exists: d/dx_i = Wᵀ(q_i - p_i) / n is computed with the loss, some positions at a
+    time. Raises Error for a trained head.
     """
     if weight.requires_grad:
         raise Error("distillation needs a frozen base: its head is the teacher's too")
@@ -90,7 +85,7 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
-            raise _refused()
+            _refuse()
         return ctx.saved_tensors[0] * upstream, None, None, None, None
 
 
@@ -109,7 +104,7 @@ def _head_loss(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype,
     weighted_w = rows.new_zeros(rows.shape if with_dx else (0,), dtype=wide)
     with torch.autocast(x.device.type, enabled=False):
         for first, w in chunks(weight, low):
-            scores = product(rows, w).to(wide)  # (n, CHUNK)
+            scores = product(rows, w).to(wide)  # (n, VOCABULARY_CHUNK)
             here = (t >= first) & (t < first + len(w))
             found = scores.gather(1, (t - first).clamp(0, len(w) - 1))  # rounded like all scores
             target_scores = torch.where(here, found, target_scores)
@@ -146,7 +141,7 @@ def _dweight(x: Tensor, weight: Tensor, targets: Tensor, low: torch.dtype, lse: 
 
 
 def chunks(weight: Tensor, low: torch.dtype):
-    """Yield (index of the first row, rows in dtype `low`), CHUNK rows at a time."""
+    """Yield (index of the first row, rows in dtype `low`), VOCABULARY_CHUNK rows at a time."""
     for first in range(0, len(weight), VOCABULARY_CHUNK):
         yield first, weight[first : first + VOCABULARY_CHUNK].to(low)
 
@@ -172,7 +167,7 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, upstream, ddx, dlse):
     if ddx is not None or dlse is not None:  # a gradient of the gradient that was saved
-        raise _refused()
+        _refuse()
     dx, *head = ctx.saved_tensors
     dweight = None
     if ctx.trained_head:
@@ -181,14 +176,10 @@ def _backward(ctx, upstream, ddx, dlse):
     return dx * upstream, dweight, None, None, None
 
 
-def _refused() -> Error:
-    return Error("the loss has first derivatives in backward mode only: for others take "
-                 "F.cross_entropy of the logits")
-
-
-def _no_backward(ctx, _):
-    raise _refused()
+def _refuse(*_):
+    raise Error("the loss has first derivatives in backward mode only: for others take "
+                "F.cross_entropy of the logits")
 
 
 _head_loss.register_autograd(_backward, setup_context=_save_for_backward)
-_dweight.register_autograd(_no_backward)
+_dweight.register_autograd(_refuse)

@@ -37,7 +37,7 @@ from .slots import KVCache, Prefix, SoftTokens
 
 
 def apply_hook(hooks: dict | None, name: str, x: Tensor, y: Tensor) -> Tensor:
-    """Pass the output y of the place `name`, whose input was x, through its hook, or its tuple of hooks in turn."""
+    """Pass the output y of `name`, whose input was x, through its hook, or hooks in turn."""
     found = hooks.get(name, ()) if hooks else ()
     for hook in found if isinstance(found, tuple) else (found,):
         y = hook(x, y)
@@ -64,7 +64,7 @@ class CausalSelfAttention(nn.Module):
         self.q_norm, self.k_norm = (norm(config, self.head_size) if config.qk_norm else nn.Identity() for _ in "qk")
 
     def qkv(self, x: Tensor, rope: Rope = None, hooks=None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> queries (B, nh, T, hs), keys and values (B, n_kv, T, hs); q and k already rotated."""
+        """x (B, T, C) -> queries (B, nh, T, hs), keys, values (B, n_kv, T, hs); q and k rotated."""
         B, T, C = x.shape
         if self.joined:
             q, k, v = linear(self, "attn.c_attn", x, hooks).split(self.widths, dim=-1)
@@ -111,7 +111,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: x + attention, then x + MLP, each on a normalised copy (pre-norm), or with a norm behind it too."""
+    """One layer: x + attention, then x + MLP, each behind a norm (or between two)."""
 
     def __init__(self, config: GPTConfig, window: int | None = None):
         super().__init__()
@@ -155,12 +155,12 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """(V, C): the matrix that turns hidden states into logits; GPT-2 ties it to the embeddings."""
+        """(V, C): the matrix from hidden states to logits; GPT-2 ties it to the embeddings."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Token embeddings (B, T, C), times sqrt(C) if config.scale_embeddings. On a CPU, raises Error for ids
-        outside the vocabulary."""
+        """Token embeddings (B, T, C), times sqrt(C) if config.scale_embeddings. On a CPU, raises
+        Error for ids outside the vocabulary."""
         try:
             x = self.wte(idx)
         except IndexError:
@@ -170,13 +170,13 @@ class GPT(nn.Module):
 
     @property
     def embedding_scale(self) -> float:
-        """sqrt(C), rounded to the weights' dtype as Gemma rounds it; 1 where embeddings are not scaled."""
+        """sqrt(C), rounded to the weights' dtype as in Gemma; 1 without scaled embeddings."""
         c, dtype = self.config, self.wte.weight.dtype
         return torch.tensor(math.sqrt(c.n_embd), dtype=dtype, device="cpu").item() if c.scale_embeddings else 1.0
 
     def add_positions(self, x: Tensor, first: "int | Tensor" = 0) -> tuple[Tensor, list[Rope]]:
-        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and each layer's
-        rotary tables (None with learned positions)."""
+        """Place x (B, T, C) at positions first … first+T-1, first an int or (B,) -> x, and each
+        layer's rotary tables (None with learned positions)."""
         offset = first if isinstance(first, int) else first[:, None]
         positions = torch.arange(x.size(1), device=x.device) + offset  # (T,) or (B, T)
         if self.wpe is not None:
@@ -185,23 +185,22 @@ class GPT(nn.Module):
         return x, layer_tables(self.config, positions, torch.promote_types(x.dtype, torch.float32))
 
     def forward(self, idx: Tensor, prompt=None, prefix=None, hooks=None) -> Tensor:
-        """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots and hooks as in `hidden`."""
+        """idx (B, T) int64 -> logits of the real tokens (B, T, V); slots, hooks as in `hidden`."""
         return product(self.hidden(idx, prompt, prefix, hooks), self.head)
 
     def hidden(self, idx: Tensor, prompt: "Tensor | SoftTokens | None" = None, prefix: "Tensor | Prefix | None" = None,
                hooks: list[dict] | None = None, cache: KVCache | None = None) -> Tensor:
-        """idx (B, T) int64 -> the head's input: normalised last states of the real tokens (B, T, C).
+        """idx (B, T) int64 -> the head's input: normalised states of the real tokens (B, T, C).
 
         prompt   (1|B, P, C): vectors concatenated before the (scaled) token embeddings; or SoftTokens, inside the text
         prefix   (L, 2, 1|B, n_kv, P, hs): keys (already rotated, with rotary positions) and values put
                  before each block's own; or a Prefix: with a gate, a bias, lengths, positions, or fewer than L layers
-        hooks    per layer {place: f, or several in a tuple}; f(x, y) replaces the output y of a place
-                 of config.hookable_modules whose input was x
+        hooks    per layer {place: f, or several in a tuple}: see the top of this file
         cache    keys and values of the positions before idx; those of idx are written to it
 
-        Virtual tokens take positions 0 … P-1 (a Prefix: its `positions`, a gated one none; SoftTokens: their places
-        in idx), real tokens follow. Raises Error when they exceed block_size, for a prompt or prefix of another shape,
-        and for a hook at an unknown place.
+        Virtual tokens take positions 0 … P-1 (a Prefix: its `positions`, a gated one none;
+        SoftTokens: their places in idx), real tokens follow. Raises Error when they exceed
+        block_size, for a prompt or prefix of another shape, and for a hook at an unknown place.
         """
         if isinstance(prefix, Tensor):
             prefix = Prefix.of(prefix)
@@ -213,13 +212,13 @@ class GPT(nn.Module):
         if cache is not None:
             first = first + cache.shift + (cache.read if cache.length is None else cache.length)
 
-        x = self.embed(idx) if soft is None else soft.put(self.embed(soft.words(idx)), idx)  # (B, T, C)
+        x = self.embed(idx) if soft is None else soft.embed(self.embed, idx)  # (B, T, C)
         if prompt is not None:  # slot 1: the soft prompt
             x = torch.cat([prompt.to(x.dtype).expand(B, -1, -1), x], dim=1)  # (B, P+T, C)
         x, ropes = self.add_positions(x, first)
         virtual = cache.virtual if cache else x.size(1) - T  # positions of a prompt: no window hides them
         # slot 2: every block its own part of the prefix
-        prefixes, caches = prefix.layers(L) if prefix else L * [None], cache.layers(L) if cache else L * [None]
+        prefixes, caches = prefix.layers(L) if prefix else L * [None], cache.layers() if cache else L * [None]
         for block, *inputs in zip(self.h, ropes, prefixes, caches, hooks or L * [None], strict=True):
             x = self.run_block(block, x, *inputs, virtual)
         return self.ln_f(x[:, x.size(1) - T :])  # without the virtual tokens   (B, T, C)
@@ -238,8 +237,9 @@ class GPT(nn.Module):
         return run(*inputs)
 
     def compile_blocks(self, on: bool = True, any_length: bool = False) -> None:
-        """Run blocks through torch.compile from now on, if it works here (see can_compile). The first pass of every
-        new set of shapes compiles, some ten seconds, once for all layers; any_length: one graph serves all T."""
+        """Run blocks through torch.compile from now on, if it works here (see can_compile). The
+        first pass of every new set of shapes compiles, some ten seconds, once for all layers;
+        any_length: one graph serves all T."""
         self.through_compile = on and can_compile(self.wte.weight.device.type)
         for block in self.h:
             block.attn.backend = "auto-any-length" if on and any_length else "auto"
@@ -250,11 +250,13 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | str | None = None) -> "GPT":
-        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`; "nf4" or "int8":
-        quantised (quantised.py). Raises Error for no base, or an architecture this file does not have."""
+        """Open a Hugging Face folder, shipped base ("nano") or hub id, in its own dtype or `dtype`;
+        "nf4" or "int8": quantised (quantised.py). Raises Error for no base, or an architecture this
+        file does not have."""
         return open_folder(cls, folder, dtype)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool | None = None) -> None:
-        """Write a Hugging Face folder; transformers opens those whose shape is of files.families.FAMILIES.
-        safe_serialization: False writes pytorch_model.bin; None safetensors if installed. Raises Error if quantised."""
+        """Write a Hugging Face folder; transformers opens those whose shape is of
+        files.families.FAMILIES. safe_serialization: False writes pytorch_model.bin; None
+        safetensors if installed. Raises Error if quantised."""
         huggingface.write_base(self.config, self.state_dict(), folder, safe_serialization)

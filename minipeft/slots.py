@@ -1,5 +1,6 @@
-"""Inputs of a GPT beside token ids: a prompt (slot 1), a prefix (slot 2), hooks, and a key-value cache."""
+"""Inputs of a GPT beside token ids: prompt (slot 1), prefix (slot 2), hooks, key-value cache."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from .checks import Error
 class Prefix(NamedTuple):
     """Prefix keys and values for the top n layers, with an optional gate, bias and per-row lengths.
 
-    A gated prefix has its own softmax and takes no positions. Any other takes one position a key, unless
-    `positions` says how many: those of the longer text that it stands for, or 0.
+    A gated prefix has its own softmax and takes no positions. Any other takes one position a key,
+    unless `positions` says how many: those of the longer text that it stands for, or 0.
     """
 
     k: Tensor  # (n, 1|B, n_kv, P, hs), n <= L
@@ -30,15 +31,11 @@ class Prefix(NamedTuple):
         return cls(prefix[:, 0], prefix[:, 1])
 
     def layers(self, L: int) -> "list[Prefix | None]":
-        """One Prefix per layer, without the first dimension; None for the layers below the top n."""
+        """One Prefix per layer, without the first dimension; None below the top n layers."""
         gates, biases = ([None] * len(self.k) if x is None else x for x in (self.gate, self.bias))
         top = [Prefix(k, v, gate, self.length, bias)
                for k, v, gate, bias in zip(self.k, self.v, gates, biases, strict=True)]
         return [None] * (L - len(top)) + top
-
-    def is_plain(self, L: int) -> bool:
-        """True for keys and values alone, in all L layers, which act as those of earlier tokens do."""
-        return self.gate is None and self.length is None and self.bias is None and len(self.k) == L
 
     @property
     def taken(self) -> "int | Tensor":
@@ -66,14 +63,11 @@ class SoftTokens(NamedTuple):
     vectors: Tensor  # (P, C)
     V: int
 
-    def words(self, idx: Tensor) -> Tensor:
-        """idx with the id of some word in the places of the vectors."""
-        return idx.masked_fill(idx >= self.V, 0)
-
-    def put(self, x: Tensor, idx: Tensor) -> Tensor:
-        """The embeddings x (B, T, C) with the vectors in their places. Raises Error unless every row of idx has them
-        once, in order and one after the other."""
+    def embed(self, embed_words: Callable[[Tensor], Tensor], idx: Tensor) -> Tensor:
+        """Embeddings of idx (B, T, C), the vectors in their places. Raises Error unless every row
+        of idx has them once, in order and one after the other."""
         B, P, soft = len(idx), len(self.vectors), idx >= self.V
+        x = embed_words(idx.masked_fill(soft, 0))  # any word's where a vector comes
         if (soft.sum(1) == P).all():
             places = soft.nonzero()[:, 1].view(B, P)
             in_order = idx[soft].view(B, P) == self.V + torch.arange(P, device=idx.device)
@@ -103,7 +97,7 @@ class KVCache(NamedTuple):
     virtual: int = 0  # the leading ones, of virtual tokens: a sliding window never hides them
     shift: int = 0  # positions that a prefix in the cache takes, minus its keys
 
-    def layers(self, L: int) -> "list[KVCache]":
+    def layers(self) -> "list[KVCache]":
         """One KVCache per layer, without the first dimension."""
         return [self._replace(k=k, v=v) for k, v in zip(self.k, self.v, strict=True)]
 

@@ -322,7 +322,7 @@ def test_serving_decodes_the_same_tokens_however_a_prefix_is_held(capsys):
     config = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
     s = serving.ServingSettings(preset="tiny", config=config, batch_size=6, seq_len=4, tasks=(1, 3),
                                 num_virtual_tokens=5, prefixes=(20,), steps=3, seed=0, device="cpu")
-    base = serving.new_base(s)
+    base = GPT(s.config)
     tokens = {}
     for row in serving.rows_of(s):
         decoders = serving.build(s, row, base)

@@ -117,18 +117,19 @@ def test_keys_that_a_text_repeats_become_one_with_a_bias():
     many_k, many_v = (x.repeat_interleave(times, dim=1) for x in (k, v))
     weights = (q @ many_k.mT / math.sqrt(8)).softmax(-1)
     seen = matching.Seen(weights, weights @ many_v, q)
-    got_k, got_v, bias = matching.fit_keys(seen, many_k, many_v, 5, "pursuit", matching.RIDGE)
+    got_k, got_v, bias = matching.fit_keys(seen, many_k, many_v, 5)
     fresh = torch.randn(2, 50, 8, generator=g)
     wanted = (fresh @ k.mT / math.sqrt(8) + times.log()).softmax(-1) @ v
     got = (fresh @ got_k.mT / math.sqrt(8) + bias[:, None]).softmax(-1) @ got_v
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-3)
 
 
-def test_values_are_those_of_ridge_least_squares():
+def test_values_are_those_of_ridge_least_squares(monkeypatch):
+    monkeypatch.setattr(matching, "RIDGE", 0.5)
     g = torch.Generator().manual_seed(3)
     k, v, q = (torch.randn(1, n, 4, generator=g) for n in (20, 20, 100))
     weights = (q @ k.mT / 2).softmax(-1)
-    got_k, got_v, bias = matching.fit_keys(matching.Seen(weights, weights @ v, q), k, v, 6, "pursuit", 0.5)
+    got_k, got_v, bias = matching.fit_keys(matching.Seen(weights, weights @ v, q), k, v, 6)
     p = (q @ got_k.mT / 2 + bias[:, None]).softmax(-1)[0].double()
     own = v[0][[int((k[0] == row).all(-1).nonzero()) for row in got_k[0]]].double()
     ridge = 0.5 * float((p.mT @ p).diagonal().mean())
@@ -165,7 +166,6 @@ def test_matching_is_nearer_to_the_text_than_as_many_of_its_rows(nano):
     (lambda base: divergence(base, None, None, torch.arange(9)), "a divergence is on a list of texts"),
     (lambda base: match(base, torch.arange(9), 10), "of a document of 9 tokens 1 … 9 rows can be kept, not 10"),
     (lambda base: match(base, torch.arange(9), 0), "1 … 9 rows can be kept, not 0"),
-    (lambda base: match(base, torch.arange(9), 3, choose="best"), "choose must be 'pursuit' or 'attention'"),
     (lambda base: match(base, torch.arange(9), 3, []), "at least one token"),
     (lambda base: match(base, torch.arange(9), 3, torch.arange(3)), "reference must be a list of texts"),
     (lambda base: match(base, torch.arange(9), 3, [[1, 2]]), "reference must be a list of texts"),

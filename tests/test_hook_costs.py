@@ -112,7 +112,7 @@ def test_saved_tensors_and_matmuls_are_those_of_autograd(shape, method, monkeypa
     (lambda c, m: minimum(m, c.n_embd), 3), (lambda c, m: maximum(m, c.n_embd), 128),
     (lambda c, m: round_half_even(30 * c.n_layer, 32) + m, 7)])
 def test_a_derivation_evaluates_what_takes_the_place_of_an_if(size, wanted, monkeypatch):
-    """minimum, maximum and nearest of sizes, in a formula as on numbers."""
+    """minimum, maximum and round_half_even of sizes, in a formula as on numbers."""
     def shapes(c, m):
         return Shapes({"x": (size(c, m),)}, {"x": (size(c, m),)})
 

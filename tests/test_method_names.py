@@ -32,8 +32,7 @@ ALLOWED = {  # file: which names, and why
     "minipeft/checks.py": ({"prompt"}, "slot 1"),
     "docs/tools/writers.py": ({"lora"}, "a part of PEFT's names of parameters"),
     "minipeft/data/files.py": ({"prompt"}, "the name of a column"),
-    "minipeft/formulas/symbols.py": ({"full", "adapter"}, "symbols in formulas"),
-    "minipeft/accounting/table.py": ({"full", "adapter"}, "symbols in formulas"),
+    "docs/tools/ledger_terms.py": ({"full", "adapter"}, "symbols in formulas"),
 }
 SOURCES = [path for place in ("minipeft", "docs/tools", "train.py", "bench.py")
            for path in ([ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py")))

@@ -12,7 +12,8 @@ from minipeft import GPT, METHODS, Error, accounting, adapt
 from minipeft.accounting.shapes import EMBEDDED
 from minipeft.bench.quality import filter_cells, real, studies
 from minipeft.bench.quality.lines import Cell
-from minipeft.data.batches import draw, length
+from minipeft.data.batches import draw
+from minipeft.data.encoding import tokenize
 from minipeft.data.tasks import find_task
 from minipeft.data.tokenizer import ByteTokenizer
 
@@ -58,7 +59,7 @@ def test_what_a_study_compares_differs_in_nothing_but_its_axes(name):
     assert all(len({json.dumps(asdict(c)[f]) for c, _ in pairs}) == 1 for f in asdict(TINY).keys() - on_axes)
     assert {c.seed for c, _ in pairs} == {0, 1, 2, 3, 4}
 
-    longest = max(length(e, ByteTokenizer()) for e in draw(find_task("reverse").example, "any", 9))
+    longest = max(tokenize(e, ByteTokenizer()).length for e in draw(find_task("reverse").example, "any", 9))
     for c, like in pairs:
         assert c.size.get("num_virtual_tokens", 0) + longest <= EMBEDDED[c.base].block_size
         assert Cell.of(json.loads(json.dumps({"cell": json.loads(c.key)}))) == c

@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs.tools import drawing, forms, open_shapes
+from docs.tools.ledger_terms import OF_WHOLE, QUANTITIES, SHORT
 from minipeft import METHODS, Error
 from minipeft.accounting.shapes import PRESETS
-from minipeft.accounting.table import OF_WHOLE, SHORT
 from minipeft.config import GPTConfig
 from minipeft.files.atomic import write_text
-from minipeft.formulas.symbols import GLOSSARY, QUANTITIES
+from minipeft.formulas.symbols import GLOSSARY
 from minipeft.runtime import console
 
 PAGE = ROOT / "docs" / "explorer.html"

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import sympy
 
+from docs.tools.ledger_terms import PARTS, Work, terms
 from docs.tools.open_shapes import CHOSEN, Choose, EachLayer, OpenShape, Polynomial, polynomial, runs
 from minipeft import METHODS, Error, GPTConfig
 from minipeft.accounting.parameters import Declared
 from minipeft.accounting.storage import files
-from minipeft.accounting.table import PARTS, Work, terms
 from minipeft.config import linears
 from minipeft.files.peft import linears_named
 from minipeft.formulas import symbols
@@ -70,7 +70,24 @@ def written(expression) -> Formula:
     e = sympy.sympify(expression).replace(least, lambda a, b: a if (b - a).is_nonnegative else least(a, b))
     e = e.replace(floor, lambda a, b: 0 if a in (0, 1) else floor(a, b))  # an interval of layers is 2 or more
     e = sympy.factor(e)
-    return Formula(symbols.text(e), symbols.javascript(e))
+    return Formula(symbols.text(e), javascript(e))
+
+
+def javascript(expression) -> str:
+    """A formula as JavaScript on BigInts: symbols are properties of `s`, functions the page's."""
+    e = sympy.sympify(expression)
+    over, under = e.as_numer_denom()
+    if under != 1:
+        return f"ratio({javascript(over)}, {javascript(under)})"
+    if e.is_Add:
+        return f"({' + '.join(map(javascript, e.args))})"
+    if e.is_Mul:
+        return " * ".join(map(javascript, e.args))
+    if e.is_Pow:
+        return " * ".join([javascript(e.base)] * int(e.exp))
+    if e.is_Function:
+        return f"{e.func.__name__}({', '.join(map(javascript, e.args))})"
+    return f"s.{e}" if e.is_Symbol else f"{int(e)}n"
 
 
 def decisions(found: list[tuple[dict, Any]], names: list[str]) -> Any:

@@ -30,6 +30,7 @@ from .step_memory import TrainBytes, train_bytes
 from .storage import adapter_bytes, storage_bytes
 from .table import ledger
 
-__all__ = ["Count", "Flops", "Inference", "Product", "Traffic", "TrainBytes", "activations", "adapter_bytes",
-           "base_parameters", "base_tensors", "base_weight_bytes", "bytes_per_step", "count", "depends_on", "flops",
-           "inference", "ledger", "products", "step_flops", "storage_bytes", "train_bytes", "wire_bytes"]
+__all__ = ["Count", "Flops", "Inference", "Product", "Traffic", "TrainBytes", "activations",
+           "adapter_bytes", "base_parameters", "base_tensors", "base_weight_bytes",
+           "bytes_per_step", "count", "depends_on", "flops", "inference", "ledger", "products",
+           "step_flops", "storage_bytes", "train_bytes", "wire_bytes"]

@@ -55,11 +55,13 @@ def activations(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     no family has); at 2 without small copies of trained tensors in that dtype.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
-    return saved_tensors(c, declared(c, method, hyperparameters), batch_size, seq_len, checkpointing, base_bytes)
+    return saved_tensors(c, declared(c, method, hyperparameters), batch_size, seq_len,
+                         checkpointing, base_bytes)
 
 
-def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False, b: int = 4) -> list[Saved]:
-    """`activations` of declared sizes, which may be symbols; b: bytes of a float of the base's dtype."""
+def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False,
+                  b: int = 4) -> list[Saved]:
+    """`activations` of declared sizes, symbols too; b: bytes of a float of the base's dtype."""
     S = T + d.cost(c, B).prompt
     cost, C = d.cost(c, B * S), c.n_embd
     kinds = gradient_flow(c, cost, bool(d.shapes.trained))
@@ -67,7 +69,8 @@ def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bo
     # 1 where a window hides something, else 0
     hides = 0 if c.sliding_window is None else minimum(1, T - minimum(T, c.sliding_window))
     if cost.base:
-        found.append(Saved("indices of the embeddings", B * T + (T if c.position == "learned" else 0), 8))
+        found.append(Saved("indices of the embeddings",
+                           B * T + (T if c.position == "learned" else 0), 8))
     for name, rotated in rotary_blocks(c, kinds).items():
         turned = sum(block.times for block in rotated if block.q or block.k)
         if not checkpointing and turned != 0:
@@ -84,11 +87,13 @@ def saved_tensors(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bo
                   *norm_statistics(c, "ln_f", B * T, C, cost.base),
                   Saved("loss: its gradient in the last hidden state", B * T * C)]
     if cost.base:
-        found += [Saved("ln_f: output", B * T * C), Saved("loss: log-sums", B * T, 4), Saved("loss: targets", B * T, 8)]
+        found += [Saved("ln_f: output", B * T * C), Saved("loss: log-sums", B * T, 4),
+                  Saved("loss: targets", B * T, 8)]
     return [tensor._replace(each=tensor.each or b) for tensor in found]
 
 
-def saved_terms(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False, b: int = 4) -> list[Term]:
+def saved_terms(c: GPTConfig, d: Declared, B: Size, T: Size, checkpointing: bool = False,
+                b: int = 4) -> list[Term]:
     """Bytes of `saved_tensors`."""
     return [Term(x.name, x.each * x.elements, x.times) for x in saved_tensors(c, d, B, T, checkpointing, b)]
 
@@ -112,7 +117,8 @@ def before_blocks(c: GPTConfig, cost: Cost, checkpointing: bool) -> list[Saved]:
     if prefix is not None and prefix.source == "states":
         for name, rotated in rotary_blocks(c, gradient_flow(c, cost, True)).items():
             layers = sum(block.times for block in rotated)
-            found.append(Saved(f"{name} of the prefix", 2 * prefix.rows * c.head_size, 4, minimum(1, layers)))
+            found.append(Saved(f"{name} of the prefix", 2 * prefix.rows * c.head_size, 4,
+                               minimum(1, layers)))
     if prefix is not None and (prefix.own_softmax or (prefix.bias and prefix.made)) and not checkpointing:
         name = "keys and values of the prompts" if prefix.own_softmax else "mlp of the prefix: keys and values"
         found.append(Saved(name, prefix.layers * 2 * prefix.rows * c.kv))
@@ -124,11 +130,13 @@ def prefix_norms(c: GPTConfig, prefix: PrefixCost) -> list[Saved]:
     found = norm_statistics(c, "ln_1 of the prefix", prefix.rows, c.n_embd, False) if prefix.source == "states" else []
     if c.qk_norm and prefix.source != "parameters":
         found.append(Saved("k_norm of the prefix: input", prefix.rows * c.kv, None if c.norm == "layer" else 4))
-        found += norm_statistics(c, "k_norm of the prefix", prefix.rows * c.n_kv, c.head_size, False)
+        found += norm_statistics(c, "k_norm of the prefix", prefix.rows * c.n_kv, c.head_size,
+                                 False)
     return found
 
 
-def norm_statistics(c: GPTConfig, name: str, positions: Size, width: Size, trained: bool) -> list[Saved]:
+def norm_statistics(c: GPTConfig, name: str, positions: Size, width: Size,
+                    trained: bool) -> list[Saved]:
     """The tensors that a norm of vectors of this width saves beside its input."""
     if c.norm == "layer":
         return [Saved(f"{name}: mean, 1/spread", 2 * positions)]
@@ -138,8 +146,9 @@ def norm_statistics(c: GPTConfig, name: str, positions: Size, width: Size, train
     return [*found, Saved(f"{name}: normalised", positions * width, 4)] if trained else found
 
 
-def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size, hides: Size = 0) -> list[Saved]:
-    """The tensors saved in a block, in the order of the forward pass; hides: 1 where a window hides something."""
+def in_block(c: GPTConfig, cost: Cost, block: BlockGradients, B: Size, S: Size,
+             hides: Size = 0) -> list[Saved]:
+    """Tensors saved in a block, in forward order; hides: 1 where a window hides something."""
     full, kv, found = cost.base, c.kv, []
     residual, queries, middle, log_sums = B * S * c.n_embd, B * S * c.q, B * S * c.inner, B * c.n_head * S
     into_qkv, attn_out, mlp_in, mlp_out = linears_by_role(c)

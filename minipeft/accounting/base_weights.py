@@ -1,4 +1,4 @@
-"""Bytes of a base's weights, in one dtype or with the matrices of its blocks quantised (quantised.py)."""
+"""Bytes of a base's weights, in one dtype or with its blocks' matrices quantised (quantised.py)."""
 
 from ..checks import one_of
 from ..config import GPTConfig, linears
@@ -12,8 +12,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}  # of a parameter tha
 def base_weight_bytes(c: GPTConfig, base_dtype: str = "float32") -> int:
     """Bytes of a base's weights in "float32", "bfloat16", "int8" or "nf4".
 
-    Quantised are the matrices of the blocks' linears, everything else is bfloat16 (of a matrix: `matrix_bytes`).
-    NF4 takes 33 / 64 + 4 / (64 · 256) bytes a weight, 4.127 bits, and 4 bytes a matrix.
+    Quantised are the matrices of the blocks' linears, everything else is bfloat16 (of a matrix:
+    `matrix_bytes`). NF4 takes 33 / 64 + 4 / (64 · 256) bytes a weight, 4.127 bits, and 4 bytes a
+    matrix.
     """
     one_of("base_dtype", base_dtype, BYTES)
     return total(base_terms(c, base_parameters(c), BYTES[base_dtype], base_dtype if base_dtype in QUANTISED else None))
@@ -34,7 +35,7 @@ def matrix_bytes(kind: str, n_in: Size, n_out: Size) -> Size:
 
 
 def base_terms(c: GPTConfig, base: Size, b: int, quantised: str | None = None) -> list[Term]:
-    """Bytes of `base` parameters at b bytes each; quantised: "int8" or "nf4", of the matrices of the blocks."""
+    """Bytes of `base` parameters at b each; quantised: "int8" or "nf4", of the blocks' matrices."""
     if quantised is None:
         return [Term("base", b * base)]
     sizes = linears(c)

@@ -20,8 +20,8 @@ class Traffic(NamedTuple):
     broadcast: int = 0
 
     def sent(self, processes: int) -> float:
-        """Bytes that one of N processes sends in ring collectives: (N - 1)/N of a tensor to gather it,
-        or to reduce and scatter it. All-reduce is both in turn (Patarasuk & Yuan 2009, §3)."""
+        """Bytes that one of N processes sends in ring collectives: (N - 1)/N of a tensor to gather
+        it, or to reduce and scatter it. All-reduce is both in turn (Patarasuk & Yuan 2009, §3)."""
         total = self.all_gather + self.reduce_scatter + 2 * self.all_reduce + self.broadcast
         return total * (processes - 1) / processes
 
@@ -30,13 +30,14 @@ def wire_bytes(c: GPTConfig, method: str, processes: int, shard_base: bool = Fal
                **hyperparameters) -> Traffic:
     """`bytes_per_step` of a training step with a method, from forward to the clipped gradient."""
     trained = count(c, method, **hyperparameters).trained
-    return bytes_per_step(c, trained, processes, not method_class(method).freezes_base, shard_base, base_bytes)
+    return bytes_per_step(c, trained, processes, not method_class(method).freezes_base, shard_base,
+                          base_bytes)
 
 
 def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool = False,
                    shard_base: bool = False, base_bytes: int = 4) -> Traffic:
-    """Bytes of one training step for any number of trained parameters (such as several methods'), with
-    b = base_bytes per parameter of the base:
+    """Bytes of one training step for any number of trained parameters (such as several methods'),
+    with b = base_bytes per parameter of the base:
 
         frozen base     all-reduce        4·trained              every gradient, in float32
         sharded base    all-gather        b·(rest + L·block)     every weight in forward, and
@@ -52,12 +53,13 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     at_least_one("processes", processes)
     block, rest = (total(padded_terms(shapes, processes)) for shapes in (block_tensors(config), outer_tensors(config)))
     tensors = len(outer_tensors(config)) + config.n_layer * len(block_tensors(config))
-    terms = traffic_terms(config, trained, tensors, block, rest, processes, full, shard_base, base_bytes)
+    terms = traffic_terms(config, trained, tensors, block, rest, processes, full, shard_base,
+                          base_bytes)
     return Traffic(**{name: total(of) for name, of in terms.items()})
 
 
 def padded_terms(shapes: dict[str, tuple[Size, ...]], processes: Size) -> list[Term]:
-    """Elements of each of these tensors, its first dimension rounded up to a multiple of the processes."""
+    """Elements of each tensor, its first dimension rounded up to a multiple of the processes."""
     return [Term(name, round_up(first, processes) * math.prod(rest)) for name, (first, *rest) in shapes.items()]
 
 
@@ -75,6 +77,7 @@ def traffic_terms(c: GPTConfig, trained: Size, tensors: Size, block: Size, rest:
     gather = [Term("all-gather: weights in forward", b * everything),
               Term("all-gather: weights again in backward", b * block, c.n_layer - 1)]
     if not full:
-        return {"all_gather": gather, "all_reduce": [Term("all-reduce: every gradient", 4 * trained)]}
+        return {"all_gather": gather,
+                "all_reduce": [Term("all-reduce: every gradient", 4 * trained)]}
     return {"all_gather": gather, "reduce_scatter": [Term("reduce-scatter: gradients", b * everything)],
             "all_reduce": [Term("all-reduce: norm of each gradient", b * tensors)]}

@@ -20,8 +20,9 @@ class Inference(NamedTuple):
     prefill_flops: int
 
 
-def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparameters) -> Inference:
-    """generate() after T = seq_len real tokens in each of B rows, in float32, a prefix's MLP folded.
+def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int,
+              **hyperparameters) -> Inference:
+    """generate() after T = seq_len real tokens in each of B rows, in float32, MLPs folded.
 
         cache_bytes        4·2·L·B·n_kv·hs·S   keys and values of every row; S = P + T with a prompt
         shared_bytes       4·2·n·n_kv·hs·P     keys and values once for all rows: a prefix's (n = L; of a single
@@ -37,9 +38,9 @@ def inference(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperp
                            full rectangle, the head for each row's last position, and once the keys
                            and values of hidden vectors
 
-    So a prompt and a prefix of one length cost the same per token, P / 6C of the linears' 24·L·C² in
-    GPT-2's shape, but a prompt's keys and values lie in the cache of every row. The cache holds every
-    position, in layers with a window too.
+    So a prompt and a prefix of one length cost the same per token, P / 6C of the linears' 24·L·C²
+    in GPT-2's shape, but a prompt's keys and values lie in the cache of every row. The cache holds
+    every position, in layers with a window too.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     terms = decoding_terms(c, declared(c, method, hyperparameters), batch_size, seq_len)
@@ -51,10 +52,10 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
     once = d.cost(c, 1)
     S = T + once.prompt
     head = 2 * c.vocab_size * c.n_embd
-    token = _forward(_blocks(c, once, 1, S + 1, once.prompt))
-    bare = _forward(_blocks(c, Cost(), 1, T + 1, 0))
+    token = pass_terms(_blocks(c, once, 1, S + 1, once.prompt), "forward")
+    bare = pass_terms(_blocks(c, Cost(), 1, T + 1, 0), "forward")
     cost = d.cost(c, B * S)
-    prefill = _forward(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S))
+    prefill = pass_terms(prefix_matmuls(c, cost) + _blocks(c, cost, B * S, S), "forward")
     prefix, copied = [], 0
     if once.prefix:
         shared = once.prefix.rows
@@ -63,7 +64,8 @@ def decoding_terms(c: GPTConfig, d: Declared, B: Size, T: Size) -> dict[str, lis
             copied = once.prefix.rows - shared
         prefix = [Term("keys and values, once", 4 * 2 * shared * c.kv, once.prefix.layers)]
         if once.prefix.bias:
-            prefix.append(Term("bias of the keys, once", 4 * once.prefix.rows * c.n_kv, once.prefix.layers))
+            prefix.append(Term("bias of the keys, once", 4 * once.prefix.rows * c.n_kv,
+                               once.prefix.layers))
     return {"cache_bytes": [Term("keys and values of every row", 4 * 2 * B * c.kv * (S + copied), c.n_layer)],
             "shared_bytes": prefix,
             "token_flops": [*token, Term("head", head)],
@@ -80,13 +82,10 @@ def difference(terms: list[Term], without: list[Term]) -> list[Term]:
     return [Term(what, formula) for what, formula in found.items()]
 
 
-def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size, prompt: Size | None = None) -> list[Product]:
+def _blocks(c: GPTConfig, cost: Cost, rows: Size, keys: Size,
+            prompt: Size | None = None) -> list[Product]:
     """prompt: virtual tokens in the cache, before a single token; None: no cache."""
     in_window = None
     if c.sliding_window is not None and prompt is not None:
         in_window = minimum(keys, prompt + c.sliding_window)
     return block_matmuls(c, cost, gradient_flow(c, cost, False), rows, keys, in_window=in_window)
-
-
-def _forward(matmuls: list[Product]) -> list[Term]:
-    return pass_terms(matmuls, "forward")

@@ -59,10 +59,11 @@ def flops(c: GPTConfig, method: str, batch_size: int, seq_len: int, **hyperparam
                      with a bias on its keys: the same, less the gradient of q where none needs one,
                      and attention to the real tokens has no backward there
 
-    Not counted: what is not a matmul (norms, softmax, the optimizer; to dequantise a base a look-up and
-    a multiplication for each weight of its matrices, in forward and again in backward, whatever B·S:
-    little beside 2·B·S in training, as much as the matmul itself for one new token); and with a trained head the
-    second computation of the logits, in the backward pass of a loss that stores none (loss.py).
+    Not counted: what is not a matmul (norms, softmax, the optimizer; to dequantise a base a look-up
+    and a multiplication for each weight of its matrices, in forward and again in backward, whatever
+    B·S: little beside 2·B·S in training, as much as the matmul itself for one new token); and with
+    a trained head the second computation of the logits, in the backward pass of a loss that stores
+    none (loss.py).
     """
     every = products(c, method, batch_size, seq_len, **hyperparameters)
     return Flops(*(total(pass_terms(every, name)) for name in Flops._fields))
@@ -102,7 +103,8 @@ def products(c: GPTConfig, method: str, batch_size: int, seq_len: int, needed: b
     return step_matmuls(c, declared(c, method, hyperparameters), batch_size, seq_len, needed)
 
 
-def step_matmuls(c: GPTConfig, d: Declared, B: Size, T: Size, needed: bool = False) -> list[Product]:
+def step_matmuls(c: GPTConfig, d: Declared, B: Size, T: Size,
+                 needed: bool = False) -> list[Product]:
     """`products` of declared sizes, which may be symbols."""
     S = T + d.cost(c, B).prompt
     cost = d.cost(c, B * S)
@@ -153,7 +155,8 @@ def block_matmuls(c: GPTConfig, cost: Cost, kinds: list[BlockGradients], rows: S
             add("attention to the prefix", 2 * rows * P * q, 2, 4 + block.qkv)
             return
         every = every + P if block.prefix and not own_softmax else every
-        add("attention", 2 * rows * every * q, 2, 5 * (block.qkv or (block.prefix and not own_softmax)))
+        add("attention", 2 * rows * every * q, 2,
+            5 * (block.qkv or (block.prefix and not own_softmax)))
         if own_softmax:
             add("attention to the prompts", 2 * rows * P * q, 2, 5)
 

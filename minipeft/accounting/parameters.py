@@ -55,7 +55,7 @@ class Declared(NamedTuple):
 
 
 def declared(c: GPTConfig, name: str, hyperparameters: dict) -> Declared:
-    """The declarations of a method on a GPT. Raises Error as `count` does, and for an encoder-decoder."""
+    """A method's declarations on a GPT. Raises Error as `count`, and for an encoder-decoder."""
     if isinstance(c, T5Shape):
         raise Error("of an encoder-decoder parameters alone are counted: this needs a GPT's blocks")
     return declared_of_any(c, name, hyperparameters)
@@ -75,7 +75,7 @@ def declared_of_any(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) ->
 
 
 def check_sizes(c: GPTConfig | T5Shape, method: type[Method], given: dict) -> None:
-    """Raise Error for hyper-parameters that a method's cost does not depend on, or that do not fit."""
+    """Raise Error for hyper-parameters that do not fit, or that the method's cost has not."""
     hints = typing.get_type_hints(method.__init__)
     for name, value in given.items():
         if name not in method.sizes():

@@ -1,5 +1,5 @@
-"""Published shapes to count and to build: GPT-2, Llama, Mistral, Qwen, SmolLM, Gemma, the bases that ship, and T5
-(counted only)."""
+"""Published shapes to count and to build: GPT-2, Llama, Mistral, Qwen, SmolLM, Gemma, the bases
+that ship, and T5 (counted only)."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -14,7 +14,8 @@ GEMMA_3_270M = GPTConfig(262144, 32768, n_layer=18, n_head=4, n_embd=640, n_kv_h
                          rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, sliding_window=512,
                          sliding_window_pattern=6, rope_local_base_freq=10_000.0, **GEMMA3)
 PRESETS = {
-    "nano": GPTConfig(257, 512, n_layer=4, n_head=4, n_embd=128, position="rotary"),  # shipped: text as bytes
+    # shipped with the package: text as bytes
+    "nano": GPTConfig(257, 512, n_layer=4, n_head=4, n_embd=128, position="rotary"),
     "gpt2": GPT2,
     "gpt2-medium": replace(GPT2, n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": replace(GPT2, n_layer=36, n_head=20, n_embd=1280),
@@ -22,35 +23,41 @@ PRESETS = {
     "llama-7b": LLAMA_7B,
     "llama-13b": replace(LLAMA_7B, n_layer=40, n_head=40, n_embd=5120, n_inner=13824),
     "llama-30b": replace(LLAMA_7B, n_layer=60, n_head=52, n_embd=6656, n_inner=17920),
-    "llama-65b": replace(LLAMA_7B, n_layer=80, n_head=64, n_embd=8192, n_inner=22016, layer_norm_epsilon=1e-5),
+    "llama-65b": replace(LLAMA_7B, n_layer=80, n_head=64, n_embd=8192, n_inner=22016,
+                         layer_norm_epsilon=1e-5),
     # HuggingFaceTB/SmolLM2-135M
-    "smollm2-135m": GPTConfig(49152, 8192, n_layer=30, n_head=9, n_embd=576, n_kv_head=3, n_inner=1536,
-                              rope_theta=100_000.0, **LLAMA),
+    "smollm2-135m": GPTConfig(49152, 8192, n_layer=30, n_head=9, n_embd=576, n_kv_head=3,
+                              n_inner=1536, rope_theta=100_000.0, **LLAMA),
     # TinyLlama/TinyLlama-1.1B-Chat-v1.0
-    "tinyllama-1.1b": GPTConfig(32000, 2048, n_layer=22, n_head=32, n_embd=2048, n_kv_head=4, n_inner=5632,
-                                tied=False, **LLAMA),
+    "tinyllama-1.1b": GPTConfig(32000, 2048, n_layer=22, n_head=32, n_embd=2048, n_kv_head=4,
+                                n_inner=5632, tied=False, **LLAMA),
     # meta-llama/Llama-3.2-1B
-    "llama-3.2-1b": GPTConfig(128256, 131072, n_layer=16, n_head=32, n_embd=2048, n_kv_head=8, n_inner=8192,
-                              rope_theta=500_000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), **LLAMA),
+    "llama-3.2-1b": GPTConfig(128256, 131072, n_layer=16, n_head=32, n_embd=2048, n_kv_head=8,
+                              n_inner=8192, rope_theta=500_000.0,
+                              rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), **LLAMA),
     # Qwen/Qwen2.5-0.5B
-    "qwen2.5-0.5b": GPTConfig(151936, 32768, n_layer=24, n_head=14, n_embd=896, n_kv_head=2, n_inner=4864,
-                              rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, **LLAMA | {"bias": "qkv"}),
+    "qwen2.5-0.5b": GPTConfig(151936, 32768, n_layer=24, n_head=14, n_embd=896, n_kv_head=2,
+                              n_inner=4864, rope_theta=1_000_000.0, layer_norm_epsilon=1e-6,
+                              **LLAMA | {"bias": "qkv"}),
     # Qwen/Qwen3-0.6B
-    "qwen3-0.6b": GPTConfig(151936, 40960, n_layer=28, n_head=16, n_embd=1024, n_kv_head=8, head_dim=128, n_inner=3072,
-                            rope_theta=1_000_000.0, layer_norm_epsilon=1e-6, **QWEN3),
+    "qwen3-0.6b": GPTConfig(151936, 40960, n_layer=28, n_head=16, n_embd=1024, n_kv_head=8,
+                            head_dim=128, n_inner=3072, rope_theta=1_000_000.0,
+                            layer_norm_epsilon=1e-6, **QWEN3),
     # HuggingFaceTB/SmolLM3-3B
-    "smollm3-3b": GPTConfig(128256, 65536, n_layer=36, n_head=16, n_embd=2048, n_kv_head=4, n_inner=11008,
-                            rope_theta=5_000_000.0, layer_norm_epsilon=1e-6, no_rope_layer_interval=4, **LLAMA),
+    "smollm3-3b": GPTConfig(128256, 65536, n_layer=36, n_head=16, n_embd=2048, n_kv_head=4,
+                            n_inner=11008, rope_theta=5_000_000.0, layer_norm_epsilon=1e-6,
+                            no_rope_layer_interval=4, **LLAMA),
     # google/gemma-3-270m and gemma-3-1b-pt
     "gemma-3-270m": GEMMA_3_270M,
     "gemma-3-1b": replace(GEMMA_3_270M, n_layer=26, n_embd=1152, n_inner=6912),
     # mistralai/Mistral-7B-v0.1
-    "mistral-7b": GPTConfig(32000, 32768, n_layer=32, n_head=32, n_embd=4096, n_kv_head=8, n_inner=14336,
-                            sliding_window=4096, tied=False, **LLAMA),
+    "mistral-7b": GPTConfig(32000, 32768, n_layer=32, n_head=32, n_embd=4096, n_kv_head=8,
+                            n_inner=14336, sliding_window=4096, tied=False, **LLAMA),
 }
 
-# The bases that ship with the package: four sizes from 34 thousand to 1.9 million parameters and one in the shape of
-# a Llama, which transformers and PEFT open, pretrained alike; and one that looks things up in its context.
+# The bases that ship with the package: four sizes from 34 thousand to 1.9 million parameters and
+# one in the shape of a Llama, which transformers and PEFT open, pretrained alike; and one that
+# looks things up in its context.
 SCALES = {
     "tiny": replace(PRESETS["nano"], n_layer=2, n_head=2, n_embd=32),
     "small": replace(PRESETS["nano"], n_embd=64),
@@ -63,8 +70,9 @@ EMBEDDED = SCALES | {"small-llama": replace(SCALES["small"], n_inner=160, **LLAM
 
 @dataclass(frozen=True)
 class T5Shape:
-    """The shape of a T5 v1.1 (Raffel et al. 2020, 1910.10683; gated MLPs as in 2002.05202). No biases;
-    embeddings and head are two tables; nh·hs may be less than C. Raises Error for a size below 1."""
+    """The shape of a T5 v1.1 (Raffel et al. 2020, 1910.10683; gated MLPs as in 2002.05202). No
+    biases; embeddings and head are two tables; nh·hs may be less than C. Raises Error for a size
+    below 1."""
 
     n_layer: int  # L: of the encoder, and as many of the decoder
     n_head: int  # nh

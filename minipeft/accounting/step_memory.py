@@ -22,7 +22,7 @@ class TrainBytes(NamedTuple):
 
 def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkpointing: bool = False,
                 base_bytes: int | None = None, quantised: str | None = None, **hyperparameters) -> TrainBytes:
-    """Bytes of one training process, with b = base_bytes per parameter of the base (None: 4), n = trained:
+    """Bytes of a training process; b = base_bytes per parameter of the base (None: 4), n = trained:
 
         weights        b·base + 4·n + frozen    the base, the method's float32 parameters (full: none), and
                                                 its frozen tensors (the tokens of a hard prompt: 8 bytes each)
@@ -33,9 +33,9 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     A frozen weight takes one of full fine-tuning's four values per weight (weight, gradient, two
     moments). Activations shrink less.
 
-    quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all else (None: 2). A
-    quantised base saves for backward what one in bfloat16 does. Not counted: tensors that live for
-    a moment, such as the piece of a matrix that is dequantised at the time.
+    quantised: "int8" or "nf4", of the matrices of the blocks (base_weights.py); b is that of all
+    else (None: 2). A quantised base saves for backward what one in bfloat16 does. Not counted:
+    tensors that live for a moment, such as the piece of a matrix that is dequantised at the time.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
     d = declared(c, method, hyperparameters)
@@ -61,7 +61,8 @@ def state_terms(c: GPTConfig, d: Declared, base: Size, trained: Size, tensors: S
         weights.append(Term("trained parameters", 4 * trained))
         gradients = [Term("one for each trained parameter", 4 * trained)]
     if d.shapes.frozen:
-        weights.append(Term("frozen tensors of the method", d.shapes.each * elements(c, d.shapes, d.shapes.frozen)))
+        weights.append(Term("frozen tensors of the method",
+                            d.shapes.each * elements(c, d.shapes, d.shapes.frozen)))
     if gradients:
         optimizer = [Term("AdamW's two moments", 2 * total(gradients)),
                      Term("AdamW's step of each tensor", 4 * tensors)]

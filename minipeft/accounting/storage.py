@@ -25,7 +25,7 @@ class Files(NamedTuple):
 
 
 def files(c: GPTConfig, d: Declared) -> Files:
-    """Files that Adapted.save writes, if safetensors is installed; full: those of base.save_pretrained.
+    """Files that Adapted.save writes with safetensors; full: those of base.save_pretrained.
 
     Hyper-parameters that do not change the count, such as lora_alpha, have their defaults.
     """
@@ -36,7 +36,8 @@ def files(c: GPTConfig, d: Declared) -> Files:
     else:
         initial = {name: p.default for name, p in d.method.arguments().items()} | d.sizes
         config = d.method.adapter_config(c, **{name: initial[name] for name in d.method.config_fields()})
-        config |= {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+        config |= {"task_type": "CAUSAL_LM", "inference_mode": True,
+                   "base_model_name_or_path": None}
         notes["base"] = DIGEST
     return Files(stored, notes, config, d.shapes.each, d.shapes.first)
 
@@ -50,13 +51,9 @@ def header_bytes(c: GPTConfig, f: Files) -> int:
     header = {"__metadata__": {"format": "pt", "minipeft": json.dumps(f.notes)}}
     for name, shape in sorted(tensors.items()):
         start, end = end, end + f.each * math.prod(shape)
-        header[name] = {"dtype": {4: "F32", 8: "I64"}[f.each], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": {4: "F32", 8: "I64"}[f.each], "shape": shape,
+                        "data_offsets": [start, end]}
     return len(json.dumps(header, separators=(",", ":")))
-
-
-def config_bytes(f: Files) -> int:
-    """Bytes of the config, as files.atomic.write_json writes it."""
-    return len(json.dumps(f.config, indent=2)) + 1
 
 
 def folder_terms(d: Declared, stored: Size, header: Size, config: Size) -> list[Term]:
@@ -90,9 +87,11 @@ def storage_bytes(c: GPTConfig, method: str, tasks: int, **hyperparameters) -> i
     """Bytes of N tasks: the base's folder once and N adapters; full: N bases."""
     at_least_one("tasks", tasks)
     d = declared(c, method, hyperparameters)
-    return total(storage_terms(d, tasks, _folder_bytes(c, d), _folder_bytes(c, declared(c, WHOLE, {}))))
+    return total(storage_terms(d, tasks, _folder_bytes(c, d),
+                               _folder_bytes(c, declared(c, WHOLE, {}))))
 
 
 def _folder_bytes(c: GPTConfig, d: Declared) -> int:
     f = files(c, d)
-    return total(folder_terms(d, elements(c, d.shapes, d.shapes.stored), header_bytes(c, f), config_bytes(f)))
+    config = len(json.dumps(f.config, indent=2)) + 1  # as files.atomic.write_json writes it
+    return total(folder_terms(d, elements(c, d.shapes, d.shapes.stored), header_bytes(c, f), config))

@@ -1,1 +1,1 @@
-"""Measurements, one file each: add_flags, settings, run, table. bench.py parses, calls and prints."""
+"""Measurements, one file each: add_flags, settings, run, table. bench.py parses and prints."""

@@ -1,15 +1,16 @@
-"""Attention with a prefix, backend by backend: time, floor, bytes saved for backward, and the cost of the prefix.
+"""Attention with a prefix by backend: time, floor, bytes saved for backward, cost of the prefix.
 
 Causal attention over T positions needs T·(T + 1)/2 pairs of query and key, a prefix T·P more. Each
-pair costs 4·hs FLOPs forward (its score, its part of the output) and 8·hs backward. The floor is these
-FLOPs at the rate of large matmuls, measured in the same run. Backends are interleaved call by call.
-Each is checked first against the textbook in float64, forward and all gradients.
+pair costs 4·hs FLOPs forward (its score, its part of the output) and 8·hs backward. The floor is
+these FLOPs at the rate of large matmuls, measured in the same run. Backends are interleaved call by
+call. Each is checked first against the textbook in float64, forward and all gradients.
 
 SDPA, torch's operator, runs eagerly and through torch.compile, its concatenation and mask included.
 Quote the ratio to the faster of the two at that shape (× best sdpa). --beside N measures everything
-twice more next to N busy processes: a kernel of many short parallel regions waits at the end of each
-for a thread that another process keeps from running. New processes do that, one whose waiting threads
-sleep, as minipeft chooses beside others (runtime/waiting.py), and one whose waiting threads spin.
+twice more next to N busy processes: a kernel of many short parallel regions waits at the end of
+each for a thread that another process keeps from running. New processes do that, one whose waiting
+threads sleep, as minipeft chooses beside others (runtime/waiting.py), and one whose waiting threads
+spin.
 """
 
 import argparse
@@ -79,7 +80,8 @@ def add_flags(p: Parser) -> None:
     add = p.add_argument_group("what to measure").add_argument
     add("--shapes", nargs="+", default=list(GRID), metavar="BxHxTxPxS",
         help="batch, heads, tokens, prefix length, head size")
-    add("--dtype", nargs="+", default=list(flags.DTYPES), choices=flags.DTYPES, help="of all tensors")
+    add("--dtype", nargs="+", default=list(flags.DTYPES), choices=flags.DTYPES,
+        help="of all tensors")
     add = flags.add_machine_flags(p, 15, "timed calls of each backend").add_argument
     add("--beside", type=int, default=0, metavar="N",
         help="measure again next to N processes that each keep a core busy")
@@ -103,8 +105,8 @@ def attention_of(row: str) -> Callable[..., Tensor]:
 
 
 def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[dict, list]]:
-    """Every backend's row and calls (forward; both passes), on q, k, v as the model makes them (views
-    of one projection) and a prefix shared by the batch. Raises Error if one is wrong."""
+    """Every backend's row and calls (forward; both passes), on q, k, v as the model makes them
+    (views of one projection) and a prefix shared by the batch. Raises Error if one is wrong."""
     g = torch.Generator().manual_seed(s.seed)
     B, nh, T, P, hs = astuple(shape)
     qkv = torch.randn(B, T, 3, nh, hs, generator=g).to(s.device, dtype).permute(2, 0, 3, 1, 4)
@@ -136,7 +138,8 @@ def works(shape: Shape, dtype: torch.dtype, s: AttentionSettings) -> list[tuple[
     return found
 
 
-def forward_backward(given: list[Tensor], upstream: Tensor, attention: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+def forward_backward(given: list[Tensor], upstream: Tensor,
+                     attention: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     out = attention(*given)
     used = given if given[3].size(2) else given[:3]
     return out.detach(), *torch.autograd.grad(out, used, upstream)
@@ -160,7 +163,7 @@ def measure(shapes: list[Shape], dtype: torch.dtype, rate: MatmulRate, s: Attent
 
 
 def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
-    """Shapes grouped by all but P. A group is timed together, since `growth` compares its members."""
+    """Shapes grouped by all but P; `growth` compares a group, so it is timed together."""
     found: dict[tuple, list[Shape]] = {}
     for x in dict.fromkeys(shapes):
         found.setdefault((x.B, x.nh, x.T, x.hs), []).append(x)
@@ -168,8 +171,9 @@ def families(shapes: tuple[Shape, ...]) -> list[list[Shape]]:
 
 
 def run(s: AttentionSettings) -> dict:
-    """{"card", "settings", "rate", "rows", "ratios", "growth", "beside", "beside_spinning"}, ready for JSON; the last
-    two: rate, rows and ratios next to busy processes, with waiting threads that sleep and that spin, or None."""
+    """{"card", "settings", "rate", "rows", "ratios", "growth", "beside", "beside_spinning"}, ready
+    for JSON; the last two: rate, rows and ratios next to busy processes, with waiting threads that
+    sleep and that spin, or None."""
     alone, beside = measure_all(s, "attention"), dict.fromkeys(WAYS)
     if s.beside:
         with busy_processes(s.beside):
@@ -197,7 +201,7 @@ def measure_all(s: AttentionSettings, title: str) -> dict:
 
 
 def ratios(rows: list[dict]) -> list[dict]:
-    """Geometric mean and worst ratio to the best SDPA, of every own backend and of auto's choices, by dtype."""
+    """Geometric mean and worst ratio to the best SDPA: our backends, auto's choices; by dtype."""
     found = []
     for dtype in dict.fromkeys(r["dtype"] for r in rows):
         for backend in (*OWN, "auto"):
@@ -210,7 +214,7 @@ def ratios(rows: list[dict]) -> list[dict]:
 
 
 def growth(fused: list[dict]) -> list[dict]:
-    """Cost of the prefix in the fused kernel: time at P over time at P = 0, and the same ratio of FLOPs."""
+    """Cost of the prefix in the fused kernel: time over time at P = 0, and this ratio of FLOPs."""
     found, same = [], ("dtype", "B", "nh", "T", "hs")
     for row in (r for r in fused if r["P"]):
         for bare in (r for r in fused if r["P"] == 0 and all(r[x] == row[x] for x in same)):

@@ -60,8 +60,9 @@ def settings(args: argparse.Namespace) -> CostSettings:
 
 
 def rows_of(s: CostSettings) -> list[tuple[str, dict]]:
-    """(method, hyper-parameters) of every row: full; methods with virtual tokens at every length, or the
-    shortest if they train nothing; others at their default size. Raises Error if one does not fit the base."""
+    """(method, hyper-parameters) of every row: full; methods with virtual tokens at every length,
+    or the shortest if they train nothing; others at their default size. Raises Error if one does
+    not fit the base."""
     if min(s.num_virtual_tokens) < 1:
         raise Error(f"num_virtual_tokens must be 1 or more, not {min(s.num_virtual_tokens)}")
     rows: list[tuple[str, dict]] = [(WHOLE, {})]
@@ -90,7 +91,8 @@ class Contestant:
         self.trains = METHODS[method].trains()
         self.model = Adapted(base, METHODS[method].example(base, **hyperparameters))
         if self.trains:
-            self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4, fused=True)
+            self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4,
+                                               fused=True)
         self.model.compile_blocks(s.compile)
         g = torch.Generator().manual_seed(s.seed)
         tokens = torch.randint(s.config.vocab_size, (s.batch_size, s.seq_len + 1), generator=g).to(self.device)

@@ -1,9 +1,10 @@
 """A document as a prefix: how much of it P rows keep, by every way, and what that costs.
 
-Of every document the first --tokens are the text, and the --held-out tokens right behind it the test: KL from the base
-behind the whole text to the base behind P rows, in nats a token, and the loss there. With --tables N the documents are
-N tables of facts (data/tasks.py), the test is questions for all of them, and exact match is the share of those answered
-right. Self-study KL is that on self-study texts which distillation does not read. Ways:
+Of every document the first --tokens are the text, and the --held-out tokens right behind it the
+test: KL from the base behind the whole text to the base behind P rows, in nats a token, and the
+loss there. With --tables N the documents are N tables of facts (data/tasks.py), the test is
+questions for all of them, and exact match is the share of those answered right. Self-study KL is
+that on self-study texts which distillation does not read. Ways:
 
     none        no document at all
     first, last the P rows at the text's begin, or its first and the P - 1 at its end, in their places
@@ -13,8 +14,9 @@ right. Self-study KL is that on self-study texts which distillation does not rea
     distil      the prefix of `match`, trained on self-study (2506.06266); its seeds draw other texts
     text        all n rows: the reference
 
-Seconds are those of building the prefix; of `distil` with its matching, and self-study beside. Decode: milliseconds of
-a token behind the prefix, one row, of 16 tokens, for which the weights may be laid out anew.
+Seconds are those of building the prefix; of `distil` with its matching, and self-study beside.
+Decode: milliseconds of a token behind the prefix, one row, of 16 tokens, for which the weights may
+be laid out anew.
 """
 
 import argparse
@@ -79,13 +81,19 @@ class DocumentSettings:
 
 def add_flags(p: Parser) -> None:
     add = p.add_argument_group("base").add_argument
-    add("--base", default="nano", metavar="FOLDER", type=local_path, help="a base; SmolLM2-135M for real text")
+    add("--base", default="nano", metavar="FOLDER", type=local_path,
+        help="a base; SmolLM2-135M for real text")
     add = p.add_argument_group("document").add_argument
-    add("--documents", nargs="+", metavar="FILE", type=local_path, help=f"texts (default: {' '.join(DOCUMENTS)})")
-    add("--tables", type=int, metavar="N", help="N tables of facts as documents, in place of --documents")
-    add("--tokens", type=int, metavar="N", help=f"of each text that are the document (default: {TOKENS})")
-    add("--held-out", type=int, metavar="T", help=f"tokens behind them, the test (default: {HELD_OUT})")
-    add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X", help="P = N / X")
+    add("--documents", nargs="+", metavar="FILE", type=local_path,
+        help=f"texts (default: {' '.join(DOCUMENTS)})")
+    add("--tables", type=int, metavar="N",
+        help="N tables of facts as documents, in place of --documents")
+    add("--tokens", type=int, metavar="N",
+        help=f"of each text that are the document (default: {TOKENS})")
+    add("--held-out", type=int, metavar="T",
+        help=f"tokens behind them, the test (default: {HELD_OUT})")
+    add("--compression", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="X",
+        help="P = N / X")
     add("--distil", type=int, nargs="*", metavar="X",
         help="those at which to distil, too (default: 4, 16 and 64, if in --compression)")
     add("--self-study", type=int, default=SELF_STUDY, metavar="N", help="texts to distil on")
@@ -237,7 +245,7 @@ class Ways:
         return float((found == self.document.answers).float().mean())
 
     def decode(self, prefix: Prefix | None) -> float:
-        """Milliseconds of one token, one row, greedily: the time of DECODED more, and the least of three."""
+        """Milliseconds of a token, one row, greedily: of DECODED more, the least of three times."""
         model, idx = SlottedBase(self.base, Slots(prefix=prefix)), self.held[0][None, :8]
 
         def seconds(new: int) -> float:
@@ -248,7 +256,7 @@ class Ways:
         return 1000 * min(seconds(1 + DECODED) - seconds(1) for _ in range(3)) / DECODED
 
     def summary(self, P: int) -> Prefix:
-        """The P tokens that the base writes, asked for the text in short; they take the text's positions."""
+        """P tokens by the base, asked for the text in short; they take the text's positions."""
         ask = torch.tensor(self.tokenizer.encode(IN_SHORT), device=self.tokens.device)
         room = self.base.config.block_size - len(self.tokens) - len(ask)
         written = generate(SlottedBase(self.base, Slots(prefix=self.whole)), ask[None], min(P, room))[0, len(ask) :]

@@ -43,8 +43,10 @@ class PeerSettings:
 def add_peer_flags(p: Parser) -> None:
     """The flags of PeerSettings, but for --device and --seed."""
     add = p.add_argument_group("base").add_argument
-    add("--base", default="small-llama", metavar="FOLDER", type=local_path, help="a base that both libraries open")
-    add("--num-virtual-tokens", type=int, default=20, metavar="P", help="length of prompt and prefix")
+    add("--base", default="small-llama", metavar="FOLDER", type=local_path,
+        help="a base that both libraries open")
+    add("--num-virtual-tokens", type=int, default=20, metavar="P",
+        help="length of prompt and prefix")
     add("--dtype", default="float32", choices=DTYPES, help="of the base; adapters train in float32")
 
 
@@ -75,7 +77,7 @@ def add_machine_flags(p: Parser, steps: int = 0, steps_help: str = ""):
 
 
 def parse(p: Parser, argv: list[str]) -> argparse.Namespace:
-    """Parse the flags, with --out, and check those that several measurements share. Raises Error."""
+    """Parse the flags, with --out, and check those that several measurements have. Raises Error."""
     try:
         p.add_argument_group("output").add_argument("--out", metavar="FILE.json", type=local_path,
                                                     help="write the JSON document there")
@@ -105,7 +107,8 @@ def check_fits(P: int, T: int, config: GPTConfig) -> None:
         raise Error(f"{P} virtual + {T} real tokens do not fit the block size of {config.block_size}")
 
 
-def from_flags(kind: type[Settings], args: argparse.Namespace, config: GPTConfig | None = None) -> Settings:
+def from_flags(kind: type[Settings], args: argparse.Namespace,
+               config: GPTConfig | None = None) -> Settings:
     """Settings filled from the flags of the same names; lists become tuples without repetitions."""
     given = {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}
     lists = {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}

@@ -1,9 +1,10 @@
 """Products with the weights of a base: torch's own library, and oneDNN.
 
-Rows as in training (forward x Wᵀ, and the gradient dx = dy W) and as in generation, where a few rows meet weights
-that come from memory, read as they are or from a copy in oneDNN's order. Both libraries are first compared with
-float64, and interleaved call by call. The last line says which one minipeft takes here (runtime/matmul.py);
-MINIPEFT_MATMUL=torch or onednn in front of a command overrides it. torch itself uses oneDNN for weights of bfloat16.
+Rows as in training (forward x Wᵀ, and the gradient dx = dy W) and as in generation, where a few
+rows meet weights that come from memory, read as they are or from a copy in oneDNN's order. Both
+libraries are first compared with float64, and interleaved call by call. The last line says which
+one minipeft takes here (runtime/matmul.py); MINIPEFT_MATMUL=torch or onednn in front of a command
+overrides it. torch itself uses oneDNN for weights of bfloat16.
 """
 
 import argparse
@@ -39,7 +40,8 @@ class MatmulSettings(flags.WorkSettings):
 def add_flags(p: Parser) -> None:
     flags.add_base_flags(p, "smollm2-135m")
     group = flags.add_batch_flags(p, 8, 60)
-    group.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B", help="rows in generation")
+    group.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B",
+                       help="rows in generation")
     flags.add_machine_flags(p, 10, "timed calls of each")
 
 
@@ -52,9 +54,10 @@ def settings(args: argparse.Namespace) -> MatmulSettings:
     return flags.from_flags(MatmulSettings, args, PRESETS[args.preset])
 
 
-def works(dtype: str, weights: list[Tensor], rows: int, training: bool) -> tuple[dict, list[Callable]]:
-    """A row of the table, and its calls: torch and oneDNN; in training forward and dx, else each weight in turn
-    as it is and, as the third, reordered."""
+def works(dtype: str, weights: list[Tensor], rows: int,
+          training: bool) -> tuple[dict, list[Callable]]:
+    """A row of the table, and its calls: torch and oneDNN; in training forward and dx, else each
+    weight in turn as it is and, as the third, reordered."""
     N, K = weights[0].shape
     x, dy = (torch.randn(rows, size).to(weights[0].dtype) for size in (K, N))
     row = {"dtype": dtype, "work": "training" if training else "generation", "rows": rows, "K": K, "N": N}
@@ -72,9 +75,10 @@ def works(dtype: str, weights: list[Tensor], rows: int, training: bool) -> tuple
 
 
 def check(x: Tensor, weight: Tensor, bound: float) -> None:
-    """Raise Error unless every way of multiplying agrees with float64, relative to the size of an entry."""
+    """Raise Error unless every way of multiplying agrees with float64, relative to an entry."""
     exact = F.linear(x.double(), weight.double())
-    for y in (F.linear(x, weight), matmul.onednn(x, weight), matmul.onednn(x, matmul.reordered(weight, len(x)))):
+    for y in (F.linear(x, weight), matmul.onednn(x, weight),
+              matmul.onednn(x, matmul.reordered(weight, len(x)))):
         error = float((y - exact).abs().max() / exact.std())
         if not error <= bound:
             raise Error(f"a product {tuple(x.shape)} by {tuple(weight.shape)} is wrong by {error:.1e} of its size")
@@ -90,7 +94,8 @@ def run(s: MatmulSettings) -> dict:
         for K, N in shapes:
             one = torch.empty(N, K, dtype=getattr(torch, dtype))
             weights = [torch.randn_like(one) for _ in range(max(2, FROM_MEMORY // one.nbytes))]
-            for M, training in [(s.batch_size * s.seq_len, True), *((B, False) for B in s.batch_sizes)]:
+            for M, training in [(s.batch_size * s.seq_len, True),
+                                *((B, False) for B in s.batch_sizes)]:
                 row, calls = works(dtype, weights, M, training)
                 rows.append(row | {"calls": 1 if training else len(weights)})
                 groups.append(calls)
@@ -100,7 +105,8 @@ def run(s: MatmulSettings) -> dict:
         for name, ms in zip(("torch", "onednn", "reordered"), found, strict=False):
             row[f"{name}_ms"] = ms["median"] / row["calls"]
             row[f"{name}_ratio"] = ms["median"] / found[0]["median"]
-    return {"card": card(torch.device("cpu")), "settings": asdict(s), "library": matmul.LIBRARY, "rows": rows}
+    return {"card": card(torch.device("cpu")), "settings": asdict(s), "library": matmul.LIBRARY,
+            "rows": rows}
 
 
 def table(result: dict) -> str:

@@ -38,8 +38,9 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
 
 def time_all(groups: list[list[Callable]], rounds: int, device: torch.device, bar: tqdm,
              rate: Callable[[], None] | None = None) -> list[list[dict]]:
-    """The spread of each work's time. Every round does all of them once, each round beginning with another; the bar
-    advances by one per group. After `rate`, which leaves the caches to the next, that one runs untimed first."""
+    """The spread of each work's time. Every round does all of them once, each round beginning with
+    another; the bar advances by one per group. After `rate`, which leaves the caches to the next,
+    that one runs untimed first."""
     times = [[[] for _ in group] for group in groups]
     for turn in range(rounds):
         order = in_turn(range(len(groups)), turn)
@@ -174,8 +175,8 @@ def busy_processes(n: int) -> Iterator[list[subprocess.Popen]]:
 def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
     """Peak memory of work(*arguments) in a new process; None if the system does not report it.
 
-    GPU: the peak of torch's allocator. CPU: the rise of the process's resident memory above its state
-    after all imports. Raises Error if the work fails.
+    GPU: the peak of torch's allocator. CPU: the rise of the process's resident memory above its
+    state after all imports. Raises Error if the work fails.
     """
     try:
         return in_new_process(_measure_peak, device, work, arguments)
@@ -184,7 +185,7 @@ def peak_bytes(device: torch.device, work: Callable, *arguments) -> int | None:
 
 
 def in_new_process(work: Callable, *arguments):
-    """work(*arguments) in a new process with as many threads as this one. Raises Error if it fails."""
+    """work(*arguments) in a new process with as many threads as here. Raises Error if it fails."""
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, context, _start_process, (torch.get_num_threads(),)) as pool:
@@ -211,7 +212,7 @@ def end_with_parent() -> None:
 
 
 def restart_peak(device: torch.device) -> None:
-    """Reset this process's peak to its current memory (CPU: on Linux only), freed memory given back first."""
+    """Give back freed memory, and reset this process's peak to the rest (CPU: Linux only)."""
     gc.collect()
     give_back()
     if device.type == "cuda":
@@ -221,8 +222,8 @@ def restart_peak(device: torch.device) -> None:
 
 
 def peak_above(before: int | None, device: torch.device) -> int | None:
-    """Peak of torch's allocator on a GPU; of resident memory above `before` on a CPU, None if the system does not
-    report it."""
+    """Peak of torch's allocator on a GPU; of resident memory above `before` on a CPU, None if the
+    system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resident_peak()

@@ -1,14 +1,15 @@
-"""Parameters and costs of every method on a base of any shape, by closed forms (minipeft.accounting).
+"""Parameters and costs of every method on a base of any shape, by closed forms.
 
-Nothing is built or measured, so 65 billion parameters take no longer than a million. For one method:
-a derivation, each formula in symbols, then with values, then its result. Else a table of all methods
-that the base can have. The formulas are the ledger's own closed forms, run on symbols; a test
-evaluates every printed line.
+Nothing is built or measured, so 65 billion parameters take no longer than a million. For one
+method: a derivation, each formula in symbols, then with values, then its result. Else a table of
+all methods that the base can have. The formulas are the ledger's own closed forms, run on symbols;
+a test evaluates every printed line.
 
 Columns: parameters trained, stored for one task, stored in % of the base; the adapter on disk, and
 many tasks on disk (one base and their adapters; full: as many bases); memory to train, and its
-activations; FLOPs of a step, and their ratio to full fine-tuning's; bytes that each of two processes
-hands to collectives in a step; FLOPs of one more token at inference, and the method's part of them.
+activations; FLOPs of a step, and their ratio to full fine-tuning's; bytes that each of two
+processes hands to collectives in a step; FLOPs of one more token at inference, and the method's
+part of them.
 """
 
 import argparse
@@ -19,14 +20,12 @@ from pathlib import Path
 
 from .. import accounting
 from ..accounting.base_weights import BYTES
-from ..accounting.parameters import Declared, declared_of_any, depends_on, methods_that_fit
+from ..accounting.parameters import declared_of_any, depends_on, elements, methods_that_fit
 from ..accounting.shapes import PRESETS, SHAPES, T5Shape
-from ..accounting.table import Work, terms
 from ..checks import Error, at_least_one, did_you_mean, shown
 from ..config import GPTConfig
 from ..files.huggingface import read_base_config
 from ..formulas import symbols
-from ..formulas.terms import total
 from ..methods import METHODS, WHOLE
 from ..parts.quantised import QUANTISED
 from ..runtime.console import Parser, local_path
@@ -75,11 +74,12 @@ def settings(args: argparse.Namespace) -> ParamsSettings:
         raise Error(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}"
                     f"{did_you_mean(args.method, METHODS)}")
     sizes = {name: value for name in SIZE_FLAGS if (value := getattr(args, name)) is not None}
-    return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len, args.base_dtype)
+    return ParamsSettings(args.model, args.method, sizes, args.tasks, args.batch_size, args.seq_len,
+                          args.base_dtype)
 
 
 def shape_of(model: str) -> AnyShape:
-    """The shape of a preset, or of a Hugging Face folder (its config.json). Raises Error for others."""
+    """The shape of a preset or of a Hugging Face folder (config.json). Raises Error for others."""
     known = PRESETS | SHAPES
     if model in known:
         return known[model]
@@ -98,10 +98,10 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     full, each = not d.method.freezes_base, d.shapes.each
     base = symbols.by_layers(accounting.base_parameters(shape))
     trained = stored = symbols.symbol("base")
-    symbolic = d if full else Declared(d.method, sizes, d.method.shapes(shape, **sizes))
-    counts = terms("counts", shape, symbolic, Work(*map(symbols.symbol, "BT")))
     if not full:
-        trained, stored = (symbols.factored(total(counts[name])) for name in ("trained", "stored"))
+        shapes = d.method.shapes(shape, **sizes)
+        trained, stored = (symbols.factored(elements(shape, shapes, tensors))
+                           for tensors in (shapes.trained, shapes.stored))
     steps, known = [], dict(values)
 
     def step(name: str, formula, unit: str, symbol: str = "") -> None:
@@ -119,7 +119,7 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
     if not full:
         if known["trained"] > known["stored"]:
             step("trained over stored", symbols.symbol("trained") / one, "times")
-        step("of the base", total(counts["share"]), "%")
+        step("of the base", 100 * one / b, "%")
         step("fewer", b / one, "times")
         step("orders of magnitude", symbols.log10(b / one), "")
     step(f"{s.tasks:,} whole models", n * b * 4, "bytes")
@@ -135,7 +135,8 @@ def derivation(s: ParamsSettings, c: AnyShape) -> dict:
             known[WHOLE] = of_full[part]
             step(title, sum(map(symbols.symbol, formula)), unit, part)
             if not full:
-                step("beside full fine-tuning", symbols.symbol(part) / symbols.symbol(WHOLE), "times")
+                step("beside full fine-tuning", symbols.symbol(part) / symbols.symbol(WHOLE),
+                     "times")
     used = {str(x) for formula in (base, trained, stored) for x in formula.free_symbols}
     return {"hyperparameters": d.sizes, "symbols": {x: values[x] for x in symbols.GLOSSARY if x in used & set(values)},
             "steps": steps}
@@ -149,10 +150,11 @@ def training_cost(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> dict
 
 
 def memory_to_train(s: ParamsSettings, c: GPTConfig, method: str, h: dict) -> accounting.TrainBytes:
-    """accounting.train_bytes with a frozen base in s.base_dtype; full fine-tuning has one in float32."""
+    """accounting.train_bytes with a frozen base in s.base_dtype; full fine-tuning's is float32."""
     dtype = s.base_dtype if METHODS[method].freezes_base else "float32"
     quantised = dtype if dtype in QUANTISED else None
-    return accounting.train_bytes(c, method, s.batch_size, s.seq_len, base_bytes=BYTES[dtype], quantised=quantised, **h)
+    return accounting.train_bytes(c, method, s.batch_size, s.seq_len, base_bytes=BYTES[dtype],
+                                  quantised=quantised, **h)
 
 
 def sizes_of(s: ParamsSettings, method: str) -> dict:
@@ -176,7 +178,7 @@ def rows_of(s: ParamsSettings, c: AnyShape) -> list[dict]:
 
 
 def run(s: ParamsSettings) -> dict:
-    """The derivation or the table's rows, ready for JSON. Raises Error for sizes that do not fit."""
+    """The derivation or the table's rows, for JSON. Raises Error for sizes that do not fit."""
     c = shape_of(s.model)
     for name in ("tasks", "batch_size", "seq_len"):
         at_least_one(name, getattr(s, name))

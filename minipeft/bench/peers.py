@@ -8,8 +8,8 @@ agree. Steps are interleaved in one process. Each library runs eagerly and throu
 
 On a bfloat16 base, PEFT's default multiplies the adapter's matrices in float32, minipeft in
 bfloat16. "peft bfloat16" is PEFT with bfloat16 adapters (autocast_adapter_dtype=False), to compare
-like with like. Full fine-tuning runs in float32 only: minipeft trains no bfloat16 weights. Needs the
-extras of requirements-extra.txt.
+like with like. Full fine-tuning runs in float32 only: minipeft trains no bfloat16 weights. Needs
+the extras of requirements-extra.txt.
 
     python bench.py peers --generate             generation with a prefix instead of a training step
     python bench.py peers --job FILE.jsonl       a whole job, by train.py's loop and by Trainer
@@ -47,7 +47,8 @@ from ..runtime.profiling import card, saved_bytes, synchronize
 from . import flags
 from .measure import MS, MatmulRate, cell, columns, first_line, header, milliseconds, peak_bytes, restart_peak, time_all
 
-RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled", "peft bfloat16", "peft bfloat16 compiled")
+RIVALS = ("minipeft", "minipeft compiled", "peft", "peft compiled", "peft bfloat16",
+          "peft bfloat16 compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class PeersSettings(flags.WorkSettings):
 def add_flags(p: Parser) -> None:
     flags.add_base_flags(p, "gpt2")
     add = p.add_argument_group("methods").add_argument
-    add("--methods", nargs="+", metavar="METHOD", help="some that both libraries have (default: all of them)")
+    add("--methods", nargs="+", metavar="METHOD",
+        help="some that both libraries have (default: all of them)")
     add("--num-virtual-tokens", type=int, default=20, metavar="P",
         help="length of prompt and prefix")
     add = flags.add_batch_flags(p, 4, 128).add_argument
@@ -127,7 +129,7 @@ def check_in_transformers(c: GPTConfig) -> None:
 
 
 def in_both(c: GPTConfig) -> list[str]:
-    """The methods of both libraries on this shape: full fine-tuning, and those whose adapters PEFT opens."""
+    """Both libraries' methods on this shape: full fine-tuning, and those that PEFT opens."""
     known = extras()[0].PEFT_TYPE_TO_CONFIG_MAPPING
     return [name for name in methods_that_fit(c) if name == WHOLE
             or METHODS[name].peft is None and files(c, declared(c, name, {})).config["peft_type"] in known]
@@ -146,7 +148,7 @@ def peft_config(s: PeersSettings, method: str):
 
 
 def rivals_of(s: PeersSettings, method: str) -> list[str]:
-    """The rivals in this method. Adapters in bfloat16 are another rival only where PEFT multiplies by them."""
+    """The rivals in this method; bfloat16 adapters are one more where PEFT multiplies by them."""
     multiplies = s.dtype != "float32" and not peft_config(s, method).is_prompt_learning
     return [name for name in RIVALS if (s.compile or not name.endswith("compiled"))
             and (multiplies or "bfloat16" not in name)]
@@ -178,7 +180,8 @@ def ours(s: PeersSettings, method: str, base: GPT, compile: bool) -> Rival:
     return Rival(model, model.trainable_parameters(), functools.partial(model.loss, *batch(s)))
 
 
-def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool, bfloat16: bool = False) -> Rival:
+def theirs(s: PeersSettings, method: str, base: nn.Module, compile: bool,
+           bfloat16: bool = False) -> Rival:
     """PEFT's rival; bfloat16: its adapter too, instead of float32."""
     base.config.use_cache = False  # as in its Trainer: no keys and values copied for generation
     if method != WHOLE:
@@ -234,8 +237,9 @@ def same_start(rival: Rival, peft: Rival, method: str) -> None:
 
 
 def second_step(rival: Rival) -> dict:
-    """The loss of another step, and the change of the loss by it: to first order, Σ gradient · change, for
-    each trained tensor. The difference of two losses would be lost in their rounding."""
+    """The loss of another step, and the change of the loss by it: to first order, Σ gradient ·
+    change, for each trained tensor. The difference of two losses would be lost in their
+    rounding."""
     before = [p.detach().clone() for p in rival.trained]
     loss = train_step(rival).item()
     changes = [torch.sum(p.grad.float() * (p.detach().float() - old.float()), dtype=torch.float64).item()
@@ -298,11 +302,11 @@ def gradient_norm(rival: Rival) -> float:
 
 
 def same_work(rows: list[dict], bound: float) -> None:
-    """Raise Error unless every rival's losses, first gradient and second step are those of eager PEFT.
+    """Raise Error unless every rival's losses, first gradient and second step are eager PEFT's.
 
-    What one tensor's step changes of the loss agrees to 7e-6 in float32 and to 6e-3 in bfloat16 (GPT-2,
-    Llama and Qwen2 shapes); below a millionth of the sum it is rounding. bfloat16 weights round steps away
-    (1 − 1e-4 is 1), so the changes of "peft bfloat16" are its own.
+    What one tensor's step changes of the loss agrees to 7e-6 in float32 and to 6e-3 in bfloat16
+    (GPT-2, Llama and Qwen2 shapes); below a millionth of the sum it is rounding. bfloat16 weights
+    round steps away (1 − 1e-4 is 1), so the changes of "peft bfloat16" are its own.
     """
     theirs = next(r for r in rows if r["rival"] == "peft")
     rounding = 1e-6 * abs(sum(theirs["loss_changes"]))

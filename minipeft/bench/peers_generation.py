@@ -2,9 +2,10 @@
 
 Both have the same weights, prefix and input, and append 48 tokens with their own generate(),
 interleaved. *ms a token* is the time of the whole call, its pass over the input included, over 48.
-*floor ms* is the time to read the weights once, as every token must, at the memory bandwidth measured
-in the same run. *departures* counts tokens whose logit in the program's own full forward pass is below
-the largest by more than rounding: minipeft must have none. Needs the extras of requirements-extra.txt.
+*floor ms* is the time to read the weights once, as every token must, at the memory bandwidth
+measured in the same run. *departures* counts tokens whose logit in the program's own full forward
+pass is below the largest by more than rounding: minipeft must have none. Needs the extras of
+requirements-extra.txt.
 """
 
 import argparse
@@ -46,7 +47,8 @@ class GenerationSettings(flags.PeerSettings):
 def add_flags(p: Parser) -> None:
     flags.add_peer_flags(p)
     add = p.add_argument_group("generation").add_argument
-    add("--generate", action="store_true", required=True, help="this measurement, of those of bench.py peers")
+    add("--generate", action="store_true", required=True,
+        help="this measurement, of those of bench.py peers")
     add("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B", help="rows of a batch")
     add("--seq-len", type=int, default=16, metavar="T", help="tokens of the input")
     flags.add_machine_flags(p, 5, "timed generations of each")
@@ -83,9 +85,11 @@ def theirs(s: GenerationSettings, start: str):
 
 
 @torch.no_grad()
-def departures(out: Tensor, logits_of: Callable[[Tensor], Tensor], in_float32: Callable[[Tensor], Tensor]) -> int:
-    """Generated tokens whose logit in a full forward pass is below the largest by more than rounding:
-    twice what the logits of that position differ from those in float32, and 1e-4 of the largest."""
+def departures(out: Tensor, logits_of: Callable[[Tensor], Tensor],
+               in_float32: Callable[[Tensor], Tensor]) -> int:
+    """Generated tokens whose logit in a full forward pass is below the largest by more than
+    rounding: twice what the logits of that position differ from those in float32, and 1e-4 of the
+    largest."""
     logits, exact = (f(out[:, :-1])[:, -NEW:].float() for f in (logits_of, in_float32))  # (B, NEW, V)
     gap = logits.amax(-1) - logits.gather(-1, out[:, -NEW:, None]).squeeze(-1)
     return int((gap > 2 * (logits - exact).abs().amax(-1) + 1e-4 * logits.abs().amax()).sum())

@@ -2,12 +2,12 @@
 
 Both tune the same base from the same initial values on the same batches in the same order, with the
 same AdamW, learning rates, clipping and number of steps: one by train.py's own loop, the other by
-Trainer.train(). Neither saves, logs, evaluates or has dropout. Every row is a process of its own with an
-empty compile cache. *train s* is the time of all steps; *load s* of what comes before, from the
-library's import to the data; *peak MB* is of the whole process; *start* and *loss* are the losses on
-the last batches, before and after training, and must agree. Padding is on the right, where a causal
-model needs no mask; transformers shifts labels itself, so its rows are one token longer than ours.
-Needs the extras of requirements-extra.txt.
+Trainer.train(). Neither saves, logs, evaluates or has dropout. Every row is a process of its own
+with an empty compile cache. *train s* is the time of all steps; *load s* of what comes before, from
+the library's import to the data; *peak MB* is of the whole process; *start* and *loss* are the
+losses on the last batches, before and after training, and must agree. Padding is on the right,
+where a causal model needs no mask; transformers shifts labels itself, so its rows are one token
+longer than ours. Needs the extras of requirements-extra.txt.
 """
 
 import argparse
@@ -40,11 +40,10 @@ from ..methods.prompt_tuning import PromptTuning
 from ..model import GPT
 from ..runtime.compiling import can_compile
 from ..runtime.console import Parser, local_path
-from ..runtime.memory import resident_peak
 from ..runtime.profiling import card
 from ..training.loop import learning_rate, train
 from . import flags, peers
-from .measure import card_line, cell, columns, in_new_process, milliseconds
+from .measure import card_line, cell, columns, in_new_process, milliseconds, peak_above
 
 LAST = 8  # batches whose loss is compared
 BOUND = {"float32": 0.05, "bfloat16": 0.2}  # difference of two final losses, over the loss's fall in training
@@ -62,8 +61,10 @@ class JobSettings(flags.PeerSettings):
 def add_flags(p: Parser) -> None:
     flags.add_peer_flags(p)
     add = p.add_argument_group("job").add_argument
-    add("--job", required=True, metavar="FILE.jsonl", type=local_path, help="the examples, as train.py's --data")
-    add("--epochs", type=int, default=2, metavar="E", help="over the examples, less a tenth as in train.py")
+    add("--job", required=True, metavar="FILE.jsonl", type=local_path,
+        help="the examples, as train.py's --data")
+    add("--epochs", type=int, default=2, metavar="E",
+        help="over the examples, less a tenth as in train.py")
     add("--batch-size", type=int, default=8, metavar="B", help="examples of a step")
     add("--methods", nargs="+", metavar="METHOD", default=[PrefixTuning.name, LoRA.name, PromptTuning.name],
         help="some that both libraries have")
@@ -87,7 +88,8 @@ class Batches:
         config, _ = read_base_config(find_base(s.base))
         longest = min(1024, config.block_size - 1)  # transformers' rows have one token more
         self.tokenizer = tokenizer_for(config.vocab_size, find_base(s.base))
-        self.data = FileData(s.job, self.tokenizer, ARROW, s.seed, s.batch_size, longest, s.num_virtual_tokens)
+        self.data = FileData(s.job, self.tokenizer, ARROW, s.seed, s.batch_size, longest,
+                             s.num_virtual_tokens)
         self.steps = s.epochs * self.data.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
@@ -129,9 +131,10 @@ def theirs(s: JobSettings, batches: Batches, start: str, lr: float, compile: boo
 
 
 def labelled(idx: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """A batch for transformers: labels (B, T + 1) are the inputs, or -100; the model shifts them."""
+    """A batch for transformers: labels (B, T + 1), the inputs or -100; the model shifts them."""
     labels = F.pad(targets, (1, 0), value=IGNORED)
-    return {"input_ids": torch.where(labels == IGNORED, F.pad(idx, (0, 1)), labels), "labels": labels}
+    return {"input_ids": torch.where(labels == IGNORED, F.pad(idx, (0, 1)), labels),
+            "labels": labels}
 
 
 def job(s: JobSettings, make: Callable, compile: bool, start: str, lr: float) -> dict:
@@ -146,14 +149,14 @@ def job(s: JobSettings, make: Callable, compile: bool, start: str, lr: float) ->
         last = torch.no_grad()(lambda: mean(float(loss(*batches[i])) for i in range(batches.steps)[-LAST:]))
         row = {"steps": batches.steps, "load_s": loaded, "start_loss": last()}
         row["train_s"] = milliseconds(training, device) / 1000
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
-        return row | {"peak_bytes": peak, "loss": last()}
+        return row | {"peak_bytes": peak_above(0, device), "loss": last()}
 
 
 def measure(s: JobSettings, method: str, rivals: list[str], bar: tqdm) -> list[dict]:
     """One row per rival, one after the other. Raises Error if the losses differ."""
     torch.manual_seed(s.seed)
-    model = adapt(GPT.from_pretrained(s.base, getattr(torch, s.dtype)), method, **peers.hyperparameters(s, method))
+    model = adapt(GPT.from_pretrained(s.base, getattr(torch, s.dtype)), method,
+                  **peers.hyperparameters(s, method))
     lr, rows = model.method.default_learning_rate(model.base), []
     with tempfile.TemporaryDirectory() as start:
         model.save(start)

@@ -1,9 +1,10 @@
 """A training step on one frozen base in float32, bfloat16, int8 and NF4: its bytes and its time.
 
-A base with random weights of the preset's shape is written to a folder, in bfloat16. For each dtype a new process opens
-it and trains two steps: the rise of its resident memory above the process before loading stands beside the ledger's
-sum, and the bytes of the weights and of what autograd saves for backward beside its parts. Then steps on all of them
-are interleaved in this process, eager and (--compile) compiled. Quote the ratios to bfloat16.
+A base with random weights of the preset's shape is written to a folder, in bfloat16. For each dtype
+a new process opens it and trains two steps: the rise of its resident memory above the process
+before loading stands beside the ledger's sum, and the bytes of the weights and of what autograd
+saves for backward beside its parts. Then steps on all of them are interleaved in this process,
+eager and (--compile) compiled. Quote the ratios to bfloat16.
 """
 
 import argparse
@@ -32,7 +33,17 @@ from ..runtime.console import Parser
 from ..runtime.memory import resident_peak
 from ..runtime.profiling import card, saved_bytes
 from . import flags
-from .measure import MS, cell, columns, header, in_new_process, milliseconds, restart_peak, time_all
+from .measure import (
+    MS,
+    cell,
+    columns,
+    header,
+    in_new_process,
+    milliseconds,
+    peak_above,
+    restart_peak,
+    time_all,
+)
 
 FIRST = GPTConfig(vocab_size=64, block_size=64, n_layer=1, n_head=2, n_embd=64)  # loads the libraries' code
 KNOWN = [name for name, method in METHODS.items() if method.trains() and "num_virtual_tokens" in method.sizes()]
@@ -55,7 +66,8 @@ def add_flags(p: Parser) -> None:
     add("--num-virtual-tokens", type=int, default=20, metavar="P", help="its length")
     flags.add_batch_flags(p, 4, 128)
     add = flags.add_machine_flags(p, 5, "timed steps of each").add_argument
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="time compiled blocks, too")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="time compiled blocks, too")
 
 
 def settings(args: argparse.Namespace) -> QuantisedSettings:
@@ -68,7 +80,7 @@ def settings(args: argparse.Namespace) -> QuantisedSettings:
 
 
 def write_random_base(config: GPTConfig, folder: str, seed: int) -> None:
-    """A Hugging Face folder in bfloat16, with GPT-2's initialisation: matrices N(0, 0.02²), norms of one."""
+    """A Hugging Face folder in bfloat16, initialised as GPT-2: matrices N(0, 0.02²), norms 1."""
     g = torch.Generator().manual_seed(seed)
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in base_tensors(config).items()}
     for name, t in tensors.items():
@@ -82,13 +94,15 @@ def write_random_base(config: GPTConfig, folder: str, seed: int) -> None:
 class Step:
     """A training step of the method on the base of a folder."""
 
-    def __init__(self, s: QuantisedSettings, folder: str | Path, base_dtype: str, config: GPTConfig):
+    def __init__(self, s: QuantisedSettings, folder: str | Path, base_dtype: str,
+                 config: GPTConfig):
         torch.manual_seed(s.seed)
         base = GPT.from_pretrained(folder, dtype_named(base_dtype)).to(s.device)
         self.model: Adapted = adapt(base, s.method, num_virtual_tokens=s.num_virtual_tokens)
         self.optimizer = torch.optim.AdamW(self.model.trainable_parameters(), lr=1e-4)
         shape = s.batch_size, s.seq_len + 1
-        tokens = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(s.seed))
+        tokens = torch.randint(config.vocab_size, shape,
+                               generator=torch.Generator().manual_seed(s.seed))
         self.idx, self.targets = (t.contiguous().to(s.device) for t in (tokens[:, :-1], tokens[:, 1:]))
 
     def loss(self) -> Tensor:
@@ -110,19 +124,19 @@ class Step:
 
 
 def measured_bytes(s: QuantisedSettings, first: str, folder: str, base_dtype: str) -> dict:
-    """Bytes of two steps on the base of `folder`, in a new process: weights, saved for backward, and the peak above
-    the process before loading, which has done the same on the small base of `first`."""
+    """Bytes of two steps on the base of `folder`, in a new process: weights, saved for backward,
+    and the peak above the process before loading, which has done the same on the small base of
+    `first`."""
     device = torch.device(s.device)
     half = FIRST.block_size // 2
-    small = replace(s, num_virtual_tokens=min(s.num_virtual_tokens, half), seq_len=min(s.seq_len, half))
+    small = replace(s, num_virtual_tokens=min(s.num_virtual_tokens, half),
+                    seq_len=min(s.seq_len, half))
     Step(small, first, base_dtype, FIRST)()
     restart_peak(device)
     before = resident_peak()
     step = Step(s, folder, base_dtype, s.config)
     step(), step()
-    peak = None if before is None else resident_peak() - before
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
+    peak = peak_above(before, device)
     base = step.model.base
     matrices = {f"h.{i}.{name}." for i in range(s.config.n_layer) for name in linears(s.config)}
     in_matrices = sum(p.nbytes for name, p in base.named_parameters()

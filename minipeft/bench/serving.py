@@ -8,9 +8,9 @@ read once per row.
 
 Every way of serving decodes greedily from the same prompts with a key-value cache, on random
 weights, interleaved token by token with the others. Peak memory is measured in a new process per
-way, base and cache included. *floor ms* is the time that a token's matmuls take at the speed of large
-matmuls, or reading weights, keys and values at the memory bandwidth, whichever is longer, both measured
-in the same rounds.
+way, base and cache included. *floor ms* is the time that a token's matmuls take at the speed of
+large matmuls, or reading weights, keys and values at the memory bandwidth, whichever is longer,
+both measured in the same rounds.
 """
 
 import argparse
@@ -123,8 +123,8 @@ def build(s: ServingSettings, row: Row, base: GPT | None = None) -> list[Decoder
     c, steps = s.config, s.steps + 2
     idx = torch.randint(c.vocab_size, (s.batch_size, s.seq_len), device=s.device)
     if row.kind == "full copies":
-        return [Decoder(new_base(s), part, Slots(), steps) for part in idx.tensor_split(row.n)]
-    base = new_base(s) if base is None else base
+        return [Decoder(GPT(s.config).to(s.device), part, Slots(), steps) for part in idx.tensor_split(row.n)]
+    base = GPT(s.config).to(s.device) if base is None else base
     if row.kind == "base":
         return [Decoder(base, idx, Slots(), steps)]
     if row.kind in ("shared", "copied"):
@@ -152,8 +152,8 @@ def step_all(decoders: list[Decoder]) -> None:
 
 
 def check_states(states: dict[Row, Tensor]) -> None:
-    """Raise Error unless each row's last hidden states (B, C) differ from the base's, and a copied prefix
-    gives those of a shared one, a mixed batch those of one task in its first row."""
+    """Raise Error unless each row's last hidden states (B, C) differ from the base's, and a copied
+    prefix gives those of a shared one, a mixed batch those of one task in its first row."""
     base = states[Row("base")]
     for row, x in states.items():
         if row.kind in ("base", "full copies"):
@@ -167,10 +167,6 @@ def check_states(states: dict[Row, Tensor]) -> None:
 
 def distance(x: Tensor, y: Tensor) -> float:
     return float((x - y).norm() / y.norm())
-
-
-def new_base(s: ServingSettings) -> GPT:
-    return GPT(s.config).to(s.device)
 
 
 def decode_three(s: ServingSettings, row: Row) -> None:
@@ -191,7 +187,7 @@ def bytes_needed(s: ServingSettings, row: Row) -> int:
 
 
 def work(s: ServingSettings, row: Row) -> tuple[int, int]:
-    """FLOPs, and bytes read of weights, keys and values, of the middle one of the timed tokens, in float32."""
+    """FLOPs, and bytes read (weights, keys, values), of the middle timed token, in float32."""
     c, B, T = s.config, s.batch_size, s.seq_len + 1 + s.steps // 2
     method, h = Full.name, {}
     if row.P:
@@ -223,7 +219,7 @@ def run(s: ServingSettings) -> dict:
             bar.update()
         bar.set_description("prompts")
         torch.manual_seed(s.seed)
-        base = new_base(s)
+        base = GPT(s.config).to(s.device)
         for row in rows:
             if not fits(s, row):  # beside the others
                 left_out.append(row)

@@ -8,15 +8,15 @@ from random import Random
 
 from ..checks import Error
 from ..runtime.console import note
-from .encoding import Encoded, encode, length, mark_texts, question, tokenize
+from .encoding import Encoded, encode, mark_texts, question, tokenize
 from .files import read_examples
 from .fitting import fit
 from .tasks import Example, Task
 from .template import Template
 from .tokenizer import Tokenizer
 
-__all__ = ["Epochs", "FileData", "TaskData", "draw", "encode", "grouped", "length", "question",
-           "references", "split", "thinned"]
+__all__ = ["Epochs", "FileData", "TaskData", "draw", "encode", "grouped", "question", "references",
+           "split", "thinned"]
 SORT_WINDOW = 16  # batches sorted by length together: little padding, yet every epoch differs
 
 
@@ -171,8 +171,8 @@ def grouped(items: list) -> dict[tuple, list]:
 def split(examples: list[Example], path) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and the last tenth (500 at most) to hold out, both in their order.
 
-    Examples with the same prompt stay together, to be trained on if they are more than a tenth. Raises Error when
-    there is one prompt only.
+    Examples with the same prompt stay together, to be trained on if they are more than a tenth.
+    Raises Error when there is one prompt only.
     """
     groups = grouped(examples)
     if len(groups) < 2:

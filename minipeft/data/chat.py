@@ -1,4 +1,4 @@
-"""Chat template of a Hugging Face folder: jinja, run in a sandbox, for it is a program in a file."""
+"""Chat template of a Hugging Face folder: jinja, a program in a file, so run in a sandbox."""
 
 import json
 import re
@@ -103,7 +103,7 @@ class ChatTemplate:
 
 
 def read_special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that a folder's files name, bos_token and others, as transformers reads them."""
+    """Special tokens that a folder's files name (bos_token, …), as transformers reads them."""
     config, older = (read_json(path) if file_exists(path) else {} for path in
                      (folder / "tokenizer_config.json", folder / "special_tokens_map.json"))
     tokens = {}

@@ -57,7 +57,8 @@ def prompt_ids(example: Example, tokenizer: Tokenizer, template: Template = ARRO
     return ids
 
 
-def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW, before=()) -> Encoded:
+def tokenize(example: Example, tokenizer: Tokenizer, template: Template = ARROW,
+             before=()) -> Encoded:
     """Tokenise an example: prompt and completion separately, so that no token spans the two.
 
     before: ids of the piece before this one, of a text that was divided. A begin or end mark that
@@ -107,8 +108,3 @@ def encode(examples: list[Example], tokenizer: Tokenizer, template: Template = A
     """Examples -> idx, targets (B, T), as collate() describes them."""
     records = [tokenize(e, tokenizer, template) for e in examples]
     return collate(records, tokenizer.end)
-
-
-def length(example: Example, tokenizer: Tokenizer, template: Template = ARROW) -> int:
-    """T of the example alone, as Encoded.length."""
-    return tokenize(example, tokenizer, template).length

@@ -4,8 +4,8 @@
     amounts    the date and the amount in a sentence, in one notation
                "On 7 June we paid 980 dollars." -> "06-07 980 USD"
 
-Held-out examples take sentence patterns that no other example has; of `amounts`, also notations of date and
-amount that are never together elsewhere.
+Held-out examples take sentence patterns that no other example has; of `amounts`, also notations of
+date and amount that are never together elsewhere.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,8 @@ ITEMS = ("lamp", "jacket", "phone", "table", "kettle", "bicycle", "tent", "print
          "mirror", "carpet", "blanket", "pillow", "mattress", "wardrobe", "bookcase", "toaster", "blender", "fridge",
          "freezer", "heater", "fan", "radio", "television", "keyboard", "monitor", "laptop", "tablet", "watch",
          "wallet", "suitcase", "backpack", "helmet", "racket", "guitar", "piano", "drum")
-DAYS = tuple(f"{day}{time}" for day in ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+DAYS = tuple(f"{day}{time}" for day in ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday",
+                                        "Saturday", "Sunday")
              for time in ("", " morning", " afternoon", " evening"))
 CITIES = ("Leeds", "Lyon", "Turin", "Porto", "Graz", "Ghent", "Cork", "Bergen", "Malmo", "Gdansk", "Split", "Brno",
           "Basel", "Bonn", "Nantes", "Seville", "Bari", "Delft", "Bruges", "Bath", "York", "Derry", "Perth", "Tampere",
@@ -108,7 +109,8 @@ def amounts(rng: Random, held_out: bool) -> Example:
     return Example(text[0].upper() + text[1:], f"{month + 1:02d}-{day:02d} {number} {currency}")
 
 
-def distinct(example: Callable[[Random], Example], seed: str, n: int, without: Iterable[Example] = ()) -> list[Example]:
+def distinct(example: Callable[[Random], Example], seed: str, n: int,
+             without: Iterable[Example] = ()) -> list[Example]:
     """The first n examples of a seed that differ from one another and from `without`."""
     rng, known, found = Random(seed), {e.input for e in without}, []
     while len(found) < n:

@@ -7,9 +7,9 @@ equally right and the base cannot know which is meant. Tuning shows no instructi
     compose   two known skills in a row, never seen together in pretraining
     novel     something that no skill does
 
-Another base is pretrained on `lookup`, tables of facts and questions about them: `a7a k3k z9z -> k3k a7a`. A key is a
-letter, a value a digit, and the key ends a fact as it begins it, like a tag. Every example has a table of its own: only
-its context says what a key stands for.
+Another base is pretrained on `lookup`, tables of facts and questions about them: `a7a k3k z9z ->
+k3k a7a`. A key is a letter, a value a digit, and the key ends a fact as it begins it, like a tag.
+Every example has a table of its own: only its context says what a key stands for.
 """
 
 from collections.abc import Callable, Iterable
@@ -132,8 +132,8 @@ def entries(facts: dict[str, str], keys: Iterable[str]) -> str:
 
 
 def lookup_example(rng: Random) -> Example:
-    """A table, and questions with their answers; the questions are learnt too, so that the base can also ask. Sizes are
-    uniform in their logarithm: small tables teach to look up."""
+    """A table, and questions with their answers; the questions are learnt too, so that the base can
+    also ask. Sizes are uniform in their logarithm: small tables teach to look up."""
     facts = draw_facts(rng, int(2 * ((FACTS + 1) / 2) ** rng.random()))
     asked = rng.choices(list(facts), k=ENTRIES - len(facts))
     return Example(f"{entries(facts, facts)} -> ", entries(facts, asked), ends=False)

@@ -11,11 +11,11 @@ CHAT_MARKS = {"<|im_start|>", "<|im_end|>"}
 
 
 class Template:
-    """Template("Say it: {input}\\n") or Template("chat"). Braces other than {input} and {soft} are plain text.
+    """Template("Say it: {input}\\n") or Template("chat"). Braces but {input} and {soft} are text.
 
-    Earlier turns of a conversation come first: in a chat by the folder's chat template, or ChatML if it has
-    none; otherwise as `role: content` lines. {soft}, at most once and not in a chat, is the place of num_soft
-    virtual tokens. Raises Error unless {input} occurs exactly once.
+    Earlier turns of a conversation come first: in a chat by the folder's chat template, or ChatML
+    if it has none; otherwise as `role: content` lines. {soft}, at most once and not in a chat, is
+    the place of num_soft virtual tokens. Raises Error unless {input} occurs exactly once.
     """
 
     def __init__(self, text: str = DEFAULT, num_soft: int = 0):
@@ -48,7 +48,7 @@ class Template:
         return [turns + self.before + example.input + first, *second]
 
     def opening(self, tokenizer: Tokenizer) -> str:
-        """Spaces that the folder's chat template writes before an answer; "" if the tokenizer adds none itself."""
+        """Spaces that the chat template writes before an answer; "" if the tokenizer adds none."""
         chat = self.chat(tokenizer)
         return chat.opening if chat is not None and tokenizer.adds_prefix else ""
 

@@ -28,7 +28,8 @@ from ..runtime.console import printable
 from .chat import ChatTemplate, read_special_tokens
 
 MAX_BYTES = 1 << 26  # of a tokenizer.json: several times what the largest vocabularies need
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+         "chat_template.jinja")
 GUARDS = ("\n", ":", "a")  # to stand before a text that goes on: one of them shares no token with it
 MAX_GROWTH = 1000  # of a text by a tokenizer's steps; published tokenizers stay below 100
 
@@ -122,7 +123,7 @@ class FileTokenizer:
             return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder) -> None:
-        """Copy the tokenizer's files into another base's folder in place of its own, and add the end marks."""
+        """Copy the tokenizer's files, in place of the folder's own, and add the end marks."""
         folder = Path(folder)
         for name in FILES:
             source, target = self.folder / name, folder / name
@@ -187,8 +188,8 @@ Tokenizer = ByteTokenizer | FileTokenizer
 
 def tokenizer_for(vocab_size: int, folder) -> Tokenizer:
     """The tokenizer of a base with this many ids: its folder's tokenizer.json, or else bytes, which
-    are for 257 ids. folder: a path; None or "nano" for the embedded base."""
-    if folder not in (None, "nano") and file_exists(Path(folder) / "tokenizer.json"):
+    are for 257 ids. folder: a path, None for the embedded base."""
+    if folder is not None and file_exists(Path(folder) / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size)
     if vocab_size != ByteTokenizer.vocab_size:
         older = [name for name in ("tokenizer.model", "vocab.json")
@@ -226,7 +227,7 @@ def encode_behind(tokenizer: Tokenizer, before, text: str) -> list[int]:
 
 
 def decode_behind(tokenizer: Tokenizer, ids) -> str:
-    """Text of ids that go on behind others: with the space that decode() takes from a text's start."""
+    """Text of ids that go on behind others: with the space that decode() takes from a start."""
     front = tokenizer.encode("a") if tokenizer.adds_prefix else []
     return tokenizer.decode([*front, *ids]).removeprefix(tokenizer.decode(front))
 

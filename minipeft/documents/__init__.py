@@ -1,4 +1,4 @@
-"""A document as a prefix: the text itself, a shorter one fitted to it, or one trained to answer like it.
+"""A document as a prefix: the text itself, one fitted to it, or one trained to answer like it.
 
     prefill            the text itself, n rows                         text.py
     match              P rows by attention matching, no training       matching.py

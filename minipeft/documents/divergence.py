@@ -1,4 +1,4 @@
-"""Divergence of a base behind one prefix from the base behind another: KL in nats a token, and the loss on the text."""
+"""Divergence of a base behind one prefix from that behind another: KL in nats a token, and loss."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ class Divergence(NamedTuple):
 
 
 @torch.no_grad()
-def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None, texts: list[Tensor]) -> Divergence:
-    """`Divergence` on texts (T,) int64 that stand behind a document: whole, the document (documents.prefill)."""
+def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None,
+               texts: list[Tensor]) -> Divergence:
+    """`Divergence` on texts (T,) int64 behind a document; `whole`: documents.prefill of it."""
     if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.dim() == 1 for x in texts):
         raise Error(f"a divergence is on a list of texts (T,) int64, not on {described(texts)}")
     kl, loss, tokens = 0.0, 0.0, 0

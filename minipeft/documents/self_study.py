@@ -1,4 +1,4 @@
-"""Self-study (Eyuboglu et al. 2025, "Cartridges", 2506.06266 §4): texts about a document, written by the model itself.
+"""Self-study (Eyuboglu et al. 2025, "Cartridges", 2506.06266 §4): the model writes on a document.
 
 Three kinds, all of them examples {"input": …, "target": …} that any --data flag reads:
 
@@ -7,12 +7,13 @@ Three kinds, all of them examples {"input": …, "target": …} that any --data 
     a continuation   the input is the begin of a passage; the target what the base, likewise, writes on
     a passage        the input is its begin, the target the rest, as the document has it
 
-Four in six are questions. The last lines of SEEDS leave open what to write: texts that merely follow the document are
-most like those that will. Passages are few: few rows cannot recite, so their KL is by far the largest, and they would
-rule the training.
+Four in six are questions. The last lines of SEEDS leave open what to write: texts that merely
+follow the document are most like those that will. Passages are few: few rows cannot recite, so
+their KL is by far the largest, and they would rule the training.
 
-Distilled on these, a prefix learns to answer like the document, and not to recite it. Targets of the teacher are whole
-distributions (Adapted.distil_from), so one sampled text teaches more than its tokens.
+Distilled on these, a prefix learns to answer like the document, and not to recite it. Targets of
+the teacher are whole distributions (Adapted.distil_from), so one sampled text teaches more than its
+tokens.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ PLAIN = "{input}"  # template: the input follows the document directly
 
 
 def read_seeds(path: str | Path = SEEDS) -> list[str]:
-    """The lines of a file of seed prompts, but for those that begin with #. Raises Error for one without any."""
+    """Lines of a file of seed prompts that do not begin with #. Raises Error if there is none."""
     lines = read_text(path).splitlines()
     seeds = [line.replace("\\n", "\n") for line in lines if line.strip() and not line.startswith("#")]
     if not seeds:
@@ -59,15 +60,17 @@ def read_seeds(path: str | Path = SEEDS) -> list[str]:
 def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str | Path, count: int = 128,
                      temperature: float = TEMPERATURE, seeds: list[str] | None = None, seed: int = 0,
                      max_length: int | None = None, template: Template | None = None) -> list[Example]:
-    """Fill a JSONL up to `count` examples about the document, tokens (n,) int64; return all that it holds.
+    """Fill a JSONL up to `count` examples about the document, tokens (n,) int64; return them all.
 
     They are fewer if the base keeps repeating itself, and more if the file already held more.
 
-    Lines that the file holds already are kept, so a stopped run goes on, and an edited file is completed; equal texts
-    are written once. Sampled tokens may decode to a text of more tokens: one that does not fit is dropped.
+    Lines that the file holds already are kept, so a stopped run goes on, and an edited file is
+    completed; equal texts are written once. Sampled tokens may decode to a text of more tokens: one
+    that does not fit is dropped.
 
-    max_length: tokens of the document and a text behind it (None: the base's block size); template: as training fills
-    it (None: the input alone). Raises Error as `prefill` does, and for a document that leaves no room behind it.
+    max_length: tokens of the document and a text behind it (None: the base's block size); template:
+    as training fills it (None: the input alone). Raises Error as `prefill` does, and for a document
+    that leaves no room behind it.
     """
     at_least_one("count", count)
     text, path, room = prefill(base, tokens), Path(path), room_behind(base, tokens, max_length)
@@ -79,7 +82,8 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
                 break
             torch.manual_seed(seed + batch)
             kind = TEXT_KINDS[batch % len(TEXT_KINDS)]
-            written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room, temperature)
+            written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room,
+                            temperature)
             new = [e for e in dict.fromkeys(written) if e.target.strip() and e not in found]
             cut = ((e, e._replace(input="")) for e in new)  # training cuts inputs, not targets
             fitting = [e for e, least in cut if tokenize(least, tokenizer, template).length <= room]
@@ -92,7 +96,7 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
 
 
 def room_behind(base: GPT, tokens: Tensor, max_length: int | None = None) -> int:
-    """Tokens that a text behind the document may have. Raises Error where they are too few for self-study."""
+    """Tokens that a text behind the document may have. Raises Error if too few for self-study."""
     block_size = base.config.block_size
     max_length = block_size if max_length is None else min(max_length, block_size)
     if (room := max_length - len(tokens)) < ROOM:
@@ -103,7 +107,7 @@ def room_behind(base: GPT, tokens: Tensor, max_length: int | None = None) -> int
 
 
 def read_lines(path: Path) -> list[Example]:
-    """The examples of a self-study file, [] if there is none; a last line cut short by a stop is removed from it."""
+    """Examples of a self-study file, [] without one; a last line cut short is removed."""
     if not file_exists(path):
         return []
     text = read_text(path)
@@ -132,7 +136,8 @@ def texts(model: SlottedBase, tokenizer: Tokenizer, tokens: Tensor, rng: Random,
     lengths = torch.tensor([len(row) for row in ids], device=tokens.device)
     T = int(lengths.max())
     idx = torch.tensor([row + [tokenizer.end] * (T - len(row)) for row in ids], device=tokens.device)
-    out = generate(model, idx, min(TARGET, room - T), temperature, stop_token=tokenizer.stops, lengths=lengths)
+    out = generate(model, idx, min(TARGET, room - T), temperature, stop_token=tokenizer.stops,
+                   lengths=lengths)
     written = []
     for text, row, n in zip(inputs, out.tolist(), lengths.tolist(), strict=True):
         new = row[n:]

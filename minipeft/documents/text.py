@@ -2,11 +2,12 @@
 
     prefill(base, tokens)   one forward pass through the blocks; nothing is trained and nothing is lost
 
-Layers with a sliding window would lose sight of the text, and of a prefix they never do: there the two agree as long as
-text and question fit the window.
+Layers with a sliding window would lose sight of the text, and of a prefix they never do: there the
+two agree as long as text and question fit the window.
 
-It is the reference of the other ways: KL(base behind the text ‖ base behind a prefix) is 0 for it, to rounding. And
-it is what they start from: `rows` keeps P of the n keys and values, which still take the text's n positions.
+It is the reference of the other ways: KL(base behind the text ‖ base behind a prefix) is 0 for it,
+to rounding. And it is what they start from: `rows` keeps P of the n keys and values, which still
+take the text's n positions.
 """
 
 import torch
@@ -52,4 +53,5 @@ def rows(prefix: Prefix, keep: Tensor) -> Prefix:
         raise Error(f"the rows to keep must be of 0 … {n - 1}, and at least one")
     index = keep.expand(L, n_kv, -1)[:, None, :, :, None].expand(-1, -1, -1, -1, hs)
     bias = None if prefix.bias is None else prefix.bias.gather(3, index[..., 0])
-    return Prefix(prefix.k.gather(3, index), prefix.v.gather(3, index), bias=bias, positions=prefix.most_taken)
+    return Prefix(prefix.k.gather(3, index), prefix.v.gather(3, index), bias=bias,
+                  positions=prefix.most_taken)

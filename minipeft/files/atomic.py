@@ -8,11 +8,18 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checks import Error, as_path
+from ..checks import Error, shown
 
 MAX_JSON_BYTES = 1 << 21  # parsed, nested brackets take 20 times the memory of the file
 FOLDER_MARKERS = {"a base": "config.json", "an adapter": "adapter_config.json",
                   "a combination": "combination.json"}
+
+
+def as_path(name: str, value) -> Path:
+    """The path. Raises Error unless it is text or a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise Error(f"{name} must be a path, not {shown(value)}")
+    return Path(value)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object],

@@ -1,4 +1,4 @@
-"""Architectures of Hugging Face folders: their choices, the names of their tensors, and their config.json.
+"""Architectures of Hugging Face folders: choices, names of tensors, and config.json.
 
     model_type   in transformers     what it is
     gpt2         GPT2LMHeadModel     learned positions, LayerNorm, GELU, joined q, k, v; tied head
@@ -102,7 +102,8 @@ _SUPPORTED = {  # values of the settings that model.py implements; the first is 
     "llama": _NO_BIAS,
     "mistral": {"hidden_act": ("silu",)},
     "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False, None)},
-    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False, None), "use_sliding_window": (False, None)},
+    "qwen3": {"hidden_act": ("silu",), "attention_bias": (False, None),
+              "use_sliding_window": (False, None)},
     "smollm3": _NO_BIAS | {"use_sliding_window": (False, None)},
     "gemma3_text": {"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False, None),
                     "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
@@ -245,7 +246,7 @@ def _by_layer_from_json(c: dict, kind: str, L: int, local: dict) -> dict:
 
 
 def _interval(name: str, layers: list, other, L: int) -> int | None:
-    """n where every n-th of the layers is `other`, None where none is. Raises Error for another pattern."""
+    """n where every n-th layer is `other`, None where none is. Raises Error for another pattern."""
     layers = layers[:L] if isinstance(layers, list) else []
     every = layers.index(other) + 1 if other in layers else None
     if len(layers) < L or any((x == other) != (every is not None and i % every == 0)

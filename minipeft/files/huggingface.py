@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import Error, as_path, did_you_mean
+from ..checks import Error, did_you_mean
 from ..config import BY_LAYER, GPTConfig, linears
-from .atomic import check_destination, file_exists, lost_from_run, read_json, write_json
+from .atomic import as_path, check_destination, file_exists, lost_from_run, read_json, write_json
 from .families import architecture, config_from_json, config_to_json, is_transposed, stored_name, told
 from .tensors import Lazily, StoredTensors, check_tensors, config_digest, digest, write_tensors
 
@@ -24,7 +24,7 @@ MAX_LAYERS = 1000  # a module takes memory however small its weights; real model
 
 
 def block_tensors(c: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a block's tensors: linears (out, in), their biases (out,), norms (C,) or, of heads, (hs,)."""
+    """Shapes of a block's tensors: linears (out, in), biases (out,), norms (C,), of heads (hs,)."""
     shapes = {}
     for name in ("ln_1", "ln_2", *(("ln_1_post", "ln_2_post") if c.sandwich_norm else ())):
         shapes |= _norm_tensors(c, name)
@@ -133,17 +133,17 @@ def read_base_config(folder: Path) -> tuple[GPTConfig, dict]:
 
 
 @torch.no_grad()
-def read_base(folder, dtype: torch.dtype | None = None, convert: Callable[[str, Tensor], Tensor] | None = None,
+def read_base(folder: Path, dtype: torch.dtype | None = None, convert: Callable[[str, Tensor], Tensor] | None = None,
               ) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and weights of the base that find_base finds, in `dtype` or the file's own; `convert`
-    replaces tensors as they are read, from (name, tensor).
+    """Config and weights of the base in a folder, in `dtype` or the file's own; `convert` replaces
+    tensors as they are read, from (name, tensor).
 
     Raises Error for a folder that is no base, an architecture that model.py does not have, or files
     that are torn or changed.
     """
-    path = find_base(folder) / "config.json"
-    config, stored = read_base_config(path.parent)
-    files = StoredTensors(path.parent, "model", stored)
+    path = folder / "config.json"
+    config, stored = read_base_config(folder)
+    files = StoredTensors(folder, "model", stored)
     files.check_size(count_parameters(config), path)
     if config.n_layer > MAX_LAYERS:
         raise Error(f"{path}: {config.n_layer} layers, but no more than {MAX_LAYERS} are read")
@@ -175,7 +175,7 @@ def read_lazily(folder: Path, c: GPTConfig) -> Lazily:
 
 def _read_weights(files: StoredTensors, c: GPTConfig, kind: str, dtype: torch.dtype | None,
                   convert: Callable[[str, Tensor], Tensor] | None) -> dict[str, Tensor]:
-    """The tensors under our names; kind: model_type. Raises Error for any missing, unknown or misshapen."""
+    """The tensors under our names; kind: model_type. Raises Error: missing, unknown, misshapen."""
     ours, shapes = _our_names(c, kind), base_tensors(c)
     weights, head, unknown = {}, None, []  # head: of a file that has tied weights under both names
     for theirs, t in files:

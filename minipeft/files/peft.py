@@ -35,7 +35,8 @@ def prompt_config(c: GPTConfig, num_virtual_tokens: int, template: str | None) -
 def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str, key_bias: bool,
                   positions: int | None) -> dict:
     """A prefix's fields of adapter_config.json: PEFT's PrefixTuningConfig if space is "kv"; PEFT
-    has no hidden prefixes, and no bias or positions of a prefix, so these get a peft_type of their own."""
+    has no hidden prefixes, and no bias or positions of a prefix, so these get a peft_type of their
+    own."""
     config = {"peft_type": "PREFIX_TUNING" if space == "kv" else "HIDDEN_PREFIX_TUNING",
               "prefix_projection": False, "encoder_hidden_size": c.n_embd}
     config |= _prompt_learning_config(c, num_virtual_tokens)
@@ -43,7 +44,8 @@ def prefix_config(c: GPTConfig, num_virtual_tokens: int, space: str, key_bias: b
         config |= {"token_dim": c.kv, "num_attention_heads": c.n_kv}
     positions = num_virtual_tokens if positions is None else positions
     if key_bias or positions != num_virtual_tokens:
-        config |= {"peft_type": "BIASED_PREFIX_TUNING", "key_bias": key_bias, "positions": positions}
+        config |= {"peft_type": "BIASED_PREFIX_TUNING", "key_bias": key_bias,
+                   "positions": positions}
     return config
 
 
@@ -133,8 +135,8 @@ def linears_named(c: GPTConfig, names: "str | list[str] | tuple[str, ...]") -> l
 
 
 def opens_in_adaption_prompt(c: GPTConfig, gate: str) -> bool:
-    """True where PEFT's ADAPTION_PROMPT is LLaMA-Adapter: it has one gate per layer, on GPT-2 it leaves
-    out the output projection, and it takes C / nh for the size of a head."""
+    """True where PEFT's ADAPTION_PROMPT is LLaMA-Adapter: it has one gate per layer, on GPT-2 it
+    leaves out the output projection, and it takes C / nh for the size of a head."""
     in_peft = not (c.qk_norm or c.sandwich_norm or c.no_rope_layer_interval) and c.q == c.n_embd  # Llama, Mistral
     return gate == "layer" and c.projections == "apart" and c.bias == "none" and in_peft
 

@@ -1,4 +1,4 @@
-"""Base class of a class that declares its arguments, shapes and cost, and the check that it does."""
+"""Base class for declared arguments, shapes and cost, and the check that they are declared."""
 
 import inspect
 from typing import Any, ClassVar

@@ -18,15 +18,6 @@ GLOSSARY = {  # in the order of a product's factors: symbol -> meaning
     "m": "width of the method's layer", "W": "real tokens that a window shows",
     "every": "interval of layers without window, or rotation",
 }
-QUANTITIES = {  # that formulas are made of
-    "base": "parameters of the base", "trained": "parameters trained", "stored": "elements stored for a task",
-    "tensors": "tensors trained", "block": "elements of a block, padded", "rest": "elements outside the blocks, padded",
-    "weights": "bytes of weights", "gradients": "bytes of gradients", "optimizer": "bytes of AdamW's state",
-    "activations": "bytes saved for backward", "forward": "FLOPs of a forward pass",
-    "backward": "FLOPs of a backward pass", "step": "FLOPs of a step", "full": "FLOPs of a step of full fine-tuning",
-    "header": "bytes of the header's text", "config": "bytes of the config file", "adapter": "bytes of one adapter",
-    "folder": "bytes of the base's folder",
-}
 SYMBOLS = {"n_layer": "L", "n_embd": "C", "n_head": "nh", "n_kv": "nkv", "head_size": "hs", "q": "q", "kv": "kv",
            "inner": "M",
            "vocab_size": "V", "block_size": "N", "position_buckets": "buckets"}
@@ -103,7 +94,7 @@ def numbers(expression, known: dict[str, int]) -> str:
 
 
 def text(expression, show: Callable[[Any], str] = str) -> str:
-    """A formula as text, such as "2·L·r·(C + kv)", symbols in the order of the glossary; show: a symbol's text."""
+    """A formula as text, "2·L·r·(C + kv)", in the glossary's order; show: a symbol's text."""
     import sympy
 
     e = sympy.sympify(expression)
@@ -116,25 +107,6 @@ def text(expression, show: Callable[[Any], str] = str) -> str:
     if e.is_Function:
         return f"{e.func.__name__}({', '.join(text(x, show) for x in e.args)})"
     return show(e) if e.is_Symbol else f"{int(e):,}" if e.is_Integer else str(e)
-
-
-def javascript(expression) -> str:
-    """A formula as JavaScript on BigInts: symbols are properties of `s`, functions those of the page."""
-    import sympy
-
-    e = sympy.sympify(expression)
-    over, under = e.as_numer_denom()
-    if under != 1:
-        return f"ratio({javascript(over)}, {javascript(under)})"
-    if e.is_Add:
-        return f"({' + '.join(map(javascript, e.args))})"
-    if e.is_Mul:
-        return " * ".join(map(javascript, e.args))
-    if e.is_Pow:
-        return " * ".join([javascript(e.base)] * int(e.exp))
-    if e.is_Function:
-        return f"{e.func.__name__}({', '.join(map(javascript, e.args))})"
-    return f"s.{e}" if e.is_Symbol else f"{int(e)}n"
 
 
 def _product(e, show: Callable[[Any], str]) -> str:

@@ -1,7 +1,8 @@
 """The form in which a method declares its tensors and its cost, on a base of any shape.
 
 Sizes are ints, or symbols (formulas/symbols.py) when a formula is printed. A declaration may
-therefore branch on a choice, a string or a bool, but not on a size: `minimum` and `nearest` take both.
+therefore branch on a choice, a string or a bool, but not on a size: `minimum`, `maximum`,
+`round_half_even`, `round_up` and `floor` take both.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ def total(terms: list[Term]) -> Size:
 
 
 class Shapes(NamedTuple):
-    """Shapes of a method's tensors by name; a name with {i} is one tensor in each block `first` … L-1."""
+    """Shapes of a method's tensors by name; one with {i} stands in each block `first` … L-1."""
 
     trained: dict[str, tuple[Size, ...]]
     stored: dict[str, tuple[Size, ...]]  # the names and shapes of the adapter file

@@ -1,9 +1,9 @@
 """Generation: one token at a time, with a cache of keys and values.
 
-With several rows, a prefix is not copied into the cache: it is stored once, and attention merges the
-prefix part and the context part (attention.py; Hydragen, 2402.05099). So P shared virtual tokens take
-P·2·L·n_kv·hs elements, not B times as many. With a single row the prefix is copied into the cache,
-which saves the merge: one attention a layer instead of two.
+With several rows, a prefix is not copied into the cache: it is stored once, and attention merges
+the prefix part and the context part (attention.py; Hydragen, 2402.05099). So P shared virtual
+tokens take P·2·L·n_kv·hs elements, not B times as many. With a single row the prefix is copied into
+the cache, which saves the merge: one attention a layer instead of two.
 """
 
 import math
@@ -65,7 +65,8 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float | No
     check_base(base)
     if temperature is None:
         temperature = 0.0 if top_k is None and top_p is None else 1.0
-    _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, base.config.vocab_size)
+    _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths,
+           base.config.vocab_size)
     if hasattr(model, "check_rows"):  # a bank's
         model.check_rows(idx)
     B, T = idx.shape
@@ -108,7 +109,7 @@ def _weights(base: GPT) -> list[Tensor]:
 def allocate_cache(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Slots]:
     """An empty cache for B rows of soft prompt and T tokens, and the slots beside it.
 
-    Of a single row, a plain prefix is copied into the cache; any other stays in the slots, as a Prefix."""
+    A single row's plain prefix is copied into the cache; others stay in the slots."""
     (prompt, prefix, _), c = slots, base.config
     if isinstance(prefix, Tensor):
         prefix = Prefix.of(prefix)
@@ -118,7 +119,8 @@ def allocate_cache(base: GPT, slots: Slots, B: int, T: int) -> tuple[KVCache, Sl
         raise Error(f"{P} virtual tokens and {T} of input and output do not fit the base's block size of "
                     f"{c.block_size}")
     weight = base.wte.weight  # of a sharded base, whose new_zeros would be sharded too
-    own = prefix.k.size(3) if prefix is not None and B == 1 and prefix.is_plain(c.n_layer) else 0
+    plain = prefix is not None and prefix.gate is prefix.length is prefix.bias is None
+    own = prefix.k.size(3) if plain and B == 1 and len(prefix.k) == c.n_layer else 0
     # zeros: a shorter row attends, with weight 0, to places that only longer rows have written
     shape = (2, c.n_layer, B, c.n_kv, own + prompt_length + T, c.head_size)
     k, v = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -147,7 +149,8 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
 
 
-def _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths, vocab_size: int) -> None:
+def _check(idx, max_new_tokens, temperature, top_k, top_p, stop_token, lengths,
+           vocab_size: int) -> None:
     check_tokens(idx)
     if type(max_new_tokens) is not int or max_new_tokens < 0:
         raise Error(f"max_new_tokens must be a whole number of at least 0, not {shown(max_new_tokens)}")

@@ -39,7 +39,7 @@ class SlottedBase:
         return self.base(idx, *self._slots)
 
     def check_rows(self, idx: Tensor) -> None:
-        """Raise Error unless idx (B, T) has a row for every task, and while an adapter is merged into their base."""
+        """Raise Error unless idx (B, T) has a row a task, and while an adapter is merged."""
         check_tokens(idx)
         if self.num_tasks is not None:
             check_unmerged(self.base)  # all rows would have it
@@ -93,7 +93,8 @@ class TaskBank:
         was_training = model.training
         slots = model.eval().slots()  # eval: no dropout in the conversion
         if slots.prompt is not None:
-            slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks), hooks=slots.hooks)
+            slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks),
+                          hooks=slots.hooks)
         model.train(was_training)
         p = slots.prefix
         if isinstance(p, Prefix) and (p.gate is not None or len(p.k) != self.base.config.n_layer):
@@ -101,8 +102,8 @@ class TaskBank:
         return slots
 
     def _prefix_table(self, prefixes: list[Prefix | None]) -> Prefix | None:
-        """All prefixes as rows of one (L, n + 1, n_kv, P, hs), P the longest; row 0 is the base. A bias where one has
-        a bias; positions where one takes others than its rows."""
+        """All prefixes as rows of one (L, n + 1, n_kv, P, hs), P the longest; row 0 is the base. A
+        bias where one has a bias; positions where one takes others than its rows."""
         lengths = [0] + [0 if p is None else p.k.size(3) for p in prefixes]
         if not max(lengths):
             return None

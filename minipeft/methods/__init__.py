@@ -31,16 +31,6 @@ METHODS = registry([x for x in list(globals().values())
 WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base)  # full fine-tuning
 
 
-def trains_base(names: list[str]) -> bool:
-    """True if one of these methods trains the base's own weights."""
-    return not all(method_class(name).freezes_base for name in names)
-
-
-def trains_anything(names: list[str]) -> bool:
-    """False if these methods train nothing."""
-    return any(method_class(name).trains() for name in names)
-
-
 def method_class(name: str) -> type[Method]:
     """The method of this name. Raises Error with the list for any other."""
     if name not in METHODS:

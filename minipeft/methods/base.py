@@ -25,8 +25,8 @@ class Method(Declaration, nn.Module, registered=False):
 
     The two differ where a part is needed in training alone and folded away when saved (a prefix's
     MLP), and for a hard prompt, which trains nothing and stores its tokens. Subclasses are built as
-    `Method(base, **hyperparameters)`; they keep their hyper-parameters, and no reference to the base.
-    They declare what formulas.declaration.DECLARED lists; Error names what is missing.
+    `Method(base, **hyperparameters)`; they keep their hyper-parameters, and no reference to the
+    base. They declare what formulas.declaration.DECLARED lists; Error names what is missing.
     """
 
     learning_rate: float  # default on narrower bases (AdamW, warm-up, cosine)
@@ -38,7 +38,7 @@ class Method(Declaration, nn.Module, registered=False):
         raise NotImplementedError
 
     def on_attach(self, base: GPT) -> None:
-        """Called once it is attached. Only `full` has something to do: it changes the base's dtype."""
+        """Called once it is attached. Only `full` does something: it changes the base's dtype."""
 
     @classmethod
     def example(cls, base: GPT, **sizes) -> "Method":
@@ -64,7 +64,7 @@ class Method(Declaration, nn.Module, registered=False):
         return [self]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The saved tensors, detached; loading demands these names and shapes and writes into them."""
+        """The saved tensors, detached; loading demands their names and shapes, and fills them."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
     def for_peft(self, base: GPT) -> "Method":
@@ -87,7 +87,7 @@ class Method(Declaration, nn.Module, registered=False):
 
 
 class TensorHook(nn.Module):
-    """A hook f(x, y) -> y' with one tensor: (1, …), or one for each row, (B, …). Subclasses are f."""
+    """A hook f(x, y) -> y' with a tensor (1, …), or one for each row, (B, …). Subclasses are f."""
 
     neutral = 0.0  # the value at which f returns y
 
@@ -108,7 +108,7 @@ class TensorHook(nn.Module):
 
 
 def virtual_tokens(base: GPT, num_virtual_tokens: int | None, init: "str | Tensor") -> int:
-    """P, at least 1 and leaving room for one real token. None: the length of `init`, or LENGTH if it has none."""
+    """P, with room for one real token. None: the length of `init`, or LENGTH if it has none."""
     if isinstance(init, Tensor) and (init.dim() == 0 or init.numel() == 0):
         raise Error("the text to start from is empty")
     if num_virtual_tokens is None:
@@ -145,7 +145,7 @@ def initial_value(base: GPT, P: int, init: "str | Tensor") -> Tensor | None:
 
 
 def noise(base: GPT, P: int, W: int) -> Tensor:
-    """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings, scaled as it scales them."""
+    """(P, W) from N(0, σ²), σ the standard deviation of the base's embeddings as scaled."""
     x = base.wte.weight.detach()
     if x.dtype in (torch.float16, torch.bfloat16):  # in parts: a copy in float32 may outweigh the base
         parts = (part.cpu().double() for part in x.split(2048))  # on the CPU: Apple's GPUs have no float64

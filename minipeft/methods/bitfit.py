@@ -7,12 +7,12 @@ The paper trains the biases b themselves and nothing else (but the new classifie
 their change is trained, so that the base stays as it is. merge() adds it to the biases; a forward
 pass then costs the base's, and before that it adds no matmul.
 
-trained = stored = L·(nh·hs + 2·kv + 2·C + M), the biases of the blocks' linears, 9·L·C for GPT-2; with a
-gated MLP 2·M for M; L·(nh·hs + 2·kv) where only q, k and v have a bias (Qwen2).
+trained = stored = L·(nh·hs + 2·kv + 2·C + M), the biases of the blocks' linears, 9·L·C for GPT-2;
+with a gated MLP 2·M for M; L·(nh·hs + 2·kv) where only q, k and v have a bias (Qwen2).
 
-Departs from the paper, which also trains the biases of LayerNorms. One before a linear adds nothing:
-W (z + δ) + b = W z + (b + W δ) is another bias of that linear. That of ln_f, behind the blocks, stays
-frozen. A base without biases is refused.
+Departs from the paper, which also trains the biases of LayerNorms. One before a linear adds
+nothing: W (z + δ) + b = W z + (b + W δ) is another bias of that linear. That of ln_f, behind the
+blocks, stays frozen. A base without biases is refused.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Several methods on one base: adapt(base, ["lora", "prefix"], r=8, num_virtual_tokens=20).
 
 Each method fills its own slot, or hooks modules; hooks at one place run in the order of METHODS.
-Each trains at its own learning rate. save() writes an adapter folder for each method, and their list.
+Each trains at its own learning rate. save() writes an adapter folder for each method, and their
+list.
 """
 
 from pathlib import Path

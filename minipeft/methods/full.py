@@ -3,8 +3,8 @@
     θ ← θ − η ∇θ loss          trained = stored = all parameters, once per task
 
 The one method that changes its base: `detach()` has no frozen base to give back, and `save()`
-writes a whole base, a Hugging Face folder. A base in float16 or bfloat16 becomes float32: small steps would
-be rounded away.
+writes a whole base, a Hugging Face folder. A base in float16 or bfloat16 becomes float32: small
+steps would be rounded away.
 """
 
 import torch

@@ -3,14 +3,16 @@ In-Context Learning", 2205.05638 §3.3).
 
     k = l_k ⊙ W_k x      v = l_v ⊙ W_v x      mlp(x) = W_out (l_ff ⊙ act(x))          l learnt, W frozen
 
-act(x): the MLP's inner activations. Every l starts at 1, so step 0 is exactly the base. merge() scales
-rows of W_k and W_v, with their biases, and columns of W_out; a forward pass then costs the base's.
+act(x): the MLP's inner activations. Every l starts at 1, so step 0 is exactly the base. merge()
+scales rows of W_k and W_v, with their biases, and columns of W_out; a forward pass then costs the
+base's.
 
-trained = stored = L·(2·kv + M); rescaled="qv": L·(nh·hs + kv + M); where q, k and v are one projection:
-L·(nh·hs + 2·kv + M).
+trained = stored = L·(2·kv + M); rescaled="qv": L·(nh·hs + kv + M); where q, k and v are one
+projection: L·(nh·hs + 2·kv + M).
 
-Departs from the paper, whose T5 has a projection each: where q, k and v are one, as in GPT-2, queries
-are rescaled too, as in PEFT. rescaled="qv": queries instead of keys, PEFT's default on Qwen2.
+Departs from the paper, whose T5 has a projection each: where q, k and v are one, as in GPT-2,
+queries are rescaled too, as in PEFT. rescaled="qv": queries instead of keys, PEFT's default on
+Qwen2.
 """
 
 from typing import Literal
@@ -39,7 +41,7 @@ class Rescaling(TensorHook):
 
 
 def targets(c: GPTConfig, rescaled: str) -> dict[str, tuple[int, int]]:
-    """PEFT's target modules and the shapes of their l: (out, 1) if it scales the output, (1, in) the input."""
+    """PEFT's target modules, with the shape of l: (out, 1) scales outputs, (1, in) inputs."""
     into_qkv, _, _, mlp_out = linears_by_role(c)
     chosen = into_qkv if c.projections == "joined" else [f"attn.{letter}_proj" for letter in rescaled]
     return {name: (linears(c)[name][1], 1) for name in chosen} | {mlp_out: (1, c.inner)}

@@ -59,7 +59,7 @@ class LowRank(nn.Module):
 
 
 def lora_targets(c: GPTConfig) -> tuple[str, ...]:
-    """LoRA's default target modules: the joined input projection of the attention, or the paper's q and v."""
+    """LoRA's default target modules: attention's joined input projection, or q and v (paper)."""
     return ("c_attn",) if c.projections == "joined" else ("q_proj", "v_proj")
 
 

@@ -2,10 +2,11 @@
 
     in every head:   o = softmax(q Kᵀ / sqrt(hs)) V + φ(q) M          M (hs, hs) learnt, starts at 0; φ = elu or gelu
 
-The prefix taken out of the softmax. A prefix adds exp(q Pkᵀ / sqrt(hs)) Pv to the sum over the text,
-and both are divided by one denominator, so either takes weight from the other. Here the weights are a
-feature map, as in linear attention (2006.16236), no denominator is shared, and Σ φ(pk)ᵀ pv over any
-number of virtual tokens is one matrix M. So this is the second branch off the ladder:
+The prefix taken out of the softmax. A prefix adds exp(q Pkᵀ / sqrt(hs)) Pv to the sum over the
+text, and both are divided by one denominator, so either takes weight from the other. Here the
+weights are a feature map, as in linear attention (2006.16236), no denominator is shared, and Σ
+φ(pk)ᵀ pv over any number of virtual tokens is one matrix M. So this is the second branch off the
+ladder:
 
     prefix           one softmax over prefix and text
     llama-adapter    a softmax of its own, and a gate
@@ -15,8 +16,9 @@ At M = 0 step 0 is exactly the base. φ prevents merging into a weight.
 
 trained = stored = L·nh·hs²: as many as a prefix with P = hs/2 where n_kv = nh.
 
-Written from the paper's abstract and summaries of its equations. Not checked against the paper: that M
-starts at 0; that q is taken after rotary positions, as attention takes it; that gelu is the exact form.
+Written from the paper's abstract and summaries of its equations. Not checked against the paper:
+that M starts at 0; that q is taken after rotary positions, as attention takes it; that gelu is the
+exact form.
 """
 
 from typing import Literal

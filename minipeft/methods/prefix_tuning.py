@@ -15,13 +15,15 @@ either directly (trained = stored) or by the paper's two-layer MLP (§4.3), fold
     row p = W₂ tanh(W₁ e_p + b₁) + b₂     e (P, C), W₁ (m, C), W₂ (W, m), W = 2·L·n_kv·hs or L·C
     trained = P·C + (C + 1)·m + (m + 1)·W          m = encoder_hidden_size
 
-A prefix need not be P tokens. `positions` says how many it takes: 64 rows that stand for a text of 512
-tokens take 512, and the input goes on behind them. `key_bias` learns a β for each key, added to its scores:
+A prefix need not be P tokens. `positions` says how many it takes: 64 rows that stand for a text of
+512 tokens take 512, and the input goes on behind them. `key_bias` learns a β for each key, added to
+its scores:
 
     o = softmax([q Pkᵀ / sqrt(hs) + β ; q Kᵀ / sqrt(hs)]) [Pv ; V]           β (L, n_kv, P), + L·n_kv·P
 
-so one row can weigh as exp β rows (attention matching, 2602.16284). At β → -inf with no positions, the
-prefix is the base; noise starts at β = -8, near it, and a text at 0, where it is exact. PEFT has neither.
+so one row can weigh as exp β rows (attention matching, 2602.16284). At β → -inf with no positions,
+the prefix is the base; noise starts at β = -8, near it, and a text at 0, where it is exact. PEFT
+has neither.
 
 Departs from the paper: the direct form is the default. "random" draws from N(0, σ²), σ the standard
 deviation of the base's embeddings; "vocab" starts from tokens drawn from the vocabulary. Started
@@ -49,9 +51,10 @@ START_BIAS = -8.0  # of rows that mean nothing yet: exp(-8) of a key's weight
 class PrefixTuning(Method):
     """adapt(base, "prefix", num_virtual_tokens=P, space="kv", prefix_projection=False, init="random").
 
-    space: "kv" or "hidden"; encoder_hidden_size: m, by default C; init: "random", "vocab", token ids
-    (n,) int64 of a text, a prompt (1, P, C), a hidden prefix (L, 1, P, C) or a prefix, as a tensor or
-    a Prefix with its bias and positions. Unless given, P is the length of `init`, or 8 if it has none.
+    space: "kv" or "hidden"; encoder_hidden_size: m, by default C; init: "random", "vocab", token
+    ids (n,) int64 of a text, a prompt (1, P, C), a hidden prefix (L, 1, P, C) or a prefix, as a
+    tensor or a Prefix with its bias and positions. Unless given, P is the length of `init`, or 8 if
+    it has none.
     """
 
     name = "prefix"
@@ -159,12 +162,12 @@ class PrefixTuning(Method):
         return self.positions
 
     def rows(self) -> Tensor:
-        """(P, W): one row per virtual token, over all blocks; PEFT's order (layer, key then value, head, channel)."""
+        """(P, W): a row per virtual token, PEFT's order (layer, k then v, head, channel)."""
         return self.prompt_embeddings if self.transform is None else self.transform(self.embedding)
 
     def ladder_value(self) -> "Tensor | Prefix":
-        """The prefix, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs); with a bias or positions of its
-        own a Prefix."""
+        """The prefix, as the ladder has it: (L, 1, P, C) or (L, 2, 1, n_kv, P, hs); with a bias or
+        positions of its own a Prefix."""
         P, rows = self.num_virtual_tokens, self.rows().view(-1, *self.row_shape)
         if self.space == "hidden":
             return rows.transpose(0, 1).unsqueeze(1)

@@ -11,9 +11,10 @@ from N(0, σ²), σ the standard deviation of the base's embeddings, where the p
 from [-0.5, 0.5]; "vocab" samples the whole vocabulary, where the paper samples its 5,000 most
 common tokens. For class labels as a start give their token ids.
 
-With a template such as "{input} {soft} -> " the P vectors stand inside the text, where idx holds the ids V … V+P-1.
-It costs as much as a prompt before the text, but is another function and no level of the ladder: tokens before the
-vectors cannot attend to them, and the vectors' keys and values depend on those tokens.
+With a template such as "{input} {soft} -> " the P vectors stand inside the text, where idx holds
+the ids V … V+P-1. It costs as much as a prompt before the text, but is another function and no
+level of the ladder: tokens before the vectors cannot attend to them, and the vectors' keys and
+values depend on those tokens.
 """
 
 import torch
@@ -74,7 +75,7 @@ class PromptTuning(Method):
         self.prompt_embeddings = new_parameter(base, x)  # (P, C), PEFT's name
 
     def ladder_value(self) -> Tensor:
-        """The prompt (1, P, C), to convert up the ladder; with a template it is no level of it, see above."""
+        """The prompt (1, P, C), to convert up the ladder; with a template it is no level of it."""
         return self.prompt_embeddings.unsqueeze(0)
 
     def slots(self, base: GPT) -> Slots:

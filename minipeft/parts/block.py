@@ -30,15 +30,16 @@ def norm(config: GPTConfig, size: int | None = None) -> nn.Module:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x³).
-    Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's one operator is faster."""
+    """GPT-2's form of GELU (1606.08415 §2): x/2 · (1 + tanh y) = x · sigmoid(2y), y = sqrt(2/pi) (x
+    + 0.044715 x³). Compiled code takes the sigmoid, which costs half of the tanh; eagerly torch's
+    one operator is faster."""
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     return F.gelu(x, approximate="tanh")
 
 
 def layer_tables(c: GPTConfig, positions: Tensor, dtype: torch.dtype) -> list[Rope]:
-    """rotary_tables of these positions for each layer; layers with the same wavelengths share theirs."""
+    """rotary_tables of these positions a layer; layers with the same wavelengths share theirs."""
     layers = [c.rope(i) for i in range(c.n_layer)]
     tables = {rope: rotary_tables(positions, c.head_size, rope[0], dtype, rope[1]) for rope in set(layers) - {None}}
     return [tables.get(rope) for rope in layers]
@@ -60,7 +61,7 @@ def rotary_tables(positions: Tensor, head_size: int, theta: float, dtype: torch.
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate channels i and i + hs/2 of x (B, nh, T, hs) by their position's angle (Llama's pairing)."""
+    """Rotate channels i and i + hs/2 of x (B, nh, T, hs) by their position (Llama's pairs)."""
     cos, sin = rope
     y = x.to(cos.dtype)  # once, not in every operation below
     a, b = y.chunk(2, dim=-1)

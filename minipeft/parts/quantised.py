@@ -1,12 +1,14 @@
-"""A frozen base in 8 or 4 bits: only the matrices of the blocks' linears, as in QLoRA (Dettmers et al.
-2023, 2305.14314 §3). Embeddings, head, norms and biases stay in bfloat16, in which the base computes.
+"""A frozen base in 8 or 4 bits: only the matrices of the blocks' linears, as in QLoRA (Dettmers et
+al. 2023, 2305.14314 §3). Embeddings, head, norms and biases stay in bfloat16, in which the base
+computes.
 
     int8   w = s q / 127            s = max |w| of its row (2208.07339 §3.1)           8 + 32 / K bits a weight
     nf4    w = s NF4[q]             s = max |w| of its block of 64, itself in 8 bits:
            s = t DYNAMIC[c] + m     t = max |s - m| of 256 blocks, m = mean of all s    4 + 8 / 64 + 32 / (64 · 256)
 
-NF4 has 16 quantiles of a normal distribution. Forward and backward (dx = dy W) dequantise some rows of W at a time
-and drop them after the matmul, so a quantised linear saves nothing for backward. Codes are those of bitsandbytes.
+NF4 has 16 quantiles of a normal distribution. Forward and backward (dx = dy W) dequantise some rows
+of W at a time and drop them after the matmul, so a quantised linear saves nothing for backward.
+Codes are those of bitsandbytes.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import Error
-from ..runtime.matmul import product
+from ..runtime.matmul import matmul_dtype, product
 from ..runtime.memory import give_back_freed
 
 QUANTISED = ("int8", "nf4")
@@ -34,7 +36,7 @@ DYNAMIC = torch.cat([POSITIVE, -POSITIVE, torch.tensor([0.0, 1.0], dtype=torch.f
 
 
 def nearest_codes(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x (n, block) -> uint8 indices of the entries of `table` nearest to x / scale; scales max |x| (n,)."""
+    """x (n, block) -> uint8 indices of `table`'s entries nearest x / scale; scales max |x| (n,)."""
     scale = x.abs().amax(1)
     middles = ((table[1:] + table[:-1]) / 2).to(x.device)
     return torch.bucketize(x * (1 / scale.clamp(min=1e-38))[:, None], middles, out_int32=True).to(torch.uint8), scale
@@ -42,8 +44,9 @@ def nearest_codes(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
-    """weight (N, K) -> integer tensors, int8: codes (N, K), scales (N,); nf4, n blocks: codes (n, 32), scales (n,),
-    own_scales (⌈n / 256⌉,), mean (1,). float32 scales as their bits, so that .to(dtype) leaves them as they are."""
+    """weight (N, K) -> integer tensors, int8: codes (N, K), scales (N,); nf4, n blocks: codes (n,
+    32), scales (n,), own_scales (⌈n / 256⌉,), mean (1,). float32 scales as their bits, so that
+    .to(dtype) leaves them as they are."""
     if kind == "int8":
         scales = weight.abs().amax(1).float()
         steps = (127 / scales.clamp(min=1e-38))[:, None]
@@ -58,7 +61,8 @@ def quantise(weight: Tensor, kind: str) -> dict[str, Tensor]:
             "mean": mean.view(torch.int32)}
 
 
-def pieces(tensors: list[Tensor], shape: list[int], dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def pieces(tensors: list[Tensor], shape: list[int],
+           dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of the first row, some rows of the dequantised weight in `dtype`)."""
     (codes, scales, *double), (N, K) = tensors, shape
     if double:
@@ -79,7 +83,8 @@ def pieces(tensors: list[Tensor], shape: list[int], dtype: torch.dtype) -> Itera
 
 
 @torch.library.custom_op("minipeft::quantised_product", mutates_args=())
-def quantised_product(x: Tensor, tensors: list[Tensor], shape: list[int], transposed: bool) -> Tensor:
+def quantised_product(x: Tensor, tensors: list[Tensor], shape: list[int],
+                      transposed: bool) -> Tensor:
     """x (…, K) -> x Wᵀ (…, N); transposed: x (…, N) -> x W (…, K); W (N, K) in x's dtype. Opaque to torch.compile."""
     rows, wide = x.flatten(0, -2), torch.promote_types(x.dtype, torch.float32)
     y = rows.new_zeros(len(rows), shape[int(transposed)], dtype=wide if transposed else x.dtype)
@@ -125,7 +130,6 @@ class QuantisedLinear(nn.Module):
         raise Error("a quantised weight cannot be changed: load the adapter onto the unquantised base to merge it")
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = x.to(matmul_dtype(x))
         y = quantised_product(x, [getattr(self, name) for name in self.names], self.shape, False)
         return y if self.bias is None else y + self.bias.to(y.dtype)

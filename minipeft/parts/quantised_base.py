@@ -1,4 +1,4 @@
-"""Quantised bases: opened from a folder tensor by tensor, or made of a base in memory (quantised.py)."""
+"""Quantised bases: opened from a folder tensor by tensor, or made of a base in memory."""
 
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,7 +20,7 @@ BASE_DTYPES = ("float32", "bfloat16", *QUANTISED)  # --base-dtype
 class Quantised(NamedTuple):
     """base.quantised, of a quantised base."""
 
-    kind: str  # of KINDS
+    kind: str  # of QUANTISED
     fingerprint: str  # of the base it was made of
 
 
@@ -29,13 +29,14 @@ def dtype_named(name: str | None) -> "torch.dtype | str | None":
     return name if name is None or name in QUANTISED else getattr(torch, name)
 
 
-def open_folder(model: type[Model], folder: str | Path, dtype: "torch.dtype | str | None" = None) -> Model:
-    """Open a base's folder as model(config). dtype: None (the file's own), a torch.dtype, or "int8" or "nf4".
+def open_folder(model: type[Model], folder: str | Path,
+                dtype: "torch.dtype | str | None" = None) -> Model:
+    """Open a folder as model(config). dtype: None (the file's), a torch.dtype, "int8" or "nf4".
 
-    To quantise, each matrix is rounded to bfloat16 and quantised as soon as it is read: a float32 base and its
-    bfloat16 copy give the same codes, and the unquantised base is never in memory as a whole (from .safetensors; a
-    .bin is read at once). The matrices are read a second time for the fingerprint. Raises Error as
-    huggingface.read_base does, and for any other dtype.
+    To quantise, each matrix is rounded to bfloat16 and quantised as soon as it is read: a float32
+    base and its bfloat16 copy give the same codes, and the unquantised base is never in memory as a
+    whole (from .safetensors; a .bin is read at once). The matrices are read a second time for the
+    fingerprint. Raises Error as huggingface.read_base does, and for any other dtype.
     """
     kind = dtype if one_of("dtype", dtype, (None, *DTYPES, *QUANTISED)) in QUANTISED else None
     made = {}  # name of a matrix: its quantised tensors
@@ -69,7 +70,7 @@ def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def quantise_base(base: nn.Module, kind: str) -> None:
-    """Quantise a GPT in place: what open_folder makes of its folder. Raises Error for an unknown kind."""
+    """Quantise a GPT in place, as open_folder its folder. Raises Error for an unknown kind."""
     one_of("kind", kind, QUANTISED)
     if vars(base).get("quantised"):
         raise Error(f"this base is quantised already, in {base.quantised.kind}")
@@ -93,5 +94,6 @@ def _replace(base: nn.Module, made: dict[str, dict[str, Tensor]], known: Quantis
     for name, tensors in made.items():
         part, _, last = name.removesuffix(".weight").rpartition(".")
         linear = base.get_submodule(f"{part}.{last}")
-        setattr(base.get_submodule(part), last, QuantisedLinear(tensors, linear.weight.shape, linear.bias))
+        setattr(base.get_submodule(part), last,
+                QuantisedLinear(tensors, linear.weight.shape, linear.bias))
     base.quantised = known

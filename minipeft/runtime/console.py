@@ -32,7 +32,8 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser that raises Error for a wrong flag instead of printing the usage."""
 
     def __init__(self, description: str, **settings):
-        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **settings)
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False,
+                         **settings)
         self._words: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):
@@ -77,8 +78,8 @@ def utf8_text(word: str) -> str:
 
 
 def local_path(word: str) -> str:
-    """Argument type of a file or folder. Refuses an empty one, and a Windows path on another system,
-    where all of it would be one name."""
+    """Argument type of a file or folder. Refuses an empty one, and a Windows path on another
+    system, where all of it would be one name."""
     if not word:
         raise argparse.ArgumentTypeError("'' is no path: it is empty")
     is_windows = "\\" in word or re.match("[A-Za-z]:/", word)
@@ -106,8 +107,8 @@ def progress(*args, **settings) -> tqdm:
 class TimeEstimate:
     """Estimate of a progress bar's remaining time, from its steps 2 to AFTER.
 
-    Call it after every step: after step AFTER it returns the seconds left, otherwise None, and prints them if they
-    are at least `least`. For a bar that is not shown it always returns None.
+    Call it after every step: after step AFTER it returns the seconds left, otherwise None, and
+    prints them if they are at least `least`. For a bar that is not shown it always returns None.
     """
 
     AFTER = 6  # steps

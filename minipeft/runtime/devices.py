@@ -30,7 +30,7 @@ def device(name: str) -> torch.device:
 
 
 def cpu() -> tuple[str, str, str]:
-    """Name, vendor and generation ("family 25, model 17") of the CPU, as far as the system tells them."""
+    """Name, vendor and generation ("family 25, model 17") of the CPU, where known."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,13 +1,13 @@
 """Linear layers, x Wᵀ + b, by the library that is faster on this CPU: torch's MKL or oneDNN.
 
-torch computes float32 matmuls with MKL. On AMD's CPUs with AVX-512 it takes longer than oneDNN, on some twice as
-long (`bench.py matmul`), so there forward and both gradients go to oneDNN. Everywhere else, for small matmuls, and
-where torch's own operators must be seen (torch.func, FlopCounterMode and other modes), this is F.linear. The choice
-depends on the model of the CPU, not on a measurement: a resumed run rounds as before. MINIPEFT_MATMUL=torch or
-onednn overrides it.
+torch computes float32 matmuls with MKL. On AMD's CPUs with AVX-512 it takes longer than oneDNN, on
+some twice as long (`bench.py matmul`), so there forward and both gradients go to oneDNN. Everywhere
+else, for small matmuls, and where torch's own operators must be seen (torch.func, FlopCounterMode
+and other modes), this is F.linear. The choice depends on the model of the CPU, not on a
+measurement: a resumed run rounds as before. MINIPEFT_MATMUL=torch or onednn overrides it.
 
-In inference a weight is read once for each token, so reading it is what takes the time. `packed` lays weights out
-in oneDNN's own order for that, a copy for as long as it is used.
+In inference a weight is read once for each token, so reading it is what takes the time. `packed`
+lays weights out in oneDNN's own order for that, a copy for as long as it is used.
 """
 
 import contextlib
@@ -29,10 +29,17 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 OPERATOR = torch.ops.mkldnn._linear_pointwise.default if HAS_ONEDNN else None
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of x's matmuls: autocast's where that is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _choose() -> str:
     wanted, known = os.environ.get("MINIPEFT_MATMUL") or "auto", ("auto", "torch", "onednn")
     if wanted not in known:
-        print(f"MINIPEFT_MATMUL must be one of {', '.join(known)}, not {wanted!r}: taking auto", file=sys.stderr)
+        print(f"MINIPEFT_MATMUL must be one of {', '.join(known)}, not {wanted!r}: taking auto",
+              file=sys.stderr)
     if not HAS_ONEDNN:
         return "torch"
     if wanted in ("torch", "onednn"):
@@ -62,9 +69,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @contextlib.contextmanager
 def packed(weights: Iterable[Tensor], rows: int) -> Iterator[None]:
-    """Products of these weights with few rows, without gradients, read a copy in oneDNN's order, where that
-    is faster and the copies take at most half of the memory left. A weight that changes meanwhile is read itself
-    (unless through .data, which its version does not count)."""
+    """Products of these weights with few rows, without gradients, read a copy in oneDNN's order,
+    where that is faster and the copies take at most half of the memory left. A weight that changes
+    meanwhile is read itself (unless through .data, which its version does not count)."""
     faster = [torch.float32] if LIBRARY == "onednn" else []
     if LIBRARY != "torch" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         faster.append(torch.bfloat16)
@@ -128,7 +135,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _watched() -> bool:
-    """True under forward-mode derivatives, torch.func's transforms and dispatch modes: they know F.linear."""
+    """True under forward-mode derivatives, torch.func and dispatch modes: they know F.linear."""
     transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     return transformed or torch._C._len_torch_dispatch_stack() > 0
 

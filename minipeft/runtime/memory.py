@@ -49,8 +49,9 @@ def give_back() -> None:
 
 
 def give_back_freed(result: torch.Tensor) -> None:
-    """Give the pages of freed memory back to the system, now and then, where `result` was computed. glibc keeps what
-    lies between blocks in use: where a forward pass saves tensors among temporaries, such holes add up."""
+    """Give the pages of freed memory back to the system, now and then, where `result` was computed.
+    glibc keeps what lies between blocks in use: where a forward pass saves tensors among
+    temporaries, such holes add up."""
     global _results
     if _trim is not None and type(result) is torch.Tensor and result.device.type == "cpu":  # no tensor of a tracer
         _results += result.nbytes
@@ -71,9 +72,11 @@ def _kilobytes(path: str, field: str) -> int | None:
     return None
 
 
-def _left_in_cgroup(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The fewest bytes left in this process's control group and those around it, a job's or a container's; their file
-    cache can be reclaimed. Groups of cgroup v2 and of v1's memory controller."""
+def _left_in_cgroup(groups: Path = Path("/proc/self/cgroup"),
+                    root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The fewest bytes left in this process's control group and those around it, a job's or a
+    container's; their file cache can be reclaimed. Groups of cgroup v2 and of v1's memory
+    controller."""
     found = []
     with contextlib.suppress(OSError):
         for line in groups.read_text(encoding="utf-8").splitlines():

@@ -33,11 +33,13 @@ TIMEOUT = timedelta(minutes=30)  # while rank 0 works alone; a death is noticed 
 
 def join_processes(device: torch.device) -> torch.device:
     """Join the processes torchrun started, if any. Returns this one's device: cuda becomes its GPU.
-    Raises Error where torch, the device or the environment cannot, or when there is no GPU for this process."""
+    Raises Error where torch, the device or the environment cannot, or when there is no GPU for this
+    process."""
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return device
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+                 "MASTER_PORT"):
         value = os.environ.get(name)
         if value is None or (name != "MASTER_ADDR" and not value.isdecimal()):
             found = "not set" if value is None else f"{shown(value)}, no number"

@@ -34,7 +34,8 @@ def _commit() -> str:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace",
+                              check=True)
         return done.stdout.strip()
 
     try:

@@ -1,9 +1,9 @@
-"""Threads that wait for each other: spinning or asleep, chosen before torch loads GNU OpenMP (Linux).
+"""Waiting threads: spinning or asleep, chosen before torch loads GNU OpenMP (Linux).
 
-At the end of every parallel region a thread waits for the others. GNU OpenMP lets it spin 300,000 times (its manual,
-GOMP_SPINCOUNT), which is fastest while every thread has a core to itself. Where other processes run too, it spins on
-the core that the thread it waits for needs, so with OMP_WAIT_POLICY=passive it sleeps at once. Neither changes a
-result by a bit.
+At the end of every parallel region a thread waits for the others. GNU OpenMP lets it spin 300,000
+times (its manual, GOMP_SPINCOUNT), which is fastest while every thread has a core to itself. Where
+other processes run too, it spins on the core that the thread it waits for needs, so with
+OMP_WAIT_POLICY=passive it sleeps at once. Neither changes a result by a bit.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ WAYS = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {"OMP_WAIT_POLICY": "pass
 
 
 def sleep_where_others_run() -> None:
-    """Let waiting threads of this process, and of those it starts, sleep if other processes are running now."""
+    """Let waiting threads, here and in processes started, sleep if other processes run now."""
     if "torch" in sys.modules or any(name in os.environ for name in BY_THE_USER):
         return
     if os.environ.get("OMP_NUM_THREADS") != "1" and others_run(Path("/proc/loadavg")):
@@ -27,7 +27,7 @@ def sleep_where_others_run() -> None:
 
 
 def others_run(loadavg: Path) -> bool:
-    """True if another process runs in at least LOOKS - 1 of LOOKS samples; False where the system does not tell."""
+    """True if others run in at least LOOKS - 1 of LOOKS samples; False where unknown."""
     alone = 0
     for _ in range(LOOKS):
         time.sleep(SECONDS_APART)
@@ -43,7 +43,7 @@ def others_run(loadavg: Path) -> bool:
 
 @contextlib.contextmanager
 def new_processes_wait(way: str) -> Iterator[None]:
-    """Within it, threads of processes that are started "sleep" while they wait, or "spin" as long as by default."""
+    """Within it, waiting threads of started processes "sleep", or "spin" as long as by default."""
     before = {name: os.environ.pop(name, None) for name in BY_THE_USER}
     os.environ |= WAYS[way]
     try:

@@ -10,12 +10,12 @@ from ..checks import Error
 from ..data.tasks import find_task
 from ..data.template import DEFAULT, Template
 from ..files.atomic import check_destination
-from ..methods import METHODS, trains_anything, trains_base
+from ..methods import METHODS
 from ..parts.quantised import QUANTISED
 from ..runtime.console import line_breaks
 from . import flags
 from .document_run import check_document
-from .flags import ALL_FLAGS, LADDER
+from .flags import ALL_FLAGS, LADDER, trains_anything, trains_base
 from .resumable import has_checkpoints
 from .run_folder import NOTES
 
@@ -23,7 +23,8 @@ from .run_folder import NOTES
 def check(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in the defaults. Raises Error for wrong flags, before anything is loaded."""
     args.start = None  # a prefix that a document's is distilled from
-    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length", "self_study", "teacher_top_k"):
+    for name in ("batch_size", "steps", "epochs", "limit", "answers", "max_length", "self_study",
+                 "teacher_top_k"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise Error(f"{flags.as_flag(name)} must be at least 1, not {value}")
     for name in ("dev", "test", "columns", "limit", "max_length", "template", "answers", "epochs"):

@@ -44,7 +44,7 @@ def collect(step: int, settings: dict | None, parameters: dict[str, Tensor], opt
 
 def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
             settings: dict | None) -> tuple[int, Best | None, float]:
-    """Restore parameters, optimizer and generators; returns the checkpoint's step, best and seconds.
+    """Restore parameters, optimizer and generators; return the checkpoint's step, best and seconds.
 
     Raises Error, and changes nothing, for a checkpoint that is damaged, of another run, or forged.
     """
@@ -84,11 +84,12 @@ def restore(path: Path, steps: int, parameters: dict[str, Tensor], optimizer,
 
 
 def check_same(path: Path, theirs: dict, ours: dict) -> None:
-    """Raise Error, with the first difference, unless the settings of the run at this path are ours."""
+    """Raise Error, naming the first difference, unless the run at this path has our settings."""
     for name in sorted(theirs.keys() | ours.keys(), key=str):
         if not _equal(theirs.get(name), ours.get(name)):
             a, b = shown(theirs.get(name)), shown(ours.get(name))
-            raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b}")
+            raise Error(f"{path} is of another run: its {shown(name)} is {a}, here it is {b} "
+                        "(--overwrite starts anew)")
 
 
 def setting_of(path: Path, name: str):

@@ -1,4 +1,4 @@
-"""Eager or compiled blocks in a run: by --compile, by the checkpoint it goes on from, or by its first steps."""
+"""Eager or compiled blocks in a run: by --compile, by its checkpoint, or by its first steps."""
 
 import sys
 
@@ -12,22 +12,23 @@ UNDECIDED = "undecided"
 
 
 class CompileChoice:
-    """The choice of one run. `made` goes into checkpoints, so that a resumed run compiles where it did before:
-    "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
+    """The choice of one run. `made` goes into checkpoints, so that a resumed run compiles where it
+    did before: "yes", "no", "from step N", or "undecided" until the first steps have been timed."""
 
-    def __init__(self, model, wanted: bool | None, recorded: str | None, dtype: torch.dtype, may_decide: bool):
-        """wanted: --compile or --no-compile, or None. recorded: a checkpoint's choice. dtype: of the matmuls.
-        may_decide: the first steps may choose."""
+    def __init__(self, model, wanted: bool | None, recorded: str | None, dtype: torch.dtype,
+                 may_decide: bool):
+        """wanted: --compile or --no-compile, or None. recorded: a checkpoint's choice. dtype: of
+        the matmuls. may_decide: the first steps may choose."""
         by_itself = UNDECIDED if may_decide else "no"
         self.made = {True: "yes", False: "no", None: recorded or by_itself}[wanted]
         self.model, self.gain = model, GAIN.get(dtype, 0.0)
 
     def switch(self, on: bool = True) -> None:
-        """Let training run as chosen; off: eagerly, where lengths or modes differ from training's."""
+        """Let training run as chosen; off: eagerly, where lengths or modes are not training's."""
         self.model.compile_blocks(on and self.made not in ("no", UNDECIDED), any_length=True)
 
     def decide(self, seconds: float, done: int) -> bool:
-        """Choose, once, for the steps after `done`, from the seconds they would take eagerly -> True if it chose."""
+        """Choose, once, for steps after `done`, from their seconds if eager -> True if it chose."""
         if self.made != UNDECIDED:
             return False
         pays = seconds * self.gain > 2 * COMPILE_SECONDS

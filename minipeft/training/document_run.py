@@ -1,8 +1,9 @@
-"""python train.py --document: a text as a prefix, by matching, by distillation from there, or the text itself.
+"""python train.py --document: a text as a prefix: matched, distilled from there, or itself.
 
-Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has become, how, the
-seconds that took, and what the texts of a distillation are made of. A distillation leaves its texts (self-study.jsonl)
-and scores.json as any run does; --resume keeps the texts that are there.
+Beside the adapter lies document.json: the document's name, digest and tokens, the rows it has
+become, how, the seconds that took, and what the texts of a distillation are made of. A distillation
+leaves its texts (self-study.jsonl) and scores.json as any run does; --resume keeps the texts that
+are there.
 """
 
 import argparse
@@ -48,7 +49,8 @@ FLAGS = {  # as argparse takes them
                      f"to distil on (default: {SELF_STUDY}); --data FILE takes their place"},
     "--seeds": {"metavar": "FILE", "type": local_path, "help": "prompts of self-study, one a line, "
                 "comments begin with # (default: minipeft/documents/seeds.txt)"},
-    "--temperature": {"type": float, "metavar": "X", "help": f"sampling in self-study (default: {TEMPERATURE})"},
+    "--temperature": {"type": float, "metavar": "X",
+                      "help": f"sampling in self-study (default: {TEMPERATURE})"},
     "--teacher-context": {"metavar": "FILE", "type": local_path, "help": "of a run with any --method: a text that only "
                           "the teacher, the frozen base, has before every input"},
     "--teacher-top-k": {"type": int, "metavar": "K", "help": "distil the teacher's K most likely tokens (default: the "
@@ -132,7 +134,7 @@ def run_document(args: argparse.Namespace) -> dict:
 
 
 def texts_of(args: argparse.Namespace, base, tokens) -> dict:
-    """Settings that the texts of a distillation are made of. Raises Error where the document leaves them no room."""
+    """Settings of a distillation's texts. Raises Error where the document leaves them no room."""
     made = {"data": args.data, "seed": args.seed, "base": fingerprint(base)}
     if args.data is None:
         room_behind(base, tokens, args.max_length)
@@ -143,7 +145,7 @@ def texts_of(args: argparse.Namespace, base, tokens) -> dict:
 
 
 def begin(args: argparse.Namespace, folder: RunFolder, result: dict) -> None:
-    """Note the document and the texts of a distillation, and remove the self-study of the run before.
+    """Note a distillation's document and texts, and remove the self-study of the run before.
 
     Raises Error, and writes nothing, for a self-study that no run wrote, or that a stopped run
     began, and for a run to resume that began with another document or other texts.
@@ -167,13 +169,11 @@ def check_begun(note: Path, theirs: dict, ours: dict) -> None:
         raise Error(f"{ours['document']} is not the document that the run in {note.parent} began with "
                     "(--overwrite starts anew)")
     texts = theirs.get("texts", ours["texts"])  # an older version wrote none
-    try:
-        check_same(note, texts if isinstance(texts, dict) else {}, ours["texts"])
-    except Error as e:
-        raise Error(f"{e} (--overwrite starts anew)") from None
+    check_same(note, texts if isinstance(texts, dict) else {}, ours["texts"])
 
 
-def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, tokens, prefix: Prefix) -> dict:
+def distilled(args: argparse.Namespace, folder: RunFolder, base, tokenizer, tokens,
+              prefix: Prefix) -> dict:
     """Self-study, then a run of train.py on it that starts from the matched prefix."""
     began, result = time.perf_counter(), {}
     if args.data is None:

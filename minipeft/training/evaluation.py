@@ -1,6 +1,5 @@
 """Evaluation of a model on examples: loss, exact match, and greedy completions."""
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -54,7 +53,8 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
             if not counts:
                 continue
             right, predicted = torch.ones_like(supervised), []
-            for x_chunk, wanted_chunk in zip(x.split(POSITIONS_CHUNK), wanted.split(POSITIONS_CHUNK), strict=True):
+            for x_chunk, wanted_chunk in zip(x.split(POSITIONS_CHUNK),
+                                             wanted.split(POSITIONS_CHUNK), strict=True):
                 logits = product(x_chunk, base.head).float()  # (CHUNK, V)
                 loss += F.cross_entropy(logits, wanted_chunk, reduction="sum").item()
                 predicted.append(logits.argmax(dim=-1))
@@ -70,10 +70,6 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     if not tokens:
         raise Error("nothing to evaluate: no target is supervised")
     return loss / tokens, exact / examples
-
-
-def perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700))
 
 
 def complete_examples(model, examples: list[Example], tokenizer: Tokenizer, template: Template = ARROW,

@@ -70,7 +70,7 @@ def _settings(method: type[Method], name: str, hint: Any, default: Any) -> dict[
 
 
 def merge_flags(flags: dict[str, dict[str, Flag]]) -> dict[str, Flag]:
-    """The flags of all methods, {method: its flags}. Raises Error where two need one flag for different values."""
+    """All methods' flags, {method: flags}. Raises Error where two need one for different values."""
     every: dict[str, Flag] = {}
     for method, of_method in flags.items():
         for name, flag in of_method.items():
@@ -89,13 +89,23 @@ def as_flag(name: str) -> str:
 
 METHOD_FLAGS = {name: flags_from(method) for name, method in METHODS.items()}
 ALL_FLAGS = merge_flags(METHOD_FLAGS)
+def trains_base(names: list[str]) -> bool:
+    """True if one of these methods trains the base's own weights."""
+    return not all(method_class(name).freezes_base for name in names)
+
+
+def trains_anything(names: list[str]) -> bool:
+    """False if these methods train nothing."""
+    return any(method_class(name).trains() for name in names)
+
+
 LADDER = tuple(name for name, method in METHODS.items() if hasattr(method, "ladder_value"))  # the levels of --climb
 SET_BY_CLIMB = ("num_virtual_tokens", "prefix_projection", "init", *STARTS)
 
 
 def add_method_flags(parser, flags: dict[str, Flag], **settings) -> None:
-    """Add flags to a parser or group; settings override a flag's own. Raises Error where the parser has one
-    of that name already."""
+    """Add flags to a parser or group; settings override a flag's own. Raises Error where the parser
+    has one of that name already."""
     starts = {flag.argument for name, flag in flags.items() if name in STARTS}
     exclusive = parser.add_mutually_exclusive_group() if starts else parser
     for name, flag in flags.items():

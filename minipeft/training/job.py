@@ -16,7 +16,6 @@ from ..data.encoding import Batch, Encoded, collate, without_soft
 from ..data.tasks import INSTRUCTIONS, TASK_KINDS
 from ..documents import prefill
 from ..files.atomic import write_json, write_text
-from ..methods import trains_anything, trains_base
 from ..methods.hard_prompt import HardPrompt
 from ..runtime import processes
 from ..runtime.console import note, printable
@@ -25,7 +24,7 @@ from ..runtime.profiling import card
 from .checkpoints import setting_of
 from .compile_choice import CompileChoice
 from .evaluation import batches, complete, evaluate
-from .flags import ALL_FLAGS, flags_of
+from .flags import ALL_FLAGS, flags_of, trains_anything, trains_base
 from .loop import train
 from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, read_document, token_ids
@@ -41,7 +40,7 @@ REPORTED = 200  # held-out examples of a file whose loss is reported, at most
 
 
 def run_job(args, held: RunFolder | None = None) -> dict:
-    """One run, alone in its folder (held: by the caller, who finishes it). Returns the content of its scores.json."""
+    """A run, alone in its folder (held by the caller, who finishes it). Returns scores.json."""
     if args.eval_only:
         return Job(args).run()
     with contextlib.nullcontext(held) if held else resumable_folder(args) as folder:
@@ -111,9 +110,10 @@ class Job:
         return {ALL_FLAGS["search"].argument: tokens}
 
     def _fit_data(self, num_virtual_tokens: int, num_soft: int = 0) -> None:
-        """Open the data, or fit it to another number of virtual tokens before the text (and in it)."""
+        """Open the data, or fit it to another number of virtual tokens before or in the text."""
         if self.data is None:
-            self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens, num_soft)
+            self.data = open_data(self.args, self.tokenizer, self.max_length, num_virtual_tokens,
+                                  num_soft)
         elif isinstance(self.data, FileData):
             self.data.fit(num_virtual_tokens)
 
@@ -294,7 +294,7 @@ class Job:
     def _write_answers(self, prompts: list[list[Encoded]]) -> dict:
         """Complete the prompts into a file of OUT; returns scores against all references.
 
-        The file is answers.jsonl, or another with --eval-only: the run's own is what scores.json describes."""
+        The file is answers.jsonl, another with --eval-only: scores.json describes the run's own."""
         answers = self._answers(self.model, prompts)
         references = [[r.example.target for r in records] for records in prompts]
         text = ""

@@ -49,10 +49,7 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
                 results.append(found)
                 continue
             if not results:  # a climb with other flags; further up it is the rest of an older one
-                try:
-                    check_same(one.out, theirs, ours)
-                except Error as e:
-                    raise Error(f"{e} (--overwrite starts anew)") from None
+                check_same(one.out, theirs, ours)
             goes_on = False
         one.resume = goes_on and has_checkpoints(one) and run_on_rank0(one.out.is_dir)
         one.overwrite = args.overwrite or args.resume and not one.resume

@@ -37,7 +37,7 @@ def train(model, batch: Callable[[int], tuple[Tensor, Tensor]], steps: int, lr: 
           dtype: torch.dtype = torch.float32, score: Callable[[], float] | None = None,
           loss_of: Callable[[Tensor, Tensor], Tensor] | None = None,
           timed: Callable[[float, int], None] = lambda seconds, done: None) -> float:
-    """Minimise model.loss over `steps` batches with AdamW, gradients clipped to norm 1; returns the seconds.
+    """Minimise model.loss in `steps` batches: AdamW, gradients clipped to norm 1. Returns seconds.
 
     batch(step) -> (idx, targets) depends on the step alone: it is the position in the data.
     lr         peak of the schedule; None: each parameter group's own

@@ -13,14 +13,15 @@ LOWER = ("--batch-size or --max-length, or try --gradient-checkpointing, --dtype
 
 
 def check_memory(args, model, longest, fill: int, batch_size: int) -> None:
-    """Raise Error when training needs more memory than is left: for activations, measured on one and two rows of
-    `longest`, the longest example, and for gradients and AdamW's two moments, computed.
+    """Raise Error when training needs more memory than is left: for activations, measured on one
+    and two rows of `longest`, the longest example, and for gradients and AdamW's two moments,
+    computed.
     """
     device, dtype, base = args.device, getattr(torch, args.dtype), model.base
     rows = -(-batch_size // world_size())
 
     def saved(forward) -> tuple[int, int]:
-        """Bytes that forward(idx, targets) saves for each row, and once: copies of weights in another dtype."""
+        """Bytes that forward(idx, targets) saves a row, and once (weights in another dtype)."""
         batches = [[t.to(device) for t in collate(n * [longest], fill)] for n in range(1, min(rows, 2) + 1)]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             one, *two = (saved_bytes(lambda b=b: forward(*b), model.parameters()) for b in batches)

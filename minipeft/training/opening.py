@@ -13,12 +13,11 @@ from ..data.tasks import find_task
 from ..data.template import Template
 from ..data.tokenizer import Tokenizer, tokenizer_for, with_begin
 from ..files.huggingface import find_base
-from ..methods import trains_base
 from ..model import GPT
 from ..parts.quantised import QUANTISED
 from ..parts.quantised_base import dtype_named, quantise_base
 from ..runtime.console import line_breaks
-from .flags import LADDER, arguments_from_flags
+from .flags import LADDER, arguments_from_flags, trains_base
 
 
 def open_base(args, on_device: bool = True) -> tuple[GPT, Tokenizer]:
@@ -63,7 +62,7 @@ def token_ids(tokenizer: Tokenizer, text: str) -> Tensor:
 
 
 def read_document(path, tokenizer: Tokenizer) -> Tensor:
-    """Ids (n,) of a text file, behind the tokenizer's begin mark. Raises Error for one that is empty or not UTF-8."""
+    """Ids (n,) of a text file, behind the begin mark. Raises Error if it is empty or not UTF-8."""
     text = read_text(path)
     if not text.strip():
         raise Error(f"the document {path} is empty: it needs at least one token")

@@ -10,11 +10,10 @@ from ..checks import Error
 from ..data.tokenizer import FILES
 from ..files.atomic import file_sha256
 from ..files.huggingface import SHIPPED
-from ..methods import trains_anything, trains_base
 from ..runtime import processes
 from ..runtime.console import command_line
 from ..runtime.signals import Stopped
-from .flags import ALL_FLAGS
+from .flags import ALL_FLAGS, trains_anything, trains_base
 from .run_folder import RunFolder
 
 SETTINGS = (  # flags that a resumed run must share

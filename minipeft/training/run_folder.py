@@ -143,7 +143,7 @@ class RunFolder:
         self._remove([p for p in old if p not in intact] + [self._anew])
 
     def newest(self, stage: str = "") -> Path | None:
-        """The stage's newest intact checkpoint, or None. Warns of damaged ones; Error if all are."""
+        """The stage's newest intact checkpoint or None. Warns of damaged ones; Error if all are."""
         return run_on_rank0(lambda: self._newest(stage))
 
     def _newest(self, stage: str) -> Path | None:
@@ -161,7 +161,7 @@ class RunFolder:
         return None
 
     def finish(self, *notes: str) -> None:
-        """Once the result is written, of NOTES these: remove checkpoints, lock, and what a run before left of NOTES."""
+        """Once the result is written, with these notes: remove checkpoints, lock, other notes."""
         run_on_rank0(lambda: self._remove([path for path in self.notes if path.name not in notes]))
         run_on_rank0(self._remove_all)
 

@@ -40,7 +40,8 @@ def parallel(model, device: torch.device, shard_base: bool = False) -> Callable[
     for p in model.trainable_parameters():
         dist.broadcast(p.detach(), src=0)
     # no init_sync: it would send the frozen base, too
-    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(_Loss(model), init_sync=False,
+                                               broadcast_buffers=False)
 
 
 def _shard(model, device: torch.device) -> None:
@@ -67,7 +68,7 @@ def _shard(model, device: torch.device) -> None:
 
 
 def reshard(base: GPT) -> None:
-    """Free the weights that forward passes without a backward pass, as in an evaluation, left gathered."""
+    """Free weights that forward passes without a backward pass (evaluations) left gathered."""
     for module in _sharded_parts(base):
         module.reshard()
 

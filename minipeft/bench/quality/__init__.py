@@ -48,11 +48,13 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
     add = p.add_argument_group("a part of it").add_argument
     add("--tasks", nargs="+", metavar="TASK", help="cells of these tasks only")
     add("--methods", nargs="+", metavar="ROW", help="cells of these rows of the tables only")
-    add("--examples", nargs="+", type=int, metavar="N", help="cells with as many training examples only")
+    add("--examples", nargs="+", type=int, metavar="N",
+        help="cells with as many training examples only")
     add = p.add_argument_group("data").add_argument
     add("--lines", metavar="FILE.jsonl", type=local_path, default="runs/quality.jsonl",
         help="where cells are written and looked up")
-    add("--smollm2", metavar="FOLDER", type=local_path, help="studies of the real model: SmolLM2-135M-Instruct")
+    add("--smollm2", metavar="FOLDER", type=local_path,
+        help="studies of the real model: SmolLM2-135M-Instruct")
     add("--e2e", metavar="FOLDER", type=local_path,
         help="task e2e: E2E NLG's devset.csv and testset_w_refs.csv")
     add = p.add_argument_group("machine").add_argument
@@ -73,7 +75,8 @@ def run(argv: list[str], tables: Callable[[Lines, list[str]], str]) -> tuple[dic
         pair for name in chosen if name != "cost" for pair in studies.STUDIES[name]()]
     if args.quick:
         chosen = ["methods"]
-    wanted = filter_cells(wanted, {"tasks": args.tasks, "methods": args.methods, "examples": args.examples})
+    wanted = filter_cells(wanted, {"tasks": args.tasks, "methods": args.methods,
+                                   "examples": args.examples})
     for name, needs in (("smollm2", [c.base == real.BASE for c, _ in wanted]),
                         ("e2e", [c.task == "e2e" for c, _ in wanted])):
         if any(needs):
@@ -95,8 +98,8 @@ PARTS = {"tasks": attrgetter("task"), "methods": studies.row, "examples": attrge
 
 
 def filter_cells(wanted: studies.Pairs, named: dict[str, "list | None"]) -> studies.Pairs:
-    """The cells that have one of the named values by every flag of PARTS (None: any). Raises Error for a value that
-    no cell has, and without cells."""
+    """The cells that have one of the named values by every flag of PARTS (None: any). Raises Error
+    for a value that no cell has, and without cells."""
     kept = wanted
     for flag, values in named.items():
         has = PARTS[flag]

@@ -17,8 +17,9 @@ AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"  # for torch's operato
 
 
 def run(path: Path, number: int, folders: dict[str, str], device: str) -> dict:
-    """Run line `number` (from 1) again. "same": the fields of COMPARED agree to the last bit; "close": on another
-    kind of CPU, the scores agree within TOLERANCE, and so do all fields that rounding does not change.
+    """Run line `number` (from 1) again. "same": the fields of COMPARED agree to the last bit;
+    "close": on another kind of CPU, the scores agree within TOLERANCE, and so do all fields that
+    rounding does not change.
     """
     if not path.exists():
         raise Error(f"there is no file {path}: it must hold the line that is to be run again")

@@ -30,9 +30,10 @@ EVALUATIONS, EVALUATED = 8, 96  # evaluations during a run, and the examples of 
 def run(cell: Cell, folders: dict[str, str] | None = None, device: str = "cpu") -> dict:
     """Train and score a cell; returns its result: {"score", "loss", "seconds", …}.
 
-    All but "seconds" and "peak_bytes" is the same in every run on one machine. A training that diverges is a
-    result too: {"score": 0.0, "loss": inf, "failed": message}. "known": loss and exact match on what the base was
-    pretrained on (forgetting.py). folders: {"smollm2", "e2e"}, for the cells that need them.
+    All but "seconds" and "peak_bytes" is the same in every run on one machine. A training that
+    diverges is a result too: {"score": 0.0, "loss": inf, "failed": message}. "known": loss and
+    exact match on what the base was pretrained on (forgetting.py). folders: {"smollm2", "e2e"}, for
+    the cells that need them.
     """
     torch.set_num_threads(1)  # rounding depends on their number
     torch.manual_seed(cell.seed)

@@ -21,7 +21,7 @@ def place(lines: Path) -> Path:
 
 
 def measure(lines: Path, device: str) -> str:
-    """Write the costs beside these lines, unless their file exists: {"card", "rows", …}. Returns where they are."""
+    """Write {"card", "rows", …} beside these lines, unless the file exists. Returns its path."""
     if place(lines).exists():
         return f"costs: {place(lines)} is kept (remove it to measure them anew)"
     torch.set_num_threads(1)  # as in the cells

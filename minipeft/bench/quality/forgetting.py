@@ -1,11 +1,12 @@
-"""Forgetting: loss on what a base was pretrained on, before training, after it, and with the adapter off.
+"""Forgetting: loss on what a base was pretrained on: before, after, and with the adapter off.
 
     embedded bases    TOLD held-out examples of all their skills, with instruction
     SmolLM2           PARAGRAPHS paragraphs of the Python Language Reference (PSF licence), which comes with
                       Python: the module pydoc_data.topics
 
-As PEFT's benchmark has it (huggingface/peft, method_comparison/MetaMathQA): loss after less loss before, where
-"before" is of the bare base, without a method. The English is another with every version of Python.
+As PEFT's benchmark has it (huggingface/peft, method_comparison/MetaMathQA): loss after less loss
+before, where "before" is of the bare base, without a method. The English is another with every
+version of Python.
 """
 
 import re
@@ -41,7 +42,7 @@ def english(tokenizer: Tokenizer) -> list[Batch]:
 
 
 def measured(before: tuple[float, float], model: Adapted, known: Iterable[Batch]) -> dict:
-    """{"before", "after", "off"}: [loss, exact match] on `known`; "off": without the adapter, which is detached."""
+    """{"before", "after", "off"}: [loss, exact match] on `known`; "off": with it detached."""
     after = evaluate(model, known)
     off = evaluate(model.detach(), known)
     return {"before": list(before), "after": list(after), "off": list(off)}

@@ -67,8 +67,8 @@ def appending(path: Path) -> Iterator[tuple[Lines, Callable[[dict], None]]]:
 
 
 def sweep_cells(lines: Lines, like: Cell) -> list[Cell]:
-    """A cell's sweep as far as it has been run, lowest learning rate first: the first runs, and those beyond
-    its edges."""
+    """A cell's sweep as far as it has been run, lowest learning rate first: the first runs, and
+    those beyond its edges."""
     cells = sorted(sweep(like), key=lambda c: c.lr)
     if not cells or any(c.key not in lines for c in cells):
         return [c for c in cells if c.key in lines]
@@ -80,13 +80,13 @@ def sweep_cells(lines: Lines, like: Cell) -> list[Cell]:
 
 
 def rate_beyond(cells: list[Cell], edge: int) -> float:
-    """The learning rate below the lowest (edge 0) or above the highest (edge -1): 1, 3, 10, 30, …"""
+    """Learning rate below the lowest (edge 0) or above the highest (edge -1): 1, 3, 10, …"""
     return float(f"{cells[1].lr / 10 if edge == 0 else cells[-2].lr * 10:.0e}")
 
 
 def next_of_sweep(lines: Lines, like: Cell) -> list[Cell]:
-    """The runs that a cell's sweep needs next: the first ones, then one beyond an edge with the lowest loss, at
-    most BEYOND on a side; [] when it is finished."""
+    """The runs that a cell's sweep needs next: the first ones, then one beyond an edge with the
+    lowest loss, at most BEYOND on a side; [] when it is finished."""
     first = sweep(like)
     if missing := [c for c in first if c.key not in lines]:
         return missing

@@ -1,4 +1,4 @@
-"""Cells on a real model: SmolLM2-135M-Instruct learns to describe restaurants, to classify, and to rewrite.
+"""Cells on a real model: SmolLM2-135M-Instruct describes restaurants, classifies and rewrites.
 
     e2e                E2E NLG (Novikova et al. 2017, 1706.09254): pairs of a meaning representation (MR)
                        and a description, of at most LONGEST tokens. A fifth of devset.csv's MRs is the
@@ -8,14 +8,15 @@
     topics, amounts    the tasks of minipeft.data.sentences. Held-out examples have sentence patterns of
                        their own; the validation set has those of training. Score: exact match
 
-Examples are drawn by the seed; a smaller set is part of a larger one. A run is STEPS batches of BATCH
-pairs of similar length, or as many as see every example once. The loss is of the held-out pairs; when a
-learning rate is chosen, of the validation set, and nothing is generated. Weights are float32. peak_bytes: of
-the process in training, with Python, torch and what earlier cells left; on a GPU, of torch's allocator.
+Examples are drawn by the seed; a smaller set is part of a larger one. A run is STEPS batches of
+BATCH pairs of similar length, or as many as see every example once. The loss is of the held-out
+pairs; when a learning rate is chosen, of the validation set, and nothing is generated. Weights are
+float32. peak_bytes: of the process in training, with Python, torch and what earlier cells left; on
+a GPU, of torch's allocator.
 
-Prompt and prefix start from a wording and have its length; the other methods start from the bare base, and
-"with wording" have it in front of every input. Hard-prompt is that wording, not trained. docs/tools/e2e.py is
-an earlier experiment, at full length.
+Prompt and prefix start from a wording and have its length; the other methods start from the bare
+base, and "with wording" have it in front of every input. Hard-prompt is that wording, not trained.
+docs/tools/e2e.py is an earlier experiment, at full length.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ from ...accounting import adapter_bytes
 from ...attach import Adapted, adapt
 from ...checks import Error
 from ...data.batches import Epochs, references
-from ...data.encoding import Encoded, collate, length, tokenize
+from ...data.encoding import Encoded, collate, tokenize
 from ...data.files import read_examples
 from ...data.sentences import SENTENCES, distinct
 from ...data.tasks import Example
@@ -124,7 +125,7 @@ SENTENCES_SCORED = 100
 
 
 def cell(name: str, examples: int, task: str = "e2e") -> Cell:
-    """The cell of this row, without learning rate and seed; with many examples it sees each once."""
+    """This row's cell, without learning rate and seed; with many examples it sees each once."""
     (method, size, start, _, steps), its = ALL_ROWS[name], TASKS[task]
     if method in VIRTUAL:
         size = {"num_virtual_tokens": its.num_virtual_tokens, **size}
@@ -152,7 +153,7 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
     template = Template(TEMPLATE if its_own else words + TEMPLATE)
 
     def fits(e: Example) -> bool:
-        return length(e, tokenizer, Template(TEMPLATE)) <= LONGEST
+        return tokenize(e, tokenizer, Template(TEMPLATE)).length <= LONGEST
 
     def loss_of(examples: list[Example]) -> tuple[float, float]:
         return evaluate(model, batches(examples, tokenizer, template))
@@ -192,7 +193,7 @@ def run(cell: Cell, folders: dict[str, str], device: str) -> dict:
 
 
 def matched(base: GPT, examples: list[Encoded], P: int) -> Prefix:
-    """P rows for a prefix to start from, matched to these examples as one text, without their bias."""
+    """P rows that a prefix starts from: matched to these examples as one text, without bias."""
     text = torch.tensor([token for e in examples for token in (*e.prompt, *e.completion)])
     return match(base, text.to(base.wte.weight.device), P)._replace(bias=None)
 
@@ -218,7 +219,8 @@ def sentences(cell: Cell) -> Split:
     """The cell's examples of a task of sentences, no two of them equal."""
     example = SENTENCES[cell.task]
     dev = distinct(partial(example, held_out=False), "development", SENTENCES_SCORED)
-    training = distinct(partial(example, held_out=False), f"{cell.seed}/few", cell.examples, without=dev)
+    training = distinct(partial(example, held_out=False), f"{cell.seed}/few", cell.examples,
+                        without=dev)
     test = distinct(partial(example, held_out=True), "held-out", SENTENCES_SCORED)
     return training, dev, [(e, [e.target]) for e in test]
 

@@ -81,8 +81,8 @@ def cell(name: str, task: str, size: dict, base: str = BASE, **rest) -> Cell:
 
 
 def sweep(of: Cell) -> list[Cell]:
-    """The first runs of those that choose a cell's learning rate, whatever its start and seed; where the best
-    lies at an edge, the sweep goes on (grid.next_of_sweep)."""
+    """The first runs of those that choose a cell's learning rate, whatever its start and seed;
+    where the best lies at an edge, the sweep goes on (grid.next_of_sweep)."""
     if of.base == real_model.BASE:
         rates = real_model.ALL_ROWS[row(of)].rates
     else:
@@ -165,7 +165,7 @@ def data() -> Pairs:
 
 
 def real() -> Pairs:
-    """A real model on three tasks of text: a description, a classification and an exact transformation."""
+    """A real model on three tasks: a description, a classification and an exact transformation."""
     return swept(real_model.cell(r, REAL_EXAMPLES, t) for r in real_model.ROWS for t in real_model.TASKS)
 
 
