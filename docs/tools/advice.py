@@ -4,15 +4,15 @@ from collections.abc import Iterable
 
 from docs.tools.comparison.facts import Facts, joined
 from docs.tools.comparison.summary import beyond_chance
-from docs.tools.comparison.tables import digits_of
+from docs.tools.comparison.tables import BLEU_TASK, digits_of
 from docs.tools.markdown import points_list, table
 from docs.tools.results import facts, read
 from minipeft.accounting import base_parameters
 from minipeft.accounting.shapes import EMBEDDED, PRESETS
 from minipeft.bench.quality.cell import DEV
 from minipeft.bench.quality.real import BASE as REAL
-from minipeft.bench.quality.real import SCORED, SENTENCES_SCORED, TASKS
-from minipeft.bench.quality.studies import BASE, LENGTHS, REAL_EXAMPLES, TOKENS
+from minipeft.bench.quality.real import CHANGED, SCORED, SENTENCES_SCORED, TASKS
+from minipeft.bench.quality.studies import AGAINST, BASE, LENGTHS, REAL_EXAMPLES, TOKENS
 from minipeft.data.sentences import SENTENCES
 from minipeft.data.tasks import INSTRUCTIONS
 
@@ -94,19 +94,21 @@ def on_real_tasks(f: Facts) -> str:
 
 
 def against_lora(f: Facts) -> str:
-    """A prefix less LoRA, from noise and with one thing changed at a time."""
-    def less(row: str, other: str = "lora") -> str:
-        return joined(f"{f.less(f'real_prefix/{row}/{t}', f'real_prefix/{other}/{t}')} (`{t}`)" for t in SENTENCES)
+    """A prefix less LoRA, from noise and with one thing changed at a time, on tasks with all rows."""
+    tasks = [t for t in TASKS if all(f"real_prefix/{row}/{t}" in f.points for row in CHANGED)]
+    others = [row for row in CHANGED if row.startswith("prefix") and "steps" not in row]
 
-    others = [f"prefix {change}" for change in ("of 8 from noise", "of 64 from noise", "from noise, no positions",
-                                                "from noise, by an MLP")]
-    behind = [beyond_chance(f.diff(f"real_prefix/{row}/{t}", f"real_prefix/lora/{t}")) < 0
-              for row in others for t in SENTENCES]
-    return ("**A prefix less LoRA there, in exact match**: started from noise of the embeddings' size (PEFT's has unit "
-            f"variance) {less('prefix from noise')}; from a wording {less('prefix')}; from noise with twice the steps "
-            f"for both {less('prefix from noise, twice the steps', 'lora, twice the steps')}. From noise with 8 or 64 "
-            "virtual tokens, without positions for them, or by the MLP, it is behind beyond chance in "
-            f"{sum(behind)} of {len(behind)} cases.")
+    def less(row: str, other: str = AGAINST) -> str:
+        return joined(f"{f.less(f'real_prefix/{row}/{t}', f'real_prefix/{other}/{t}', digits=digits_of(t))} "
+                      f"(`{t}`{', BLEU' * (t == BLEU_TASK)})" for t in tasks)
+
+    behind = {t: sum(beyond_chance(f.diff(f"real_prefix/{row}/{t}", f"real_prefix/{AGAINST}/{t}")) < 0
+                     for row in others) for t in tasks}
+    return ("**A prefix less LoRA there, in exact match or BLEU**: started from noise of the embeddings' size (PEFT's "
+            f"has unit variance) {less('prefix from noise')}; from a wording {less('prefix')}; from noise with twice "
+            f"the steps for both {less('prefix from noise, twice the steps', 'lora, twice the steps')}. With one of "
+            f"{len(others)} changes to noise (8 or 64 virtual tokens, no positions for them, the MLP) it is behind "
+            f"beyond chance in {joined(f'{n} of {len(others)} cases on `{t}`' for t, n in behind.items())}.")
 
 
 def real_table(f: Facts) -> str:
