@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapters import export_adapter, fingerprint, load_adapter
+from .adapters import export_adapter, fingerprint, load_adapter, parts_in
 from .checks import Error
 from .config import GPTConfig
 from .data import BASES
@@ -28,6 +28,7 @@ from .data.tokenizer import Tokenizer, in_letters, tokenizer_for
 from .files.atomic import FOLDER_MARKERS, check_destination, read_json
 from .files.huggingface import find_base
 from .files.peft import read_adapter, read_combination
+from .files.tensors import tensor_files
 from .inference.generation import generate, stream
 from .inference.task_bank import TaskBank
 from .methods import METHODS, WHOLE
@@ -37,7 +38,6 @@ from .parts.quantised_base import BASE_DTYPES, dtype_named
 from .runtime.console import Parser, line_breaks, local_path, printable, run, seed, utf8_text
 from .runtime.devices import HELP, default_device, device
 from .slots import Prefix
-from .training.flags import LADDER
 from .training.run_folder import check_no_run
 
 
@@ -106,6 +106,9 @@ def complete(args) -> None:
     base, folder = open_base(args)
     tokenizer = tokenizer_for(base.config.vocab_size, folder)
     models = [load_adapter(base, folder) for folder in args.adapter] or [base]
+    for adapter, model in zip(args.adapter, models, strict=False):
+        if args.base_dtype is not None and not model.method.freezes_base:
+            raise Error(f"{adapter} is a whole model: --base {adapter} opens it in {args.base_dtype}")
     template = template_for(args, [model.method for model in models if model is not base])
     stops = template.stops(tokenizer)
     ids = prompt_ids(Example(args.prompt, ""), tokenizer, template)
@@ -127,7 +130,7 @@ def complete(args) -> None:
                 printed = text
         print(tokenizer.decode(new)[len(printed) :])
         return
-    names = [Path(folder).name for folder in args.adapter]
+    names = [Path(os.path.abspath(folder)).name for folder in args.adapter]
     if len(set(names)) < len(names):
         names = args.adapter
     try:
@@ -152,11 +155,7 @@ def inspect(args) -> None:
         size = sum(p.numel() for p in tuned.parameters())
         print(f"{folder}\n  {'method':<20}{WHOLE}, or a base: {size:,} parameters, {tuned.config}")
         return
-    parts = read_combination(folder, METHODS) or [""]
-    levels = [str(folder / level) for level in LADDER if (folder / level / "adapter_config.json").exists()]
-    if levels and parts == [""] and not (folder / "adapter_config.json").exists():
-        raise Error(f"{folder} is the folder of a climb: inspect a level of it, {' or '.join(levels)}")
-    for part in parts:
+    for part in parts_in(folder) or [""]:
         inspect_one(args, folder / part, base, base_folder)
 
 
@@ -168,8 +167,7 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
     is_ours = theirs in (None, ours)
     which = f"{str(theirs)[:12]}, {'which is' if is_ours else 'not'} {args.base}"
     lines = {"method": method.name if method else f"unknown here ({kind})"}
-    fields = [name for name in method.hyperparameters if name in method.config_fields()] if method else []
-    lines |= {name: config[name] for name in fields if config.get(name) is not None}
+    lines |= settings_in(method, config) if method else {}
     lines["parameters"] = f"{sum(t.numel() for t in tensors.values()):,}"
     lines["size"] = f"{stored.path.stat().st_size / 1000:,.1f} KB ({stored.path.name})"
     lines |= {"base": "not recorded" if theirs is None else which, "tensors": ""}
@@ -194,6 +192,16 @@ def inspect_one(args, folder: Path, base: GPT, base_folder: Path) -> None:
         print("".join(f"{line}\n" for line in stands_for(folder, found)), end="")
     if is_prompt(method, base.config):
         print("\n".join(in_words(found, base, tokenizer_for(base.config.vocab_size, base_folder))))
+
+
+def settings_in(method: type[Method], config: dict) -> dict:
+    """{hyper-parameter: value} that an adapter_config.json tells, under our names."""
+    try:
+        found = method.from_config(config)
+    except Error:  # a damaged one: as it stands there
+        found = config
+    return {name: value for name in method.hyperparameters if name in method.config_fields()
+            and (value := found.get(name, config.get(name))) is not None and not isinstance(value, Tensor)}
 
 
 def stands_for(folder: Path, method: Method) -> list[str]:
@@ -252,12 +260,14 @@ def typical_distance(base: GPT) -> float:
 def check_out(args) -> None:
     """Raise Error where OUT is the adapter's own folder, or holds a run, an adapter or a base."""
     out = Path(args.out)
-    check_no_run(out)
     if os.path.realpath(out) == os.path.realpath(args.folder):
         raise Error(f"{out} is the adapter itself: {args.command} it into another folder")
-    check_destination(out, "an adapter")
-    if (out / FOLDER_MARKERS["an adapter"]).exists():
-        raise Error(f"{out} already holds an adapter: save an adapter in a folder of its own")
+    for folder in (out, *(out / part for part in read_combination(Path(args.folder), METHODS))):
+        check_no_run(folder)
+        check_destination(folder, "an adapter")
+        for path in (folder / FOLDER_MARKERS["an adapter"], *tensor_files(folder, "adapter_model")):
+            if path.exists():
+                raise Error(f"{folder} already holds an adapter: save an adapter in a folder of its own")
 
 
 def export(args) -> None:

@@ -46,7 +46,7 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
         return Adapted(tuned.to(base.wte.weight.device), Full(tuned)).eval()
     check_unmerged(base)
     base_fingerprint = base_fingerprint or fingerprint(base)
-    parts = read_combination(folder, METHODS)
+    parts = parts_in(folder)
     if not parts:
         return Adapted(base, _load_method(base, folder, base_fingerprint)).eval()
     methods = [_load_method(base, folder / name, base_fingerprint, str(parts[name]))
@@ -56,6 +56,15 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
     except Error as e:
         raise Error(f"{folder}: {e}") from None
     return Adapted(base, combined).eval()
+
+
+def parts_in(folder: Path) -> dict[str, str]:
+    """{method: digest} of a combination, {} for one adapter. Raises Error for a folder of several."""
+    parts = read_combination(folder, METHODS)
+    others = [str(folder / name) for name in METHODS if (folder / name / "adapter_config.json").exists()]
+    if others and not parts and not file_exists(folder / "adapter_config.json"):
+        raise Error(f"{folder} is no adapter, but holds some: take one of them, {' or '.join(others)}")
+    return parts
 
 
 @torch.no_grad()

@@ -175,8 +175,10 @@ def test_inspect_names_the_levels_of_a_climb(adapters, capsys, tmp_path):
               for name, level in (("reverse", "hard-prompt"), ("prompt", "prompt"))]
     code, _, err = call(capsys, "inspect", tmp_path)
     assert code == 2 and err == (
-        f"minipeft: {tmp_path} is the folder of a climb: inspect a level of it, {levels[0]} or {levels[1]}\n")
+        f"minipeft: {tmp_path} is no adapter, but holds some: take one of them, {levels[0]} or {levels[1]}\n")
     assert call(capsys, "inspect", levels[0])[0] == 0
+    code, _, err = call(capsys, "generate", "--prompt", "1 -> ", "--adapter", tmp_path)
+    assert code == 2 and f"holds some: take one of them, {levels[0]} or" in err
 
 
 def test_inspect_tells_what_a_folder_holds(adapters, capsys):

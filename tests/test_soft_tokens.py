@@ -1,6 +1,7 @@
 """Virtual tokens inside the text: where {soft} of a template is."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -222,8 +223,10 @@ def test_train_evaluate_and_generate(capsys, tmp_path, data):
     new = generate(load_adapter(base, tmp_path / "a"), torch.tensor([ids]), 4, stop_token=256)[0, len(ids) :]
     assert code == 0 and out.strip() == BYTES.decode([i for i in new.tolist() if i < 256]).strip()
 
+    alone = shutil.copytree(tmp_path / "a", tmp_path / "alone")
+    (alone / "scores.json").unlink()  # which tells the run's template
     for argv, message in {
-        ("--eval-only", "--out", tmp_path / "a"): "has its virtual tokens in the text: give its --template",
+        ("--eval-only", "--out", alone): "has its virtual tokens in the text: give its --template",
         ("--method", "prefix", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: prefix has",
         ("--climb", "--template", TEMPLATE): "{soft} in --template goes with --method prompt: --climb has no",
         ("--method", "prefix", "--init-from", tmp_path / "a", "--out", tmp_path / "c"): "in the text: the ladder",

@@ -111,6 +111,10 @@ class FileData:
             examples = Random(f"{seed}/limit").sample(examples, min(limit, len(examples)))
         sets = [examples, spare if dev is None else read_examples(dev, columns)]
         sets += [] if test is None else [read_examples(test, columns)]
+        for file, its in zip((dev, test), sets[1:], strict=False):
+            kinds = ["texts" if of[0].input is None else "inputs with targets" for of in (examples, its)]
+            if file is not None and kinds[0] != kinds[1]:
+                raise Error(f"{path} holds {kinds[0]}, but {file} {kinds[1]}: they must be alike")
         once = copy(tokenizer)
         once.encode = cache(tokenizer.encode)  # for texts that several examples share
         self._uncut = [[tokenize(e, once, template) for e in examples] for examples in sets]

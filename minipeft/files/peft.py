@@ -4,6 +4,7 @@ The fields of the config and the names of the tensors are PEFT's. A combination 
 folder for each method, listed in combination.json.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..checks import Error, shown
 from ..config import GPTConfig, linears
 from .atomic import check_destination, file_exists, read_json, write_json
-from .tensors import StoredTensors, config_digest, digest, write_tensors
+from .tensors import StoredTensors, config_digest, digest, tensor_files, write_tensors
 
 
 def _prompt_learning_config(c: GPTConfig, num_virtual_tokens: int) -> dict:
@@ -164,6 +165,14 @@ def write_adapter(folder, config: dict, tensors: dict[str, Tensor], fingerprint:
     config = {**config, "task_type": "CAUSAL_LM", "inference_mode": True,
               "base_model_name_or_path": None}
     write_json(folder / "adapter_config.json", config if safe else config | {"minipeft": notes})
+
+
+def remove_adapter(folder: Path) -> None:
+    """Remove the files of `write_adapter`, and the folder if nothing else is in it."""
+    for path in (folder / "adapter_config.json", *tensor_files(folder, "adapter_model")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def read_adapter(folder: Path) -> tuple[dict, StoredTensors]:

@@ -34,7 +34,7 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: boo
     safetensors if it is installed. Returns True for safetensors.
     """
     safe = have_safetensors() if safe is None else safe
-    path, other = _tensor_paths(folder, stem)[:: 1 if safe else -1]
+    path = _tensor_paths(folder, stem)[0 if safe else 1]
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     if safe:
         if not have_safetensors():
@@ -45,10 +45,16 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor], safe: boo
         write_atomically(path, lambda to: save_file(tensors, to, metadata=metadata))
     else:
         write_atomically(path, lambda to: save_torch(to, tensors))
-    other.unlink(missing_ok=True)
-    for file in (path, other):  # an index of earlier shards would be read instead of this file
-        file.with_name(f"{file.name}.index.json").unlink(missing_ok=True)
+    for file in tensor_files(folder, stem):  # an index of earlier shards would be read instead
+        if file != path:
+            file.unlink(missing_ok=True)
     return safe
+
+
+def tensor_files(folder: Path, stem: str) -> list[Path]:
+    """The files that `write_tensors` writes or removes: of both formats, and their indexes."""
+    paths = _tensor_paths(folder, stem)
+    return [*paths, *(path.with_name(f"{path.name}.index.json") for path in paths)]
 
 
 def _tensor_paths(folder: Path, stem: str) -> tuple[Path, Path]:
@@ -195,6 +201,10 @@ def _from_safetensors(path: Path, read: Callable):
     """Return read(the open file). Raises Error when the file is torn."""
     from safetensors import safe_open
 
+    try:
+        open(path, "rb").close()
+    except OSError as e:  # which the library calls a file that is not there
+        raise Error(f"{path} cannot be read: {e.strerror}") from None
     with library_errors(f"{path} is torn or not a file of tensors"), safe_open(path, "pt") as f:
         return read(f)
 

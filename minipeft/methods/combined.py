@@ -5,6 +5,7 @@ Each trains at its own learning rate. save() writes an adapter folder for each m
 list.
 """
 
+import contextlib
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,7 @@ from ..files.atomic import check_destination
 from ..model import GPT
 from ..parts.quantised_base import fingerprint
 from ..slots import Slots
+from . import METHODS
 from .base import Method
 
 
@@ -60,9 +62,14 @@ class Combined(Method, registered=False):
     def save(self, base: GPT, folder, base_fingerprint: str | None = None) -> None:
         check_destination(folder, "a combination")
         base_fingerprint = base_fingerprint or fingerprint(base)
+        before: dict[str, str] = {}
+        with contextlib.suppress(Error):  # a damaged list names nothing
+            before = peft.read_combination(Path(folder), METHODS)
         for name, part in self.by_name.items():
             part.save(base, Path(folder) / name, base_fingerprint)
         peft.write_combination(folder, {name: part.tensors() for name, part in self.by_name.items()})
+        for name in before.keys() - self.by_name.keys():
+            peft.remove_adapter(Path(folder) / name)
 
 
 def merge_hooks(layer: tuple[dict, ...]) -> dict:

@@ -17,7 +17,7 @@ from . import flags
 from .document_run import check_document
 from .flags import ALL_FLAGS, LADDER, trains_anything, trains_base
 from .resumable import has_checkpoints
-from .run_folder import NOTES
+from .run_folder import NOTES, SELF_STUDY_FILE, template_of_run
 
 
 def check(args: argparse.Namespace) -> argparse.Namespace:
@@ -41,18 +41,20 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
             raise Error(f"{flags.as_flag(name)} goes with --document")
     if args.teacher_top_k is not None and args.document is None and args.teacher_context is None:
         raise Error("--teacher-top-k goes with --teacher-context, or --document with --how distil")
-    args.template = Template(DEFAULT if args.template is None else line_breaks(args.template))
+    args.task, args.max_length = args.task or "reverse", args.max_length or 1024
+    args.out = Path(args.out or f"runs/{run_name(args)}")
+    then = template_of_run(args.out) if args.eval_only and args.data is not None else None
+    args.template = Template((then or DEFAULT) if args.template is None else line_breaks(args.template))
     if args.answers and importlib.util.find_spec("sacrebleu") is None:
         raise Error("--answers scores by BLEU and chrF, which needs: pip install sacrebleu")
     if args.lr is not None and not 0 < args.lr <= 100:
         raise Error(f"--lr must be above 0 and at most 100, not {args.lr:g}")
     args.methods = args.method.split("+")
     check_training(args)
-    args.task, args.max_length = args.task or "reverse", args.max_length or 1024
     args.batch_size = args.batch_size or (64 if args.data is None else 8)
     if args.template.has_soft:
         takers = [name for name in METHODS if "template" in METHODS[name].arguments()]
-        if args.climb or not set(takers) & set(args.methods):
+        if args.climb or not (args.eval_only or set(takers) & set(args.methods)):
             raise Error(f"{{soft}} in --template goes with --method {' or '.join(takers)}: "
                         f"{'--climb' if args.climb else args.method} has no virtual tokens in the text")
     known = flags.flags_of(LADDER if args.climb else args.methods)
@@ -78,16 +80,18 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
                     "in float32 (--dtype bfloat16 works in both)")
     if args.shard_base and args.base_dtype in QUANTISED:
         raise Error(f"--shard-base takes a base in float32 or bfloat16: in {args.base_dtype} it is small as it is")
-    args.out = Path(args.out or f"runs/{run_name(args)}")
     for name in ("data", "dev", "test", "document", "teacher_context"):
         path = getattr(args, name)
-        if path is not None and os.path.realpath(path) in [os.path.realpath(args.out / note) for note in NOTES]:
+        notes = [os.path.realpath(args.out / note) for note in NOTES if note != SELF_STUDY_FILE]
+        if path is not None and os.path.realpath(path) in notes:
             raise Error(f"{flags.as_flag(name)} {path} is a file that runs in {args.out} write: another --out keeps it")
     if not args.eval_only:
         content = "a base" if is_base else "an adapter"
         content = "a combination" if len(args.methods) > 1 else content
         for folder in [args.out / level for level in LADDER] if args.climb else [args.out]:
             check_destination(folder, content)
+        for part in args.methods if len(args.methods) > 1 else ():
+            check_destination(args.out / part, "an adapter")
     return args
 
 

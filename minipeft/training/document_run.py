@@ -27,10 +27,10 @@ from .flags import METHOD_FLAGS, as_flag
 from .job import run_job
 from .opening import open_base, read_document
 from .resumable import notes_of, resumable_folder
-from .run_folder import RunFolder
+from .run_folder import SELF_STUDY_FILE, RunFolder
 from .scores import size_kb
 
-NOTE, SELF_STUDY_FILE = "document.json", "self-study.jsonl"
+NOTE = "document.json"
 HOW = ("match", "distil", "text")
 SELF_STUDY = 128  # texts
 EPOCHS, LEARNING_RATE, BATCH_SIZE = 8, 2e-3, 4  # of a distillation: 8 texts need more than 3 GB on SmolLM2-135M
@@ -123,6 +123,7 @@ def run_document(args: argparse.Namespace) -> dict:
         note = args.out / NOTE
         if args.how == "distil":
             result["texts"] = texts_of(args, base, tokens)
+            result |= {"self_study": args.self_study} if args.data is None else {}
             run_on_rank0(lambda: begin(args, folder, result))
             result |= distilled(args, folder, base, tokenizer, tokens, prefix)
         else:

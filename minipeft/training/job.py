@@ -30,7 +30,7 @@ from .memory_check import check_memory
 from .opening import hyperparameters, open_base, open_data, read_document, token_ids
 from .prompt_search import choose_wording, search
 from .resumable import SETTINGS, notes_of, resumable_folder, run_flags, sources_of
-from .run_folder import EVAL_ONLY_ANSWERS, SEARCH, RunFolder
+from .run_folder import EVAL_ONLY_ANSWERS, SEARCH, RunFolder, template_of_run
 from .scores import size_kb, skill_scores, text_scores
 from .sharding import full_base, parallel
 from .traffic import traffic_line
@@ -77,6 +77,9 @@ class Job:
             raise Error(f"the adapter in {args.out} has its virtual tokens in the text: give its --template")
         if not method.tokens_in_text and args.template.has_soft:
             raise Error(f"{{soft}} in --template, but {args.out} has no virtual tokens in the text")
+        then = template_of_run(args.out) if args.eval_only and args.data is not None else None
+        if then not in (None, args.template.text):
+            note(f"--template is not that of the run in {args.out}, {then!r}")
         if args.teacher_context is not None:
             context = read_document(args.teacher_context, self.tokenizer)
             self.teacher_digest = hashlib.sha256(context.numpy().tobytes()).hexdigest()

@@ -30,10 +30,23 @@ def sources_now(args: argparse.Namespace) -> dict:
     return sources_of(args, fingerprint(base))
 
 
+def check_levels(args: argparse.Namespace) -> None:
+    """Raise Error, before the first level is trained, for a finished run that is no level of this climb."""
+    for level, below in zip(LADDER, (None, *LADDER), strict=False):
+        if not args.resume:
+            RunFolder(args.out / level).check()
+        elif (found := finished(args.out / level)) and "flags" in found:  # an older version wrote none
+            start = Path(found["flags"].get("init_from") or "").name  # wherever the climb lies now
+            if start != (below or ""):
+                raise Error(f"{args.out / level} holds a run that is no level of this climb: another --out keeps it")
+
+
 def run_ladder(args: argparse.Namespace) -> list[dict]:
     """Run every level in OUT/LEVEL; returns their scores. --resume skips the finished ones."""
     if args.resume and not args.out.is_dir():
         raise Error(f"nothing to resume: there is no folder {args.out}")
+    if not args.overwrite:
+        run_on_rank0(lambda: check_levels(args))
     sources = sources_now(args) if args.resume else {}
     results, has_run = [], False  # after a run, results above it are of another start
     for level, below in zip(LADDER, (None, *LADDER), strict=False):
@@ -42,9 +55,9 @@ def run_ladder(args: argparse.Namespace) -> list[dict]:
         one.init_from = str(args.out / below) if below else None
         goes_on = args.resume and not has_run
         if goes_on and (found := run_on_rank0(lambda out=one.out: finished(out))):
-            ours = run_flags(one)
-            theirs = found.get("flags", ours) | {"init_from": one.init_from}  # an older version wrote none
-            ours, theirs = ours | sources, theirs | found.get("sources", sources)  # likewise
+            ours, recorded = run_flags(one) | sources, found.get("flags", {})
+            theirs = ours | recorded | found.get("sources", {})  # an older version wrote less
+            theirs["init_from"] = one.init_from
             if theirs == ours:
                 results.append(found)
                 continue

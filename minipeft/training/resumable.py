@@ -8,13 +8,16 @@ from pathlib import Path
 
 from ..checks import Error
 from ..data.tokenizer import FILES
-from ..files.atomic import file_sha256
+from ..files.atomic import FOLDER_MARKERS, file_sha256
 from ..files.huggingface import SHIPPED
+from ..files.peft import read_combination
+from ..files.tensors import tensor_files
+from ..methods import METHODS
 from ..runtime import processes
 from ..runtime.console import command_line
 from ..runtime.signals import Stopped
 from .flags import ALL_FLAGS, trains_anything, trains_base
-from .run_folder import RunFolder
+from .run_folder import SELF_STUDY_FILE, RunFolder, check_no_run
 
 SETTINGS = (  # flags that a resumed run must share
     "method", *ALL_FLAGS, "task", "data", "dev", "test", "columns", "limit", "batch_size",
@@ -45,11 +48,24 @@ def resumable_folder(args) -> Iterator[RunFolder]:
 
 
 def check_own_files(args, folder: RunFolder) -> None:
-    """Raise Error where the run would replace or remove a file that is a user's."""
-    notes = [args.out / name for name in notes_of(args) if name != "scores.json"]  # which RunFolder refuses
+    """Raise Error where the run would replace or remove a file that is a user's, or another run's."""
+    checked = ("scores.json", SELF_STUDY_FILE)  # by RunFolder, and by document_run.begin
+    notes = [args.out / name for name in notes_of(args) if name not in checked]
     own = [path for path in notes if path not in folder.notes and not args.resume]  # else a stopped run's, maybe
-    if trains_base(args.methods) and not (args.out / "config.json").exists():  # else they are of the base there
+    is_base, parts = trains_base(args.methods), []
+    if len(args.methods) > 1:
+        parts = [args.out / name for name in args.methods]
+        listed = read_combination(args.out, METHODS)
+        for part in parts:
+            check_no_run(part)
+            if (part / FOLDER_MARKERS["an adapter"]).exists() and part.name not in listed and not folder.was_stopped:
+                raise Error(f"{part} already holds an adapter, which this run would replace: another --out keeps it")
+    if is_base and not (args.out / FOLDER_MARKERS["a base"]).exists():  # else they are of the base there
         own += [args.out / name for name in (*FILES, "generation_config.json")]
+    if not folder.notes and not folder.was_stopped:
+        kind, stem = ("a base", "model") if is_base else ("an adapter", "adapter_model")
+        own += [path for place in parts or [args.out] if not (place / FOLDER_MARKERS[kind]).exists()
+                for path in tensor_files(place, stem)]
     for path in own:
         if path.exists():
             raise Error(f"{path} is not of a run, and this run would replace it: another --out keeps it")
@@ -58,12 +74,15 @@ def check_own_files(args, folder: RunFolder) -> None:
 def notes_of(args) -> list[str]:
     """Files of NOTES that a run writes beside its adapter."""
     scores = ["scores.json"] + ["answers.jsonl"] * bool(args.answers)
+    texts = os.path.realpath(args.out / SELF_STUDY_FILE)
+    if args.how == "distil" and (args.data is None or os.path.realpath(args.data) == texts):
+        scores.append(SELF_STUDY_FILE)
     return ["document.json"] * bool(args.document) + (scores if args.how in (None, "distil") else [])
 
 
 def run_flags(args) -> dict:
     """Flags that make a run what it is, as scores.json has them."""
-    names = (*SETTINGS, "base", "steps", "epochs")
+    names = (*SETTINGS, "base", "steps", "epochs", "max_length", "answers")
     return {name: getattr(args, name) for name in names} | {"template": args.template.text}
 
 

@@ -26,11 +26,13 @@ from ..runtime.processes import is_lost_peer, is_main_process, run_on_rank0
 
 CHECKPOINT_SECONDS = 600  # at most, between two checkpoints
 SEARCH = "search-"  # begins the names of a search's checkpoints
-EVAL_ONLY_ANSWERS = "answers-eval-only.jsonl"
-NOTES = ("scores.json", "answers.jsonl", EVAL_ONLY_ANSWERS, "document.json")  # that runs write beside an adapter
+EVAL_ONLY_ANSWERS, SELF_STUDY_FILE = "answers-eval-only.jsonl", "self-study.jsonl"
+NOTES = ("scores.json", "answers.jsonl", EVAL_ONLY_ANSWERS, "document.json",
+         SELF_STUDY_FILE)  # that runs write beside an adapter
 NOTE_KEYS = {"scores.json": ("scores.json", "exact_match"), "answers.jsonl": ("scores.json", "answers"),
              EVAL_ONLY_ANSWERS: ("scores.json", "exact_match"),
-             "document.json": ("document.json", "rows")}  # a note is a run's if this file has this key
+             "document.json": ("document.json", "rows"),
+             SELF_STUDY_FILE: ("document.json", "self_study")}  # a note is a run's if this file has this key
 RESULTS = ("scores.json", *FOLDER_MARKERS.values())
 LEFTOVER = re.compile(  # of an interrupted write
     rf"\.(({SEARCH})?\d{{8,}}\.pt|(scores|answers(-eval-only)?|document|combination|(adapter_)?model|pytorch_model|tokenizer|"
@@ -51,12 +53,14 @@ class RunFolder:
         self._lock, self._anew = FileLock(self.checkpoints / "lock"), self.checkpoints / "anew"
         self._intact: dict[str, list[Path]] = {}  # by stage: verified or just written, oldest first
         self.notes: list[Path] = []  # of the run before; on the main process
+        self.was_stopped = False
 
     def __enter__(self) -> "RunFolder":
         run_on_rank0(self._enter)
         return self
 
-    def _enter(self) -> None:
+    def check(self) -> None:
+        """Raise Error for a finished run that is not to be overwritten, or no folder to resume."""
         if self.resume and not self.folder.is_dir():
             raise Error(f"nothing to resume: there is no folder {self.folder}")
         if self.is_finished and self.resume and not self.overwrite:
@@ -66,6 +70,9 @@ class RunFolder:
         if self.is_finished and not self.overwrite:
             raise Error(f"{self.folder} holds a finished run{self._lost()}: --overwrite replaces "
                         "it, another --out keeps both")
+
+    def _enter(self) -> None:
+        self.check()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -75,11 +82,11 @@ class RunFolder:
             raise Error(f"{self.folder} cannot be written to: {e.strerror}") from None
         try:
             self._was_anew = self._anew.exists()
-            stopped = self._found() or self._was_anew
-            if stopped and not self.resume and not self.overwrite:
+            self.was_stopped = bool(self._found() or self._was_anew)
+            if self.was_stopped and not self.resume and not self.overwrite:
                 raise Error(f"{self.folder} holds a run that was stopped: --resume goes on with "
                             "it, --overwrite starts anew")
-            if self.overwrite and (stopped or self.is_finished):
+            if self.overwrite and (self.was_stopped or self.is_finished):
                 self._anew.touch()  # the old checkpoints stay until the new run has one
             self.notes = [self.folder / name for name in NOTES if self._is_note(name)]
             there = (*self.folder.glob("*.tmp"), *self.folder.glob("*/*.tmp"))
@@ -179,6 +186,15 @@ def check_no_run(folder: str | Path) -> None:
     run = RunFolder(folder)
     if run._found() or run._anew.exists() or any(map(run._is_note, NOTES)):
         raise Error(f"{folder} holds a run of train.py: write into another folder")
+
+
+def template_of_run(out: Path) -> str | None:
+    """The template that the run in a folder had, None if nothing tells."""
+    if not (out / "scores.json").exists():
+        return None
+    found = read_json(out / "scores.json").get("flags")
+    template = found.get("template") if isinstance(found, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def is_intact(path: Path) -> bool:
