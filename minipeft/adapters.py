@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from . import accounting
-from .attach import Adapted, check_unmerged
+from .attach import Adapted, check_fingerprint, check_unmerged
 from .checks import Error, check_base, shown
 from .files.atomic import as_path, file_exists
 from .files.families import FAMILIES, architecture
@@ -46,6 +46,7 @@ def load_adapter(base: GPT, folder: str | Path, base_fingerprint: str | None = N
         return Adapted(tuned.to(base.wte.weight.device), Full(tuned)).eval()
     check_unmerged(base)
     base_fingerprint = base_fingerprint or fingerprint(base)
+    check_fingerprint(base_fingerprint)
     parts = parts_in(folder)
     if not parts:
         return Adapted(base, _load_method(base, folder, base_fingerprint)).eval()
@@ -79,8 +80,9 @@ def _load_method(base: GPT, folder: Path, base_fingerprint: str, part: str | Non
     if not isinstance(kind, str) or kind not in methods:
         raise Error(f"{path}: peft_type must be one of {', '.join(methods)}, not {shown(kind)}")
     if stored.notes.get("base", base_fingerprint) != base_fingerprint:
+        rounded = ", rounded to float16: open it in another dtype" * (base.wte.weight.dtype == torch.float16)
         raise Error(f"{folder} was tuned for another base (fingerprint "
-                    f"{shown(str(stored.notes['base'])[:12])}, this one is '{base_fingerprint[:12]}')")
+                    f"{shown(str(stored.notes['base'])[:12])}, this one is '{base_fingerprint[:12]}'{rounded})")
     try:
         given = methods[kind].from_config(config)
         sizes = {name: given[name] for name in methods[kind].sizes() if given.get(name) is not None}

@@ -58,6 +58,12 @@ def check_unmerged(base: GPT) -> None:
         raise Error("an adapter is merged into this base: unmerge it first")
 
 
+def check_fingerprint(value) -> None:
+    """Raise Error unless it has the form of fingerprint(base)."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise Error(f"base_fingerprint must be what fingerprint(base) returns, not {shown(value)}")
+
+
 class Attachment:
     """An adapter's registration at its base; detaching or deleting it gives the base back.
 
@@ -233,8 +239,8 @@ class Adapted(nn.Module):
         whole base). base_fingerprint: fingerprint(base) if known. Raises Error while merged."""
         if self.merged:
             raise Error("merged into the base: unmerge() before saving the adapter, or save the base itself")
-        if base_fingerprint is not None and not re.fullmatch("[0-9a-f]{64}", str(base_fingerprint)):
-            raise Error(f"base_fingerprint must be what fingerprint(base) returns, not {shown(base_fingerprint)}")
+        if base_fingerprint is not None:
+            check_fingerprint(base_fingerprint)
         check_unmerged(self.base)  # its fingerprint would be of the merged weights
         self.method.save(self.base, folder, base_fingerprint)
 

@@ -57,6 +57,8 @@ def prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor | None = 
     if prefix_k is None:
         prefix_k, prefix_v = (x.new_empty(1, x.size(1), 0, x.size(3)) for x in (k, v))
     check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, prefix_bias)
+    if not q.numel():  # nothing attends
+        return q.clone()
     k, v, window = _in_window(k, v, q.size(2), length, window)
     if (prefix_bias is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
             and bool((prefix_bias == -math.inf).all())):  # the base, bit for bit
@@ -125,6 +127,7 @@ def _sdpa(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, window, pref
     B, nh, Tq, hs = q.shape
     Tk, P = k.size(2), prefix_k.size(2)
     grouped = k.size(1) != nh
+    k, v = k.to(q.dtype), v.to(q.dtype)
     prefix_k, prefix_v = (x.to(q.dtype).expand(B, -1, -1, -1) for x in (prefix_k, prefix_v))
     if gate is None and P:
         k, v = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, n_kv, P+Tk, hs)

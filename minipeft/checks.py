@@ -99,6 +99,8 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
     if k.shape != v.shape or k.shape != (B, n_kv, Tk, hs):
         raise Error(f"k {tuple(k.shape)} and v {tuple(v.shape)} must both be (B, n_kv, Tk, hs) "
                     f"with q's B {B} and hs {hs}")
+    if not q.is_floating_point():
+        raise Error(f"q {described(q)} must be of floats")
     if not n_kv or nh % n_kv:
         raise Error(f"{nh} query heads do not divide into groups over {n_kv} key heads")
     if Tq > Tk:
@@ -109,9 +111,12 @@ def check_attention(q, k, v, prefix_k, prefix_v, gate, prefix_length, length, wi
                     f"both be (1|B, n_kv, P, hs) with B {B}, n_kv {n_kv}, hs {hs}")
     if gate is not None:
         check_shape("gate, one value per head,", gate, (nh,))
-    for name, x in (("prefix_length", prefix_length), ("length", length)):
+    for name, x, low, high in (("prefix_length", prefix_length, 0, P), ("length", length, Tq, Tk)):
         if x is not None and (not isinstance(x, torch.Tensor) or x.shape != (B,) or x.dtype != torch.int64):
             raise Error(f"{name} must be ({B},) int64, one value per row, not {described(x)}")
+        if x is not None and B and x.device.type == "cpu" and not torch.compiler.is_compiling() and not (
+                low <= int(x.min()) <= int(x.max()) <= high):
+            raise Error(f"{name} must be of {low} … {high}, not {shown(x.tolist())}")
     if gate is not None and prefix_length is not None:
         raise Error("a gated prefix has one length for all rows: its softmax needs at least one key")
     if window is not None and not (hasattr(window, "virtual") and window.size >= 1 and window.virtual >= 0):

@@ -154,6 +154,8 @@ class GPTConfig:
         elif self.rope_local_base_freq == self.rope_theta and self.rope_scaling is None:
             by_layer["rope_local_base_freq"] = None
         head_dim = None if self.q == self.n_embd else self.head_dim
+        if self.position != "rotary":
+            by_layer |= {"rope_theta": GPTConfig.rope_theta, "rope_scaling": None}  # which nothing reads
         return replace(self, n_kv_head=self.n_kv, head_dim=head_dim, n_inner=self.inner, **by_layer)
 
 

@@ -78,15 +78,16 @@ class _Distillation(torch.autograd.Function):
                     kept = kept.log_softmax(-1)
                     found.append((kept.exp() * (kept - log_q.gather(1, ids))).sum())
                     difference.scatter_add_(1, ids, -kept.exp())
-                dx[rows] = (product(difference.to(low), weight.to(low).T) / n).to(x.dtype)
+                dx[rows] = product(difference.to(low), weight.to(low).T).to(x.dtype)
         ctx.save_for_backward(dx)
+        ctx.n = n  # dx / n, in float16, would be rounded to zero before the loss scale is in it
         return torch.stack(found).sum() / n if found else x.new_full((), math.nan)
 
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
             _refuse()
-        return ctx.saved_tensors[0] * upstream, None, None, None, None
+        return ctx.saved_tensors[0] * (upstream / max(ctx.n, 1)), None, None, None, None
 
 
 @torch.library.custom_op("minipeft::head_loss", mutates_args=())

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .attention import prefix_attention
-from .checks import Error, check_slots
+from .checks import Error, check_slots, shown
 from .config import GPTConfig, hookable_modules
 from .files import huggingface
 from .fused import Window
@@ -139,6 +139,8 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
+        if not isinstance(config, GPTConfig):
+            raise Error(f"a GPT is made of a GPTConfig, not {shown(config)}: GPT.from_pretrained opens one by name")
         self.config = config
         self.through_compile = self.checkpointed = False  # see run_block
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)

@@ -239,3 +239,26 @@ def test_tensors_of_any_stride_are_read_as_they_are():
     want = prefix_attention(*given, backend="reference")
     for backend in ("auto", "flash", "sdpa", "split"):
         torch.testing.assert_close(prefix_attention(*across, backend=backend), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "sdpa", "split", "flash"])
+def test_no_queries_and_keys_of_another_dtype_are_the_same_for_every_backend(backend):
+    q, k, v, pk, pv, _ = tensors(2, 4, 2, 3, 5, 2, 8, 1, dtype=torch.float32)
+    with torch.no_grad():
+        assert prefix_attention(q[:, :, :0], k, v, pk, pv, backend=backend).shape == (2, 4, 0, 8)
+        assert prefix_attention(q[:0], k[:0], v[:0], pk, pv, backend=backend).shape == (0, 4, 3, 8)
+        low = prefix_attention(q.bfloat16(), k, v, pk, pv, backend=backend)
+        assert low.dtype == torch.bfloat16
+        torch.testing.assert_close(low.float(), prefix_attention(q, k, v, pk, pv), rtol=0, atol=0.05)
+    with pytest.raises(Error, match="must be of floats"):
+        prefix_attention(*(x.long() for x in (q, k, v)), backend=backend)
+
+
+@pytest.mark.parametrize("lengths, message", [
+    ({"length": [1, 5]}, r"length must be of 2 … 5, not \[1, 5\]"), ({"length": [2, 6]}, "length must be of 2 … 5"),
+    ({"prefix_length": [-1, 3]}, "prefix_length must be of 0 … 3"),
+    ({"prefix_length": [0, 4]}, "prefix_length must be of 0 … 3")])
+def test_lengths_beyond_the_keys_are_refused(lengths, message):
+    q, k, v, pk, pv, _ = tensors(2, 2, 2, 2, 5, 3, 8, 1)
+    with pytest.raises(Error, match=message):
+        prefix_attention(q, k, v, pk, pv, **{name: torch.tensor(x) for name, x in lengths.items()})

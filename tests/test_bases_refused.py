@@ -87,7 +87,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.25}}, "factor 0.25 is not supported"),
         ({"num_key_value_heads": 3}, "does not divide into groups"),
         ({"hidden_size": 64}, "does not fit"),
-        ({"num_hidden_layers": "three"}, "n_layer must be a whole number"),
+        ({"num_hidden_layers": "three"}, "num_hidden_layers must be a whole number of at least 1"),
         ({"tie_word_embeddings": True},
          "lm_head.weight differs from the embeddings, but the config says that the head is tied"),
     ],

@@ -298,3 +298,49 @@ def test_virtual_tokens_in_the_text_have_no_teacher():
     model = adapt(tiny(), "prompt", num_virtual_tokens=2, template="{input} {soft}")
     with pytest.raises(Error, match="virtual tokens that stand in the text cannot be distilled"):
         model.distil_from(prefill(model.base, torch.arange(5)))
+
+
+def test_distillation_in_float16_has_the_gradient_of_many_tokens():
+    """Divided by the number of tokens in float16, small differences would be zero before a loss scale multiplies."""
+    torch.manual_seed(0)
+    n, low = 4096, torch.float16
+    x, teacher = torch.randn(n, 32), torch.randn(n, 32)
+    weight = (0.02 * torch.randn(500, 32)).to(low)
+    teacher = x + 0.02 * teacher
+    grads = []
+    for dtype in (torch.float64, low):
+        student = x.to(low).to(dtype).requires_grad_()
+        loss = distillation_loss(student, teacher.to(low).to(dtype), weight.to(dtype), torch.ones(n, dtype=torch.bool))
+        (loss * 2**16).backward()
+        grads.append(student.grad.double())
+    assert float((grads[1] - grads[0]).norm() / grads[0].norm()) < 0.01
+    nothing = distillation_loss(x.requires_grad_(), teacher, weight.float(), torch.zeros(n, dtype=torch.bool))
+    assert nothing.isnan()
+
+
+def test_self_study_leaves_the_global_generator_alone(tmp_path, nano):
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        write_self_study(nano, ByteTokenizer(), ids(TEXT[:60]), tmp_path / f"{seed}.jsonl", 2)
+        drawn.append(torch.rand(3).tolist())
+        torch.manual_seed(seed)
+        assert drawn[-1] == torch.rand(3).tolist()
+    assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
+
+
+@pytest.mark.parametrize("change", [
+    lambda p: torch.stack([p.k, p.v], dim=1), lambda p: p._replace(gate=torch.zeros(len(p.k), 4)),
+    lambda p: p._replace(length=torch.tensor([2])), lambda p: p._replace(k=p.k.repeat(1, 2, 1, 1, 1))])
+def test_rows_of_what_they_would_change_are_refused(change, nano):
+    with pytest.raises(Error, match="a Prefix of one row, without a gate or lengths"):
+        rows(change(prefill(nano, ids(TEXT[:20]))), torch.arange(3))
+
+
+def test_an_adapted_model_is_no_base_of_a_document(nano):
+    model = adapt(nano, "prompt", num_virtual_tokens=2)
+    for call in (lambda: prefill(model, ids(TEXT[:9])), lambda: match(model, ids(TEXT[:9]), 3),
+                 lambda: divergence(model, None, None, [ids(TEXT[:9])])):
+        with pytest.raises(Error, match="the base must be a GPT"):
+            call()
+    model.detach()

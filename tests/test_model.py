@@ -1,12 +1,14 @@
 """The GPT against transformers' GPT-2, and its two slots."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import one_shape, read_behind, tiny
 
 from minipeft import GPT, Error, GPTConfig, Prefix, prefix_from_prompt, prompt_from_tokens
+from minipeft.adapters import fingerprint
 from minipeft.config import LLAMA, RopeScaling, hookable_modules, linears
 
 HF_SHAPES = [  # vocab_size, block_size, n_layer, n_head, n_embd
@@ -263,3 +265,19 @@ def test_slots_of_another_shape_are_refused(slot, message, base, idx):
 def test_a_config_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(Error, match=message):
         GPTConfig(**wrong)
+
+
+def test_a_gpt_is_made_of_a_config():
+    for wrong in ("nano", {"n_layer": 2}):
+        with pytest.raises(Error, match="a GPT is made of a GPTConfig, not .*: GPT.from_pretrained opens one by name"):
+            GPT(wrong)
+
+
+def test_fields_that_learned_positions_do_not_read_make_no_other_model(tmp_path):
+    plain = GPTConfig(97, 32, n_layer=2, n_head=2, n_embd=16)
+    for other in (replace(plain, rope_theta=500.0), replace(plain, rope_scaling=RopeScaling(2.0, 1.0, 4.0, 16))):
+        base = GPT(other)
+        base.save_pretrained(tmp_path)
+        again = GPT.from_pretrained(tmp_path)
+        assert other.resolved() == again.config.resolved() == plain.resolved()
+        assert fingerprint(base) == fingerprint(again)

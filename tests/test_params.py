@@ -231,3 +231,15 @@ def test_what_cannot_be_answered_is_one_line(argv, message):
     with pytest.raises(Error) as e:
         call(argv)
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: accounting.base_parameters("gpt2"), lambda: accounting.base_weight_bytes("gpt2"),
+    lambda: accounting.bytes_per_step("gpt2", 10, 2), lambda: accounting.wire_bytes(SHAPES["t5-xxl"], "prompt", 2),
+    lambda: accounting.base_weight_bytes(SHAPES["t5-xxl"], "nf4"), lambda: accounting.count(PRESETS["gpt2"], ["lora"]),
+    lambda: accounting.train_bytes(PRESETS["gpt2"], "lora", 1, 2, base_bytes=-2),
+    lambda: accounting.train_bytes(PRESETS["gpt2"], "lora", 1, 2, base_bytes=torch.bfloat16)])
+def test_what_has_no_count_is_refused_in_one_line(call):
+    with pytest.raises(Error) as e:
+        call()
+    assert "\n" not in str(e.value)

@@ -4,7 +4,7 @@ from ..checks import one_of
 from ..config import GPTConfig, linears
 from ..formulas.terms import Size, Term, round_up, total
 from ..parts.quantised import BLOCK, QUANTISED, SCALES_AT_ONCE
-from .parameters import base_parameters
+from .parameters import base_parameters, check_gpt
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}  # of a parameter that is in no quantised matrix
 
@@ -17,6 +17,7 @@ def base_weight_bytes(c: GPTConfig, base_dtype: str = "float32") -> int:
     matrix.
     """
     one_of("base_dtype", base_dtype, BYTES)
+    check_gpt(c)
     return total(base_terms(c, base_parameters(c), BYTES[base_dtype], base_dtype if base_dtype in QUANTISED else None))
 
 

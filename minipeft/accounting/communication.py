@@ -8,7 +8,7 @@ from ..config import GPTConfig
 from ..files.huggingface import block_tensors, outer_tensors
 from ..formulas.terms import Size, Term, round_up, total
 from ..methods import method_class
-from .parameters import count
+from .parameters import check_gpt, count
 
 
 class Traffic(NamedTuple):
@@ -50,7 +50,8 @@ def bytes_per_step(config: GPTConfig, trained: int, processes: int, full: bool =
     rounded up to a multiple of the processes, as FSDP2 pads. Left out, as it does not grow with the
     model: the loss for the progress bar, and the order of DDP's buckets in its second step.
     """
-    at_least_one("processes", processes)
+    check_gpt(config)
+    at_least_one("processes", processes), at_least_one("base_bytes", base_bytes)
     block, rest = (total(padded_terms(shapes, processes)) for shapes in (block_tensors(config), outer_tensors(config)))
     tensors = len(outer_tensors(config)) + config.n_layer * len(block_tensors(config))
     terms = traffic_terms(config, trained, tensors, block, rest, processes, full, shard_base,

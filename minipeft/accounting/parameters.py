@@ -39,6 +39,7 @@ def base_parameters(c: GPTConfig | T5Shape) -> int:
         C, V, M = c.n_embd, c.vocab_size, c.inner
         layer = 12 * C * c.n_head * c.head_size + 6 * C * M + 5 * C
         return 2 * V * C + 2 * c.position_buckets * c.n_head + c.n_layer * layer + 2 * C
+    check_gpt(c)
     return count_parameters(c)
 
 
@@ -54,17 +55,24 @@ class Declared(NamedTuple):
         return self.method.cost(c, rows, **self.sizes)
 
 
-def declared(c: GPTConfig, name: str, hyperparameters: dict) -> Declared:
-    """A method's declarations on a GPT. Raises Error as `count`, and for an encoder-decoder."""
+def check_gpt(c) -> None:
+    """Raise Error for what has no GPT's blocks, on numbers or symbols."""
     if isinstance(c, T5Shape):
         raise Error("of an encoder-decoder parameters alone are counted: this needs a GPT's blocks")
+    if not hasattr(c, "n_kv"):
+        raise Error(f"a shape must be a GPTConfig, such as base.config or PRESETS['gpt2'], not {described(c)}")
+
+
+def declared(c: GPTConfig, name: str, hyperparameters: dict) -> Declared:
+    """A method's declarations on a GPT. Raises Error as `count`, and for an encoder-decoder."""
+    check_gpt(c)
     return declared_of_any(c, name, hyperparameters)
 
 
 def declared_of_any(c: GPTConfig | T5Shape, name: str, hyperparameters: dict) -> Declared:
     """`declared`, for what counts parameters alone: of an encoder-decoder too."""
-    if not isinstance(c, (GPTConfig, T5Shape)):
-        raise Error(f"a shape must be a GPTConfig, such as base.config or PRESETS['gpt2'], not {described(c)}")
+    if not isinstance(c, T5Shape):
+        check_gpt(c)
     method = method_class(name)
     check_sizes(c, method, hyperparameters)
     sizes = method.with_defaults(c, hyperparameters)

@@ -38,6 +38,8 @@ def train_bytes(c: GPTConfig, method: str, batch_size: int, seq_len: int, checkp
     tensors that live for a moment, such as the piece of a matrix that is dequantised at the time.
     """
     at_least_one("batch_size", batch_size), at_least_one("seq_len", seq_len)
+    if base_bytes is not None:
+        at_least_one("base_bytes", base_bytes)
     d = declared(c, method, hyperparameters)
     if quantised is not None:
         one_of("quantised", quantised, QUANTISED)

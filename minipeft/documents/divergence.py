@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import Error, described
+from ..checks import Error, check_base, described
 from ..loss import distillation_loss, linear_cross_entropy
 from ..model import GPT
 from ..slots import Prefix
@@ -20,6 +20,7 @@ class Divergence(NamedTuple):
 def divergence(base: GPT, whole: Prefix | None, prefix: Prefix | None,
                texts: list[Tensor]) -> Divergence:
     """`Divergence` on texts (T,) int64 behind a document; `whole`: documents.prefill of it."""
+    check_base(base)
     if not isinstance(texts, (list, tuple)) or not all(isinstance(x, Tensor) and x.dim() == 1 for x in texts):
         raise Error(f"a divergence is on a list of texts (T,) int64, not on {described(texts)}")
     kl, loss, tokens = 0.0, 0.0, 0

@@ -80,10 +80,11 @@ def write_self_study(base: GPT, tokenizer: Tokenizer, tokens: Tensor, path: str 
         for batch in range(len(found) // BATCH, 20 * count // BATCH + 20):
             if len(found) >= count:
                 break
-            torch.manual_seed(seed + batch)
             kind = TEXT_KINDS[batch % len(TEXT_KINDS)]
-            written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room,
-                            temperature)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + batch)
+                written = texts(model, tokenizer, tokens, Random(f"{seed}/{batch}"), kind, seeds, room,
+                                temperature)
             new = [e for e in dict.fromkeys(written) if e.target.strip() and e not in found]
             cut = ((e, e._replace(input="")) for e in new)  # training cuts inputs, not targets
             fitting = [e for e, least in cut if tokenize(least, tokenizer, template).length <= room]

@@ -13,7 +13,7 @@ take the text's n positions.
 import torch
 from torch import Tensor
 
-from ..checks import Error, described
+from ..checks import Error, check_base, described
 from ..model import GPT
 from ..slots import KVCache, Prefix
 
@@ -24,6 +24,7 @@ def prefill(base: GPT, tokens: Tensor) -> Prefix:
 
     Raises Error for an empty text, one that fills the block size, or one not shorter than the base's sliding window.
     """
+    check_base(base)
     if not isinstance(tokens, Tensor) or tokens.dim() != 1 or tokens.dtype != torch.int64:
         raise Error(f"a document must be token ids (n,) int64, not {described(tokens)}")
     c, n = base.config, len(tokens)
@@ -44,8 +45,11 @@ def prefill(base: GPT, tokens: Tensor) -> Prefix:
 def rows(prefix: Prefix, keep: Tensor) -> Prefix:
     """The prefix with some of its rows alone, in the positions of all of them.
 
-    keep: (P,) int64, the same in every head; or (L, n_kv, P), each head's own. Raises Error for rows not there.
+    keep: (P,) int64, the same in every head; or (L, n_kv, P), each head's own. Raises Error for rows
+    not there, and for a prefix with a gate, lengths, or one of its own for each row of a batch.
     """
+    if not isinstance(prefix, Prefix) or prefix.gate is not None or prefix.length is not None or prefix.k.size(1) != 1:
+        raise Error("the prefix must be a Prefix of one row, without a gate or lengths, as prefill and match return it")
     L, _, n_kv, n, hs = prefix.k.shape
     if not isinstance(keep, Tensor) or keep.dtype != torch.int64 or keep.shape[:-1] not in ((), (L, n_kv)):
         raise Error(f"the rows to keep must be (P,) int64, or {(L, n_kv, 'P')}, not {described(keep)}")

@@ -15,7 +15,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..checks import Error, shown
+from ..checks import Error, at_least_one, shown
 from ..config import BY_LAYER, CHOICES, GEMMA3, GPT2, LLAMA, QWEN3, GPTConfig, RopeScaling
 
 FAMILIES = {  # model_type: its choices (others as in GPT-2), and the fields by layer that it may have
@@ -211,6 +211,7 @@ def _config_from_transformers(c: dict) -> GPTConfig:
     for theirs, ours in CONFIG_FIELDS[kind].items():
         if ours not in sizes and ours not in ("n_kv_head", "rope_theta"):
             raise Error(f"it has no {theirs}")
+    at_least_one("num_hidden_layers", sizes["n_layer"])
     choices = FAMILIES[kind][0] | {"tied": bool(c.get("tie_word_embeddings"))}
     config = GPTConfig(**sizes, rope_scaling=_rope_scaling(rope), **choices, head_dim=c.get("head_dim"),
                        **_by_layer_from_json(c, kind, sizes["n_layer"], local))

@@ -210,7 +210,7 @@ def base_fingerprint(c: GPTConfig, tensors: dict[str, Tensor]) -> str:
     sizes = [c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, float(c.layer_norm_epsilon)]
     sizes += [float(c.rope_theta)] if c.position == "rotary" else []
     sizes += [c.n_kv] if c.n_kv != c.n_head else []  # weights' names and shapes tell other choices
-    sizes += [tuple(map(float, c.rope_scaling))] if c.rope_scaling else []
+    sizes += [tuple(map(float, c.rope_scaling))] if c.rope_scaling and c.position == "rotary" else []
     untold = {name: getattr(c.resolved(), name) for name in ("norm", "mlp", "scale_embeddings", *BY_LAYER)}
     sizes += [f"{name} {value}" for name, value in untold.items()
               if value not in (None, False, "layer", "rms", "gelu", "swiglu")]

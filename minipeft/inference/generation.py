@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checks import Error, check_base, check_tokens, described, shown
 from ..model import GPT
 from ..runtime.matmul import Linear, packed, product
+from ..runtime.modes import in_eval_mode
 from ..slots import KVCache, Prefix, Slots
 
 WORTH_PACKING = 16  # new tokens that pay for laying out the weights for few rows
@@ -74,9 +75,7 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float | No
         return
     cache, slots = allocate_cache(base, slots, B, T + max_new_tokens - 1)  # the last is output only
     stops = None if stop_token is None else torch.tensor(stop_token, device=idx.device).view(-1)
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         done = torch.zeros(B, dtype=torch.bool, device=idx.device)
         hidden = base.hidden(idx, *slots, cache=cache)  # (B, T, C)
         rows = torch.arange(B, device=idx.device)
@@ -97,8 +96,6 @@ def stream(model: Any, idx: Tensor, max_new_tokens: int, temperature: float | No
                 with torch.inference_mode():  # nothing is tracked for autograd: less to do at each operator
                     x = base.hidden(token[:, None], *slots, cache=cache)[:, -1]  # (B, C)
                 cache = cache.after(1)
-    finally:
-        model.train(was_training)
 
 
 def _weights(base: GPT) -> list[Tensor]:
@@ -137,7 +134,7 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
         raise Error("the model's logits are not finite: check the parameters of base and adapter")
     if temperature < 1e-6:  # no divisor for float32
         return likeliest
-    logits = (logits - most[:, None]).float() / temperature
+    logits = (logits.float() - most.float()[:, None]) / temperature
     if top_k is not None and top_k < logits.size(-1):
         best = logits.topk(top_k)
         logits = torch.full_like(logits, -math.inf).scatter(1, best.indices, best.values)

@@ -19,6 +19,7 @@ from ..attach import Adapted, check_unmerged
 from ..checks import Error, check_base, check_tokens, described, shown
 from ..ladder import prefix_from_prompt
 from ..model import GPT
+from ..runtime.modes import in_eval_mode
 from ..slots import Prefix, Slots
 from .generation import generate
 
@@ -90,12 +91,11 @@ class TaskBank:
         check_unmerged(self.base)  # the prompt is converted through its weights
         if model.base is not self.base:
             raise Error(f"task {name!r} was tuned on another base than the bank's")
-        was_training = model.training
-        slots = model.eval().slots()  # eval: no dropout in the conversion
-        if slots.prompt is not None:
-            slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks),
-                          hooks=slots.hooks)
-        model.train(was_training)
+        with in_eval_mode(model):  # no dropout in the conversion
+            slots = model.slots()
+            if slots.prompt is not None:
+                slots = Slots(prefix=prefix_from_prompt(self.base, slots.prompt, slots.hooks),
+                              hooks=slots.hooks)
         p = slots.prefix
         if isinstance(p, Prefix) and (p.gate is not None or len(p.k) != self.base.config.n_layer):
             raise Error(f"task {name!r}: a prefix with a gate, or in some layers only, cannot be mixed in one batch")

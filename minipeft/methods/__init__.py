@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401, I001  (the order is the one in which tables, figures and combinations have the methods)
 
-from ..checks import Error, did_you_mean
+from ..checks import Error, did_you_mean, shown
 from .base import Method
 from .full import Full
 from .hard_prompt import HardPrompt
@@ -33,6 +33,6 @@ WHOLE = next(name for name, method in METHODS.items() if not method.freezes_base
 
 def method_class(name: str) -> type[Method]:
     """The method of this name. Raises Error with the list for any other."""
-    if name not in METHODS:
-        raise Error(f"method must be one of {', '.join(METHODS)}, not {name!r}{did_you_mean(name, METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise Error(f"method must be one of {', '.join(METHODS)}, not {shown(name)}{did_you_mean(str(name), METHODS)}")
     return METHODS[name]

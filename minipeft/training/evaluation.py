@@ -1,5 +1,6 @@
 """Evaluation of a model on examples: loss, exact match, and greedy completions."""
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,7 @@ from ..inference.generation import generate
 from ..model import GPT
 from ..runtime.console import progress
 from ..runtime.matmul import product
+from ..runtime.modes import in_eval_mode
 from ..runtime.processes import all_reduce_sum, local_batches
 from ..slots import Slots
 from .sharding import reshard
@@ -40,11 +42,10 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
     Raises Error where no position is supervised.
     """
     base, slots = (model, Slots) if isinstance(model, GPT) else (model.base, model.slots)
-    was_training = model.training
-    model.eval()
     loss, tokens, exact, examples = 0.0, 0, 0, 0
     batches, device = list(local_batches(list(batches))), base.wte.weight.device
-    try:
+    with in_eval_mode(model), contextlib.ExitStack() as stack:
+        stack.callback(reshard, base)
         bar = progress(batches, desc="evaluating", unit="batch", leave=False, delay=1)
         for (idx, targets), counts in bar:
             idx, targets = idx.to(device), targets.to(device)
@@ -62,9 +63,6 @@ def evaluate(model, batches: Iterable[Batch]) -> tuple[float, float]:
             tokens += len(wanted)
             exact += int(right.all(dim=1).sum())
             examples += len(idx)
-    finally:
-        reshard(base)
-        model.train(was_training)
     sums = all_reduce_sum(torch.tensor([loss, tokens, exact, examples], dtype=torch.float64))
     loss, tokens, exact, examples = sums.tolist()
     if not tokens:
