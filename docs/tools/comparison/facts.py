@@ -204,8 +204,8 @@ class Facts:
                 place = f"`{like.task}`, {like.examples:,} examples: {level} of {len(losses)}"
                 found[f"{method(summary.row(like))} ({place})"] = None
         return "" if not found else (f"Three learning rates or more come within {LEVEL} nats of the best, so that the "
-                                     "validation set, which has the patterns of the training examples, hardly chooses: "
-                                     f"{joined(found)}.")
+                                     f"validation set hardly chooses between them: {joined(found)}. (On `topics` and "
+                                     "`amounts` it has the patterns of the training examples.)")
 
     def effort(self) -> str:
         """The mean number of runs a sweep, of the methods of the tables."""
