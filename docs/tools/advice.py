@@ -34,6 +34,8 @@ def what_to_use() -> str:
         points.append(on_real_tasks(f))
         if f.is_complete("real_prefix"):
             points.append(against_lora(f))
+        if f.is_complete("real_data"):
+            points.append(with_most(f))
         tables.append(real_table(f))
     if f.is_complete("data"):
         scores = [f.mean(f"data/{row}/reverse/10") for row in ROWS]
@@ -109,6 +111,16 @@ def against_lora(f: Facts) -> str:
             f"the steps for both {less('prefix from noise, twice the steps', 'lora, twice the steps')}. With one of "
             f"{len(others)} changes to noise (8 or 64 virtual tokens, no positions for them, the MLP) it is behind "
             f"beyond chance in {joined(f'{n} of {len(others)} cases on `{t}`' for t, n in behind.items())}.")
+
+
+def with_most(f: Facts) -> str:
+    """The highest mean score with the most training examples, of each task that has as many."""
+    most = max(p.cell.examples for p in f.found["real_data"])
+    tasks = [t for t in TASKS if f"real_data/prefix/{t}/{most}" in f.points]
+    found = "; ".join(f"on `{t}`{' (BLEU)' * (t == BLEU_TASK)} {f.leader('real_data', t, most, digits=digits_of(t))}"
+                      for t in tasks)
+    return (f"**With {most:,} examples there, each seen once**, the highest mean of prompt, prefix, LoRA and full "
+            f"fine-tuning: {found}.")
 
 
 def real_table(f: Facts) -> str:
