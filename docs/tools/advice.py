@@ -114,13 +114,19 @@ def against_lora(f: Facts) -> str:
 
 
 def with_most(f: Facts) -> str:
-    """The highest mean score with the most training examples, of each task that has as many."""
+    """Scores with the most training examples, on each task that has as many."""
     most = max(p.cell.examples for p in f.found["real_data"])
     tasks = [t for t in TASKS if f"real_data/prefix/{t}/{most}" in f.points]
-    found = "; ".join(f"on `{t}`{' (BLEU)' * (t == BLEU_TASK)} {f.leader('real_data', t, most, digits=digits_of(t))}"
-                      for t in tasks)
-    return (f"**With {most:,} examples there, each seen once**, the highest mean of prompt, prefix, LoRA and full "
-            f"fine-tuning: {found}.")
+
+    def on(task: str) -> str:
+        at, digits = f"real_data/{{}}/{task}/{most}".format, digits_of(task)
+        scores, unit = joined(f.mean(at(row), digits=digits) for row in ROWS), " (BLEU)" * (task == BLEU_TASK)
+        return (f"{scores} on `{task}`{unit}, "
+                f"the prefix less LoRA {f.less(at('prefix'), at('lora'), digits=digits)}, "
+                f"less full {f.less(at('prefix'), at('full'), digits=digits)}")
+
+    return (f"**With {most:,} examples there, each seen once**, prompt, prefix, LoRA and full fine-tuning score "
+            f"{'; '.join(map(on, tasks))}.")
 
 
 def real_table(f: Facts) -> str:
